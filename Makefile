@@ -1,0 +1,39 @@
+# Thin: what a target does is one command of the tools themselves.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: setup demo test test-system lint bench audit clean
+
+setup: $(READY)
+
+$(READY): pyproject.toml deploy/constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; set PYTHON=...")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --constraint deploy/constraints.txt --editable '.[site,simulation,dev]'
+	touch $@
+
+demo: setup
+	$(BIN)/mmare-sim demo --out runs/demo
+
+test: setup
+	$(BIN)/pytest --cov --cov-report=term:skip-covered
+
+test-system: setup
+	$(BIN)/pytest -m 'slow or system'
+
+lint: setup
+	$(BIN)/ruff format --check
+	$(BIN)/ruff check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: setup
+	$(BIN)/pytest -m bench -s
+
+audit: setup
+	$(BIN)/pip-audit --skip-editable
+
+clean:
+	rm -rf $(VENV) runs build dist

@@ -1,0 +1,81 @@
+"""Flower's ClientApp: a relay between Flower messages and the site's service. It can ask; it cannot read.
+
+It imports neither torch nor a reader of data. The node's configuration says where the service is: a factory
+that whoever runs the node has registered, or the one that is installed as ``mmare.site_factory``.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from importlib.metadata import entry_points
+from typing import Final
+
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordDict
+from flwr.clientapp import ClientApp
+
+from mmare.errors import SiteCode, SiteError
+from mmare.exchange import (
+    HEADER_KEY,
+    HEADER_RECORD,
+    PAYLOAD_KEY,
+    PAYLOAD_RECORD,
+    PAYLOAD_STYPE,
+    Endpoint,
+)
+
+__all__ = ["Factory", "app", "register_factory"]
+
+LOG = logging.getLogger(__name__)
+
+FACTORY_KEY: Final = "site-factory"  # of the node's configuration
+ENTRY_POINTS: Final = "mmare.site_factory"
+
+Factory = Callable[[Mapping[str, object], Mapping[str, object]], Endpoint]  # of node and run configuration
+
+_FACTORIES: dict[str, Factory] = {}
+
+app = ClientApp()
+
+
+def register_factory(name: str, factory: Factory) -> None:
+    """Let nodes of this process whose configuration names ``name`` find their site through ``factory``."""
+    _FACTORIES[name] = factory
+
+
+def _factory(context: Context) -> Factory:
+    name = context.node_config.get(FACTORY_KEY)
+    if isinstance(name, str) and name in _FACTORIES:
+        return _FACTORIES[name]
+    installed = entry_points(group=ENTRY_POINTS)
+    for entry in installed:
+        if name in (None, entry.name):
+            factory: Factory = entry.load()
+            return factory
+    raise LookupError(f"no site factory {name!r}; installed: {', '.join(entry.name for entry in installed)}")
+
+
+@app.query()
+@app.train()
+@app.evaluate()
+def relay(message: Message, context: Context) -> Message:
+    """Hand a message to the site and its answer back.
+
+    Raises:
+        SiteError: With a code only, whatever happened: Flower sends an exception's text to the server.
+    """
+    try:
+        site = _factory(context)(context.node_config, context.run_config)
+        header = str(message.content.config_records[HEADER_RECORD][HEADER_KEY])
+        tensors = message.content.array_records.get(PAYLOAD_RECORD)
+        answer, payload = site(header, b"" if tensors is None else tensors[PAYLOAD_KEY].data)
+    except Exception:  # the detail stays here
+        LOG.exception("the site could not be asked")
+        code = SiteCode.INTERNAL
+    else:
+        content = RecordDict({HEADER_RECORD: ConfigRecord({HEADER_KEY: answer})})
+        if payload:
+            array = Array("uint8", (len(payload),), PAYLOAD_STYPE, payload)
+            content[PAYLOAD_RECORD] = ArrayRecord({PAYLOAD_KEY: array})
+        return Message(content, reply_to=message)
+    raise SiteError(code)

@@ -1,0 +1,5 @@
+"""``mmare-site``: the hospital's side."""
+
+
+def main() -> None:
+    """X."""

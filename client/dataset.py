@@ -1,0 +1,160 @@
+"""A site's patients as tensors: manifest, features and texts brought together for one study."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from client.encoders.registry import GIVEN, TEXT_ENCODERS, fingerprint
+from mmare.errors import DataError
+from mmare.exchange import Split
+from mmare.study import Kind
+from sites.features import load_features
+from sites.manifest import load_manifest
+from sites.prompts import compile_prompt
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from numpy.typing import NDArray
+    from torch import Tensor
+
+    from mmare.study import ModalitySpec, Study
+    from sites.config import ModalitySource, SiteConfig
+    from sites.manifest import Manifest
+
+__all__ = ["SiteData", "load_data"]
+
+
+@dataclass(frozen=True)
+class SiteData:
+    """Patients of a site.
+
+    Args:
+        embedding: ``(N, W_j)`` float32 per modality in slot order, zero where absent.
+        present: ``(N, M)`` bool.
+        label: ``(N,)`` int64.
+        rows: Row numbers per split.
+        encoders: Fingerprint per modality that the site has.
+    """
+
+    embedding: tuple[Tensor, ...]
+    present: Tensor
+    label: Tensor
+    rows: Mapping[Split, Tensor]
+    encoders: Mapping[str, str]
+
+    @classmethod
+    def pooled(cls, sites: Sequence[SiteData]) -> SiteData:
+        """The rows of several sites in one place, in the order given."""
+        starts = np.cumsum([0, *(len(site.label) for site in sites)]).tolist()
+        return cls(
+            embedding=tuple(
+                torch.cat(parts) for parts in zip(*(site.embedding for site in sites), strict=True)
+            ),
+            present=torch.cat([site.present for site in sites]),
+            label=torch.cat([site.label for site in sites]),
+            rows={
+                split: torch.cat(
+                    [site.rows[split] + start for site, start in zip(sites, starts, strict=False)]
+                )
+                for split in Split
+            },
+            encoders={name: mark for site in sites for name, mark in site.encoders.items()},
+        )
+
+
+def load_data(site: SiteConfig, study: Study) -> SiteData:
+    """Read what a site holds of a study's modalities.
+
+    Raises:
+        DataError: If a file is missing or cannot be used, or a patient has no modality; names file and row.
+    """
+    manifest = load_manifest(site.manifest, study.classes, study.seed)
+    encoders: dict[str, str] = {}
+    columns: list[NDArray[np.bool_]] = []
+    embeddings: list[Tensor] = []
+    for modality in study.modalities:
+        rows = np.zeros((len(manifest.patient_ids), modality.width), dtype=np.float32)
+        present = np.zeros(len(manifest.patient_ids), dtype=bool)
+        if modality.name in site.modalities:
+            encoders[modality.name] = fingerprint(modality.encoder)
+            _fill(rows, present, modality, site.modalities[modality.name], manifest)
+        embeddings.append(torch.from_numpy(rows))
+        columns.append(present)
+    found = np.stack(columns, axis=1)  # (N, M)
+    for row in np.flatnonzero(~found.any(axis=1)).tolist():
+        raise DataError(
+            f"{manifest.source}: data row {row + 1} has none of the study's modalities "
+            f"({', '.join(modality.name for modality in study.modalities)}); expected at least one"
+        )
+    return SiteData(
+        embedding=tuple(embeddings),
+        present=torch.from_numpy(found),
+        label=torch.from_numpy(manifest.labels),
+        rows={split: torch.from_numpy(np.flatnonzero(manifest.splits == split.value)) for split in Split},
+        encoders=encoders,
+    )
+
+
+def _fill(
+    rows: NDArray[np.float32],
+    present: NDArray[np.bool_],
+    modality: ModalitySpec,
+    source: ModalitySource,
+    manifest: Manifest,
+) -> None:
+    """Write the embeddings of the patients who have the modality."""
+    if modality.kind is Kind.TEXT:
+        texts = _texts(modality, source, manifest)
+        chosen = [row for row, text in enumerate(texts) if text is not None]
+        if chosen:
+            encode = TEXT_ENCODERS[modality.encoder][1]
+            rows[chosen] = encode([text for text in texts if text is not None], modality.width)
+            present[chosen] = True
+        return
+    if source.file is None:
+        raise DataError(f"{manifest.source}: modality {modality.name} needs a features file in site.toml")
+    table = load_features(source.file, modality.width)
+    for row, patient in enumerate(manifest.patient_ids):
+        if patient in table:
+            rows[row] = table[patient]
+            present[row] = True
+
+
+def _texts(modality: ModalitySpec, source: ModalitySource, manifest: Manifest) -> list[str | None]:
+    """The text of each patient, ready or worded by the study's prompt; nothing where all fields are blank."""
+    table = manifest.table
+    wanted = (source.column,) if source.column is not None else source.columns
+    for column in wanted:
+        if column not in table.columns:
+            raise DataError(f"{manifest.source}: modality {modality.name} needs the column {column!r}")
+    if source.column is not None:
+        return [text if isinstance(text, str) and text else None for text in table[source.column]]
+    prompt = compile_prompt(modality.prompt or "")
+    records = table[list(wanted)].to_dict("records")
+    return [
+        prompt.render(
+            {str(key): value if isinstance(value, str) else None for key, value in record.items()},
+            modality.prompt_mode,
+        )
+        for record in records
+    ]
+
+
+def check_encoders(study: Study) -> None:
+    """Refuse a study that names an encoder which this software does not have.
+
+    Raises:
+        DataError: Naming the modality and the known encoders.
+    """
+    for modality in study.modalities:
+        known = sorted(TEXT_ENCODERS) if modality.kind is Kind.TEXT else [GIVEN]
+        if modality.encoder not in known:
+            raise DataError(
+                f"modality {modality.name} ({modality.kind}) names the encoder {modality.encoder!r}, "
+                f"expected one of {', '.join(known)}"
+            )

@@ -1,0 +1,1 @@
+"""Frozen encoders: from what a site holds of a modality to one embedding per patient."""

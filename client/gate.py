@@ -1,0 +1,36 @@
+"""What may leave a site: sizes and metric states of groups that are large enough."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Hashable, Mapping
+    from typing import TypeVar
+
+    Group = TypeVar("Group", bound=Hashable)
+
+__all__ = ["withheld_groups"]
+
+
+def withheld_groups(sizes: Mapping[Group, int], min_count: int) -> set[Group]:
+    """Groups of one partition whose size must not be told.
+
+    A single withheld group could be read off the total, so the next smallest goes with it.
+
+    Args:
+        sizes: Rows per group; groups without rows are not there or 0.
+        min_count: Smallest size that may be told; 0 tells all.
+
+    Returns:
+        The groups to withhold.
+
+    Example:
+        >>> sorted(withheld_groups({"dead": 2, "alive": 40, "unknown": 0}, min_count=5))
+        ['alive', 'dead']
+    """
+    filled = sorted((size, index, group) for index, (group, size) in enumerate(sizes.items()) if size > 0)
+    withheld = [group for size, _, group in filled if size < min_count]
+    if len(withheld) == 1 and len(filled) > 1:
+        withheld.append(filled[1][2])
+    return set(withheld)

@@ -1,0 +1,266 @@
+"""The site service: the one place where data, trainer and gate meet.
+
+It answers the four calls of `mmare.exchange.Task`. Whoever calls it, a relay in the same process or a worker
+behind a socket, hands over a header and a flat run of bytes and gets the same back. Failures become a code.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections import Counter
+from contextlib import contextmanager
+from importlib.metadata import version
+from threading import Lock
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from client.dataset import check_encoders
+from client.evaluate import evaluate, pattern_names
+from client.gate import withheld_groups
+from client.trainer import make_optimizer, optimizer_tensors, restore_optimizer, train_round
+from mmare.adapters import moment_rows
+from mmare.errors import DataError, MmareError, SiteCode, SiteError
+from mmare.exchange import (
+    Counts,
+    Moments,
+    Refusal,
+    Request,
+    RollCall,
+    Split,
+    Statistics,
+    Task,
+    Update,
+    WireError,
+    decode,
+    encode,
+)
+from mmare.flat import copy_tensors, global_tensors, is_finite, layout_of, pack, trained_tensors, unpack
+from mmare.randomness import generator_for
+from mmare.registry import build_model
+from mmare.study import OptimizerState, Scaling, parse_study
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from torch import Tensor
+
+    from client.dataset import SiteData
+    from client.state import StateStore
+    from mmare.model import MultimodalModel
+    from mmare.study import Study
+
+__all__ = ["ModelPool", "SiteService"]
+
+LOG = logging.getLogger(__name__)
+
+
+class ModelPool:
+    """Models to borrow, so that a hundred simulated sites in one process need not hold a hundred.
+
+    Args:
+        device: Where models live.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._lock = Lock()
+        self._idle: dict[tuple[str, int], list[MultimodalModel]] = {}
+
+    @contextmanager
+    def borrow(self, study: Study) -> Iterator[MultimodalModel]:
+        """A model of the study whose weights are anyone's: the borrower loads its own."""
+        key = (study.hash, study.seed)
+        with self._lock:
+            idle = self._idle.setdefault(key, [])
+            model = idle.pop() if idle else None
+        if model is None:
+            model = build_model(study).to(self._device)
+        try:
+            yield model
+        finally:
+            with self._lock:
+                self._idle = {key: [*self._idle.get(key, []), model]}  # models of earlier studies go
+
+
+class SiteService:
+    """Answers the server's calls on one site's data.
+
+    Args:
+        site: Id.
+        load: Reads the site's data for a study; called once per study.
+        store: Keeps optimiser moments between rounds.
+        models: Shared by the services of one process.
+        min_count: The site's own limit; the study's applies too, the larger one wins.
+        approved: Hashes of the studies that the hospital agreed to.
+    """
+
+    def __init__(
+        self,
+        site: str,
+        load: Callable[[Study], SiteData],
+        store: StateStore,
+        models: ModelPool,
+        min_count: int,
+        approved: frozenset[str],
+    ) -> None:
+        self._site = site
+        self._load = load
+        self._store = store
+        self._models = models
+        self._min_count = min_count
+        self._approved = approved
+        self._data: tuple[str, SiteData] | None = None
+
+    def __call__(self, header: str, payload: bytes) -> tuple[str, bytes]:
+        """Answer one message; every failure becomes a code here, its detail stays in the site's log."""
+        try:
+            request = decode(Request, header)
+            answer, tensors = self.answer(request, payload)
+            return encode(answer), b"" if tensors is None else tensors.numpy().tobytes()
+        except SiteError as error:
+            code = error.code
+        except WireError:
+            LOG.exception("message refused")
+            code = SiteCode.MESSAGE
+        except MmareError:
+            LOG.exception("the site's data or the study cannot be used")
+            code = SiteCode.DATA
+        except Exception:  # whatever it is, only a code may leave
+            LOG.exception("unexpected failure")
+            code = SiteCode.INTERNAL
+        return encode(Refusal(code)), b""
+
+    def answer(
+        self, request: Request, payload: bytes
+    ) -> tuple[RollCall | Statistics | Update, Tensor | None]:
+        """Answer a request with a header and, after training, the changed tensors as a flat uint8 run.
+
+        Raises:
+            SiteError: If the study is not an approved one, or training fails.
+            DataError: If the data cannot be used.
+            WireError: If the payload is not that of the study's model.
+        """
+        study = parse_study(request.study, source="request")
+        if study.hash not in self._approved:
+            raise SiteError(SiteCode.STUDY)
+        if request.task is Task.DESCRIBE:
+            return self._describe(request, study), None
+        if request.task is Task.STATISTICS:
+            return self._statistics(study), None
+        with self._models.borrow(study) as model:
+            layout = layout_of(global_tensors(model))
+            if layout.fingerprint != request.layout:
+                raise WireError(f"layout {request.layout}, expected {layout.fingerprint}")
+            received = unpack(torch.frombuffer(bytearray(payload), dtype=torch.uint8), layout)
+            copy_tensors(global_tensors(model), received)
+            update, tensors = self._round(request, study, model, received)
+        if request.final:
+            self._store.drop(request.run)
+        return update, tensors
+
+    def _round(
+        self, request: Request, study: Study, model: MultimodalModel, received: dict[str, Tensor]
+    ) -> tuple[Update, Tensor | None]:
+        data = self._data_of(study)
+        began = time.perf_counter()
+        limit = max(self._min_count, study.privacy.min_count)
+        evaluations = tuple(
+            evaluate(model, data, split, limit, patterns=request.patterns) for split in request.splits
+        )
+        evaluated = time.perf_counter()
+        update = Update(
+            self._site, request.round, evaluations=evaluations, seconds={"evaluate": evaluated - began}
+        )
+        if not request.train:
+            return update, None
+        optimizer = make_optimizer(model, study.training)
+        keep = study.training.optimizer_state is OptimizerState.KEEP
+        if keep and request.state_round is not None:
+            kept = self._store.load(request.run, request.state_round)
+            if kept is None:
+                raise SiteError(SiteCode.STATE)
+            restore_optimizer(optimizer, kept)
+        generator = generator_for(study.seed, self._site, request.round)
+        trained = train_round(model, optimizer, data, data.rows[Split.TRAIN], study, generator)
+        changed = trained_tensors(model)
+        if not is_finite(changed):
+            raise SiteError(SiteCode.NON_FINITE)
+        finished = time.perf_counter()
+        if keep:
+            self._store.save(request.run, request.round, optimizer_tensors(optimizer), request.state_round)
+        return Update(
+            site=self._site,
+            round=request.round,
+            samples=trained.samples,
+            exposures=trained.exposures,
+            evaluations=evaluations,
+            train_loss=trained.loss,
+            norm=_distance(changed, received),
+            seconds={"evaluate": evaluated - began, "train": finished - evaluated},
+            layout=layout_of(changed).fingerprint,
+        ), pack(changed)
+
+    def _describe(self, request: Request, study: Study) -> RollCall:
+        data = self._data_of(study)
+        limit = max(self._min_count, study.privacy.min_count)
+        splits: dict[str, dict[str, int | None]] = {}
+        patterns: dict[str, dict[str, int | None]] = {}
+        for split in Split:
+            rows = data.rows[split]
+            labels = Counter(data.label[rows].tolist())
+            splits[split] = _told({name: labels[index] for index, name in enumerate(study.classes)}, limit)
+            patterns[split] = _told(dict(sorted(Counter(pattern_names(data.present[rows])).items())), limit)
+        return RollCall(
+            site=self._site,
+            study_hash=study.hash,
+            software=version("federated-mmare"),
+            encoders=data.encoders,
+            counts=Counts(splits, patterns),
+            samples=len(data.rows[Split.TRAIN]),
+            held_rounds=self._store.held(request.run),
+        )
+
+    def _statistics(self, study: Study) -> Statistics:
+        data = self._data_of(study)
+        rows = data.rows[Split.TRAIN]
+        limit = max(self._min_count, study.privacy.min_count)
+        found = []
+        for slot, modality in enumerate(study.modalities):
+            chosen = rows[data.present[rows, slot]]
+            values = moment_rows(data.embedding[slot][chosen], Scaling(modality.scaling))  # (n, W)
+            if len(values) < limit:
+                values = values[:0]
+            found.append(
+                Moments(
+                    modality.name,
+                    len(values),
+                    tuple(values.sum(dim=0).tolist()),
+                    tuple(values.square().sum(dim=0).tolist()),
+                )
+            )
+        return Statistics(self._site, tuple(found))
+
+    def _data_of(self, study: Study) -> SiteData:
+        key = f"{study.hash}/{study.seed}"
+        if self._data is None or self._data[0] != key:
+            check_encoders(study)
+            data = self._load(study)
+            if not any(len(rows) for rows in data.rows.values()):
+                raise DataError("no rows")
+            self._data = (key, data)
+        return self._data[1]
+
+
+def _told(sizes: dict[str, int], limit: int) -> dict[str, int | None]:
+    withheld = withheld_groups(sizes, limit)
+    return {name: None if name in withheld else size for name, size in sizes.items()}
+
+
+def _distance(changed: dict[str, Tensor], received: dict[str, Tensor]) -> float:
+    squares: Any = sum(
+        float((value.cpu() - received[name]).square().sum()) for name, value in changed.items()
+    )
+    return math.sqrt(squares)

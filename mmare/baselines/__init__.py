@@ -1,0 +1,1 @@
+"""Models that MMARE is compared with, one idea a file."""

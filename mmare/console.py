@@ -1,0 +1,37 @@
+"""What every command does with an error: one sentence on stderr and the exit code that it stands for."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+
+from mmare.errors import MmareError
+
+__all__ = ["run_command"]
+
+DEBUG = "--debug"
+
+
+def run_command(command: Callable[[list[str]], object], arguments: Sequence[str]) -> int:
+    """Run a command line.
+
+    Args:
+        command: Takes the arguments; may raise `MmareError`.
+        arguments: Without the program's name. ``--debug`` anywhere lets errors through with their traceback.
+
+    Returns:
+        0, or the exit code of the error.
+
+    Example:
+        >>> run_command(lambda arguments: None, [])
+        0
+    """
+    debug = DEBUG in arguments
+    try:
+        command([argument for argument in arguments if argument != DEBUG])
+    except MmareError as error:
+        if debug:
+            raise
+        sys.stderr.write(f"error: {error}\n")
+        return error.exit_code
+    return 0

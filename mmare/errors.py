@@ -1,0 +1,66 @@
+"""The errors that a person may see, and the exit code that each stands for.
+
+::
+
+    MmareError
+    ├── InputError        bad input or settings: exit code 2
+    │   ├── StudyError    a study file or an override of it
+    │   └── DataError     a manifest, a table or a features file
+    ├── RunError          a run that failed, resumable: exit code 1
+    └── SiteError         what a hospital answers: a code of `SiteCode`, never a path, an id or a value
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+__all__ = ["DataError", "InputError", "MmareError", "RunError", "SiteCode", "SiteError", "StudyError"]
+
+
+class MmareError(Exception):
+    """Base of every error that is answered with one sentence instead of a traceback."""
+
+    exit_code = 1
+
+
+class InputError(MmareError):
+    """Input or settings that cannot be used; the sentence names where, what was found, what was expected."""
+
+    exit_code = 2
+
+
+class StudyError(InputError):
+    """A study that cannot be read or contradicts itself."""
+
+
+class DataError(InputError):
+    """A site's table, manifest or features file that cannot be used."""
+
+
+class RunError(MmareError):
+    """A run that stopped before its end; what was finished is kept and the same command resumes it."""
+
+
+class SiteCode(StrEnum):
+    """Why a site did not do what it was asked: the only words about it that leave the site."""
+
+    MESSAGE = "S101"  # the message could not be understood
+    STUDY = "S102"  # the study is not the approved one
+    NODES = "S103"  # the federation has another number of nodes than sites
+    DATA = "S201"  # the site's data cannot be used for this study
+    NON_FINITE = "S203"  # training or evaluation produced NaN or infinity
+    STATE = "S204"  # the site's kept optimiser state is missing or damaged
+    EMPTY = "S205"  # no rows to train on
+    INTERNAL = "S500"  # anything else; the detail is in the site's own log
+
+
+class SiteError(MmareError):
+    """What a hospital answers instead of a result.
+
+    Args:
+        code: One of `SiteCode`. Nothing else is kept, so nothing else can leave.
+    """
+
+    def __init__(self, code: SiteCode) -> None:
+        super().__init__(code.value)
+        self.code = code

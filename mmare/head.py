@@ -1,0 +1,58 @@
+"""The task head: two hidden layers and dropout."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+if TYPE_CHECKING:
+    from torch import Generator, Tensor
+
+__all__ = ["TaskHead", "dropout"]
+
+
+def dropout(values: Tensor, probability: float, generator: Generator | None) -> Tensor:
+    """Inverted dropout whose draws come from ``generator``; torch's own draws from global state.
+
+    Args:
+        values: Any shape, float.
+        probability: That a value becomes zero; the others are scaled up.
+        generator: Source of the draws.
+
+    Returns:
+        As ``values``.
+    """
+    kept = torch.rand(values.shape, generator=generator) >= probability
+    return values * kept.to(values) / (1 - probability)
+
+
+class TaskHead(nn.Module):
+    """Hidden layers of a half and a quarter of the width, dropout once after the second ReLU.
+
+    Hidden layers start Kaiming-normal.
+
+    Args:
+        width: D of the fused embedding.
+        classes: K.
+        dropout_probability: While training.
+    """
+
+    def __init__(self, width: int, classes: int, dropout_probability: float) -> None:
+        super().__init__()
+        half, quarter = nn.Linear(width, width // 2), nn.Linear(width // 2, width // 4)
+        for layer in (half, quarter):
+            nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+            nn.init.zeros_(layer.bias)
+        self.hidden = nn.Sequential(half, nn.ReLU(), quarter, nn.ReLU())
+        self.out = nn.Linear(width // 4, classes)
+        self.dropout_probability = dropout_probability
+
+    def forward(self, fused: Tensor, generator: Generator | None = None) -> Tensor:
+        """Logits ``(B, K)`` of ``(B, D)``."""
+        hidden = self.hidden(fused)
+        if self.training and self.dropout_probability > 0:
+            hidden = dropout(hidden, self.dropout_probability, generator)
+        logits: Tensor = self.out(hidden)
+        return logits

@@ -1,0 +1,52 @@
+"""The models that a study can name. A new model is one file and one line here."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from mmare.baselines.late_mean import LateMean
+from mmare.baselines.unimodal import Unimodal
+from mmare.errors import StudyError
+from mmare.model import MMARE, MultimodalModel
+from mmare.tables import TableError, from_table
+
+if TYPE_CHECKING:
+    from mmare.study import Study
+
+__all__ = ["MODELS", "build_model"]
+
+MODELS: dict[str, type[MultimodalModel]] = {
+    "late-mean": LateMean,
+    "mmare": MMARE,
+    "unimodal": Unimodal,
+}
+
+
+def build_model(study: Study) -> MultimodalModel:
+    """Make the study's model with weights drawn from the study's seed alone.
+
+    Raises:
+        StudyError: If the model or one of its options does not exist or has a value of the wrong kind.
+
+    Example:
+        >>> from mmare.study import Kind, ModalitySpec, Study
+        >>> study = Study("s", ("a", "b"), (ModalitySpec("ct", Kind.FEATURES, 512),))
+        >>> build_model(study).classes
+        2
+    """
+    name = study.model.name
+    if name not in MODELS:
+        raise StudyError(f"[model] name must be one of {', '.join(sorted(MODELS))}, found {name!r}")
+    builder = MODELS[name]
+    try:
+        options = from_table(builder.Options, study.model.options, f"[model] of {name}")
+    except TableError as error:
+        raise StudyError(str(error)) from None
+    with torch.random.fork_rng(devices=[]):
+        torch.random.manual_seed(study.seed)  # modules draw from global state, which is restored on leaving
+        try:
+            return builder(study.modalities, len(study.classes), options)
+        except ValueError as error:
+            raise StudyError(f"[model] of {name}: {error}") from None

@@ -1,0 +1,370 @@
+"""A study: what is learned, from which modalities, how it is trained and federated.
+
+One TOML file (``study.toml``) is one `Study`. Its hash, which a hospital approves, covers everything but
+the seed and the name. Unknown keys are errors: a misspelt setting must not become a silent default.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+from mmare.errors import StudyError
+from mmare.tables import TableError, check_keys, convert, from_table
+
+__all__ = [
+    "FederationSpec",
+    "Kind",
+    "ModalitySpec",
+    "ModelSpec",
+    "PrivacySpec",
+    "PromptMode",
+    "Scaling",
+    "Study",
+    "TrainingSpec",
+    "load_study",
+    "parse_study",
+]
+
+
+class Kind(StrEnum):
+    """What a site holds of a modality."""
+
+    VOLUME = "volume"
+    TEXT = "text"
+    FEATURES = "features"
+
+
+class Scaling(StrEnum):
+    """How an embedding is scaled before the model sees it."""
+
+    ZSCORE = "zscore"
+    L2 = "l2"
+    NONE = "none"
+
+
+class PromptMode(StrEnum):
+    """What a prompt says of a missing field."""
+
+    OMIT = "omit"
+    EXPLICIT = "explicit"
+
+
+class OptimizerName(StrEnum):
+    """The optimisers that a site can run."""
+
+    ADAM = "adam"
+    SGD = "sgd"
+
+
+class OptimizerState(StrEnum):
+    """What becomes of a site's optimiser moments between rounds."""
+
+    KEEP = "keep"
+    RESET = "reset"
+
+
+@dataclass(frozen=True)
+class ModalitySpec:
+    """One slot of the missing vector.
+
+    Args:
+        name: Unique in the study; sites refer to it.
+        kind: What a site holds.
+        width: Of the embedding that the encoder gives.
+        encoder: Key of the encoder registry; ``given`` for features that were extracted before.
+        scaling: Applied to the embedding, with moments pooled over sites for ``zscore``.
+        prompt: For text: template over the columns of the site's manifest.
+        prompt_mode: For text: what is said of missing fields.
+    """
+
+    name: str
+    kind: Kind
+    width: int
+    encoder: str = "given"
+    scaling: Scaling = Scaling.ZSCORE
+    prompt: str | None = None
+    prompt_mode: PromptMode = PromptMode.OMIT
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """Which model of the registry, and its own options."""
+
+    name: str = "mmare"
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class TrainingSpec:
+    """What a site does in a round, and when rounds end.
+
+    Args:
+        rounds: Upper bound; ``patience`` usually ends a run before.
+        local_epochs: Passes over the site's train rows in one round.
+        optimizer: ``adam`` adds weight decay to the gradient (L2), as the thesis does.
+        batch_size: Patients per step.
+        learning_rate: Step size.
+        weight_decay: L2 factor.
+        optimizer_state: ``keep`` leaves the moments on the site's disk between rounds.
+        patience: Rounds without better validation balanced accuracy after which a run ends.
+        oversample: Sampling weight per class name (absent classes weigh 1), ``balanced``, or nothing.
+        noise_probability: Share of train patients per step whose embeddings get Gaussian noise, of 0.1
+            times each feature's standard deviation over the train rows.
+    """
+
+    rounds: int = 200
+    local_epochs: int = 1
+    optimizer: OptimizerName = OptimizerName.ADAM
+    batch_size: int = 64
+    learning_rate: float = 1e-4
+    weight_decay: float = 1e-4
+    optimizer_state: OptimizerState = OptimizerState.KEEP
+    patience: int = 25
+    oversample: Mapping[str, float] | str | None = None
+    noise_probability: float = 0.0
+
+
+@dataclass(frozen=True)
+class FederationSpec:
+    """How sites are brought together.
+
+    Args:
+        strategy: Key of the server's strategy registry.
+        min_sites: Fewest good updates that a round may go on with.
+        deadline_s: Longest that the server waits for a site, in seconds.
+    """
+
+    strategy: str = "fedavg"
+    min_sites: int = 2
+    deadline_s: float = 600.0
+
+
+@dataclass(frozen=True)
+class PrivacySpec:
+    """What may be said of small groups: ``min_count`` is the smallest whose size leaves a site."""
+
+    min_count: int = 5
+
+
+@dataclass(frozen=True)
+class Study:
+    """What is learned, and how. Class index is label; modality order is slot order.
+
+    Raises:
+        StudyError: If the parts contradict each other.
+
+    Example:
+        >>> ct = ModalitySpec(name="ct", kind=Kind.FEATURES, width=512)
+        >>> study = Study(name="vital", classes=("dead", "alive"), modalities=(ct,), positive="alive")
+        >>> study.hash == Study("again", study.classes, study.modalities, "alive", seed=7).hash
+        True
+    """
+
+    name: str
+    classes: tuple[str, ...]
+    modalities: tuple[ModalitySpec, ...]
+    positive: str | None = None
+    seed: int = 0
+    model: ModelSpec = field(default_factory=ModelSpec)
+    training: TrainingSpec = field(default_factory=TrainingSpec)
+    federation: FederationSpec = field(default_factory=FederationSpec)
+    privacy: PrivacySpec = field(default_factory=PrivacySpec)
+
+    def __post_init__(self) -> None:
+        _check(self)
+
+    @property
+    def hash(self) -> str:
+        """Hex digest of everything but ``seed`` and ``name``: what a hospital approves."""
+        content = self.to_dict()
+        del content["study"]["seed"], content["study"]["name"]
+        canonical = json.dumps(content, sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(canonical.encode()).hexdigest()
+
+    @property
+    def positive_index(self) -> int | None:
+        """Label of the positive class, or nothing where none is named."""
+        return None if self.positive is None else self.classes.index(self.positive)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The study as the tables of ``study.toml``, without absent values; `parse_study` reverses it."""
+        return {
+            "study": _present(
+                {
+                    "name": self.name,
+                    "classes": list(self.classes),
+                    "positive": self.positive,
+                    "seed": self.seed,
+                }
+            ),
+            "modality": [_present(asdict(modality)) for modality in self.modalities],
+            "model": {"name": self.model.name, **self.model.options},
+            "training": _present(asdict(self.training)),
+            "federation": asdict(self.federation),
+            "privacy": asdict(self.privacy),
+        }
+
+    def override(self, assignments: Sequence[str]) -> Study:
+        """The study with ``section.key=value`` settings applied; values are read as TOML, else as text.
+
+        Args:
+            assignments: Such as ``training.rounds=5`` or ``training.oversample={dead=6.0}``; a modality is
+                addressed by its name: ``modality.ct.scaling=l2``.
+
+        Raises:
+            StudyError: If a section or key does not exist, or the result contradicts itself.
+        """
+        content = self.to_dict()
+        for assignment in assignments:
+            _assign(content, assignment)
+        return parse_study(content, source="--set")
+
+
+def load_study(path: Path) -> Study:
+    """Read ``study.toml``.
+
+    Raises:
+        StudyError: If the file is missing, is not TOML, or is not a study.
+    """
+    try:
+        content = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise StudyError(f"{path}: no such study file") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise StudyError(f"{path}: cannot be read ({type(error).__name__})") from None
+    except tomllib.TOMLDecodeError as error:
+        raise StudyError(f"{path}: not valid TOML: {error}") from None
+    return parse_study(content, source=str(path))
+
+
+def parse_study(content: Mapping[str, Any], source: str) -> Study:
+    """Make a study from the tables of ``study.toml``.
+
+    Args:
+        content: As `tomllib` or `Study.to_dict` gives it.
+        source: Named in errors: a file, or where else the tables come from.
+
+    Raises:
+        StudyError: If a table or key is unknown, missing, or has a value of the wrong kind.
+    """
+    try:
+        return _from_tables(content)
+    except (StudyError, TableError) as error:
+        raise StudyError(f"{source}: {error}") from None
+
+
+def _from_tables(content: Mapping[str, Any]) -> Study:
+    check_keys(content, {"study", "modality", "model", "training", "federation", "privacy"}, "the file")
+    head = _table(content, "study")
+    check_keys(head, {"name", "classes", "positive", "seed"}, "[study]")
+    model = dict(_table(content, "model"))
+    modalities = content.get("modality", [])
+    if not isinstance(modalities, Sequence) or not all(isinstance(entry, Mapping) for entry in modalities):
+        raise StudyError("modality must be a list of [[modality]] tables")
+    return Study(
+        name=_required(head, "name", str),
+        classes=_required(head, "classes", tuple[str, ...]),
+        positive=convert(head.get("positive"), str | None, "[study] positive"),
+        seed=convert(head.get("seed", 0), int, "[study] seed"),
+        modalities=tuple(from_table(ModalitySpec, entry, "[[modality]]") for entry in modalities),
+        model=ModelSpec(name=convert(model.pop("name", "mmare"), str, "[model] name"), options=model),
+        training=from_table(TrainingSpec, _table(content, "training"), "[training]"),
+        federation=from_table(FederationSpec, _table(content, "federation"), "[federation]"),
+        privacy=from_table(PrivacySpec, _table(content, "privacy"), "[privacy]"),
+    )
+
+
+def _check(study: Study) -> None:
+    """Refuse a study whose parts contradict each other."""
+    names = [modality.name for modality in study.modalities]
+    training = study.training
+    named = training.oversample if isinstance(training.oversample, Mapping) else {}
+    widths = [modality.width for modality in study.modalities]
+    rules = [
+        (bool(study.name), "[study] name is empty"),
+        (len(study.classes) >= 2, f"[study] classes must name at least two, found {list(study.classes)}"),  # noqa: PLR2004 - two is what a choice needs
+        (len(set(study.classes)) == len(study.classes), "[study] classes names one class twice"),
+        (
+            study.positive in (None, *study.classes),
+            f"[study] positive {study.positive!r} is not one of the classes",
+        ),
+        (study.seed >= 0, f"[study] seed must not be negative, found {study.seed}"),
+        (bool(names), "no [[modality]]: a study needs at least one"),
+        (len(set(names)) == len(names), "two [[modality]] tables have the same name"),
+        (all(names), "a [[modality]] has an empty name"),
+        (all(width > 0 for width in widths), f"[[modality]] width must be positive, found {widths}"),
+        (training.rounds > 0, "[training] rounds must be at least 1"),
+        (training.local_epochs > 0, "[training] local_epochs must be at least 1"),
+        (training.batch_size > 0, "[training] batch_size must be at least 1"),
+        (training.learning_rate > 0, "[training] learning_rate must be positive"),
+        (training.weight_decay >= 0, "[training] weight_decay must not be negative"),
+        (training.patience > 0, "[training] patience must be at least 1"),
+        (0 <= training.noise_probability <= 1, "[training] noise_probability must be between 0 and 1"),
+        (
+            not isinstance(training.oversample, str) or training.oversample == "balanced",
+            f"[training] oversample must be a table of weights or 'balanced', found {training.oversample!r}",
+        ),
+        (
+            set(named) <= set(study.classes),
+            f"[training] oversample names a class that is not one: {sorted(named)}",
+        ),
+        (all(weight > 0 for weight in named.values()), "[training] oversample weights must be positive"),
+        (study.federation.min_sites > 0, "[federation] min_sites must be at least 1"),
+        (study.federation.deadline_s > 0, "[federation] deadline_s must be positive"),
+        (study.privacy.min_count >= 0, "[privacy] min_count must not be negative"),
+    ]
+    for holds, sentence in rules:
+        if not holds:
+            raise StudyError(sentence)
+    for modality in study.modalities:
+        if modality.kind is Kind.TEXT and modality.encoder == "given":
+            raise StudyError(
+                f"[[modality]] {modality.name} is text and needs an encoder, such as 'hashing-text'"
+            )
+
+
+def _table(content: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    table = content.get(name, {})
+    if not isinstance(table, Mapping):
+        raise StudyError(f"{name} must be a table, found {table!r}")
+    return table
+
+
+def _required(table: Mapping[str, Any], key: str, kind: Any) -> Any:  # noqa: ANN401 - a type form and its value
+    if key not in table:
+        raise StudyError(f"[study] lacks the key {key!r}")
+    return convert(table[key], kind, f"[study] {key}")
+
+
+def _present(table: Mapping[str, Any]) -> dict[str, Any]:
+    """The table without absent values, which TOML cannot write."""
+    return {key: value for key, value in table.items() if value is not None}
+
+
+def _assign(content: dict[str, Any], assignment: str) -> None:
+    """Put one ``section.key=value`` into the tables of a study."""
+    path, equals, text = assignment.partition("=")
+    keys = path.strip().split(".")
+    if not equals or len(keys) < 2:  # noqa: PLR2004 - a section and a key
+        raise StudyError(f"--set {assignment!r}: expected section.key=value, such as training.rounds=5")
+    table: Any = content
+    for key in keys[:-1]:
+        if isinstance(table, list):
+            table = next((entry for entry in table if entry["name"] == key), None)
+        else:
+            table = table.get(key) if table is content else table.setdefault(key, {})
+        if not isinstance(table, dict | list):
+            raise StudyError(f"--set {assignment!r}: there is no section {key!r}")
+    if isinstance(table, list):
+        raise StudyError(f"--set {assignment!r}: expected modality.NAME.key=value")
+    try:
+        table[keys[-1]] = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        table[keys[-1]] = text.strip()

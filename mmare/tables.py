@@ -1,0 +1,126 @@
+"""Frozen dataclasses from plain tables (TOML, JSON), each value checked against its annotation.
+
+Three doors use it: the study file, a site's configuration and every message. Unknown and missing keys are
+errors.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import MISSING, fields, is_dataclass
+from enum import StrEnum
+from functools import cache
+from types import NoneType, UnionType
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
+
+__all__ = ["TableError", "check_keys", "convert", "from_table"]
+
+Made = TypeVar("Made")
+
+_WORDS = {str: "text", int: "a whole number", float: "a number", bool: "true or false", NoneType: "absent"}
+
+
+class TableError(ValueError):
+    """A table that does not fit; the sentence names the place, what was found and what was expected."""
+
+
+@cache
+def _hints(made: Any) -> dict[str, Any]:  # noqa: ANN401 - a dataclass
+    return get_type_hints(made)
+
+
+def from_table(made: type[Made], table: Mapping[str, Any], where: str) -> Made:
+    """Make a dataclass from its table.
+
+    Args:
+        made: A dataclass whose annotations are texts, numbers, enums, dataclasses, or tuples and mappings of
+            them.
+        table: One entry per field; fields with a default may be absent.
+        where: Names the table in errors.
+
+    Raises:
+        TableError: If a key is unknown or missing, or a value is of the wrong kind.
+
+    Example:
+        >>> from dataclasses import dataclass
+        >>> @dataclass
+        ... class Point:
+        ...     x: float
+        ...     y: float = 0.0
+        >>> from_table(Point, {"x": 2}, "[point]")
+        Point(x=2.0, y=0.0)
+    """
+    hints: dict[str, Any] = _hints(made)  # type: ignore[arg-type] # classes are hashable
+    parts = fields(made)  # type: ignore[arg-type] # always a dataclass
+    check_keys(table, {part.name for part in parts}, where)
+    for part in parts:
+        if part.default is MISSING and part.default_factory is MISSING and part.name not in table:
+            raise TableError(f"{where} lacks the key {part.name!r}")
+    return made(**{key: convert(value, hints[key], f"{where} {key}") for key, value in table.items()})
+
+
+def check_keys(table: Mapping[str, Any], known: set[str], where: str) -> None:
+    """Refuse keys that are not known.
+
+    Raises:
+        TableError: Naming the first unknown key and the known ones.
+    """
+    for key in table:
+        if key not in known:
+            raise TableError(
+                f"{where} has an unknown key {key!r}; expected one of {', '.join(sorted(known))}"
+            )
+
+
+def convert(value: Any, kind: Any, where: str) -> Any:  # noqa: ANN401 - a type form and its value
+    """Check ``value`` against the annotation ``kind``; whole numbers pass as floats, words as their enum.
+
+    Raises:
+        TableError: If it is something else, or a number is not finite.
+    """
+    if kind is Any:
+        return value
+    origin = get_origin(kind)
+    if origin is UnionType:
+        return _convert_union(value, get_args(kind), where)
+    if origin is tuple and isinstance(value, list | tuple):
+        entry_kind = get_args(kind)[0]
+        return tuple(convert(entry, entry_kind, where) for entry in value)
+    if origin is not None and isinstance(value, Mapping):
+        entry_kind = get_args(kind)[1]
+        return {str(key): convert(entry, entry_kind, f"{where}.{key}") for key, entry in value.items()}
+    return _convert_plain(value, kind, where)
+
+
+def _convert_plain(value: Any, kind: Any, where: str) -> Any:  # noqa: ANN401 - a type form and its value
+    if is_dataclass(kind) and isinstance(kind, type) and isinstance(value, Mapping):
+        return from_table(kind, value, where)
+    if isinstance(kind, type) and issubclass(kind, StrEnum):
+        if isinstance(value, str) and value in list(kind):
+            return kind(value)
+        raise TableError(f"{where} must be one of {', '.join(kind)}, found {value!r}")
+    if kind is float and type(value) in (int, float) and math.isfinite(value):
+        return float(value)
+    if type(value) is kind and kind is not float:
+        return value
+    raise TableError(f"{where} must be {_describe(kind)}, found {value!r}")
+
+
+def _convert_union(value: Any, kinds: tuple[Any, ...], where: str) -> Any:  # noqa: ANN401 - a type form and its value
+    if value is None and NoneType in kinds:
+        return None
+    for kind in kinds:
+        try:
+            return convert(value, kind, where)
+        except TableError:
+            continue
+    raise TableError(f"{where} must be {' or '.join(_describe(kind) for kind in kinds)}, found {value!r}")
+
+
+def _describe(kind: Any) -> str:  # noqa: ANN401 - a type form
+    if kind in _WORDS:
+        return _WORDS[kind]
+    if isinstance(kind, type) and issubclass(kind, StrEnum):
+        return f"one of {', '.join(kind)}"
+    return "a list" if get_origin(kind) is tuple else "a table"

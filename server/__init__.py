@@ -1,0 +1,1 @@
+"""Everything that runs at the coordinator: it never sees a patient's row."""

@@ -1,0 +1,78 @@
+"""Checkpoints: tensors and a small state in one file, replaced atomically, checked when read."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import uuid
+from typing import TYPE_CHECKING, Any, Final
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from torch import Tensor
+
+__all__ = ["DamagedCheckpointError", "read_checkpoint", "write_checkpoint"]
+
+STATE: Final = "state"
+DIGEST: Final = "sha256"
+_BYTE: Final = torch.uint8
+
+
+class DamagedCheckpointError(ValueError):
+    """A checkpoint that is missing, cut or changed."""
+
+
+def write_checkpoint(path: Path, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> int:
+    """Write a checkpoint beside its final name and move it there.
+
+    Args:
+        path: Final name.
+        tensors: By name.
+        state: What JSON can hold.
+
+    Returns:
+        Its size in bytes.
+    """
+    text = json.dumps(state, sort_keys=True, allow_nan=False)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    try:
+        save_file(dict(tensors), temporary, metadata={STATE: text, DIGEST: _digest(tensors, text)})
+        size = temporary.stat().st_size
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return size
+
+
+def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Read a checkpoint and check it against its digest.
+
+    Raises:
+        DamagedCheckpointError: If it is missing, cut or changed.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
+    except (OSError, SafetensorError) as error:
+        raise DamagedCheckpointError(f"{path.name}: {type(error).__name__}") from None
+    text = metadata.get(STATE, "")
+    if metadata.get(DIGEST) != _digest(tensors, text):
+        raise DamagedCheckpointError(f"{path.name}: does not match its digest")
+    state: dict[str, Any] = json.loads(text)
+    return tensors, state
+
+
+def _digest(tensors: Mapping[str, Tensor], text: str) -> str:
+    digest = hashlib.sha256(text.encode())
+    for name in sorted(tensors):
+        digest.update(name.encode())
+        digest.update(tensors[name].contiguous().reshape(-1).view(dtype=_BYTE).numpy().data)
+    return digest.hexdigest()

@@ -1,0 +1,164 @@
+"""Asking sites: one message to each, answers checked at the door, tensors spooled to disk as they arrive."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from mmare.exchange import Layout, Request, Update, WireError, decode, encode
+from mmare.flat import is_finite, unpack
+from server.roll_call import Member, explain
+from server.round_metrics import collect_states
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from pathlib import Path
+
+    from torch import Tensor
+
+    from mmare.study import Study
+    from server.fleet import Answer, Fleet
+    from server.journal import Journal
+
+__all__ = ["Inquiry", "Reply", "read_spooled"]
+
+LATE = "no answer before the deadline"
+
+
+@dataclass(frozen=True)
+class Reply:
+    """A checked answer.
+
+    Args:
+        update: Its header.
+        spooled: Where its tensors lie, if it has any.
+        size: Of header and tensors in bytes.
+    """
+
+    update: Update
+    spooled: Path | None
+    size: int
+
+
+class Inquiry:
+    """Asks the members of a run and keeps what is wrong or late out of it, by name.
+
+    Args:
+        fleet: The nodes.
+        study: Of the run.
+        members: Sites that take part.
+        journal: Of the run.
+        spool: Folder for tensors on their way; a file per node, overwritten each round.
+        upload: Layout of the tensors that a site returns.
+    """
+
+    def __init__(
+        self,
+        fleet: Fleet,
+        study: Study,
+        members: Mapping[str, Member],
+        journal: Journal,
+        spool: Path,
+        upload: Layout,
+    ) -> None:
+        self._fleet = fleet
+        self._study = study
+        self._members = members
+        self._journal = journal
+        self._spool = spool
+        self.upload = upload
+
+    def ask(
+        self,
+        requests: Mapping[str, Request],
+        payload: bytes,
+        round_number: int,
+        accept: Callable[[str, Answer], None],
+    ) -> None:
+        """Ask sites and hand over each answer; name those that are late or wrong.
+
+        Args:
+            requests: By site id.
+            payload: Tensors for all of them.
+            round_number: For the journal.
+            accept: Takes an answer or raises `WireError`.
+        """
+        nodes = {self._members[site].node: site for site in requests}
+        waiting = set(requests)
+        headers = {node: encode(requests[site]) for node, site in nodes.items()}
+        for answer in self._fleet.ask(headers, payload, self._study.federation.deadline_s):
+            site = nodes[answer.node]
+            waiting.discard(site)
+            try:
+                accept(site, answer)
+            except WireError as error:
+                refused = explain(answer)
+                reason = refused if answer.header is None or refused.startswith("refused") else str(error)
+                self._journal.write("site_left_out", round=round_number, site=site, reason=reason)
+        for site in sorted(waiting):
+            self._journal.write("site_left_out", round=round_number, site=site, reason=LATE)
+
+    def updates(
+        self, requests: Mapping[str, Request], payload: bytes, round_number: int
+    ) -> tuple[dict[str, Reply], int]:
+        """Ask for evaluation and training.
+
+        Returns:
+            Good replies by site id in order, and the bytes that were sent to all.
+        """
+        replies: dict[str, Reply] = {}
+        down = {site: len(encode(request)) + len(payload) for site, request in requests.items()}
+
+        def accept(site: str, answer: Answer) -> None:
+            reply = self._check(site, requests[site], answer)
+            replies[site] = reply
+            self._journal.write(
+                "site_update",
+                round=round_number,
+                site=site,
+                samples=reply.update.samples,
+                seconds=sum(reply.update.seconds.values()),
+                bytes_up=reply.size,
+                bytes_down=down[site],
+                norm=reply.update.norm,
+                train_loss=reply.update.train_loss,
+            )
+
+        self.ask(requests, payload, round_number, accept)
+        return dict(sorted(replies.items())), sum(down.values())
+
+    def _check(self, site: str, request: Request, answer: Answer) -> Reply:
+        """Check an answer against what was asked, and spool its tensors.
+
+        Raises:
+            WireError: If it is not an answer to it.
+        """
+        update = decode(Update, answer.header or "")
+        size = len((answer.header or "").encode()) + len(answer.payload)
+        if update.site != site or update.round != request.round:
+            raise WireError(f"an answer of {update.site!r} to round {update.round}")
+        if tuple(evaluation.split for evaluation in update.evaluations) != request.splits:
+            raise WireError("evaluations of other splits than asked")
+        for split in request.splits:
+            collect_states({site: update}, split, self._study)
+        if not request.train:
+            return Reply(update, None, size)
+        draws = self._members[site].call.samples * self._study.training.local_epochs
+        if update.layout != self.upload.fingerprint:
+            raise WireError("tensors of another layout")
+        if not 0 < update.samples <= draws:
+            raise WireError(f"{update.samples} samples, expected 1 to {draws}")
+        if len(answer.payload) != self.upload.size:
+            raise WireError(f"{len(answer.payload)} bytes of tensors, expected {self.upload.size}")
+        path = self._spool / f"{answer.node}.bin"
+        path.write_bytes(answer.payload)
+        if not is_finite(read_spooled(path, self.upload)):
+            raise WireError("values that are not finite")
+        return Reply(update, path, size)
+
+
+def read_spooled(path: Path, layout: Layout) -> dict[str, Tensor]:
+    """Tensors of a spooled update, mapped from its file."""
+    return unpack(torch.from_file(str(path), size=layout.size, dtype=torch.uint8), layout)

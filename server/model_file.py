@@ -1,0 +1,74 @@
+"""The model that a run hands out: weights, scaling and study, loadable without the federation."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from mmare.errors import InputError
+from mmare.flat import copy_tensors, global_tensors
+from mmare.registry import build_model
+from mmare.study import parse_study
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from torch import Tensor
+
+    from mmare.model import MultimodalModel
+    from mmare.study import Study
+
+__all__ = ["load_model", "save_model"]
+
+WEIGHTS, CARD = "model.safetensors", "model.json"
+
+
+def save_model(folder: Path, study: Study, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
+    """Write ``model.safetensors`` and ``model.json``.
+
+    Args:
+        folder: Made if it does not exist.
+        study: Of the run.
+        tensors: Parameters and buffers of the study's model.
+        facts: Further entries of ``model.json``, such as the round.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    weights = folder / WEIGHTS
+    save_file({name: value.contiguous() for name, value in tensors.items()}, weights)
+    card = {
+        "study": study.to_dict(),
+        "study_hash": study.hash,
+        "weights_sha256": hashlib.sha256(weights.read_bytes()).hexdigest(),
+        "software": version("federated-mmare"),
+        **facts,
+    }
+    (folder / CARD).write_text(json.dumps(card, indent=2) + "\n", encoding="utf-8")
+
+
+def load_model(folder: Path) -> MultimodalModel:
+    """Load a model in evaluation mode.
+
+    Args:
+        folder: ``model`` of a run folder, wherever it was copied to.
+
+    Raises:
+        InputError: If a file is missing, damaged, or not that of the model.
+    """
+    weights = folder / WEIGHTS
+    try:
+        card = json.loads((folder / CARD).read_text(encoding="utf-8"))
+        digest = hashlib.sha256(weights.read_bytes()).hexdigest()
+        tensors = load_file(weights)
+    except (OSError, ValueError, SafetensorError) as error:
+        raise InputError(f"{folder}: not a model folder ({type(error).__name__})") from None
+    if digest != card.get("weights_sha256"):
+        raise InputError(f"{weights}: sha256 {digest[:12]}, expected that of {CARD}")
+    model = build_model(parse_study(card["study"], source=str(folder / CARD)))
+    copy_tensors(global_tensors(model), tensors)
+    return model.eval()

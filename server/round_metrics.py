@@ -1,0 +1,101 @@
+"""Merge of the sites' metric states: pooled, per site, per presence pattern, worst site."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Final
+
+from mmare.exchange import Split, WireError
+from mmare.intervals import bootstrap_intervals
+from mmare.metrics import MetricState, merge_all
+
+if TYPE_CHECKING:
+    from mmare.exchange import Update
+    from mmare.study import Study
+
+__all__ = ["SplitStates", "collect_states", "headline", "metrics_of"]
+
+INTERVALS_SEED: Final = 0  # of the bootstrap: the same result file for the same states
+
+
+class SplitStates:
+    """States of one split: of all rows per site, and per presence pattern over sites.
+
+    Args:
+        sites: State per site id.
+        patterns: Per pattern, state per site id.
+    """
+
+    def __init__(
+        self, sites: Mapping[str, MetricState], patterns: Mapping[str, Mapping[str, MetricState]]
+    ) -> None:
+        self.sites = dict(sorted(sites.items()))
+        self.patterns = {name: dict(sorted(states.items())) for name, states in sorted(patterns.items())}
+
+
+def collect_states(updates: Mapping[str, Update], split: Split, study: Study) -> SplitStates:
+    """The states that sites sent of one split.
+
+    Raises:
+        WireError: If a state is not one.
+    """
+    sites: dict[str, MetricState] = {}
+    patterns: dict[str, dict[str, MetricState]] = {}
+    for site, update in updates.items():
+        for evaluation in update.evaluations:
+            if evaluation.split is split:
+                sites[site] = _state(evaluation.state, study)
+                for name, state in evaluation.patterns.items():
+                    patterns.setdefault(name, {})[site] = _state(state, study)
+    return SplitStates(sites, patterns)
+
+
+def _state(content: Mapping[str, Any], study: Study) -> MetricState:
+    try:
+        return MetricState.from_dict(dict(content), len(study.classes))
+    except ValueError as error:
+        raise WireError(f"metric state: {error}") from None
+
+
+def headline(states: SplitStates, study: Study) -> dict[str, Any]:
+    """Pooled and per-site metrics without intervals: what a round needs."""
+    positive = study.positive_index
+    pooled = merge_all(list(states.sites.values()), len(study.classes))
+    return {
+        "pooled": pooled.compute(positive),
+        "sites": {site: state.compute(positive) for site, state in states.sites.items()},
+    }
+
+
+def metrics_of(states: SplitStates, study: Study) -> dict[str, Any]:
+    """Everything a result says of one split, with 95 % intervals.
+
+    ``over`` names, per class, the sites whose rows of that class are in the pooled value: a class that is too
+    small at a site is withheld there.
+    """
+    classes = len(study.classes)
+    pooled = merge_all(list(states.sites.values()), classes)
+    scores = {
+        site: value
+        for site, state in states.sites.items()
+        if (value := state.compute(study.positive_index)["balanced_accuracy"]) is not None
+    }
+    worst = min(scores, key=lambda site: (scores[site], site)) if scores else None
+    return {
+        "pooled": _with_intervals(pooled, study),
+        "sites": {site: _with_intervals(state, study) for site, state in states.sites.items()},
+        "patterns": {
+            name: _with_intervals(merge_all(list(parts.values()), classes), study)
+            for name, parts in states.patterns.items()
+        },
+        "worst_site": None if worst is None else {"site": worst, "balanced_accuracy": scores[worst]},
+        "over": {
+            name: [site for site, state in states.sites.items() if state.counts[index] > 0]
+            for index, name in enumerate(study.classes)
+        },
+    }
+
+
+def _with_intervals(state: MetricState, study: Study) -> dict[str, Any]:
+    positive = study.positive_index
+    return {**state.compute(positive), "ci95": bootstrap_intervals(state, positive, INTERVALS_SEED)}

@@ -1,0 +1,372 @@
+"""The round loop: roll call, scaling, rounds with quorum and deadline, selection, test; always resumable."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from mmare.errors import RunError
+from mmare.exchange import Request, Split, Statistics, Task, decode
+from mmare.flat import copy_tensors, global_tensors, layout_of, pack, trained_tensors, unpack
+from mmare.registry import build_model
+from server.aggregation import Contribution
+from server.checkpoint import DamagedCheckpointError
+from server.inquiry import Inquiry, Reply, read_spooled
+from server.roll_call import roll_call
+from server.round_metrics import collect_states, headline, metrics_of
+from server.scaling import check_statistics, set_scaling
+from server.selection import Selection
+from server.store import CheckpointStore, Progress
+from server.strategy import strategy_of
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from torch import Tensor
+
+    from mmare.study import Study
+    from server.fleet import Answer, Fleet
+    from server.journal import Journal
+    from server.roll_call import Member
+
+__all__ = ["Mode", "Outcome", "RoundLoop"]
+
+
+class Mode(StrEnum):
+    """Where the rows that train a model lie."""
+
+    FEDERATED = "federated"
+    CENTRALISED = "centralised"
+    LOCAL = "local"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a finished loop knows.
+
+    Args:
+        tensors: Of the selected model.
+        progress: After the last round.
+        best_round: That was selected.
+        metrics: Of validation and test, as in ``result.json``.
+    """
+
+    tensors: dict[str, Tensor]
+    progress: Progress
+    best_round: int
+    metrics: dict[str, Any]
+
+
+class RoundLoop:
+    """One run over a fleet.
+
+    Args:
+        fleet: The nodes.
+        study: What is learned.
+        folder: Of the run; checkpoints and spooled updates go here.
+        journal: Of the run.
+        run: Its name, under which sites keep their state.
+        mode: Federated: every site trains. Centralised and local: ``trainer`` alone does; validation is on
+            the other sites' rows (centralised) or its own (local). The test is on every site's rows.
+        trainer: Site id; not used by federated.
+        expected_nodes: Nodes to wait for; 0 where unknown.
+    """
+
+    def __init__(
+        self,
+        fleet: Fleet,
+        study: Study,
+        folder: Path,
+        journal: Journal,
+        run: str,
+        *,
+        mode: Mode = Mode.FEDERATED,
+        trainer: str = "",
+        expected_nodes: int = 0,
+    ) -> None:
+        self._fleet = fleet
+        self._study = study
+        self._journal = journal
+        self._run = run
+        self._mode = mode
+        self._trainer = trainer
+        self._expected = expected_nodes
+        self._checkpoints = CheckpointStore(folder / "checkpoints")
+        self._spool = folder / "spool"  # site updates on their way into the average
+        self._strategy = strategy_of(study.federation.strategy)
+        self._model = build_model(study)
+        self._tensors = global_tensors(self._model)  # shares memory with the model
+        self._layout = layout_of(self._tensors).fingerprint
+        self._members: dict[str, Member] = {}
+        self._inquiry: Inquiry
+        self._began = self._before = 0.0
+
+    def run(self) -> Outcome:
+        """Run to the end, from wherever an earlier attempt got.
+
+        Raises:
+            RunError: If too few sites can take part or answer; what was finished is kept.
+        """
+        self._began = time.perf_counter()
+        self._spool.mkdir(parents=True, exist_ok=True)
+        expected = max(self._expected, self._quorum(self._study.federation.min_sites))
+        self._members = roll_call(self._fleet, self._study, self._run, self._journal, expected)
+        self._inquiry = Inquiry(
+            self._fleet,
+            self._study,
+            self._members,
+            self._journal,
+            self._spool,
+            layout_of(trained_tensors(self._model)),
+        )
+        self._require_quorum(len(self._trainers()), "took part in the roll call")
+        progress = self._resume()
+        if progress.round == 0:
+            self._scale()
+        self._before = progress.seconds.get("total", 0.0)
+        progress = _add_seconds(progress, {"setup": time.perf_counter() - self._began})
+        if not progress.trained:
+            progress = self._train(progress)
+        outcome = self._test(progress)
+        outcome = replace(outcome, progress=self._timed(outcome.progress))
+        for path in self._spool.iterdir():
+            path.unlink()
+        self._spool.rmdir()
+        return outcome
+
+    # Who does what
+
+    def _trainers(self) -> dict[str, Member]:
+        with_rows = {site: member for site, member in self._members.items() if member.call.samples > 0}
+        if self._mode is Mode.FEDERATED:
+            return with_rows
+        return {site: member for site, member in with_rows.items() if site == self._trainer}
+
+    def _evaluators(self) -> dict[str, Member]:
+        """Sites whose rows count: all but the one that only pools the others' train rows."""
+        pools = self._mode is Mode.CENTRALISED and len(self._members) > 1
+        return {
+            site: member for site, member in self._members.items() if not (pools and site == self._trainer)
+        }
+
+    def _validators(self) -> dict[str, Member]:
+        return self._trainers() if self._mode is Mode.LOCAL else self._evaluators()
+
+    def _quorum(self, wanted: int) -> int:
+        return wanted if self._mode is Mode.FEDERATED else 1
+
+    def _require_quorum(self, found: int, what: str) -> None:
+        wanted = self._quorum(self._study.federation.min_sites)
+        if found < wanted:
+            raise RunError(
+                f"{found} sites with training rows {what}, expected at least {wanted} "
+                "(federation.min_sites); the journal names the others and why"
+            )
+
+    # Before the rounds
+
+    def _resume(self) -> Progress:
+        """Load the newest whole checkpoint that the sites can go on from too."""
+        damaged = self._checkpoints.damaged()
+        if damaged:
+            self._journal.write("checkpoint_damaged", files=damaged)
+        usable = self._checkpoints.usable()
+        chosen = next((pair for pair in usable if self._sites_hold(pair[1])), usable[0] if usable else None)
+        if chosen is None:
+            if self._journal.taken_up:
+                self._journal.write("resumed", round=0, resumed_from=0)
+            return Progress()
+        tensors, progress = chosen
+        copy_tensors(self._tensors, unpack(tensors["model"], layout_of(self._tensors)))
+        self._journal.write("resumed", round=progress.round, resumed_from=progress.round)
+        lost = [site for site, held in self._held_rounds(progress).items() if not held]
+        if lost:
+            self._journal.write("optimizer_state_lost", round=progress.round, sites=lost)
+            kept = {site: number for site, number in progress.state_rounds.items() if site not in lost}
+            progress = replace(progress, state_rounds=kept)
+        return progress
+
+    def _held_rounds(self, progress: Progress) -> dict[str, bool]:
+        """Per trainer whether it kept the state that the checkpoint counts on."""
+        if self._study.training.optimizer_state == "reset":
+            return {}
+        return {
+            site: progress.state_rounds[site] in member.call.held_rounds
+            for site, member in self._trainers().items()
+            if site in progress.state_rounds
+        }
+
+    def _sites_hold(self, progress: Progress) -> bool:
+        return all(self._held_rounds(progress).values())
+
+    def _scale(self) -> None:
+        trainers = self._trainers()
+        request = Request(Task.STATISTICS, self._run, self._study.to_dict())
+        found: dict[str, Statistics] = {}
+
+        def check(site: str, answer: Answer) -> None:
+            statistics = decode(Statistics, answer.header or "")
+            check_statistics(statistics, self._study)
+            found[site] = statistics
+
+        self._inquiry.ask(dict.fromkeys(trainers, request), b"", 0, check)
+        self._require_quorum(len(found), "released scaling moments")
+        set_scaling(self._model, found, self._study, self._journal)
+
+    # Rounds
+
+    def _train(self, progress: Progress) -> Progress:
+        """Rounds until the last one or until patience runs out, then the selection is final."""
+        training = self._study.training
+        selection = Selection.from_dict(progress.selection) if progress.selection else Selection()
+        while progress.round < training.rounds:
+            number = progress.round + 1
+            self._journal.write("round_started", round=number)
+            began = time.perf_counter()
+            replies, bytes_down = self._round(number, progress)
+            waited = time.perf_counter()
+            if progress.round > 0:
+                selection = self._validated(progress.round, selection, replies)
+                if selection.exhausted(training.patience):
+                    break
+            evaluated = time.perf_counter()
+            trained = {site: reply for site, reply in replies.items() if reply.spooled is not None}
+            self._require_quorum(len(trained), f"sent a good update in round {number}")
+            exposure = self._aggregate(trained)
+            aggregated = time.perf_counter()
+            phases = {
+                "wait": waited - began,
+                "evaluate": evaluated - waited,
+                "aggregate": aggregated - evaluated,
+            }
+            progress = replace(
+                _add_seconds(progress, {"rounds": aggregated - began, "train": _train_seconds(trained)}),
+                round=number,
+                selection=selection.to_dict(),
+                state_rounds={**progress.state_rounds, **dict.fromkeys(trained, number)},
+                bytes_down=bytes_down,
+                bytes_up=sum(reply.size for reply in replies.values()),
+            )
+            self._journal.write("aggregated", round=number, seconds=phases, exposure=exposure)
+            self._save(progress)
+        else:
+            request = self._request(Task.EVALUATE, progress.round, splits=(Split.VAL,))
+            replies, _ = self._collect(dict.fromkeys(self._validators(), request), progress.round)
+            selection = self._validated(progress.round, selection, replies)
+        progress = replace(progress, selection=selection.to_dict(), trained=True)
+        self._save(progress)
+        return progress
+
+    def _save(self, progress: Progress) -> None:
+        began = time.perf_counter()
+        file, size = self._checkpoints.save({"model": pack(self._tensors)}, self._timed(progress))
+        seconds = time.perf_counter() - began
+        self._journal.write("checkpoint", round=progress.round, file=file, bytes=size, seconds=seconds)
+
+    def _round(self, number: int, progress: Progress) -> tuple[dict[str, Reply], int]:
+        """One message to every site: evaluate what it receives, then train where it trains."""
+        splits = (Split.VAL,) if number > 1 else ()
+        trainers, validators = self._trainers(), self._validators()
+        requests: dict[str, Request] = {}
+        for site in sorted({*trainers, *(validators if splits else {})}):
+            trains = site in trainers
+            requests[site] = self._request(
+                Task.TRAIN if trains else Task.EVALUATE,
+                number,
+                splits=splits if site in validators else (),
+                train=trains,
+                state_round=progress.state_rounds.get(site),
+            )
+        return self._collect(requests, number)
+
+    def _request(self, task: Task, number: int, **details: Any) -> Request:  # noqa: ANN401 - fields of Request
+        return Request(task, self._run, self._study.to_dict(), round=number, layout=self._layout, **details)
+
+    def _collect(self, requests: Mapping[str, Request], number: int) -> tuple[dict[str, Reply], int]:
+        return self._inquiry.updates(requests, pack(self._tensors).numpy().tobytes(), number)
+
+    def _aggregate(self, replies: Mapping[str, Reply]) -> dict[str, int]:
+        contributions = [
+            Contribution(
+                site,
+                reply.update.samples,
+                reply.update.exposures,
+                partial(read_spooled, reply.spooled, self._inquiry.upload),
+            )
+            for site, reply in replies.items()
+            if reply.spooled is not None
+        ]
+        copy_tensors(self._tensors, self._strategy(self._tensors, contributions))
+        total: dict[str, int] = {}
+        for each in contributions:
+            for block, count in each.exposures.items():
+                total[block] = total.get(block, 0) + count
+        return total
+
+    def _validated(self, number: int, selection: Selection, replies: Mapping[str, Reply]) -> Selection:
+        """Note how the model after round ``number`` did; keep it if it is the best."""
+        updates = {site: reply.update for site, reply in replies.items()}
+        metrics = headline(collect_states(updates, Split.VAL, self._study), self._study)
+        self._journal.write("validated", round=number, metrics=metrics)
+        chosen = selection.after(number, metrics["pooled"])
+        if chosen.round == number:
+            self._checkpoints.save_best({"model": pack(self._tensors)}, number)
+        return chosen
+
+    def _timed(self, progress: Progress) -> Progress:
+        """With the seconds since the very start, earlier attempts included."""
+        total = self._before + time.perf_counter() - self._began
+        return replace(progress, seconds={**progress.seconds, "total": total})
+
+    # After the rounds
+
+    def _test(self, progress: Progress) -> Outcome:
+        """The selected model on every site's test rows; sites then forget what they kept for the run."""
+        best = Selection.from_dict(progress.selection).round
+        try:
+            tensors = unpack(self._checkpoints.load_best(best)["model"], layout_of(self._tensors))
+        except DamagedCheckpointError as error:
+            raise RunError(f"the selected model cannot be read ({error}); run again to resume") from None
+        copy_tensors(self._tensors, tensors)
+        validators, testers = self._validators(), self._evaluators()
+        requests = {
+            site: self._request(
+                Task.EVALUATE,
+                best,
+                splits=tuple(
+                    split
+                    for split, sites in ((Split.VAL, validators), (Split.TEST, testers))
+                    if site in sites
+                ),
+                patterns=True,
+                final=True,
+            )
+            for site in self._members
+        }
+        replies, _ = self._collect(requests, best)
+        self._require_quorum(len(replies), "answered the test")
+        updates = {site: reply.update for site, reply in replies.items()}
+        metrics = {
+            "validation": metrics_of(collect_states(updates, Split.VAL, self._study), self._study),
+            "test": metrics_of(collect_states(updates, Split.TEST, self._study), self._study),
+        }
+        self._journal.write("selected", round=best, metrics=metrics["validation"])
+        self._journal.write("tested", round=best, metrics=metrics["test"])
+        return Outcome(
+            {name: value.clone() for name, value in self._tensors.items()}, progress, best, metrics
+        )
+
+
+def _train_seconds(replies: Mapping[str, Reply]) -> float:
+    return sum(reply.update.seconds.get("train", 0.0) for reply in replies.values())
+
+
+def _add_seconds(progress: Progress, spent: Mapping[str, float]) -> Progress:
+    seconds = {**progress.seconds}
+    for phase, value in spent.items():
+        seconds[phase] = seconds.get(phase, 0.0) + value
+    return replace(progress, seconds=seconds)

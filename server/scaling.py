@@ -1,0 +1,48 @@
+"""Pooled scaling moments: summed over sites, set as buffers of the model."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from mmare.adapters import pooled_moments
+from mmare.exchange import Moments, WireError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from mmare.exchange import Statistics
+    from mmare.model import MultimodalModel
+    from mmare.study import Study
+    from server.journal import Journal
+
+__all__ = ["check_statistics", "set_scaling"]
+
+
+def check_statistics(statistics: Statistics, study: Study) -> None:
+    """Refuse moments that are not those of the study's modalities.
+
+    Raises:
+        WireError: Naming the modality.
+    """
+    names = [moments.modality for moments in statistics.moments]
+    if names != [modality.name for modality in study.modalities]:
+        raise WireError("moments of other modalities than the study's")
+    for modality, moments in zip(study.modalities, statistics.moments, strict=True):
+        if len(moments.total) != modality.width or len(moments.squares) != modality.width or moments.n < 0:
+            raise WireError(f"moments of {modality.name} have another width than {modality.width}")
+
+
+def set_scaling(
+    model: MultimodalModel, statistics: Mapping[str, Statistics], study: Study, journal: Journal
+) -> None:
+    """Fill the model's scaling buffers from the moments of all sites, summed in the order of site ids."""
+    for slot, modality in enumerate(study.modalities):
+        parts = [statistics[site].moments[slot] for site in sorted(statistics)]
+        told: list[Moments] = [part for part in parts if part.n > 0]
+        n = sum(part.n for part in told)
+        total = [sum(values) for values in zip(*(part.total for part in told), strict=True)]
+        squares = [sum(values) for values in zip(*(part.squares for part in told), strict=True)]
+        zeros = [0.0] * modality.width
+        model.scaling.set_moments(slot, *pooled_moments(n, total or zeros, squares or zeros))
+        sites = [site for site in sorted(statistics) if statistics[site].moments[slot].n > 0]
+        journal.write("scaling", modality=modality.name, n=n, sites=sites)

@@ -1,0 +1,1 @@
+"""One machine, many sites: prepare federations, run them, compare the results."""

@@ -1,0 +1,147 @@
+"""``mmare-sim``: one machine, many sites."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from mmare.console import run_command
+from mmare.study import load_study
+from server.rounds import Mode
+from simulation import prepare
+from simulation.progress import live_rounds
+from simulation.report import write_comparison, write_report
+from simulation.results import find_runs
+from simulation.run import Backend, run_federation
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Simulate a federation on this machine: prepare a folder, run it, read the report. "
+    "Errors are one sentence and an exit code, 2 for bad input and 1 for a run that failed; "
+    "--debug shows the traceback.",
+)
+app.add_typer(prepare.app, name="prepare")
+
+Settings = Annotated[
+    list[str] | None, typer.Option("--set", help="section.key=value over the study; can be given many times.")
+]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace a run with other settings.")]
+
+
+@app.command(epilog="Example: mmare-sim run runs/mmist --out runs/mmist-fed --set training.rounds=50")
+def run(
+    federation: Annotated[Path, typer.Argument(help="Folder with study.toml and one folder per site.")],
+    out: Annotated[Path, typer.Option(help="Run folder; run again with the same one to resume.")],
+    mode: Annotated[
+        Mode, typer.Option(help="Sites train together, all rows in one place, or each site alone.")
+    ] = Mode.FEDERATED,
+    backend: Annotated[
+        Backend, typer.Option(help="In this process, or Flower's Ray engine; results are the same.")
+    ] = Backend.INPROCESS,
+    settings: Settings = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Run a federation: roll call, scaling, rounds, selection, test. Writes result, model, report."""
+    console = Console(stderr=True)
+    result = _run(federation, out, mode, backend, settings or [], console, overwrite=overwrite)
+    report = write_report(out)
+    _print_result(result, out, report)
+
+
+@app.command(epilog="Example: mmare-sim report runs")
+def report(
+    folder: Annotated[
+        Path, typer.Argument(help="A run folder, or a folder of runs of one study to compare.")
+    ],
+) -> None:
+    """Write report.html again, or a comparison of several runs side by side."""
+    runs = find_runs(folder)
+    page = write_report(folder) if runs == [folder] else write_comparison(folder)
+    typer.echo(page)
+
+
+@app.command(epilog="Example: mmare-sim demo --out runs/demo")
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for the federation, its runs and the report.")] = Path(
+        "runs/demo"
+    ),
+    settings: Settings = None,
+) -> None:
+    """The tour: three synthetic hospitals, trained together, each alone and pooled, and one report."""
+    from sites.synthetic import prepare_synthetic  # noqa: PLC0415 - pandas and scikit-learn take seconds
+
+    console = Console(stderr=True)
+    federation = out / "federation"
+    if not (federation / "study.toml").exists():
+        console.print("three synthetic hospitals with different scanners and missing examinations ...")
+        prepare_synthetic(out=federation)
+    for mode in Mode:
+        result = _run(federation, out / mode.value, mode, Backend.INPROCESS, settings or [], console)
+        page = write_report(out / mode.value)
+        _print_result(result, out / mode.value, page)
+    typer.echo(f"comparison: {write_comparison(out)}")
+
+
+def _run(
+    federation: Path,
+    out: Path,
+    mode: Mode,
+    backend: Backend,
+    settings: list[str],
+    console: Console,
+    *,
+    overwrite: bool = False,
+) -> dict[str, Any]:
+    study = load_study(federation / "study.toml").override(settings)
+    with live_rounds(study.training.rounds, console) as table:
+        return run_federation(
+            federation,
+            out,
+            mode=mode,
+            backend=backend,
+            assignments=settings,
+            overwrite=overwrite,
+            listeners=(table,),
+        )
+
+
+def _print_result(result: dict[str, Any], out: Path, page: Path) -> None:
+    """The result in a few lines on stdout."""
+    title = f"{result['study']}, {result['model']}, {result['mode']}, seed {result['seed']}"
+    table = Table(title=title, title_justify="left", box=None, padding=(0, 2))
+    for heading in ("test rows of", "n", "AUC", "balanced accuracy", "macro F1"):
+        table.add_column(heading, justify="left" if heading == "test rows of" else "right")
+    if "metrics" in result:
+        test = result["metrics"]["test"]
+        rows = [("all sites", test["pooled"]), *test["sites"].items()]
+    else:
+        rows = [
+            (f"all sites, {site} alone", entry["metrics"]["test"]["pooled"])
+            for site, entry in result["local"].items()
+        ]
+    for name, metrics in rows:
+        values = [metrics[key] for key in ("auc", "balanced_accuracy", "macro_f1")]
+        table.add_row(
+            name, str(metrics["n"]), *("-" if value is None else f"{value:.3f}" for value in values)
+        )
+    console = Console()
+    console.print(table)
+    seconds = result["seconds"]["total"]
+    console.print(
+        f"{result['rounds_run']} rounds, best {result['best_round']}, {seconds:.1f} s", highlight=False
+    )
+    typer.echo(f"result: {out / 'result.json'}\nreport: {page}")
+
+
+def main() -> None:
+    """The console script."""
+    sys.exit(run_command(lambda arguments: app(arguments, standalone_mode=True), sys.argv[1:]))

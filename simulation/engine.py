@@ -1,0 +1,250 @@
+"""Backends of a simulation: a Grid in this process, or Flower's Ray engine. The apps are the same."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from queue import Empty, SimpleQueue
+from typing import TYPE_CHECKING, Any, Final
+
+from flwr.app import Context, Error, Message, RecordDict
+from flwr.serverapp import Grid, ServerApp
+from flwr.supercore.task_identity import TaskIdentity
+
+from client.app import app as client_app
+from server.app import run_on
+
+if TYPE_CHECKING:
+    from flwr.clientapp import ClientApp
+    from flwr.supercore.run import Run
+
+    from server.journal import Listener
+
+__all__ = ["InProcessGrid", "run_in_process", "run_with_ray"]
+
+SERVER_NODE: Final = 1
+CLIENT_APP_RAISED: Final = 2  # flwr.common.constant.ErrorCode.CLIENT_APP_RAISED_EXCEPTION
+HELD_UP_S: Final = 2.0  # after which a site that is still at work no longer keeps the next one from starting
+WAIT_S: Final = 0.05  # longest that one look for replies blocks
+
+
+@dataclass
+class _Node:
+    """A simulated node: its configuration, Flower's context, and one message at a time."""
+
+    context: Context
+    turn: threading.Lock = field(default_factory=threading.Lock)
+
+
+class InProcessGrid(Grid):
+    """A Grid whose nodes call the ClientApp in this process, one after the other.
+
+    A site that takes longer than a moment stops keeping the others waiting: the next starts beside it. So a
+    site that hangs costs its own round only, as it would in a hospital.
+
+    Args:
+        app: The ClientApp.
+        node_configs: One per node, in partition order.
+        run_config: Of the run.
+        workers: Sites that compute side by side from the start.
+    """
+
+    def __init__(
+        self,
+        app: ClientApp,
+        node_configs: Iterable[Mapping[str, Any]],
+        run_config: Mapping[str, Any],
+        workers: int = 1,
+    ) -> None:
+        TaskIdentity.run_id, TaskIdentity.task_id, TaskIdentity.node_id = 1, 1, SERVER_NODE
+        self._app = app
+        self._nodes = {
+            SERVER_NODE + 1 + index: _Node(
+                Context(
+                    run_id=1,
+                    node_id=SERVER_NODE + 1 + index,
+                    node_config=dict(config),
+                    state=RecordDict(),
+                    run_config=dict(run_config),
+                )
+            )
+            for index, config in enumerate(node_configs)
+        }
+        self._workers = workers
+        self._queue: list[Message] = []
+        self._running: dict[str, float] = {}  # message id: when it started
+        self._done: SimpleQueue[Message] = SimpleQueue()
+        self._count = 0
+
+    def set_run(self, run: Run) -> None:
+        """Not needed: there is one run."""
+
+    @property
+    def run(self) -> Run:
+        """Not needed: there is one run."""
+        raise RuntimeError("a grid in one process has no run record")
+
+    def create_message(
+        self,
+        content: RecordDict,
+        message_type: str,
+        dst_node_id: int,
+        group_id: str,
+        ttl: float | None = None,
+    ) -> Message:
+        """Flower's old way of making a message."""
+        return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
+
+    def get_node_ids(self) -> list[int]:
+        """Node ids in partition order."""
+        return list(self._nodes)
+
+    def push_messages(self, messages: Iterable[Message]) -> list[str]:
+        """Queue messages; what was queued and not started before is dropped, its deadline has passed."""
+        self._queue = list(messages)
+        for message in self._queue:
+            self._count += 1
+            message.metadata.__dict__["_message_id"] = str(self._count)
+        return [message.metadata.message_id for message in self._queue]
+
+    def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
+        """Replies that are there; waits a moment for the first."""
+        wanted = set(message_ids)
+        self._start_next()
+        replies: list[Message] = []
+        timeout: float | None = WAIT_S
+        while True:
+            try:
+                reply = self._done.get(timeout=timeout) if timeout else self._done.get_nowait()
+            except Empty:
+                return replies
+            timeout = None
+            self._start_next()
+            if reply.metadata.reply_to_message_id in wanted:
+                replies.append(reply)
+
+    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> list[Message]:
+        """Push, then pull until all replies are in or the timeout has passed."""
+        waiting = set(self.push_messages(messages))
+        end = None if timeout is None else time.monotonic() + timeout
+        replies: list[Message] = []
+        while waiting and (end is None or time.monotonic() < end):
+            found = self.pull_messages(waiting)
+            waiting -= {reply.metadata.reply_to_message_id for reply in found}
+            replies += found
+        return replies
+
+    def _start_next(self) -> None:
+        now = time.monotonic()
+        busy = [started for started in list(self._running.values()) if now - started < HELD_UP_S]
+        for _ in range(self._workers - len(busy)):
+            if not self._queue:
+                return
+            message = self._queue.pop(0)
+            self._running[message.metadata.message_id] = time.monotonic()
+            threading.Thread(target=self._work, args=(message,), daemon=True).start()
+
+    def _work(self, message: Message) -> None:
+        node = self._nodes[message.metadata.dst_node_id]
+        with node.turn:
+            try:
+                reply = self._app(message, node.context)
+            except Exception as error:  # as Flower's engines do: the node answers with an error
+                reply = Message(Error(CLIENT_APP_RAISED, str(error)), reply_to=message)
+        self._running.pop(message.metadata.message_id, None)
+        self._done.put(reply)
+
+
+def _partitions(nodes: int) -> list[dict[str, Any]]:
+    return [{"partition-id": index, "num-partitions": nodes} for index in range(nodes)]
+
+
+def run_in_process(
+    run_config: Mapping[str, Any],
+    nodes: int,
+    listeners: tuple[Listener, ...] = (),
+    node_configs: Iterable[Mapping[str, Any]] | None = None,
+) -> None:
+    """Run the two apps in this process.
+
+    Args:
+        run_config: As in ``pyproject.toml``.
+        nodes: Number of nodes.
+        listeners: Called with every event of the journal.
+        node_configs: Instead of partitions 0 to ``nodes`` - 1.
+
+    Raises:
+        MmareError: Whatever the run raises.
+    """
+    grid = InProcessGrid(client_app, node_configs or _partitions(nodes), run_config)
+    run_on(grid, {**run_config, "nodes": nodes, "backend": "inprocess"}, listeners, poll_s=0.0)
+
+
+@dataclass(frozen=True)
+class _ConfiguredClient:
+    """A ClientApp with its run configuration, which Flower's engine leaves empty; can be pickled."""
+
+    run_config: dict[str, Any]
+
+    def __call__(self, message: Message, context: Context) -> Message:
+        given = context.run_config
+        context.run_config = dict(self.run_config)
+        try:
+            return client_app(message, context)
+        finally:
+            context.run_config = given  # the engine refuses a changed one
+
+
+def run_with_ray(
+    run_config: Mapping[str, Any],
+    nodes: int,
+    listeners: tuple[Listener, ...] = (),
+    backend_config: Mapping[str, Any] | None = None,
+) -> None:
+    """Run the two apps with Flower's Ray engine.
+
+    Args:
+        run_config: As in ``pyproject.toml``.
+        nodes: Number of nodes.
+        listeners: Called with every event of the journal.
+        backend_config: Of Flower's engine; one CPU per client by default.
+
+    Raises:
+        MmareError: Whatever the run raises.
+    """
+    for name, value in _RAY_ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    from flwr.simulation import run_simulation  # noqa: PLC0415 - imports Ray, which takes seconds
+
+    failures: list[BaseException] = []
+    configured = {**run_config, "nodes": nodes, "backend": "ray"}
+    server = ServerApp()
+
+    @server.main()
+    def main(grid: Grid, _context: Context) -> None:
+        try:
+            run_on(grid, configured, listeners)
+        except BaseException as error:  # SystemExit too: the engine would report success
+            failures.append(error)
+
+    run: Callable[..., None] = run_simulation
+    run(
+        server_app=server,
+        client_app=_ConfiguredClient(dict(run_config)),
+        num_supernodes=nodes,
+        backend_config={"client_resources": {"num_cpus": 1, "num_gpus": 0.0}, **(backend_config or {})},
+    )
+    if failures:
+        raise failures[0]
+
+
+_RAY_ENVIRONMENT: Final = {
+    "FLWR_TELEMETRY_ENABLED": "0",
+    "FLWR_DISABLE_UPDATE_CHECK": "1",
+    "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_USAGE_STATS_ENABLED": "0",
+}

@@ -1,0 +1,106 @@
+"""From a simulated node to its site: partition i is the i-th site in id order."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from client.dataset import SiteData, load_data
+from client.service import ModelPool, SiteService
+from client.state import StateStore
+from mmare.errors import InputError, SiteCode
+from mmare.exchange import Endpoint, Refusal, Split, encode
+from mmare.study import load_study
+from simulation.demo import embedded_federation
+from sites.federation import site_folders
+
+if TYPE_CHECKING:
+    from mmare.study import Study
+    from sites.config import SiteConfig
+
+__all__ = ["pooled_id", "site_of_partition"]
+
+LOG = logging.getLogger(__name__)
+
+
+def pooled_id(sites: tuple[SiteConfig, ...]) -> str:
+    """Id of the site that pools the train rows of all: theirs, joined. One site pools for itself."""
+    return "+".join(site.id for site in sites)
+
+
+def site_of_partition(node_config: Mapping[str, object], run_config: Mapping[str, object]) -> Endpoint:
+    """The site service of a simulated node, made once per process and run.
+
+    Args:
+        node_config: Flower's ``partition-id`` and ``num-partitions``.
+        run_config: ``federation``, ``set`` and ``trainer`` as in ``pyproject.toml``. A ``trainer`` that is no
+            site is the last partition and pools the train rows of all.
+
+    Raises:
+        InputError: If the federation cannot be read.
+    """
+    return _service(
+        str(run_config.get("federation") or embedded_federation()),
+        str(run_config.get("set") or ""),
+        str(run_config.get("trainer") or ""),
+        int(str(node_config["partition-id"])),
+        int(str(node_config["num-partitions"])),
+    )
+
+
+@lru_cache(maxsize=4096)
+def _service(federation: str, overrides: str, trainer: str, partition: int, partitions: int) -> Endpoint:
+    folder = Path(federation)
+    sites = site_folders(folder)
+    study = load_study(folder / "study.toml").override(
+        [part for part in overrides.split(";") if part.strip()]
+    )
+    pools = trainer == pooled_id(sites) and len(sites) > 1
+    if partitions != len(sites) + pools:
+        LOG.error("%s nodes for %s sites of %s", partitions, len(sites) + pools, folder)
+        return _refusing(SiteCode.NODES)
+    approved = frozenset({study.hash})  # a simulation agrees to its own study
+    torch.set_num_threads(max(site.threads for site in sites))
+    if partition == len(sites):
+        store = StateStore(folder / ".pooled")
+        return SiteService(trainer, _pool(sites), store, _models("auto"), 0, approved)
+    site = sites[partition]
+    load: Callable[[Study], SiteData] = lambda wanted: load_data(site, wanted)  # noqa: E731 - closes over the site
+    return SiteService(site.id, load, StateStore(site.cache), _models(site.device), site.min_count, approved)
+
+
+@lru_cache
+def _models(device: str) -> ModelPool:
+    """One pool of models per device and process."""
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        return ModelPool(torch.device(device))
+    except RuntimeError:
+        raise InputError(f"site.toml: [compute] device {device!r} is not one of this machine") from None
+
+
+def _pool(sites: tuple[SiteConfig, ...]) -> Callable[[Study], SiteData]:
+    """Reads the train rows of all sites; their other rows stay with them, who evaluate."""
+
+    def load(study: Study) -> SiteData:
+        pooled = SiteData.pooled([load_data(site, study) for site in sites])
+        empty = torch.zeros(0, dtype=torch.int64)
+        return SiteData(
+            pooled.embedding,
+            pooled.present,
+            pooled.label,
+            {Split.TRAIN: pooled.rows[Split.TRAIN], Split.VAL: empty, Split.TEST: empty},
+            pooled.encoders,
+        )
+
+    return load
+
+
+def _refusing(code: SiteCode) -> Endpoint:
+    return lambda _header, _payload: (encode(Refusal(code)), b"")

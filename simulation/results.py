@@ -1,0 +1,360 @@
+"""Read finished run folders, and line up the runs of one study on the same test rows.
+
+A run folder is trusted no further than its format: what is missing or damaged is named in one sentence.
+What a journal says twice, because a run was resumed, is counted once.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mmare.errors import InputError
+from mmare.study import Study, load_study
+from server.journal import read_journal
+
+__all__ = [
+    "HEADLINE",
+    "MODES",
+    "Absence",
+    "Comparison",
+    "Contender",
+    "Curves",
+    "Estimate",
+    "RunRecord",
+    "absences",
+    "estimate",
+    "find_runs",
+    "line_up",
+    "load_run",
+    "local_journals",
+    "site_names",
+    "validation_curves",
+]
+
+HEADLINE = {"balanced_accuracy": "Balanced accuracy", "auc": "AUC", "macro_f1": "Macro F1"}
+# In the order in which a comparison shows them.
+MODES = {"local": "Each site alone", "federated": "Federated", "centralised": "Centralised"}
+
+Event = dict[str, Any]
+Points = list[tuple[int, float | None]]
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """What a finished run left behind.
+
+    Args:
+        folder: The run folder.
+        study: ``study.toml``, defaults filled in.
+        result: ``result.json``.
+        events: ``rounds.jsonl`` in order, without what a resume superseded.
+    """
+
+    folder: Path
+    study: Study
+    result: dict[str, Any]
+    events: tuple[Event, ...]
+
+    @property
+    def mode(self) -> str:
+        """``federated``, ``centralised`` or ``local``."""
+        return str(self.result["mode"])
+
+    @property
+    def seed(self) -> int:
+        """The seed of the run, which may differ from other runs of the same study."""
+        return int(self.result.get("seed", self.study.seed))
+
+
+@dataclass(frozen=True)
+class Curves:
+    """One validation metric over rounds: of the pooled rows, and of each site's."""
+
+    pooled: Points
+    sites: dict[str, Points]
+
+
+@dataclass(frozen=True)
+class Absence:
+    """A site that was left out for one reason, over consecutive rounds; round 0 is the roll call."""
+
+    site: str
+    first: int
+    last: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A metric over one or several runs.
+
+    Args:
+        value: Of the one run, or the mean of several; ``None`` if it is defined in none.
+        low: Lower end of the 95 % interval, or mean - sd of several runs.
+        high: Upper end, likewise.
+        sd: Sample standard deviation over runs; ``None`` for fewer than two.
+        runs: How many runs it is taken over.
+    """
+
+    value: float | None
+    low: float | None = None
+    high: float | None = None
+    sd: float | None = None
+    runs: int = 0
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A way to train, and how it did on the test rows in each of its runs.
+
+    Args:
+        mode: As in `RunRecord`.
+        site: The hospital that trained alone, for mode ``local``.
+        runs: One per seed: ``{"pooled": metrics, "sites": {site: metrics}}``.
+    """
+
+    mode: str
+    site: str | None
+    runs: tuple[Mapping[str, Any], ...]
+
+    def on(self, rows: str | None, metric: str) -> Estimate:
+        """The metric on the test rows of one site, or of all sites together for ``None``."""
+        blocks = [run.get("pooled") if rows is None else run["sites"].get(rows) for run in self.runs]
+        return estimate(blocks, metric)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Runs of one study side by side.
+
+    Args:
+        study: Of the first run.
+        records: Every run that is counted, by mode and seed.
+        sites: Whose test rows are compared, sorted.
+        contenders: Each hospital alone, then federated, then centralised, as far as there are runs.
+        notes: What a reader must know before trusting the table, in sentences.
+    """
+
+    study: Study
+    records: tuple[RunRecord, ...]
+    sites: tuple[str, ...]
+    contenders: tuple[Contender, ...]
+    notes: tuple[str, ...]
+
+
+def load_run(path: Path) -> RunRecord:
+    """Read a finished run folder.
+
+    Raises:
+        InputError: If one of the files is missing or damaged.
+    """
+    study = load_study(path / "study.toml")
+    result = _read_result(path / "result.json")
+    journal = path / "rounds.jsonl"
+    alone = result["mode"] == "local"  # then the journals lie beside each site's own model
+    events = () if alone and not journal.is_file() else tuple(read_journal(journal))
+    return RunRecord(folder=path, study=study, result=result, events=events)
+
+
+def find_runs(path: Path) -> list[Path]:
+    """Find finished runs: the folder itself, else those one or two levels below it, sorted.
+
+    Raises:
+        InputError: If there is none.
+    """
+    if _is_run(path):
+        return [path]
+    found: list[Path] = []
+    for child in _folders(path):
+        found += [child] if _is_run(child) else [below for below in _folders(child) if _is_run(below)]
+    if not found:
+        raise InputError(f"no finished run below {path}")
+    return sorted(found)
+
+
+def local_journals(record: RunRecord) -> dict[str, tuple[Event, ...]]:
+    """The journal of each site that trained alone, as far as the run folder has them."""
+    parts = record.folder / "local"
+    found = {part.name: part / "rounds.jsonl" for part in (_folders(parts) if parts.is_dir() else [])}
+    told = {site: found[site] for site in site_names(record) if site in found}
+    return {site: tuple(read_journal(path)) for site, path in told.items() if path.is_file()}
+
+
+def site_names(record: RunRecord) -> tuple[str, ...]:
+    """Every site that the run speaks of, whether it took part or not, sorted by id."""
+    metrics = record.result.get("metrics") or {}
+    names = set(record.result.get("local") or {})
+    for split in metrics.values():
+        names |= set(split.get("sites") or {})
+    names |= {str(event["site"]) for event in record.events if event.get("site") is not None}
+    names |= {str(entry["site"]) for entry in record.result.get("left_out") or []}
+    return tuple(sorted(names))
+
+
+def validation_curves(events: Iterable[Event], metric: str) -> Curves:
+    """Follow a validation metric over rounds; what a round says last holds."""
+    rounds = {event["round"]: event.get("metrics") or {} for event in events if event["event"] == "validated"}
+    pooled: Points = []
+    sites: dict[str, Points] = {}
+    for number, metrics in sorted(rounds.items()):
+        pooled.append((number, (metrics.get("pooled") or {}).get(metric)))
+        for site, values in sorted((metrics.get("sites") or {}).items()):
+            sites.setdefault(site, []).append((number, (values or {}).get(metric)))
+    return Curves(pooled=pooled, sites=sites)
+
+
+def absences(record: RunRecord) -> list[Absence]:
+    """Who was left out, when and why: refused at the roll call, or in a round; runs of rounds are joined."""
+    noted = record.result.get("left_out")
+    if noted is None:
+        noted = [event for event in record.events if event["event"] == "site_left_out"]
+    entries = {(str(entry["site"]), str(entry.get("reason")), entry.get("round") or 0) for entry in noted}
+    known = {entry[:2] for entry in entries}
+    for event in record.events:
+        refusal = (str(event.get("site")), str(event.get("reason")))
+        if event["event"] == "roll_call" and not event.get("accepted", True) and refusal not in known:
+            entries.add((*refusal, 0))
+    joined: list[Absence] = []
+    for site, reason, number in sorted(entries):
+        before = joined[-1] if joined else None
+        if before and (before.site, before.reason) == (site, reason) and 0 < before.last == number - 1:
+            joined[-1] = Absence(site, before.first, number, reason)
+        else:
+            joined.append(Absence(site, number, number, reason))
+    return sorted(joined, key=lambda absence: (absence.first, absence.site))
+
+
+def estimate(blocks: Sequence[Mapping[str, Any] | None], metric: str) -> Estimate:
+    """Summarise a metric over runs: one run with its 95 % interval, several as mean and sd.
+
+    Example:
+        >>> estimate([{"auc": 0.7}, {"auc": 0.8}, {"auc": None}], "auc").value
+        0.75
+    """
+    defined = [block for block in blocks if block is not None and block.get(metric) is not None]
+    if not defined:
+        return Estimate(value=None)
+    if len(defined) == 1:
+        low, high = (defined[0].get("ci95") or {}).get(metric) or (None, None)
+        return Estimate(value=defined[0][metric], low=low, high=high, runs=1)
+    values = [float(block[metric]) for block in defined]
+    mean, sd = statistics.fmean(values), statistics.stdev(values)
+    return Estimate(value=mean, low=mean - sd, high=mean + sd, sd=sd, runs=len(values))
+
+
+def line_up(records: Sequence[RunRecord]) -> Comparison:
+    """Put runs of one study side by side: each hospital alone, federated, centralised.
+
+    A mode that was run twice with one seed is counted once, and a note says so.
+
+    Raises:
+        InputError: If the runs are of different studies.
+    """
+    notes: list[str] = []
+    counted: dict[tuple[int, int], RunRecord] = {}
+    for record in records:
+        if record.study.hash != records[0].study.hash:
+            raise InputError(
+                f"{record.folder}: its settings are not those of {records[0].folder}; a comparison needs "
+                "runs of one study, which may differ in seed and mode only"
+            )
+        key = (list(MODES).index(record.mode), record.seed)
+        if key in counted:
+            notes.append(
+                f"{record.folder.name} is not counted: {counted[key].folder.name} has the same mode and seed."
+            )
+        counted.setdefault(key, record)
+    ordered = tuple(counted[key] for key in sorted(counted))
+    contenders = tuple(_contenders(ordered))
+    tested = {site for contender in contenders for run in contender.runs for site in run["sites"]}
+    sites = sorted(tested | {contender.site for contender in contenders if contender.site is not None})
+    return Comparison(
+        study=ordered[0].study,
+        records=ordered,
+        sites=tuple(sites),
+        contenders=contenders,
+        notes=(*notes, *_warnings(ordered)),
+    )
+
+
+def _contenders(records: Sequence[RunRecord]) -> list[Contender]:
+    alone = [record.result["local"] for record in records if record.mode == "local"]
+    found = [
+        Contender("local", site, tuple(_alone(local[site], site) for local in alone if site in local))
+        for site in sorted({site for local in alone for site in local})
+    ]
+    for mode in ("federated", "centralised"):
+        runs = tuple(_test(record.result["metrics"]) for record in records if record.mode == mode)
+        found += [Contender(mode, None, runs)] if runs else []
+    return found
+
+
+def _test(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    test = metrics.get("test") or {}
+    return {"pooled": test.get("pooled"), "sites": test.get("sites") or {}}
+
+
+def _alone(entry: Mapping[str, Any], site: str) -> dict[str, Any]:
+    """Test metrics of a site trained alone; its own rows stand under its own name."""
+    metrics = entry.get("metrics") or {}
+    test = _test(metrics)
+    own = (metrics.get("test") or {}).get("own")
+    return {**test, "sites": {**({site: own} if own else {}), **test["sites"]}}
+
+
+def _warnings(records: Sequence[RunRecord]) -> list[str]:
+    """Say what makes the runs hard to compare: other test rows, or seeds that one mode lacks."""
+    rows: dict[int, set[int]] = {}
+    seeds: dict[str, list[int]] = {}
+    for record in records:
+        seeds.setdefault(record.mode, []).append(record.seed)
+        tests = [run["pooled"] for contender in _contenders([record]) for run in contender.runs]
+        rows.setdefault(record.seed, set()).update(test["n"] for test in tests if test and test.get("n"))
+    found = [
+        f"With seed {seed} the runs were tested on different numbers of rows "
+        f"({', '.join(map(str, sorted(n)))}): their values are not of the same patients."
+        for seed, n in sorted(rows.items())
+        if len(n) > 1
+    ]
+    if len({tuple(numbers) for numbers in seeds.values()}) > 1:
+        told = "; ".join(f"{mode}: {', '.join(map(str, numbers))}" for mode, numbers in seeds.items())
+        found.append(f"Not every mode was run with the same seeds ({told}).")
+    return found
+
+
+def _read_result(path: Path) -> dict[str, Any]:
+    try:
+        result = json.loads(_read(path), parse_constant=lambda _: None)
+    except ValueError as error:
+        raise InputError(f"{path}: not valid JSON: {error}") from None
+    if not isinstance(result, dict) or result.get("mode") not in MODES:
+        raise InputError(f"{path}: not the result of a run: mode must be one of {', '.join(MODES)}")
+    part = "local" if result["mode"] == "local" else "metrics"
+    if not isinstance(result.get(part), dict) or not result[part]:
+        raise InputError(f"{path}: not the result of a {result['mode']} run: it has no {part!r}")
+    return result
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file; has the run finished?") from None
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({type(error).__name__})") from None
+
+
+def _folders(path: Path) -> list[Path]:
+    try:
+        return sorted(child for child in path.iterdir() if child.is_dir())
+    except OSError as error:
+        raise InputError(f"{path}: cannot be listed ({type(error).__name__})") from None
+
+
+def _is_run(path: Path) -> bool:
+    return (path / "result.json").is_file()
