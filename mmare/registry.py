@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -15,13 +15,28 @@ from mmare.tables import TableError, from_table
 if TYPE_CHECKING:
     from mmare.study import Study
 
-__all__ = ["MODELS", "build_model"]
+__all__ = ["MODELS", "build_model", "model_options"]
 
 MODELS: dict[str, type[MultimodalModel]] = {
     "late-mean": LateMean,
     "mmare": MMARE,
     "unimodal": Unimodal,
 }
+
+
+def model_options(study: Study) -> Any:  # noqa: ANN401 - each model has its own
+    """The options of the study's model, defaults filled in.
+
+    Raises:
+        StudyError: If the model or one of its options does not exist or has a value of the wrong kind.
+    """
+    name = study.model.name
+    if name not in MODELS:
+        raise StudyError(f"[model] name must be one of {', '.join(sorted(MODELS))}, found {name!r}")
+    try:
+        return from_table(MODELS[name].Options, study.model.options, f"[model] of {name}")
+    except TableError as error:
+        raise StudyError(str(error)) from None
 
 
 def build_model(study: Study) -> MultimodalModel:
@@ -36,17 +51,11 @@ def build_model(study: Study) -> MultimodalModel:
         >>> build_model(study).classes
         2
     """
-    name = study.model.name
-    if name not in MODELS:
-        raise StudyError(f"[model] name must be one of {', '.join(sorted(MODELS))}, found {name!r}")
-    builder = MODELS[name]
-    try:
-        options = from_table(builder.Options, study.model.options, f"[model] of {name}")
-    except TableError as error:
-        raise StudyError(str(error)) from None
+    options = model_options(study)
+    builder = MODELS[study.model.name]
     with torch.random.fork_rng(devices=[]):
         torch.random.manual_seed(study.seed)  # modules draw from global state, which is restored on leaving
         try:
             return builder(study.modalities, len(study.classes), options)
         except ValueError as error:
-            raise StudyError(f"[model] of {name}: {error}") from None
+            raise StudyError(f"[model] of {study.model.name}: {error}") from None

@@ -9,7 +9,7 @@ import re
 import shutil
 import uuid
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, Final
 
@@ -17,7 +17,7 @@ import tomli_w
 
 from mmare.errors import InputError, MmareError, RunError
 from mmare.flat import global_tensors, trained_tensors
-from mmare.registry import build_model
+from mmare.registry import build_model, model_options
 from server.journal import Journal, read_journal
 from server.model_file import save_model
 from server.roll_call import roll_call
@@ -257,7 +257,8 @@ def _versions() -> dict[str, str]:
 
 
 def _settings_table(study: Study, settings: RunSettings) -> dict[str, Any]:
-    return {**study.to_dict(), "mode": settings.mode.value, "federation": settings.federation}
+    model = {"name": study.model.name, **asdict(model_options(study))}
+    return {**study.to_dict(), "model": model, "mode": settings.mode.value, "federation": settings.federation}
 
 
 def _first_start(out: Path) -> dict[str, Any] | None:

@@ -276,10 +276,10 @@ def _times(record: RunRecord) -> list[View]:
     """Where the seconds of a run went, with each phase's share of the total."""
     seconds = record.result.get("seconds") or {}
     phases = {"setup": float(seconds.get("setup") or 0)}
-    rounds = {
-        event["round"]: event.get("seconds") for event in record.events if event["event"] == "aggregated"
-    }
-    for spent in rounds.values():
+    for event in record.events:
+        spent = event.get("seconds") if event["event"] == "aggregated" else {}
+        if event["event"] == "checkpoint":
+            spent = {"checkpoint": event.get("seconds")}
         for phase, value in (spent or {}).items():
             phases[phase] = phases.get(phase, 0.0) + float(value or 0)
     total = max(float(seconds.get("total") or 0), sum(phases.values()))
@@ -294,7 +294,7 @@ def _traffic(events: Iterable[Event]) -> dict[str, View]:
     """Per site: rounds taken part in, and means per round of samples, seconds, update norm and bytes."""
     rounds: dict[str, dict[int, Event]] = {}
     for event in events:
-        if event["event"] == "site_update":
+        if event["event"] == "site_update" and event.get("train_loss") is not None:
             rounds.setdefault(str(event["site"]), {})[event["round"]] = event
     keys = ("samples", "seconds", "norm", "bytes_up", "bytes_down")
     return {

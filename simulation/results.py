@@ -157,7 +157,9 @@ def load_run(path: Path) -> RunRecord:
     result = _read_result(path / "result.json")
     journal = path / "rounds.jsonl"
     alone = result["mode"] == "local"  # then the journals lie beside each site's own model
-    events = () if alone and not journal.is_file() else tuple(read_journal(journal))
+    if not alone and not journal.is_file():
+        raise InputError(f"{journal}: no such file")
+    events = tuple(read_journal(journal))
     return RunRecord(folder=path, study=study, result=result, events=events)
 
 
