@@ -1,0 +1,165 @@
+"""What a hospital says of its own folder: ``site.toml`` as a frozen dataclass."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from mmare.errors import DataError
+
+__all__ = ["ModalitySource", "SiteConfig", "load_site"]
+
+_TABLES = ("site", "data", "modality", "compute", "policy")
+
+# An id names folders, journal entries and metric labels: letters, digits, dot, dash, underscore.
+_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+
+
+@dataclass(frozen=True)
+class ModalitySource:
+    """How a site holds one modality: exactly one of the three is set.
+
+    Args:
+        file: Of features: one table for all patients, keyed by patient id; absolute or relative to where the
+            program runs, like every path here.
+        column: Manifest column with a scan's path, or with ready text.
+        columns: Of text: the manifest columns that the study's prompt uses.
+    """
+
+    file: Path | None = None
+    column: str | None = None
+    columns: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class SiteConfig:
+    """One site: who it is, where its data lie, what it computes with, and its own limits.
+
+    Args:
+        id: Unique in a federation.
+        folder: Where ``site.toml`` lies; every other path is resolved against it.
+        manifest: CSV with one row per patient.
+        modalities: By the study's modality name; an absent name is a modality that the site never has.
+        device: ``auto``, ``cpu``, ``cuda``, …
+        threads: CPU threads that training may use.
+        min_count: Smallest group whose size leaves the site; it can only be stricter than the study's.
+        cache: Folder for what is computed once, such as embeddings.
+    """
+
+    id: str
+    folder: Path
+    manifest: Path
+    modalities: Mapping[str, ModalitySource]
+    device: str = "auto"
+    threads: int = 1
+    min_count: int = 5
+    cache: Path = field(kw_only=True)
+
+
+def load_site(path: Path) -> SiteConfig:
+    """Read ``site.toml``.
+
+    Args:
+        path: The file itself. Its folder is what the paths in it are relative to.
+
+    Raises:
+        DataError: If the file is missing, is not TOML, has an unknown table or key, lacks a needed one, or
+            has a value of the wrong kind.
+    """
+    try:
+        content = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such site file") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: cannot be read ({type(error).__name__})") from None
+    except tomllib.TOMLDecodeError as error:
+        raise DataError(f"{path}: not valid TOML: {error}") from None
+    try:
+        return _parse(content, path.parent)
+    except DataError as error:
+        raise DataError(f"{path}: {error}") from None
+
+
+def _parse(content: Mapping[str, Any], folder: Path) -> SiteConfig:
+    _check_keys(content, _TABLES, "the file", "table")
+    site = _table(content, "site", ("id",))
+    data = _table(content, "data", ("manifest",))
+    compute = _table(content, "compute", ("device", "cache", "threads"))
+    policy = _table(content, "policy", ("min_count",))
+    identity = _text(site, "site", "id")
+    if not _ID.fullmatch(identity):
+        raise DataError(
+            f"[site] id is {identity!r}, expected letters, digits, dot, dash and underscore only, "
+            "starting with a letter or digit"
+        )
+    modalities = content.get("modality", {})
+    if not isinstance(modalities, Mapping):
+        raise DataError(f"modality must be [modality.NAME] tables, found {modalities!r}")
+    if not modalities:
+        raise DataError("no [modality.NAME] table: a site needs at least one modality")
+    return SiteConfig(
+        id=identity,
+        folder=folder,
+        manifest=folder / _text(data, "data", "manifest"),
+        modalities={name: _source(name, entry, folder) for name, entry in modalities.items()},
+        device=_text(compute, "compute", "device", "auto"),
+        threads=_whole(compute, "compute", "threads", default=1, least=1),
+        min_count=_whole(policy, "policy", "min_count", default=5, least=0),
+        cache=folder / _text(compute, "compute", "cache", "cache"),
+    )
+
+
+def _source(name: str, entry: object, folder: Path) -> ModalitySource:
+    """One ``[modality.NAME]`` table."""
+    where = f"modality.{name}"
+    if not isinstance(entry, Mapping):
+        raise DataError(f"[{where}] must be a table, found {entry!r}")
+    known = ("file", "column", "columns")
+    _check_keys(entry, known, f"[{where}]", "key")
+    if len(entry) != 1:
+        raise DataError(f"[{where}] has {len(entry)} of the keys {', '.join(known)}, expected exactly one")
+    if "file" in entry:
+        return ModalitySource(file=folder / _text(entry, where, "file"))
+    if "column" in entry:
+        return ModalitySource(column=_text(entry, where, "column"))
+    columns = entry["columns"]
+    valid = isinstance(columns, list) and columns and all(isinstance(item, str) and item for item in columns)
+    if not valid:
+        raise DataError(f"[{where}] columns is {columns!r}, expected a list of column names")
+    if len(set(columns)) != len(columns):
+        raise DataError(f"[{where}] columns names one column twice: {columns!r}")
+    return ModalitySource(columns=tuple(columns))
+
+
+def _table(content: Mapping[str, Any], name: str, known: tuple[str, ...]) -> Mapping[str, Any]:
+    table = content.get(name, {})
+    if not isinstance(table, Mapping):
+        raise DataError(f"{name} must be a table, found {table!r}")
+    _check_keys(table, known, f"[{name}]", "key")
+    return table
+
+
+def _check_keys(table: Mapping[str, Any], known: tuple[str, ...], where: str, kind: str) -> None:
+    for key in table:
+        if key not in known:
+            raise DataError(f"{where} has an unknown {kind} {key!r}, expected one of {', '.join(known)}")
+
+
+def _text(table: Mapping[str, Any], where: str, key: str, default: str | None = None) -> str:
+    value = table.get(key, default)
+    if value is None:
+        raise DataError(f"[{where}] lacks the key {key!r}")
+    if not isinstance(value, str) or not value:
+        raise DataError(f"[{where}] {key} is {value!r}, expected text")
+    return value
+
+
+def _whole(table: Mapping[str, Any], where: str, key: str, *, default: int, least: int) -> int:
+    value = table.get(key, default)
+    if type(value) is not int or value < least:  # a bool is no number here
+        raise DataError(f"[{where}] {key} is {value!r}, expected a whole number from {least} up")
+    return value

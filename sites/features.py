@@ -1,0 +1,182 @@
+"""Feature tables: one vector per patient id, as npz, CSV or Parquet, checked where they enter."""
+
+from __future__ import annotations
+
+import csv
+import zipfile
+import zlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from mmare.errors import DataError
+from sites.tabular import cell_text
+
+__all__ = ["Vectors", "load_features", "write_features"]
+
+Vectors = Mapping[str, NDArray[np.float32]]
+
+_ID = "patient_id"
+_NPY = ".npy"
+_KINDS = "iuf"  # of numpy: integers and floats
+_NPZ_FROM_WIDTH = 64  # narrower tables are written as CSV, which people can read
+
+
+def load_features(path: Path, width: int | None = None) -> dict[str, NDArray[np.float32]]:
+    """Read a features file.
+
+    Args:
+        path: ``.npz`` with one ``(width,)`` array per patient id, or ``.csv`` or ``.parquet`` with a
+            ``patient_id`` column and numeric columns in file order.
+        width: Numbers per patient; without it, as many as the first patient has.
+
+    Returns:
+        By patient id, in file order, ``(width,)`` float32. A patient who is not in it lacks the modality.
+
+    Raises:
+        DataError: If the file is missing, cannot be read or is empty, a patient id is blank or repeated, or
+            a vector has another width, is not numeric, or holds NaN or infinity.
+    """
+    readers = {".npz": _read_npz, ".csv": _read_csv, ".parquet": _read_parquet}
+    reader = readers.get(path.suffix.lower())
+    if reader is None:
+        raise DataError(
+            f"{path}: found a features file ending {path.suffix!r}, expected one of {', '.join(readers)}"
+        )
+    if not path.is_file():
+        raise DataError(f"{path}: no such features file")
+    vectors: dict[str, NDArray[np.float32]] = {}
+    for row, (patient, values) in enumerate(reader(path), start=1):
+        where = f"{path}, row {row} (patient {patient!r})"
+        if not patient:
+            raise DataError(f"{path}, row {row}: {_ID} is blank, expected a patient id")
+        if patient in vectors:
+            raise DataError(f"{where}: this patient id occurs twice, expected one vector per patient")
+        width = len(values) if width is None and values.ndim == 1 else width
+        vectors[patient] = _checked(values, width, where)
+    if not vectors:
+        raise DataError(f"{path}: no vector, expected at least one patient")
+    return vectors
+
+
+def write_features(folder: Path, name: str, vectors: Vectors) -> str:
+    """Write a features file that `load_features` reads back bit for bit; same vectors, same bytes.
+
+    Args:
+        folder: Where to write.
+        name: Of the modality, used as the stem.
+        vectors: By patient id, ``(width,)`` float32, all of one width.
+
+    Returns:
+        The file's name: npz for wide vectors, CSV for narrow ones.
+    """
+    width = len(next(iter(vectors.values())))
+    if width < _NPZ_FROM_WIDTH:
+        with (folder / f"{name}.csv").open("w", encoding="utf-8", newline="") as stream:
+            writer = csv.writer(stream, lineterminator="\n")
+            writer.writerow([_ID, *(f"f{position}" for position in range(width))])
+            for patient, vector in vectors.items():
+                # The text of a float32 is the shortest that reads back as the same one.
+                writer.writerow([patient, *(str(value) for value in vector)])
+        return f"{name}.csv"
+    # Written here instead of by numpy.savez, whose keyword arguments cannot hold every patient id.
+    with zipfile.ZipFile(folder / f"{name}.npz", "w") as archive:
+        for patient, vector in vectors.items():
+            with archive.open(zipfile.ZipInfo(patient + _NPY), "w") as stream:
+                np.lib.format.write_array(stream, vector, allow_pickle=False)
+    return f"{name}.npz"
+
+
+def _checked(values: NDArray[np.generic], width: int | None, where: str) -> NDArray[np.float32]:
+    """One vector as float32, refused unless it is ``(width,)``, numeric and finite."""
+    if values.ndim != 1 or (width is not None and len(values) != width):
+        found = f"{len(values)} numbers" if values.ndim == 1 else f"an array of shape {values.shape}"
+        raise DataError(f"{where}: found {found}, expected {width or 'some'} numbers in one row")
+    if width == 0:
+        raise DataError(f"{where}: found no number, expected at least one")
+    if values.dtype.kind not in _KINDS:
+        raise DataError(f"{where}: found values of type {values.dtype}, expected numbers")
+    with np.errstate(over="ignore"):  # too large for float32 becomes infinity, which is refused below
+        vector = values.astype(np.float32)
+    if not np.isfinite(vector).all():
+        position = int(np.flatnonzero(~np.isfinite(vector))[0])
+        raise DataError(f"{where}: feature {position + 1} is {values[position]}, expected a finite number")
+    return vector
+
+
+def _read_npz(path: Path) -> Iterator[tuple[str, NDArray[np.generic]]]:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            for entry in archive.infolist():
+                with archive.open(entry) as stream:
+                    values = np.lib.format.read_array(stream, allow_pickle=False)
+                yield entry.filename.removesuffix(_NPY), values
+    except (zipfile.BadZipFile, zlib.error, ValueError, EOFError, OSError) as error:
+        raise DataError(f"{path}: cannot be read as npz ({error})") from None
+
+
+def _read_csv(path: Path) -> Iterator[tuple[str, NDArray[np.generic]]]:
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as stream:
+            reader = csv.reader(stream, strict=True)
+            header = [name.strip() for name in next(reader, [])]
+            id_at = _id_position(path, header)
+            row = 0
+            for cells in reader:
+                if not any(cell.strip() for cell in cells):
+                    continue
+                row += 1
+                if len(cells) != len(header):
+                    raise DataError(
+                        f"{path}, row {row} (line {reader.line_num}): found {len(cells)} cells, "
+                        f"expected {len(header)} as in the header"
+                    )
+                patient = cells.pop(id_at).strip()
+                yield patient, _numbers(cells, f"{path}, row {row} (patient {patient!r})", header, id_at)
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: cannot be read as CSV ({error})") from None
+
+
+def _numbers(cells: Sequence[str], where: str, header: Sequence[str], id_at: int) -> NDArray[np.generic]:
+    try:
+        return np.array(cells, dtype=np.float64)
+    except ValueError:
+        names = [name for position, name in enumerate(header) if position != id_at]
+        bad = next(position for position, cell in enumerate(cells) if not _is_number(cell))
+        raise DataError(f"{where}: {names[bad]} is {cells[bad]!r}, expected a number") from None
+
+
+def _is_number(cell: str) -> bool:
+    try:
+        float(cell)
+    except ValueError:
+        return False
+    return True
+
+
+def _read_parquet(path: Path) -> Iterator[tuple[str, NDArray[np.generic]]]:
+    try:
+        frame = pd.read_parquet(path)
+    except Exception as error:  # pyarrow has a family of errors of its own
+        raise DataError(f"{path}: cannot be read as parquet ({type(error).__name__}: {error})") from None
+    header = [str(name) for name in frame.columns]
+    id_at = _id_position(path, header)
+    for position, name in enumerate(header):
+        if position != id_at and not pd.api.types.is_numeric_dtype(frame.dtypes.iloc[position]):
+            raise DataError(f"{path}: column {name!r} is {frame.dtypes.iloc[position]}, expected numbers")
+    patients: Iterable[object] = frame.iloc[:, id_at]
+    columns = [position for position in range(len(header)) if position != id_at]
+    numbers = frame.iloc[:, columns].to_numpy(dtype=np.float64, na_value=np.nan)  # (n_patients, width)
+    for patient, row in zip(patients, numbers, strict=True):
+        yield cell_text(patient) or "", row
+
+
+def _id_position(path: Path, header: Sequence[str]) -> int:
+    if header.count(_ID) != 1:
+        raise DataError(
+            f"{path}: found {header.count(_ID)} columns called {_ID!r}, expected one beside numeric columns"
+        )
+    return header.index(_ID)

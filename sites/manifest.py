@@ -1,0 +1,100 @@
+"""The manifest: one row per patient, checked where it enters."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from mmare.errors import DataError
+from mmare.exchange import Split
+from sites.splits import three_way
+from sites.tabular import TextTable, read_table
+
+__all__ = ["ID", "LABEL", "SPLIT", "Manifest", "load_manifest", "parse_labels", "parse_splits"]
+
+ID, LABEL, SPLIT = "patient_id", "label", "split"
+
+# Without a split column a site draws 6:1:3: three tenths are test, a seventh of the rest validation.
+_TEST_FRACTION, _VAL_FRACTION = 0.3, 1 / 7
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The patients of one site, in file order.
+
+    Args:
+        source: The file, named in errors.
+        patient_ids: Unique.
+        labels: ``(n_patients,)`` int64, index in the study's classes.
+        splits: ``(n_patients,)`` values of `Split`.
+        table: One row per patient with every column of the file as text, blank cells missing.
+    """
+
+    source: Path
+    patient_ids: tuple[str, ...]
+    labels: NDArray[np.int64]
+    splits: NDArray[np.str_]
+    table: pd.DataFrame
+
+
+def load_manifest(path: Path, classes: Sequence[str], seed: int) -> Manifest:
+    """Read ``patients.csv``; without a split column the split is drawn, stratified by label, 6:1:3.
+
+    Args:
+        path: The CSV file.
+        classes: Of the study, in label order.
+        seed: Of the study; used only where a split is drawn.
+
+    Raises:
+        DataError: If the file is missing or unreadable, a column is missing, there is no row, a patient id
+            is blank or repeated, a label is blank or no class of the study, or a split is not one.
+    """
+    table = read_table(path)
+    ids = table.require_unique(ID)
+    if not ids:
+        raise DataError(f"{path}: no patient, expected at least one row under the header")
+    names = parse_labels(table, LABEL, classes)
+    if SPLIT in table.frame.columns:
+        splits = parse_splits(table, SPLIT)
+    else:
+        splits = three_way([names], seed, _TEST_FRACTION, _VAL_FRACTION)
+    index = {name: label for label, name in enumerate(classes)}
+    labels = np.array([index[name] for name in names], dtype=np.int64)
+    return Manifest(path, tuple(ids), labels, splits, table.frame)
+
+
+def parse_labels(table: TextTable, column: str, classes: Sequence[str]) -> list[str]:
+    """The class name of each row.
+
+    Raises:
+        DataError: If a label is blank or none of ``classes``.
+    """
+    names = table.require(column)
+    for row, name in enumerate(names):
+        if name not in classes:
+            raise DataError(
+                f"{table.where(row)}: {column} is {name!r}, expected one of the study's classes "
+                f"{', '.join(classes)}"
+            )
+    return names
+
+
+def parse_splits(table: TextTable, column: str) -> NDArray[np.str_]:
+    """The split of each row.
+
+    Returns:
+        ``(n_rows,)`` values of `Split`.
+
+    Raises:
+        DataError: If a cell is blank or no split.
+    """
+    values = table.require(column)
+    for row, value in enumerate(values):
+        if value not in list(Split):
+            raise DataError(f"{table.where(row)}: {column} is {value!r}, expected one of {', '.join(Split)}")
+    return np.array(values, dtype="<U5")

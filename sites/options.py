@@ -1,0 +1,56 @@
+"""The closed sets that `mmare-sim prepare` lets a person choose from; light, so that ``--help`` is fast."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import TypeVar
+
+from mmare.errors import StudyError
+
+__all__ = ["Cohort", "Grouping", "SplitScheme", "SyntheticKind", "choose"]
+
+
+class Grouping(StrEnum):
+    """What makes a site of the MMIST-ccRCC release."""
+
+    SOURCE = "source"  # TCGA and CPTAC
+    HOSPITAL = "hospital"  # TCGA by tissue source site
+
+
+class SplitScheme(StrEnum):
+    """Where the split of the MMIST-ccRCC release comes from."""
+
+    OFFICIAL = "official"  # the release's test set; an eighth of its train set is validation
+    STRATIFIED = "stratified"  # 70/10/20 by label and presence of MRI, CT and genomics
+
+
+class Cohort(StrEnum):
+    """Which patients of the MMIST-ccRCC release take part."""
+
+    RELEASE = "release"  # all 618
+    THESIS = "thesis"  # 617
+
+
+class SyntheticKind(StrEnum):
+    """What a synthetic federation holds."""
+
+    FEATURES = "features"
+
+
+Choice = TypeVar("Choice", bound=StrEnum)
+
+
+def choose(kind: type[Choice], value: str, flag: str) -> Choice:
+    """The member of a closed set that a word names.
+
+    Args:
+        kind: The set.
+        value: The word.
+        flag: Named in the error.
+
+    Raises:
+        StudyError: If the word names none.
+    """
+    if value not in list(kind):
+        raise StudyError(f"{flag} is {value!r}, expected one of {', '.join(kind)}")
+    return kind(value)

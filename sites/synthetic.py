@@ -1,0 +1,231 @@
+"""A federation with a known answer: three hospitals with different scanners and different gaps.
+
+Each patient has four hidden causes, independent and standard normal, one per modality. The disease follows
+from their sum alone::
+
+    P(malignant) = sigmoid(1.2 * (cause_t1 + cause_t2 + cause_flair + cause_clinical))
+
+An image's features are a fixed linear map of its own cause and of two nuisances (anatomy, say), plus an
+offset per hospital and modality (the scanner), plus noise. The clinical prompt words its cause in coarse
+steps. So each modality tells a quarter of the story, no scanner tells any of it, and only a combination
+comes near the oracle, who knows all
+causes: AUC 0.89 with everything present, against 0.69 for one cause alone (`expected_auc`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from mmare.errors import StudyError
+from mmare.study import Kind, ModalitySpec, PrivacySpec, Scaling, Study, TrainingSpec
+from sites.federation import Prepared, SiteTables, check_target, write_federation
+from sites.manifest import ID, LABEL, SPLIT
+from sites.options import SyntheticKind, choose
+from sites.prompts import compile_prompt
+from sites.splits import three_way
+
+__all__ = ["SYNTHETIC_PROMPT", "Cohort", "draw_cohort", "expected_auc", "prepare_synthetic"]
+
+CLASSES = ("benign", "malignant")
+IMAGES = ("t1", "t2", "flair")
+CLINICAL = "clinical"
+WIDTH = 512
+
+SYNTHETIC_PROMPT = (
+    "The patient is [a {sex}|a person], [aged {age}|of unknown age]."
+    "[ The biomarker is {marker}.|| The biomarker is not available.]"
+    "[ Symptoms are {symptoms}.|| Symptoms are not available.]"
+)
+
+# Probability that a patient of the hospital lacks the modality: 1 means that the hospital has no such
+# scanner.
+MISSING: Mapping[str, Mapping[str, float]] = {
+    "east": {"t1": 0.05, "t2": 0.10, "flair": 0.10, CLINICAL: 0.00},
+    "north": {"t1": 0.10, "t2": 0.45, "flair": 0.30, CLINICAL: 0.10},
+    "west": {"t1": 0.20, "t2": 0.20, "flair": 1.00, CLINICAL: 0.30},
+}
+
+_SLOPE = 1.2  # of the logit in each cause
+_LOADING = 0.8  # standard deviation of the map's entries, in units of the noise
+_OFFSET = 0.5  # standard deviation of a scanner's offset, in units of the noise
+_N_NUISANCES = 2
+_WORDS = {
+    "marker": ("very low", "low", "slightly low", "slightly high", "high", "very high"),
+    "symptoms": ("absent", "mild", "moderate", "severe"),
+}
+_EDGES = {"marker": (-1.2, -0.6, 0.0, 0.6, 1.2), "symptoms": (-0.9, 0.0, 0.9)}  # in units of the cause
+
+
+@dataclass(frozen=True)
+class Cohort:
+    """What was drawn, hidden causes included.
+
+    Args:
+        manifest: One row per patient: id, label, split, site and the clinical columns.
+        causes: ``(n_patients, 4)`` hidden causes, in the order t1, t2, flair, clinical.
+        features: By image modality, ``(512,)`` float32 by patient; patients who lack it have none.
+    """
+
+    manifest: pd.DataFrame
+    causes: NDArray[np.float64]
+    features: Mapping[str, Mapping[str, NDArray[np.float32]]]
+
+
+def prepare_synthetic(
+    kind: str = SyntheticKind.FEATURES,
+    *,
+    out: Path,
+    patients: int = 200,
+    seed: int = 0,
+    overwrite: bool = False,
+) -> Prepared:
+    """Write the synthetic federation of this module.
+
+    Args:
+        kind: A `SyntheticKind`.
+        out: Federation folder to write.
+        patients: Per hospital, at least 20; there are three.
+        seed: Of the patients and their split; also written as the study's.
+        overwrite: Replace a federation folder that is there already.
+
+    Raises:
+        StudyError: If an option is out of range.
+        DataError: If ``out`` is in the way.
+    """
+    choose(SyntheticKind, kind, "--kind")
+    if patients < 20:  # noqa: PLR2004 - fewer leave a class without test rows
+        raise StudyError(f"--patients is {patients}, expected at least 20 per hospital")
+    check_target(out, overwrite=overwrite)
+    cohort = draw_cohort(patients, seed)
+    columns = {CLINICAL: compile_prompt(SYNTHETIC_PROMPT).fields}
+    written = [ID, LABEL, SPLIT, *columns[CLINICAL]]
+    sites = [
+        SiteTables(str(name), group[written], cohort.features, columns)
+        for name, group in cohort.manifest.groupby("site", sort=True)
+    ]
+    return write_federation(out, _study(seed), sites, overwrite)
+
+
+def draw_cohort(patients: int, seed: int) -> Cohort:
+    """Draw the patients of all hospitals.
+
+    Args:
+        patients: Per hospital.
+        seed: Same numbers, same patients.
+    """
+    if seed < 0:
+        raise StudyError(f"--seed is {seed}, expected a whole number from 0 up")
+    generator = np.random.default_rng(seed)
+    n_patients = patients * len(MISSING)
+    sites = [site for site in MISSING for _ in range(patients)]
+    ids = [f"{site}-{number:04d}" for site in MISSING for number in range(1, patients + 1)]
+    causes = generator.standard_normal((n_patients, len(IMAGES) + 1))
+    malignant = generator.random(n_patients) < _sigmoid(_SLOPE * causes.sum(axis=1))
+    labels = [CLASSES[int(value)] for value in malignant]
+    absent = _absences(sites, generator)  # (n_patients, 4)
+    images = {
+        name: _image(causes[:, slot], sites, generator)  # (n_patients, 512)
+        for slot, name in enumerate(IMAGES)
+    }
+    features = {
+        name: {ids[row]: images[name][row] for row in np.flatnonzero(~absent[:, slot]).tolist()}
+        for slot, name in enumerate(IMAGES)
+    }
+    clinical = _clinical(causes[:, -1], absent[:, -1], generator)
+    splits = three_way([[f"{label}|{site}" for label, site in zip(labels, sites, strict=True)], labels], seed)
+    manifest = pd.DataFrame({ID: ids, LABEL: labels, SPLIT: splits, "site": sites, **clinical})
+    return Cohort(manifest, causes, features)
+
+
+def expected_auc(n_causes: int, draws: int = 200_000) -> float:
+    """The AUC of an oracle who knows some of the four causes, by simulation.
+
+    Args:
+        n_causes: How many causes the oracle knows, 1 to 4.
+        draws: Patients to simulate; 200,000 leave an error of about 0.001.
+    """
+    generator = np.random.default_rng(0)
+    causes = generator.standard_normal((draws, len(IMAGES) + 1))
+    ill = generator.random(draws) < _sigmoid(_SLOPE * causes.sum(axis=1))
+    ranks = np.empty(draws)
+    ranks[np.argsort(causes[:, :n_causes].sum(axis=1))] = np.arange(1, draws + 1)
+    n_ill = int(ill.sum())
+    # Mann-Whitney: the share of (ill, healthy) pairs that the score puts in the right order.
+    return float((ranks[ill].sum() - n_ill * (n_ill + 1) / 2) / (n_ill * (draws - n_ill)))
+
+
+def _sigmoid(logit: NDArray[np.float64]) -> NDArray[np.float64]:
+    return np.asarray(1 / (1 + np.exp(-logit)), dtype=np.float64)
+
+
+def _absences(sites: list[str], generator: np.random.Generator) -> NDArray[np.bool_]:
+    """Who lacks what: independent draws, one modality given back to whoever would have none.
+
+    Returns:
+        ``(n_patients, 4)`` bool, true where the modality is missing.
+    """
+    rates = np.array([[MISSING[site][name] for name in (*IMAGES, CLINICAL)] for site in sites])
+    absent = np.asarray(generator.random(rates.shape) < rates, dtype=np.bool_)
+    for row in np.flatnonzero(absent.all(axis=1)).tolist():
+        absent[row, generator.choice(np.flatnonzero(rates[row] < 1))] = False
+    return absent
+
+
+def _image(
+    cause: NDArray[np.float64], sites: list[str], generator: np.random.Generator
+) -> NDArray[np.float32]:
+    """The features of one image modality.
+
+    Args:
+        cause: ``(n_patients,)``.
+        sites: Of each patient.
+        generator: Drawn from in a fixed order.
+
+    Returns:
+        ``(n_patients, 512)`` float32.
+    """
+    nuisances = generator.standard_normal((len(sites), _N_NUISANCES))
+    latent = np.column_stack([cause, nuisances])  # (n_patients, 3)
+    loadings = _LOADING * generator.standard_normal((latent.shape[1], WIDTH))
+    offsets = {site: _OFFSET * generator.standard_normal(WIDTH) for site in MISSING}
+    scanner = np.stack([offsets[site] for site in sites])  # (n_patients, 512)
+    noise = generator.standard_normal((len(sites), WIDTH))
+    return (latent @ loadings + scanner + noise).astype(np.float32)
+
+
+def _clinical(
+    cause: NDArray[np.float64], absent: NDArray[np.bool_], generator: np.random.Generator
+) -> dict[str, list[str | None]]:
+    """The clinical columns: marker and symptoms word the cause, sex and age say nothing of it."""
+    n_patients = len(cause)
+    columns: dict[str, list[str]] = {
+        "sex": [("female", "male")[int(draw)] for draw in generator.integers(0, 2, n_patients)],
+        "age": [str(draw) for draw in generator.integers(25, 85, n_patients)],
+    }
+    for name, words in _WORDS.items():
+        seen = cause + 0.3 * generator.standard_normal(n_patients)  # two observers, neither exact
+        columns[name] = [words[step] for step in np.digitize(seen, _EDGES[name]).tolist()]
+    return {
+        name: [None if gone else word for word, gone in zip(words_of, absent.tolist(), strict=True)]
+        for name, words_of in columns.items()
+    }
+
+
+def _study(seed: int) -> Study:
+    images = [ModalitySpec(name, Kind.FEATURES, WIDTH, scaling=Scaling.ZSCORE) for name in IMAGES]
+    clinical = ModalitySpec(CLINICAL, Kind.TEXT, WIDTH, "hashing-text", Scaling.L2, prompt=SYNTHETIC_PROMPT)
+    return Study(
+        name="synthetic",
+        classes=CLASSES,
+        positive="malignant",
+        seed=seed,
+        modalities=(*images, clinical),
+        training=TrainingSpec(rounds=40, learning_rate=3e-4, patience=15),
+        privacy=PrivacySpec(min_count=0),
+    )

@@ -1,0 +1,243 @@
+"""Anybody's table as a federation: groups of columns become modalities, one column names the site."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from mmare.errors import DataError, StudyError
+from mmare.study import Kind, ModalitySpec, PrivacySpec, Scaling, Study
+from sites.features import Vectors, load_features
+from sites.federation import Prepared, SiteTables, check_target, slug, write_federation
+from sites.manifest import ID, LABEL, SPLIT, parse_labels, parse_splits
+from sites.splits import three_way
+from sites.tabular import TextTable, read_table, unknown_column
+
+__all__ = ["TableColumns", "prepare_table"]
+
+
+@dataclass(frozen=True)
+class TableColumns:
+    """Which column of a table says what.
+
+    Args:
+        id: Unique patient id.
+        site: Name of the hospital.
+        label: Class name.
+        split: ``train``, ``val`` or ``test``; without it the split is drawn.
+        modalities: Columns by modality, in slot order.
+        categorical: Those of the modalities' columns that hold words; the others hold numbers.
+    """
+
+    id: str
+    site: str
+    label: str
+    modalities: Mapping[str, Sequence[str]]
+    categorical: Sequence[str] = ()
+    split: str | None = None
+
+
+def prepare_table(  # noqa: PLR0913 - the flags of the command, one to one
+    table: Path,
+    out: Path,
+    columns: TableColumns,
+    classes: Sequence[str],
+    *,
+    features: Mapping[str, Path] | None = None,
+    missing_values: Sequence[str] = (),
+    positive: str | None = None,
+    seed: int = 0,
+    overwrite: bool = False,
+) -> Prepared:
+    """Write a table as a federation folder.
+
+    A modality is present for a patient when at least one of its columns is. Numbers are taken as they are
+    (the study scales them by pooled moments); words become one number per level, the levels being those of
+    the whole table in sorted order. A blank inside a present modality is zero, and columns that have such
+    blanks get a further number that is one where the cell is blank.
+
+    Args:
+        table: CSV, TSV, Parquet or Excel with one row per patient.
+        out: Federation folder to write.
+        columns: Which column says what.
+        classes: Of the study, in label order.
+        features: Further modalities: by name, a file of vectors as `load_features` reads it. Ids that the
+            table does not have are passed over.
+        missing_values: Cells that mean missing, beside blank ones; a number also matches in another spelling.
+        positive: Class of binary F1; with two classes the last one by default.
+        seed: Of the split, drawn 70/10/20 and stratified by label and site; also written as the study's.
+        overwrite: Replace a federation folder that is there already.
+
+    Raises:
+        StudyError: If there is no modality, one is named twice, or classes and positive make no study.
+        DataError: If a column does not exist, a cell is not what its column needs, a patient occurs twice or
+            has no modality, a features file cannot be used, or ``out`` is in the way.
+    """
+    further = dict(features or {})
+    if len(set(classes)) < max(2, len(classes)):
+        raise StudyError(f"--classes is {','.join(classes)!r}, expected at least two different names")
+    _check_names(columns, further)
+    check_target(out, overwrite=overwrite)
+    content = _blank(read_table(table), missing_values)
+    _check_columns(content, columns)
+    ids = content.require_unique(columns.id)
+    places = content.require(columns.site)
+    labels = parse_labels(content, columns.label, classes)
+    vectors: dict[str, Vectors] = {
+        name: _encode(content, ids, group, set(columns.categorical))
+        for name, group in columns.modalities.items()
+    }
+    vectors |= {name: _load(path, ids, table) for name, path in further.items()}
+    _check_presence(content, ids, vectors)
+    study = _study(table.stem, classes, positive, vectors, seed)
+    if columns.split is None:
+        detailed = [f"{label}|{place}" for label, place in zip(labels, places, strict=True)]
+        splits = three_way([detailed, labels], seed)
+    else:
+        splits = parse_splits(content, columns.split)
+    rows = pd.DataFrame({ID: ids, LABEL: labels, SPLIT: splits, "site": places})
+    sites = [
+        SiteTables(str(name), group[[ID, LABEL, SPLIT]], vectors)
+        for name, group in rows.groupby("site", sort=True)
+    ]
+    return write_federation(out, study, sites, overwrite)
+
+
+def _check_names(columns: TableColumns, features: Iterable[str]) -> None:
+    """Refuse options that contradict each other, before any file is read."""
+    names = [*columns.modalities, *features]
+    if not names:
+        raise StudyError(
+            "no modality: expected at least one --modality NAME=column,… or --features NAME=FILE"
+        )
+    for name in names:
+        if slug(name) != name.lower().replace("_", "-"):
+            raise StudyError(f"modality {name!r}: expected a name of letters, digits, dash and underscore")
+        if names.count(name) > 1:
+            raise StudyError(
+                f"modality {name!r} is given by --modality and by --features, expected one of them"
+            )
+    reserved = {columns.id: "id", columns.site: "site", columns.label: "label", columns.split: "split"}
+    for name, group in columns.modalities.items():
+        if not group:
+            raise StudyError(f"modality {name!r} has no column, expected at least one")
+        for column in group:
+            if column in reserved:
+                raise StudyError(
+                    f"modality {name!r}: column {column!r} is the {reserved[column]} column, expected another"
+                )
+            if list(group).count(column) > 1:
+                raise StudyError(f"modality {name!r} names column {column!r} twice")
+
+
+def _check_columns(table: TextTable, columns: TableColumns) -> None:
+    grouped = [column for group in columns.modalities.values() for column in group]
+    split = [] if columns.split is None else [columns.split]
+    for column in [columns.id, columns.site, columns.label, *split, *grouped]:
+        if column not in table.frame.columns:
+            raise unknown_column(table.source, column, table.frame.columns)
+    for column in columns.categorical:
+        if column not in grouped:
+            raise DataError(
+                f"{table.source}: categorical column {column!r} is in no modality, expected one of "
+                f"{', '.join(grouped)}"
+            )
+    if table.frame.empty:
+        raise DataError(f"{table.source}: no patient, so no site is left; expected at least one row")
+
+
+def _blank(table: TextTable, missing_values: Sequence[str]) -> TextTable:
+    """The table with the cells blanked that mean missing."""
+    words = set(missing_values)
+    numbers = {number for word in words if (number := _number(word)) is not None}
+
+    def is_missing(cell: object) -> bool:
+        return isinstance(cell, str) and (cell in words or _number(cell) in numbers)
+
+    marked = table.frame.map(is_missing).astype(bool) if words else table.frame.isna()
+    return TextTable(table.source, table.frame.mask(marked), table.lines)
+
+
+def _encode(
+    table: TextTable, ids: Sequence[str], group: Sequence[str], categorical: set[str]
+) -> dict[str, NDArray[np.float32]]:
+    """One group of columns as vectors by patient; patients with every cell blank are left out."""
+    cells = {column: table.column(column) for column in group}
+    present = [row for row in range(len(ids)) if any(cells[column][row] is not None for column in group)]
+    if not present:
+        raise DataError(f"{table.source}: the columns {', '.join(group)} are blank in every row")
+    parts: list[NDArray[np.float32]] = []
+    for column in group:
+        kept = {row: cells[column][row] for row in present}
+        parts.extend(_one_hot(kept) if column in categorical else [_numeric(table, column, kept)])
+        blank = np.array([cell is None for cell in kept.values()], dtype=np.float32)
+        if blank.any():
+            parts.append(blank)
+    matrix = np.stack(parts, axis=1)  # (n_present, width)
+    return {ids[row]: vector for row, vector in zip(present, matrix, strict=True)}
+
+
+def _one_hot(cells: Mapping[int, str | None]) -> list[NDArray[np.float32]]:
+    """One column of zeros and ones per level, in sorted order; a blank has none."""
+    levels = sorted({cell for cell in cells.values() if cell is not None})
+    return [np.array([cell == level for cell in cells.values()], dtype=np.float32) for level in levels]
+
+
+def _numeric(table: TextTable, column: str, cells: Mapping[int, str | None]) -> NDArray[np.float32]:
+    """The cells as numbers; a blank is zero."""
+    numbers = np.zeros(len(cells), dtype=np.float32)
+    for position, (row, cell) in enumerate(cells.items()):
+        number = 0.0 if cell is None else _number(cell)
+        if number is None or abs(number) > float(np.finfo(np.float32).max):
+            raise DataError(
+                f"{table.where(row)}: {column} is {cell!r}, expected a finite number; name the column in "
+                "--categorical if it holds words, or the cell in --missing-values if it means missing"
+            )
+        numbers[position] = number
+    return numbers
+
+
+def _number(cell: str) -> float | None:
+    """The finite number that a cell holds, if it holds one."""
+    try:
+        number = float(cell)
+    except ValueError:
+        return None
+    return number if math.isfinite(number) else None
+
+
+def _load(path: Path, ids: Sequence[str], table: Path) -> dict[str, NDArray[np.float32]]:
+    vectors = load_features(path)
+    known = {patient: vectors[patient] for patient in ids if patient in vectors}
+    if not known:
+        raise DataError(
+            f"{path}: none of its {len(vectors)} patient ids is in {table}, expected the same ids"
+        )
+    return known
+
+
+def _check_presence(table: TextTable, ids: Sequence[str], vectors: Mapping[str, Vectors]) -> None:
+    for row, patient in enumerate(ids):
+        if not any(patient in held for held in vectors.values()):
+            raise DataError(
+                f"{table.where(row)}: patient {patient!r} has no modality, expected a value in one of "
+                f"{', '.join(vectors)}"
+            )
+
+
+def _study(
+    name: str, classes: Sequence[str], positive: str | None, vectors: Mapping[str, Vectors], seed: int
+) -> Study:
+    if positive is None and len(classes) == 2:  # noqa: PLR2004 - binary metrics need two classes
+        positive = classes[-1]
+    modalities = tuple(
+        ModalitySpec(modality, Kind.FEATURES, len(next(iter(held.values()))), scaling=Scaling.ZSCORE)
+        for modality, held in vectors.items()
+    )
+    return Study(name, tuple(classes), modalities, positive, seed, privacy=PrivacySpec(min_count=0))

@@ -1,0 +1,89 @@
+"""``site.toml``: what is read, and what is refused."""
+
+import pytest
+
+from mmare.errors import DataError
+from sites.config import ModalitySource, load_site
+
+GOOD = """
+[site]
+id = "north"
+[data]
+manifest = "patients.csv"
+[modality.ct]
+file = "ct.npz"
+[modality.t1]
+column = "t1"
+[modality.clinical]
+columns = ["age", "sex"]
+"""
+
+
+def write(tmp_path, text):
+    path = tmp_path / "site.toml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_paths_are_resolved_against_the_folder(tmp_path):
+    site = load_site(write(tmp_path, GOOD))
+    assert (site.id, site.folder, site.manifest) == ("north", tmp_path, tmp_path / "patients.csv")
+    assert site.modalities == {
+        "ct": ModalitySource(file=tmp_path / "ct.npz"),
+        "t1": ModalitySource(column="t1"),
+        "clinical": ModalitySource(columns=("age", "sex")),
+    }
+    assert (site.device, site.cache, site.threads, site.min_count) == ("auto", tmp_path / "cache", 1, 5)
+
+
+def test_every_setting_is_read(tmp_path):
+    more = '[compute]\ndevice = "cuda:1"\ncache = "/elsewhere"\nthreads = 3\n[policy]\nmin_count = 0\n'
+    site = load_site(write(tmp_path, GOOD + more))
+    assert (site.device, str(site.cache), site.threads, site.min_count) == ("cuda:1", "/elsewhere", 3, 0)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "sentence"),
+    [
+        pytest.param("[site]", "[sight]", "unknown table 'sight', expected one of site, data", id="table"),
+        pytest.param("id =", "name =", r"\[site\] has an unknown key 'name'", id="key"),
+        pytest.param("file =", "files =", r"\[modality\.ct\] has an unknown key 'files'", id="modality-key"),
+        pytest.param('id = "north"', "", r"\[site\] lacks the key 'id'", id="no-id"),
+        pytest.param('"north"', '"no/rth"', "id is 'no/rth', expected letters, digits", id="id-with-slash"),
+        pytest.param('"north"', "3", r"\[site\] id is 3, expected text", id="id-is-number"),
+        pytest.param('manifest = "patients.csv"', "", r"\[data\] lacks the key 'manifest'", id="no-manifest"),
+        pytest.param('file = "ct.npz"', "", r"\[modality\.ct\] has 0 of the keys", id="empty-modality"),
+        pytest.param('column = "t1"', 'column = "t1"\nfile = "x"', "has 2 of the keys", id="two-sources"),
+        pytest.param('["age", "sex"]', "[]", r"columns is \[\], expected a list", id="no-columns"),
+        pytest.param('["age", "sex"]', '"age"', "columns is 'age', expected a list", id="columns-is-text"),
+        pytest.param('["age", "sex"]', '["age", "age"]', "names one column twice", id="column-twice"),
+        pytest.param("[data]", "[[policy]]\n[data]", "policy must be a table", id="no-table"),
+        pytest.param(
+            "[modality.ct]", "[modality]\nct = 3\n[modality.x]", "must be a table, found 3", id="ct-is-3"
+        ),
+        pytest.param(
+            "[data]", "[compute]\nthreads = 0\n[data]", "threads is 0, expected a whole", id="threads"
+        ),
+        pytest.param("[data]", "[policy]\nmin_count = -1\n[data]", "min_count is -1", id="min-count"),
+        pytest.param(
+            "[data]", "[policy]\nmin_count = true\n[data]", "min_count is True", id="min-count-bool"
+        ),
+        pytest.param("[data]", "[data", "not valid TOML", id="toml"),
+    ],
+)
+def test_files_that_are_no_site_are_refused(tmp_path, old, new, sentence):
+    path = write(tmp_path, GOOD.replace(old, new, 1))
+    with pytest.raises(DataError, match=sentence) as caught:
+        load_site(path)
+    assert str(caught.value).startswith(f"{path}: ")
+
+
+def test_a_site_needs_a_modality_and_a_file(tmp_path):
+    with pytest.raises(DataError, match="a site needs at least one modality"):
+        load_site(write(tmp_path, GOOD[: GOOD.index("[modality.ct]")]))
+    with pytest.raises(DataError, match="modality must be"):
+        load_site(write(tmp_path, "modality = 3\n" + GOOD[: GOOD.index("[modality.ct]")]))
+    with pytest.raises(DataError, match="no such site file"):
+        load_site(tmp_path / "none.toml")
+    with pytest.raises(DataError, match="cannot be read"):
+        load_site(tmp_path)

@@ -1,0 +1,122 @@
+"""The synthetic federation: deterministic, with the gaps it promises and the answer it claims."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import roc_auc_score
+from sklearn.preprocessing import StandardScaler
+
+from mmare.errors import StudyError
+from sites import synthetic
+from sites.federation import site_folders
+from sites.manifest import load_manifest
+from sites.synthetic import draw_cohort, expected_auc, prepare_synthetic
+
+
+def test_three_hospitals_with_their_gaps(tmp_path):
+    prepared = prepare_synthetic(out=tmp_path / "fed", patients=60, seed=1)
+    assert [site.id for site in prepared.sites] == ["east", "north", "west"]
+    for site in prepared.sites:
+        assert site.n_patients == 60
+        for name, rate in synthetic.MISSING[site.id].items():
+            assert abs(site.present[name] / 60 - (1 - rate)) < 0.2
+    configs = {site.id: site for site in site_folders(tmp_path / "fed")}
+    assert set(configs["west"].modalities) == {"t1", "t2", "clinical"}  # no flair at all
+    assert set(configs["east"].modalities) == {"t1", "t2", "flair", "clinical"}
+    study = prepared.study
+    assert [modality.name for modality in study.modalities] == ["t1", "t2", "flair", "clinical"]
+    assert (study.seed, study.positive) == (1, "malignant")
+    manifest = load_manifest(configs["north"].manifest, study.classes, study.seed)
+    assert {str(split): int((manifest.splits == split).sum()) for split in np.unique(manifest.splits)} == {
+        "test": 12,
+        "train": 42,
+        "val": 6,
+    }
+
+
+def test_same_seed_same_patients(tmp_path):
+    files = []
+    for name, seed in (("a", 3), ("b", 3), ("c", 4)):
+        prepare_synthetic(out=tmp_path / name, patients=20, seed=seed)
+        files.append({path.name: path.read_bytes() for path in (tmp_path / name / "east").iterdir()})
+    assert files[0] == files[1]
+    assert files[0]["t1.npz"] != files[2]["t1.npz"]
+
+
+def test_the_oracle_is_as_good_as_documented():
+    auc = [expected_auc(n_causes) for n_causes in (1, 2, 3, 4)]
+    assert auc == pytest.approx([0.69, 0.77, 0.83, 0.89], abs=0.006)
+    causes = draw_cohort(3000, seed=0)
+    ill = causes.manifest["label"] == "malignant"
+    assert roc_auc_score(ill, causes.causes.sum(axis=1)) == pytest.approx(auc[3], abs=0.015)
+    assert roc_auc_score(ill, causes.causes[:, 2]) == pytest.approx(auc[0], abs=0.02)
+
+
+def blocks_of(cohort):
+    """Features per modality, z-scored on the train rows that have it, zero where absent."""
+    ids, train = cohort.manifest["patient_id"].tolist(), cohort.manifest["split"] == "train"
+    for vectors in cohort.features.values():
+        has = np.array([patient in vectors for patient in ids])
+        block = np.zeros((len(ids), 512))
+        block[has] = np.stack([vectors[patient] for patient in ids if patient in vectors])
+        block[has] = StandardScaler().fit(block[has & train]).transform(block[has])
+        yield block
+    words = pd.get_dummies(cohort.manifest[["marker", "symptoms", "sex"]]).to_numpy(float)
+    yield 5 * words  # few columns against 512: the same penalty must not silence them
+
+
+def test_a_combination_beats_any_one_modality():
+    """Logistic regression as an independent learner: all modalities together are better than the best one."""
+    cohort = draw_cohort(500, seed=2)
+    ill = (cohort.manifest["label"] == "malignant").to_numpy()
+    train = (cohort.manifest["split"] == "train").to_numpy()
+    test = (cohort.manifest["split"] == "test").to_numpy()
+
+    def auc(block):
+        model = LogisticRegression(C=1e-3, max_iter=300).fit(block[train], ill[train])
+        return roc_auc_score(ill[test], model.decision_function(block[test]))
+
+    blocks = list(blocks_of(cohort))
+    single = [auc(block) for block in blocks]
+    together = auc(np.hstack(blocks))
+    assert all(0.52 < value < 0.75 for value in single)
+    assert together > max(single) + 0.05
+    assert 0.74 < together < expected_auc(4)
+
+
+def test_a_scanner_tells_the_hospital_but_not_the_disease():
+    cohort = draw_cohort(200, seed=0)
+    t1 = cohort.features["t1"]
+    means = {
+        site: np.mean([t1[p] for p in group["patient_id"] if p in t1], axis=0)
+        for site, group in cohort.manifest.groupby("site")
+    }
+    apart = np.linalg.norm(means["east"] - means["west"]) / np.sqrt(512)
+    assert apart == pytest.approx(0.5 * np.sqrt(2), rel=0.15)
+    rates = (cohort.manifest["label"] == "malignant").groupby(cohort.manifest["site"]).mean()
+    assert rates.between(0.4, 0.6).all()
+
+
+def test_nobody_is_without_any_modality():
+    cohort = draw_cohort(400, seed=5)
+    having = set().union(*cohort.features.values())
+    clinical = cohort.manifest.dropna(subset=["marker"])["patient_id"]
+    assert having | set(clinical) == set(cohort.manifest["patient_id"])
+    blank = cohort.manifest["marker"].isna()
+    for column in ("sex", "age", "symptoms"):
+        assert (cohort.manifest[column].isna() == blank).all()
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"patients": 19}, "--patients is 19, expected at least 20"),
+        ({"kind": "scans"}, "--kind is 'scans', expected one of features"),
+        ({"seed": -1}, "--seed is -1"),
+    ],
+)
+def test_settings_out_of_range_are_refused(tmp_path, options, sentence):
+    with pytest.raises(StudyError, match=sentence):
+        prepare_synthetic(out=tmp_path / "fed", **options)
+    assert list(tmp_path.iterdir()) == []
