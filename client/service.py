@@ -13,7 +13,7 @@ from collections import Counter
 from contextlib import contextmanager
 from importlib.metadata import version
 from threading import Lock
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -37,7 +37,7 @@ from mmare.exchange import (
     decode,
     encode,
 )
-from mmare.flat import copy_tensors, global_tensors, is_finite, layout_of, pack, trained_tensors, unpack
+from mmare.flat import copy_tensors, global_tensors, layout_of, pack, trained_tensors, unpack
 from mmare.randomness import generator_for
 from mmare.registry import build_model
 from mmare.study import OptimizerState, Scaling, parse_study
@@ -186,7 +186,8 @@ class SiteService:
         generator = generator_for(study.seed, self._site, request.round)
         trained = train_round(model, optimizer, data, data.rows[Split.TRAIN], study, generator)
         changed = trained_tensors(model)
-        if not is_finite(changed):
+        norm = _distance(changed, received)
+        if not math.isfinite(norm):
             raise SiteError(SiteCode.NON_FINITE)
         finished = time.perf_counter()
         if keep:
@@ -198,7 +199,7 @@ class SiteService:
             exposures=trained.exposures,
             evaluations=evaluations,
             train_loss=trained.loss,
-            norm=_distance(changed, received),
+            norm=norm,
             seconds={"evaluate": evaluated - began, "train": finished - evaluated},
             layout=layout_of(changed).fingerprint,
         ), pack(changed)
@@ -260,7 +261,6 @@ def _told(sizes: dict[str, int], limit: int) -> dict[str, int | None]:
 
 
 def _distance(changed: dict[str, Tensor], received: dict[str, Tensor]) -> float:
-    squares: Any = sum(
-        float((value.cpu() - received[name]).square().sum()) for name, value in changed.items()
-    )
-    return math.sqrt(squares)
+    """L2 norm of the change; not finite where a value is not."""
+    norms = [torch.dist(value.cpu(), received[name]) for name, value in changed.items()]
+    return float(torch.linalg.vector_norm(torch.stack(norms)))

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from mmare.study import ModalitySpec
 
-__all__ = ["InputScaling", "WidthAdapters", "moment_rows", "pooled_moments"]
+__all__ = ["InputScaling", "WidthAdapters", "add_noise", "moment_rows", "pooled_moments"]
 
 NOISE_SHARE: Final = 0.1  # of a feature's deviation over the train rows (the thesis gives no figure)
 DEVIATION_FLOOR: Final = 1e-6  # features of a ReLU network can be constant
@@ -138,10 +138,15 @@ class WidthAdapters(nn.Module):
     Args:
         widths: W_j per modality.
         width: D.
+
+    Raises:
+        ValueError: If the width is not positive.
     """
 
     def __init__(self, widths: Sequence[int], width: int) -> None:
         super().__init__()
+        if width < 1:
+            raise ValueError(f"width must be positive, found {width}")
         self.widths = tuple(widths)
         self.adapters = nn.ModuleDict(
             {str(slot): nn.Linear(given, width) for slot, given in enumerate(widths) if given != width}

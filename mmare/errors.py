@@ -62,5 +62,5 @@ class SiteError(MmareError):
     """
 
     def __init__(self, code: SiteCode) -> None:
-        super().__init__(code.value)
+        super().__init__(code)  # the member, not its text: an error that is pickled is made again from it
         self.code = code

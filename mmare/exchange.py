@@ -274,9 +274,9 @@ def decode(kind: type[Header], text: str) -> Header:
         Refusal(code=<SiteCode.DATA: 'S201'>)
     """
     try:
-        content = json.loads(text)
+        content = json.loads(text, parse_constant=_refuse_constant)
         version, name, body = content["version"], content["kind"], content["body"]
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         raise WireError("not a message of this system") from None
     if version != WIRE_VERSION:
         raise WireError(f"wire version {version!r}, expected {WIRE_VERSION}")
@@ -286,3 +286,8 @@ def decode(kind: type[Header], text: str) -> Header:
         return from_table(kind, body, kind.__name__)
     except TableError as error:
         raise WireError(str(error)) from None
+
+
+def _refuse_constant(name: str) -> float:
+    """NaN and infinity are not JSON; Python reads them unless told otherwise."""
+    raise ValueError(name)

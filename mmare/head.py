@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import torch
 from torch import nn
@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     from torch import Generator, Tensor
 
 __all__ = ["TaskHead", "dropout"]
+
+SMALLEST_WIDTH: Final = 4  # a quarter of it is the last hidden layer
 
 
 def dropout(values: Tensor, probability: float, generator: Generator | None) -> Tensor:
@@ -37,10 +39,17 @@ class TaskHead(nn.Module):
         width: D of the fused embedding.
         classes: K.
         dropout_probability: While training.
+
+    Raises:
+        ValueError: If the width is too small for two hidden layers, or dropout would leave nothing.
     """
 
     def __init__(self, width: int, classes: int, dropout_probability: float) -> None:
         super().__init__()
+        if width < SMALLEST_WIDTH:
+            raise ValueError(f"width must be at least {SMALLEST_WIDTH}, found {width}")
+        if not 0 <= dropout_probability < 1:
+            raise ValueError(f"dropout must be at least 0 and below 1, found {dropout_probability}")
         half, quarter = nn.Linear(width, width // 2), nn.Linear(width // 2, width // 4)
         for layer in (half, quarter):
             nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")

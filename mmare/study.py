@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from mmare.errors import StudyError
 from mmare.tables import TableError, check_keys, convert, from_table
@@ -31,6 +33,8 @@ __all__ = [
     "load_study",
     "parse_study",
 ]
+
+MAX_SEED: Final = 2**63  # torch takes no larger
 
 
 class Kind(StrEnum):
@@ -180,12 +184,12 @@ class Study:
     def __post_init__(self) -> None:
         _check(self)
 
-    @property
+    @cached_property
     def hash(self) -> str:
         """Hex digest of everything but ``seed`` and ``name``: what a hospital approves."""
         content = self.to_dict()
         del content["study"]["seed"], content["study"]["name"]
-        canonical = json.dumps(content, sort_keys=True, separators=(",", ":"))
+        canonical = json.dumps(_canonical(content), sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(canonical.encode()).hexdigest()
 
     @property
@@ -296,6 +300,8 @@ def _check(study: Study) -> None:
             f"[study] positive {study.positive!r} is not one of the classes",
         ),
         (study.seed >= 0, f"[study] seed must not be negative, found {study.seed}"),
+        (study.seed < MAX_SEED, f"[study] seed must be below 2**63, found {study.seed}"),
+        (_is_plain(study.model.options), "[model] may hold texts, finite numbers, lists and tables only"),
         (bool(names), "no [[modality]]: a study needs at least one"),
         (len(set(names)) == len(names), "two [[modality]] tables have the same name"),
         (all(names), "a [[modality]] has an empty name"),
@@ -341,6 +347,26 @@ def _required(table: Mapping[str, Any], key: str, kind: Any) -> Any:  # noqa: AN
     if key not in table:
         raise StudyError(f"[study] lacks the key {key!r}")
     return convert(table[key], kind, f"[study] {key}")
+
+
+def _is_plain(value: object) -> bool:
+    """Whether JSON can hold it: TOML also has dates and NaN, which no message can carry."""
+    if isinstance(value, float):
+        return math.isfinite(value)
+    if isinstance(value, Mapping):
+        return all(_is_plain(entry) for entry in value.values())
+    if isinstance(value, list | tuple):
+        return all(_is_plain(entry) for entry in value)
+    return isinstance(value, str | int)
+
+
+def _canonical(value: Any) -> Any:  # noqa: ANN401 - plain tables
+    """The same tables with whole numbers written one way: 6 and 6.0 are one setting, so one hash."""
+    if isinstance(value, Mapping):
+        return {key: _canonical(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_canonical(entry) for entry in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def _present(table: Mapping[str, Any]) -> dict[str, Any]:

@@ -6,7 +6,7 @@ errors.
 
 from __future__ import annotations
 
-import math
+import sys
 from collections.abc import Mapping
 from dataclasses import MISSING, fields, is_dataclass
 from enum import StrEnum
@@ -87,7 +87,7 @@ def convert(value: Any, kind: Any, where: str) -> Any:  # noqa: ANN401 - a type 
     if origin is tuple and isinstance(value, list | tuple):
         entry_kind = get_args(kind)[0]
         return tuple(convert(entry, entry_kind, where) for entry in value)
-    if origin is not None and isinstance(value, Mapping):
+    if origin not in (None, tuple) and isinstance(value, Mapping):
         entry_kind = get_args(kind)[1]
         return {str(key): convert(entry, entry_kind, f"{where}.{key}") for key, entry in value.items()}
     return _convert_plain(value, kind, where)
@@ -100,7 +100,7 @@ def _convert_plain(value: Any, kind: Any, where: str) -> Any:  # noqa: ANN401 - 
         if isinstance(value, str) and value in list(kind):
             return kind(value)
         raise TableError(f"{where} must be one of {', '.join(kind)}, found {value!r}")
-    if kind is float and type(value) in (int, float) and math.isfinite(value):
+    if kind is float and type(value) in (int, float) and abs(value) <= sys.float_info.max:  # not NaN either
         return float(value)
     if type(value) is kind and kind is not float:
         return value

@@ -65,7 +65,7 @@ def weighted_mean(contributions: Sequence[Contribution], weights: Mapping[str, f
             if name in sums:
                 sums[name].add_(value, alpha=share)
             else:
-                sums[name], dtypes[name] = value.double() * share, value.dtype
+                sums[name], dtypes[name] = value.to(torch.float64, copy=True).mul_(share), value.dtype
     return {name: _cast(value, dtypes[name]) for name, value in sums.items()}
 
 

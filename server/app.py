@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 __all__ = ["GridFleet", "app", "run_on", "settings_of"]
 
-LOG = logging.getLogger(__name__)
+LOG = logging.getLogger("flwr.mmare")  # under Flower's own, which shows what a run says
 
 POLL_S: Final = 0.2  # between looks for replies; the in-process Grid waits by itself
 SETTLED_S: Final = 1.0  # that the number of nodes must stay the same where it is not known

@@ -94,8 +94,7 @@ class Inquiry:
             try:
                 accept(site, answer)
             except WireError as error:
-                refused = explain(answer)
-                reason = refused if answer.header is None or refused.startswith("refused") else str(error)
+                reason = explain(answer, error)
                 self._journal.write("site_left_out", round=round_number, site=site, reason=reason)
         for site in sorted(waiting):
             self._journal.write("site_left_out", round=round_number, site=site, reason=LATE)
@@ -150,13 +149,22 @@ class Inquiry:
             raise WireError("tensors of another layout")
         if not 0 < update.samples <= draws:
             raise WireError(f"{update.samples} samples, expected 1 to {draws}")
+        if any(count < 0 for count in update.exposures.values()):
+            raise WireError("a negative exposure")
         if len(answer.payload) != self.upload.size:
             raise WireError(f"{len(answer.payload)} bytes of tensors, expected {self.upload.size}")
         path = self._spool / f"{answer.node}.bin"
-        path.write_bytes(answer.payload)
+        _write_over(path, answer.payload)
         if not is_finite(read_spooled(path, self.upload)):
             raise WireError("values that are not finite")
         return Reply(update, path, size)
+
+
+def _write_over(path: Path, payload: bytes) -> None:
+    """Write a file, over the one of the round before where that has the same size: its pages serve again."""
+    again = path.exists() and path.stat().st_size == len(payload)
+    with path.open("r+b" if again else "wb") as file:
+        file.write(payload)
 
 
 def read_spooled(path: Path, layout: Layout) -> dict[str, Tensor]:

@@ -67,8 +67,17 @@ def load_model(folder: Path) -> MultimodalModel:
         tensors = load_file(weights)
     except (OSError, ValueError, SafetensorError) as error:
         raise InputError(f"{folder}: not a model folder ({type(error).__name__})") from None
+    if not (isinstance(card, dict) and isinstance(card.get("study"), dict)):
+        raise InputError(f"{folder / CARD}: not the card of a model, expected the key 'study'")
     if digest != card.get("weights_sha256"):
         raise InputError(f"{weights}: sha256 {digest[:12]}, expected that of {CARD}")
     model = build_model(parse_study(card["study"], source=str(folder / CARD)))
-    copy_tensors(global_tensors(model), tensors)
+    own = global_tensors(model)
+    if _shapes(tensors) != _shapes(own):
+        raise InputError(f"{weights}: other tensors than the model of the study in {CARD} has")
+    copy_tensors(own, tensors)
     return model.eval()
+
+
+def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, tuple[object, ...]]:
+    return {name: (value.dtype, *value.shape) for name, value in tensors.items()}

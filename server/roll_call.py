@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Member", "explain", "roll_call"]
 
+_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")  # it names folders; one that pools others joins theirs by +
+
 
 @dataclass(frozen=True)
 class Member:
@@ -25,13 +28,13 @@ class Member:
     call: RollCall
 
 
-def explain(answer: Answer) -> str:
-    """Why an answer is not a result: the site's code, or what happened to the node."""
+def explain(answer: Answer, error: WireError) -> str:
+    """Why an answer is not a result: what happened to the node, the site's code, or else ``error``."""
     if answer.header is None:
         return answer.failure
     try:
         return f"refused: {decode(Refusal, answer.header).code.value}"
-    except WireError as error:
+    except WireError:
         return str(error)
 
 
@@ -55,10 +58,10 @@ def roll_call(fleet: Fleet, study: Study, run: str, journal: Journal, expected: 
     failures = dict.fromkeys(nodes, "no answer before the deadline")
     for answer in fleet.ask(dict.fromkeys(nodes, request), b"", deadline_s):
         try:
-            calls[answer.node] = decode(RollCall, answer.header or "")
+            calls[answer.node] = _read(answer)
             del failures[answer.node]
-        except WireError:
-            failures[answer.node] = explain(answer)
+        except WireError as error:
+            failures[answer.node] = explain(answer, error)
     members: dict[str, Member] = {}
     ordered = sorted(calls.items(), key=lambda item: (item[1].site, item[0]))
     reference = _common_encoders([call for _, call in ordered])
@@ -81,6 +84,18 @@ def roll_call(fleet: Fleet, study: Study, run: str, journal: Journal, expected: 
     for node, reason in sorted(failures.items()):
         journal.write("roll_call", site=f"node {node}", accepted=False, reason=reason)
     return members
+
+
+def _read(answer: Answer) -> RollCall:
+    """What a site says of itself.
+
+    Raises:
+        WireError: If it is no roll call, or the site's id is none.
+    """
+    call = decode(RollCall, answer.header or "")
+    if not _ID.fullmatch(call.site):
+        raise WireError("a site id of other signs than letters, digits, dot, dash, underscore and plus")
+    return call
 
 
 def _common_encoders(calls: list[RollCall]) -> dict[str, str]:

@@ -100,6 +100,7 @@ class RoundLoop:
         self._strategy = strategy_of(study.federation.strategy)
         self._model = build_model(study)
         self._tensors = global_tensors(self._model)  # shares memory with the model
+        self._flat: Tensor | None = None
         self._layout = layout_of(self._tensors).fingerprint
         self._members: dict[str, Member] = {}
         self._inquiry: Inquiry
@@ -113,7 +114,7 @@ class RoundLoop:
         """
         self._began = time.perf_counter()
         self._spool.mkdir(parents=True, exist_ok=True)
-        expected = max(self._expected, self._quorum(self._study.federation.min_sites))
+        expected = self._expected or self._quorum(self._study.federation.min_sites)
         self._members = roll_call(self._fleet, self._study, self._run, self._journal, expected)
         self._inquiry = Inquiry(
             self._fleet,
@@ -181,7 +182,7 @@ class RoundLoop:
                 self._journal.write("resumed", round=0, resumed_from=0)
             return Progress()
         tensors, progress = chosen
-        copy_tensors(self._tensors, unpack(tensors["model"], layout_of(self._tensors)))
+        self._replace(unpack(tensors["model"], layout_of(self._tensors)))
         self._journal.write("resumed", round=progress.round, resumed_from=progress.round)
         lost = [site for site, held in self._held_rounds(progress).items() if not held]
         if lost:
@@ -216,6 +217,7 @@ class RoundLoop:
         self._inquiry.ask(dict.fromkeys(trainers, request), b"", 0, check)
         self._require_quorum(len(found), "released scaling moments")
         set_scaling(self._model, found, self._study, self._journal)
+        self._flat = None
 
     # Rounds
 
@@ -263,7 +265,7 @@ class RoundLoop:
 
     def _save(self, progress: Progress) -> None:
         began = time.perf_counter()
-        file, size = self._checkpoints.save({"model": pack(self._tensors)}, self._timed(progress))
+        file, size = self._checkpoints.save({"model": self._packed()}, self._timed(progress))
         seconds = time.perf_counter() - began
         self._journal.write("checkpoint", round=progress.round, file=file, bytes=size, seconds=seconds)
 
@@ -287,7 +289,18 @@ class RoundLoop:
         return Request(task, self._run, self._study.to_dict(), round=number, layout=self._layout, **details)
 
     def _collect(self, requests: Mapping[str, Request], number: int) -> tuple[dict[str, Reply], int]:
-        return self._inquiry.updates(requests, pack(self._tensors).numpy().tobytes(), number)
+        return self._inquiry.updates(requests, self._packed().numpy().tobytes(), number)
+
+    def _packed(self) -> Tensor:
+        """The model in hand as a flat run, made once per round."""
+        if self._flat is None:
+            self._flat = pack(self._tensors)
+        return self._flat
+
+    def _replace(self, tensors: Mapping[str, Tensor]) -> None:
+        """Put another model in hand."""
+        copy_tensors(self._tensors, tensors)
+        self._flat = None
 
     def _aggregate(self, replies: Mapping[str, Reply]) -> dict[str, int]:
         contributions = [
@@ -300,7 +313,7 @@ class RoundLoop:
             for site, reply in replies.items()
             if reply.spooled is not None
         ]
-        copy_tensors(self._tensors, self._strategy(self._tensors, contributions))
+        self._replace(self._strategy(self._tensors, contributions))
         total: dict[str, int] = {}
         for each in contributions:
             for block, count in each.exposures.items():
@@ -314,7 +327,7 @@ class RoundLoop:
         self._journal.write("validated", round=number, metrics=metrics)
         chosen = selection.after(number, metrics["pooled"])
         if chosen.round == number:
-            self._checkpoints.save_best({"model": pack(self._tensors)}, number)
+            self._checkpoints.save_best(number)
         return chosen
 
     def _timed(self, progress: Progress) -> Progress:
@@ -331,7 +344,7 @@ class RoundLoop:
             tensors = unpack(self._checkpoints.load_best(best)["model"], layout_of(self._tensors))
         except DamagedCheckpointError as error:
             raise RunError(f"the selected model cannot be read ({error}); run again to resume") from None
-        copy_tensors(self._tensors, tensors)
+        self._replace(tensors)
         validators, testers = self._validators(), self._evaluators()
         requests = {
             site: self._request(

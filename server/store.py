@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Final
@@ -69,9 +70,14 @@ class CheckpointStore:
                 other.unlink(missing_ok=True)
         return path.name, size
 
-    def save_best(self, tensors: Mapping[str, Tensor], round_number: int) -> None:
-        """Keep the model of the best round so far."""
-        write_checkpoint(self._best(round_number), tensors, {"round": round_number})
+    def save_best(self, round_number: int) -> None:
+        """Keep the checkpoint of the best round so far beyond the rounds that follow."""
+        best = self._best(round_number)
+        best.unlink(missing_ok=True)
+        try:
+            best.hardlink_to(self._round(round_number))
+        except OSError:  # a file system without links
+            shutil.copyfile(self._round(round_number), best)
 
     def load_best(self, round_number: int) -> dict[str, Tensor]:
         """The model of the best round.

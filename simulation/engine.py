@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import logging
+import math
 import os
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any, Final
@@ -73,9 +76,9 @@ class InProcessGrid(Grid):
             )
             for index, config in enumerate(node_configs)
         }
-        self._workers = workers
-        self._queue: list[Message] = []
-        self._running: dict[str, float] = {}  # message id: when it started
+        self._side_by_side = workers
+        self._workers: list[_Worker] = []
+        self._todo: SimpleQueue[Message] = SimpleQueue()
         self._done: SimpleQueue[Message] = SimpleQueue()
         self._count = 0
 
@@ -104,16 +107,21 @@ class InProcessGrid(Grid):
 
     def push_messages(self, messages: Iterable[Message]) -> list[str]:
         """Queue messages; what was queued and not started before is dropped, its deadline has passed."""
-        self._queue = list(messages)
-        for message in self._queue:
+        with suppress(Empty):
+            while True:
+                self._todo.get_nowait()
+        ids = []
+        for message in messages:
             self._count += 1
             message.metadata.__dict__["_message_id"] = str(self._count)
-        return [message.metadata.message_id for message in self._queue]
+            ids.append(str(self._count))
+            self._todo.put(message)
+        return ids
 
     def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
         """Replies that are there; waits a moment for the first."""
         wanted = set(message_ids)
-        self._start_next()
+        self._keep_working()
         replies: list[Message] = []
         timeout: float | None = WAIT_S
         while True:
@@ -122,7 +130,6 @@ class InProcessGrid(Grid):
             except Empty:
                 return replies
             timeout = None
-            self._start_next()
             if reply.metadata.reply_to_message_id in wanted:
                 replies.append(reply)
 
@@ -137,25 +144,48 @@ class InProcessGrid(Grid):
             replies += found
         return replies
 
-    def _start_next(self) -> None:
+    def _keep_working(self) -> None:
+        """Replace workers that are held up while messages wait."""
         now = time.monotonic()
-        busy = [started for started in list(self._running.values()) if now - started < HELD_UP_S]
-        for _ in range(self._workers - len(busy)):
-            if not self._queue:
-                return
-            message = self._queue.pop(0)
-            self._running[message.metadata.message_id] = time.monotonic()
-            threading.Thread(target=self._work, args=(message,), daemon=True).start()
+        for worker in self._workers:
+            worker.retired |= not self._todo.empty() and now - worker.since > HELD_UP_S
+        self._workers = [worker for worker in self._workers if not worker.retired]
+        while len(self._workers) < self._side_by_side:
+            worker = _Worker(self._app, self._nodes, self._todo, self._done)
+            self._workers.append(worker)
+            worker.start()
 
-    def _work(self, message: Message) -> None:
-        node = self._nodes[message.metadata.dst_node_id]
-        with node.turn:
-            try:
-                reply = self._app(message, node.context)
-            except Exception as error:  # as Flower's engines do: the node answers with an error
-                reply = Message(Error(CLIENT_APP_RAISED, str(error)), reply_to=message)
-        self._running.pop(message.metadata.message_id, None)
-        self._done.put(reply)
+
+class _Worker(threading.Thread):
+    """Takes messages and answers them until it is retired.
+
+    One thread does all rounds: memory that a round frees serves the next.
+    """
+
+    def __init__(
+        self,
+        app: ClientApp,
+        nodes: Mapping[int, _Node],
+        todo: SimpleQueue[Message],
+        done: SimpleQueue[Message],
+    ) -> None:
+        super().__init__(daemon=True)
+        self._app, self._nodes, self._todo, self._done = app, nodes, todo, done
+        self.since = math.inf  # when the message in hand was taken
+        self.retired = False
+
+    def run(self) -> None:
+        while not self.retired:
+            message = self._todo.get()
+            self.since = time.monotonic()
+            node = self._nodes[message.metadata.dst_node_id]
+            with node.turn:
+                try:
+                    reply = self._app(message, node.context)
+                except Exception as error:  # as Flower's engines do: the node answers with an error
+                    reply = Message(Error(CLIENT_APP_RAISED, str(error)), reply_to=message)
+            self.since = math.inf
+            self._done.put(reply)
 
 
 def _partitions(nodes: int) -> list[dict[str, Any]]:
@@ -219,6 +249,7 @@ def run_with_ray(
         os.environ.setdefault(name, value)
     from flwr.simulation import run_simulation  # noqa: PLC0415 - imports Ray, which takes seconds
 
+    logging.getLogger("flwr").addFilter(_expected)
     failures: list[BaseException] = []
     configured = {**run_config, "nodes": nodes, "backend": "ray"}
     server = ServerApp()
@@ -239,6 +270,11 @@ def run_with_ray(
     )
     if failures:
         raise failures[0]
+
+
+def _expected(record: logging.LogRecord) -> bool:
+    """Drop the notice that `run_simulation` is deprecated: it is what this engine is built on."""
+    return "`run_simulation` function is deprecated" not in record.getMessage()
 
 
 _RAY_ENVIRONMENT: Final = {

@@ -1,0 +1,1 @@
+"""Files to volumes: DICOM folders and NIfTI images become one `Volume` type, or a stable reason why not."""
