@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
+from functools import cache
 from importlib.metadata import entry_points
 from typing import Final
 
@@ -47,6 +48,12 @@ def _factory(context: Context) -> Factory:
     name = context.node_config.get(FACTORY_KEY)
     if isinstance(name, str) and name in _FACTORIES:
         return _FACTORIES[name]
+    return _installed_factory(None if name is None else str(name))
+
+
+@cache
+def _installed_factory(name: str | None) -> Factory:
+    """Looked up once: reading what is installed takes milliseconds."""
     installed = entry_points(group=ENTRY_POINTS)
     for entry in installed:
         if name in (None, entry.name):
@@ -69,13 +76,13 @@ def relay(message: Message, context: Context) -> Message:
         header = str(message.content.config_records[HEADER_RECORD][HEADER_KEY])
         tensors = message.content.array_records.get(PAYLOAD_RECORD)
         answer, payload = site(header, b"" if tensors is None else tensors[PAYLOAD_KEY].data)
-    except Exception:  # the detail stays here
-        LOG.exception("the site could not be asked")
-        code = SiteCode.INTERNAL
-    else:
         content = RecordDict({HEADER_RECORD: ConfigRecord({HEADER_KEY: answer})})
         if payload:
             array = Array("uint8", (len(payload),), PAYLOAD_STYPE, payload)
             content[PAYLOAD_RECORD] = ArrayRecord({PAYLOAD_KEY: array})
+    except Exception:  # the detail stays here
+        LOG.exception("the site could not be asked")
+        code = SiteCode.INTERNAL
+    else:
         return Message(content, reply_to=message)
     raise SiteError(code)

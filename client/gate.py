@@ -16,7 +16,8 @@ __all__ = ["withheld_groups"]
 def withheld_groups(sizes: Mapping[Group, int], min_count: int) -> set[Group]:
     """Groups of one partition whose size must not be told.
 
-    A single withheld group could be read off the total, so the next smallest goes with it.
+    A single withheld group could be read off the total, and so could two of one row each: the next smallest
+    go with them until what is withheld is large enough together.
 
     Args:
         sizes: Rows per group; groups without rows are not there or 0.
@@ -30,7 +31,10 @@ def withheld_groups(sizes: Mapping[Group, int], min_count: int) -> set[Group]:
         ['alive', 'dead']
     """
     filled = sorted((size, index, group) for index, (group, size) in enumerate(sizes.items()) if size > 0)
-    withheld = [group for size, _, group in filled if size < min_count]
-    if len(withheld) == 1 and len(filled) > 1:
-        withheld.append(filled[1][2])
-    return set(withheld)
+    n_withheld = sum(size < min_count for size, _, _ in filled)
+    if n_withheld:
+        together = sum(size for size, _, _ in filled[:n_withheld])
+        while n_withheld < len(filled) and (n_withheld == 1 or together < min_count):
+            together += filled[n_withheld][0]
+            n_withheld += 1
+    return {group for _, _, group in filled[:n_withheld]}

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
+import re
 import time
 from collections import Counter
 from contextlib import contextmanager
@@ -55,6 +56,10 @@ if TYPE_CHECKING:
 __all__ = ["ModelPool", "SiteService"]
 
 LOG = logging.getLogger(__name__)
+
+_RUN = re.compile(
+    r"[A-Za-z0-9][A-Za-z0-9._+-]*"
+)  # names a folder of this site, so it must not lead elsewhere
 
 
 class ModelPool:
@@ -141,8 +146,10 @@ class SiteService:
         Raises:
             SiteError: If the study is not an approved one, or training fails.
             DataError: If the data cannot be used.
-            WireError: If the payload is not that of the study's model.
+            WireError: If the run's name is none, or the payload is not that of the study's model.
         """
+        if not _RUN.fullmatch(request.run):
+            raise WireError("the name of the run is none")
         study = parse_study(request.study, source="request")
         if study.hash not in self._approved:
             raise SiteError(SiteCode.STUDY)
@@ -154,6 +161,8 @@ class SiteService:
             layout = layout_of(global_tensors(model))
             if layout.fingerprint != request.layout:
                 raise WireError(f"layout {request.layout}, expected {layout.fingerprint}")
+            if not payload:
+                raise WireError("no tensors")
             received = unpack(torch.frombuffer(bytearray(payload), dtype=torch.uint8), layout)
             copy_tensors(global_tensors(model), received)
             update, tensors = self._round(request, study, model, received)

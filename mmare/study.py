@@ -209,7 +209,7 @@ class Study:
                 }
             ),
             "modality": [_present(asdict(modality)) for modality in self.modalities],
-            "model": {"name": self.model.name, **self.model.options},
+            "model": {"name": self.model.name, **asdict(self.model)["options"]},  # a copy however deep
             "training": _present(asdict(self.training)),
             "federation": asdict(self.federation),
             "privacy": asdict(self.privacy),

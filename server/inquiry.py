@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 __all__ = ["Inquiry", "Reply", "read_spooled"]
 
 LATE = "no answer before the deadline"
+MOST_SECONDS = 1e9  # 30 years: sums of what sites claim stay finite
 
 
 @dataclass(frozen=True)
@@ -140,6 +141,7 @@ class Inquiry:
             raise WireError(f"an answer of {update.site!r} to round {update.round}")
         if tuple(evaluation.split for evaluation in update.evaluations) != request.splits:
             raise WireError("evaluations of other splits than asked")
+        _check_numbers(update)
         for split in request.splits:
             collect_states({site: update}, split, self._study)
         if not request.train:
@@ -149,8 +151,6 @@ class Inquiry:
             raise WireError("tensors of another layout")
         if not 0 < update.samples <= draws:
             raise WireError(f"{update.samples} samples, expected 1 to {draws}")
-        if any(count < 0 for count in update.exposures.values()):
-            raise WireError("a negative exposure")
         if len(answer.payload) != self.upload.size:
             raise WireError(f"{len(answer.payload)} bytes of tensors, expected {self.upload.size}")
         path = self._spool / f"{answer.node}.bin"
@@ -158,6 +158,18 @@ class Inquiry:
         if not is_finite(read_spooled(path, self.upload)):
             raise WireError("values that are not finite")
         return Reply(update, path, size)
+
+
+def _check_numbers(update: Update) -> None:
+    """Refuse what no site can have measured.
+
+    Raises:
+        WireError: Naming it.
+    """
+    if not all(0 <= seconds <= MOST_SECONDS for seconds in update.seconds.values()):
+        raise WireError(f"seconds that are not from 0 to {MOST_SECONDS:g}")
+    if any(count < 0 for count in update.exposures.values()):
+        raise WireError("a negative exposure")
 
 
 def _write_over(path: Path, payload: bytes) -> None:

@@ -98,4 +98,8 @@ def metrics_of(states: SplitStates, study: Study) -> dict[str, Any]:
 
 def _with_intervals(state: MetricState, study: Study) -> dict[str, Any]:
     positive = study.positive_index
-    return {**state.compute(positive), "ci95": bootstrap_intervals(state, positive, INTERVALS_SEED)}
+    return {
+        **state.compute(positive),
+        "auc_error_bound": state.auc_error_bound(),  # the AUC is of binned scores
+        "ci95": bootstrap_intervals(state, positive, INTERVALS_SEED),
+    }

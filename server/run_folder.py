@@ -70,13 +70,14 @@ def finished_result(study: Study, settings: RunSettings) -> dict[str, Any] | Non
     out = settings.out
     if out.exists() and not out.is_dir():
         raise InputError(f"{out}: is a file, expected a folder")
-    if settings.overwrite or not out.exists():
+    if not out.exists():
         return None
     started = _first_start(out)
     if started is None:
         foreign = sorted(path.name for path in out.iterdir() if path.name not in _OWN)
         if foreign:
             raise InputError(f"{out}: holds {foreign[0]!r} and no run; choose an empty folder")
+    if started is None or settings.overwrite:
         return None
     wanted = _settings_table(study, settings)
     for key, value in wanted.items():

@@ -8,7 +8,7 @@ import unicodedata
 import uuid
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -146,7 +146,7 @@ def write_federation(
 
     Args:
         out: The folder to write; parents are made.
-        study: Written as ``study.toml``.
+        study: Written as ``study.toml``, with ``federation.min_sites`` at most the number of sites.
         sites: At least one; same tables, same bytes.
         overwrite: Replace a federation folder that is there already; nothing else is ever replaced.
 
@@ -167,6 +167,8 @@ def write_federation(
                 "expected one id per site"
             )
         tables[identity] = site
+    fewest = min(study.federation.min_sites, len(sites))  # one site alone is a federation too
+    study = replace(study, federation=replace(study.federation, min_sites=fewest))
     counts = tuple(_count(identity, tables[identity], study) for identity in sorted(tables))
     n_train = sum(n for site in counts for (split, _), n in site.patients.items() if split is Split.TRAIN)
     if not n_train:

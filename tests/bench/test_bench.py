@@ -1,0 +1,200 @@
+"""Measurements, printed; what is gated are exact numbers. Run with ``make bench``."""
+
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import time
+from datetime import datetime
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from torch.nn import functional
+
+from client.trainer import make_optimizer
+from mmare.flat import layout_of, trained_tensors
+from mmare.registry import build_model
+from mmare.study import Kind, ModalitySpec, PrivacySpec, Scaling, Study, TrainingSpec
+from server.aggregation import Contribution, weighted_mean
+from server.journal import read_journal
+from simulation.run import Backend, run_federation
+from sites.federation import SiteTables, write_federation
+from tests.bench.plain import PlainMMARE
+
+pytestmark = [pytest.mark.bench, pytest.mark.filterwarnings("default")]
+
+WIDTHS = {"ct": 512, "mri": 512, "wsi": 1024, "text": 512}
+SHARES = {"ct": 0.39, "mri": 0.08, "wsi": 1.0, "text": 1.0}  # of patients who have it, as in MMIST-ccRCC
+PARAMETERS = 1_483_906
+MMARE_SIM = str(Path(sys.executable).parent / "mmare-sim")
+
+
+def study(**training):
+    return Study(
+        "bench",
+        ("dead", "alive"),
+        tuple(
+            ModalitySpec(name, Kind.FEATURES, width, scaling=Scaling.ZSCORE) for name, width in WIDTHS.items()
+        ),
+        "alive",
+        training=TrainingSpec(patience=1000, noise_probability=0.3, **training),
+        privacy=PrivacySpec(min_count=0),
+    )
+
+
+def federation(folder, sites, patients, **training):
+    generator = np.random.default_rng(0)
+    tables = []
+    for site in range(sites):
+        ids = [f"s{site:03d}p{patient:04d}" for patient in range(patients)]
+        splits = [
+            "test" if index % 5 == 0 else "val" if index % 10 == 1 else "train" for index in range(patients)
+        ]
+        labels = ["dead" if index % 7 == 0 else "alive" for index in range(patients)]
+        features = {
+            name: {
+                patient: generator.standard_normal(width).astype(np.float32)
+                for patient in ids
+                if generator.random() < SHARES[name]
+            }
+            for name, width in WIDTHS.items()
+        }
+        manifest = pd.DataFrame({"patient_id": ids, "label": labels, "split": splits})
+        tables.append(SiteTables(f"site{site:03d}", manifest, features, {}))
+    write_federation(folder, study(**training), tables)
+    return folder
+
+
+def report(title, **figures):
+    print(f"\n{title}: " + ", ".join(f"{name} {value}" for name, value in figures.items()))  # noqa: T201 - a benchmark
+
+
+def median_ms(call, times):
+    spent = []
+    for _ in range(times):
+        began = time.perf_counter()
+        call()
+        spent.append((time.perf_counter() - began) * 1e3)
+    return statistics.median(spent)
+
+
+def rows(n=64):
+    generator = torch.Generator().manual_seed(0)
+    embedding = [torch.randn(n, width, generator=generator) for width in WIDTHS.values()]
+    present = torch.rand(n, len(WIDTHS), generator=generator) < torch.tensor(list(SHARES.values()))
+    return embedding, present, torch.randint(2, (n,), generator=generator)
+
+
+def test_local_step():
+    torch.set_num_threads(1)
+    embedding, present, label = rows()
+    model, plain = build_model(study()), PlainMMARE(list(WIDTHS.values()), 2)
+    assert sum(value.numel() for value in model.parameters()) == PARAMETERS
+    assert sum(value.numel() for value in plain.parameters()) == PARAMETERS
+    generator = torch.Generator().manual_seed(0)
+    optimizer = make_optimizer(model, study().training)
+    default = torch.optim.Adam(plain.parameters(), lr=1e-4, weight_decay=1e-4)
+    scaled = model.scaling(embedding, present)
+
+    def ours():
+        optimizer.zero_grad(set_to_none=True)
+        model.loss(scaled, present, label, generator).backward()
+        optimizer.step()
+
+    def straightforward():
+        default.zero_grad()
+        functional.cross_entropy(plain(embedding, present), label).backward()
+        default.step()
+
+    pairs = [(median_ms(ours, 5), median_ms(straightforward, 5)) for _ in range(40)]
+    report(
+        "local step, 64 patients",
+        ours_ms=f"{statistics.median(pair[0] for pair in pairs):.2f}",
+        plain_ms=f"{statistics.median(pair[1] for pair in pairs):.2f}",
+        ratio=f"{statistics.median(pair[1] / pair[0] for pair in pairs):.2f}",
+    )
+
+
+def overheads(run):
+    """Milliseconds a round beyond what the sites themselves spent, and that."""
+    events = read_journal(run / "rounds.jsonl")
+    starts = {
+        e["round"]: datetime.fromisoformat(e["time"]).timestamp()
+        for e in events
+        if e["event"] == "round_started"
+    }
+    local = {}
+    for event in events:
+        if event["event"] == "site_update" and event["train_loss"] is not None:
+            local[event["round"]] = local.get(event["round"], 0) + event["seconds"]
+    pairs = [
+        (starts[number + 1] - starts[number], local[number])
+        for number in starts
+        if number + 1 in starts and number > 2
+    ]
+    return [1e3 * (total - spent) for total, spent in pairs], [1e3 * spent for _, spent in pairs]
+
+
+def test_round_overhead_in_process_and_ray(tmp_path):
+    folder = federation(tmp_path / "federation", 3, 200, rounds=20)
+    for backend in Backend:
+        result = run_federation(folder, tmp_path / backend, backend=backend)
+        over, local = overheads(tmp_path / backend)
+        assert result["parameters"]["federated"] == PARAMETERS
+        upload = layout_of(trained_tensors(build_model(study()))).size
+        assert 3 * upload < result["bytes"]["up_per_round"] < 3 * (upload + 20_000)
+        report(
+            f"round, three sites, {backend}",
+            beyond_local_ms=f"{statistics.median(over):.1f}",
+            fastest_ms=f"{min(over):.1f}",
+            local_ms=f"{statistics.median(local):.1f}",
+            bytes_up=result["bytes"]["up_per_round"],
+            bytes_down=result["bytes"]["down_per_round"],
+        )
+
+
+def test_start_up(tmp_path):
+    folder = federation(tmp_path / "federation", 3, 200, rounds=1)
+    seconds = []
+    for attempt in range(5):
+        out = tmp_path / f"run{attempt}"
+        began = time.time()
+        subprocess.run([MMARE_SIM, "run", str(folder), "--out", str(out)], check=True, capture_output=True)
+        first = next(e for e in read_journal(out / "rounds.jsonl") if e["event"] == "round_started")
+        seconds.append(datetime.fromisoformat(first["time"]).timestamp() - began)
+    report("start of the command to first round", median_s=f"{statistics.median(seconds):.2f}")
+
+
+@pytest.mark.parametrize("sites", [3, 30, 100])
+def test_peak_memory(tmp_path, sites):
+    folder = federation(tmp_path / "federation", sites, 40, rounds=3)
+    program = (
+        "import json, resource, sys; from pathlib import Path; from simulation.run import run_federation; "
+        "result = run_federation(Path(sys.argv[1]), Path(sys.argv[2])); "
+        "print(json.dumps([resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, result['seconds']['rounds']]))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(folder), str(tmp_path / "run")],
+        check=True,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONWARNINGS": "ignore"},
+    )
+    peak, seconds = json.loads(done.stdout.splitlines()[-1])
+    report(f"memory, {sites} sites", peak_mb=f"{peak:.0f}", seconds_a_round=f"{seconds / 3:.2f}")
+    shutil.rmtree(tmp_path)
+
+
+@pytest.mark.parametrize("updates", [3, 30, 300])
+def test_aggregation(updates):
+    torch.set_num_threads(1)
+    tensors = trained_tensors(build_model(study()))
+    contributions = [Contribution(f"{index:03d}", 10, {}, lambda: tensors) for index in range(updates)]
+    weights = {each.site: each.samples for each in contributions}
+    spent = median_ms(lambda: weighted_mean(contributions, weights), 5)
+    report(f"aggregation of {updates} updates", ms=f"{spent:.1f}", ms_each=f"{spent / updates:.2f}")

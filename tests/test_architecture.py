@@ -1,0 +1,63 @@
+"""Rules of the layout that import-linter does not know."""
+
+import ast
+import importlib
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGES = ("mmare", "sites", "client", "server", "simulation")
+FLOWER = {
+    "client/app.py",
+    "server/app.py",
+    "server/rounds.py",
+    "server/strategy.py",
+    "simulation/engine.py",
+    "simulation/flower_simulation.py",
+}
+SOURCES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
+
+
+def imported(path):
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield node.module or ""
+
+
+def test_flower_is_imported_where_the_layout_says_only():
+    found = {
+        str(path.relative_to(ROOT))
+        for path in SOURCES
+        if any(name.split(".")[0] == "flwr" for name in imported(path))
+    }
+    assert found <= FLOWER
+    assert "client/app.py" in found
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_public_names_are_listed_and_exist(path):
+    if path.name == "__init__.py":
+        return
+    module = importlib.import_module(".".join(path.relative_to(ROOT).with_suffix("").parts))
+    assert all(hasattr(module, name) for name in module.__all__)
+
+
+def test_no_client_file_asks_whether_it_is_simulated():
+    for path in (ROOT / "client").rglob("*.py"):
+        assert "if simulat" not in path.read_text(encoding="utf-8").lower()
+
+
+def test_no_tracked_file_names_a_machine_or_a_registry():
+    words = ["/wor" + "k/", "/roo" + "t/", "pypi" + ".org", "python" + "hosted", "deb.deb" + "ian"]
+    tracked = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=False)
+    if tracked.returncode != 0:
+        pytest.skip("not a git checkout")
+    for name in filter(None, tracked.stdout.split("\0")):
+        path = ROOT / name
+        if path.is_file():
+            content = path.read_text(encoding="utf-8", errors="replace")
+            assert not [word for word in words if word in content], name
