@@ -99,20 +99,27 @@ class InputScaling(nn.Module):
         for slot, scaling in enumerate(self.scalings):
             rows = embedding[slot]
             if scaling is Scaling.ZSCORE:
-                rows = (rows - self.get_buffer(f"mean_{slot}")) / self.get_buffer(f"deviation_{slot}")
+                rows = (rows - self.get_buffer(f"mean_{slot}")) / self._divisor(slot)
             elif scaling is Scaling.L2:
                 rows = functional.normalize(rows, dim=1)
             parts.append(torch.where(present[:, slot : slot + 1], rows, rows.new_zeros(())))
         return torch.cat(parts, dim=1)
 
+    def _divisor(self, slot: int) -> Tensor:
+        """Deviation of a modality ``(W,)``; 1 where a feature was constant in training, as scikit-learn does.
+
+        Divided by the floor, a patient whose value differs would become a giant.
+        """
+        deviation = self.get_buffer(f"deviation_{slot}")
+        return torch.where(deviation <= DEVIATION_FLOOR, torch.ones_like(deviation), deviation)
+
     def noise_deviation(self) -> Tensor:
-        """Deviation of the training noise per scaled feature, ``(W,)``."""
-        parts = [
-            torch.full_like(deviation, NOISE_SHARE) if scaling is Scaling.ZSCORE else NOISE_SHARE * deviation
-            for slot, scaling in enumerate(self.scalings)
-            for deviation in [self.get_buffer(f"deviation_{slot}")]
-        ]
-        return torch.cat(parts)
+        """Deviation of the training noise per scaled feature, ``(W,)``; none where a feature was constant."""
+        parts = []
+        for slot, scaling in enumerate(self.scalings):
+            deviation = self.get_buffer(f"deviation_{slot}")
+            parts.append(deviation / self._divisor(slot) if scaling is Scaling.ZSCORE else deviation)
+        return NOISE_SHARE * torch.cat(parts)
 
 
 def add_noise(scaled: Tensor, deviation: Tensor, probability: float, generator: Generator) -> Tensor:

@@ -56,9 +56,15 @@ def pack(tensors: Mapping[str, Tensor]) -> Tensor:
 
 
 def copy_tensors(into: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> None:
-    """Copy named tensors into others of the same names, shapes and dtypes, on any device."""
+    """Copy named tensors into others of the same names, shapes and dtypes, on any device.
+
+    Raises:
+        ValueError: If a tensor is missing or has another shape.
+    """
     with torch.no_grad():
         for name, value in into.items():
+            if name not in values or values[name].shape != value.shape:
+                raise ValueError(f"no tensor {name} of shape {tuple(value.shape)}")
             value.copy_(values[name])
 
 
@@ -88,8 +94,8 @@ def unpack(run: Tensor, layout: Layout) -> dict[str, Tensor]:
 def is_finite(tensors: Mapping[str, Tensor]) -> bool:
     """Whether no floating value is NaN or infinite.
 
-    One sum per tensor tells: NaN and infinity survive adding. Finite values so large that their sum overflows are
-    refused too.
+    One sum per tensor tells: NaN and infinity survive adding. Finite values so large that their sum
+    overflows are refused too.
     """
     sums = [value.sum() for value in tensors.values() if value.is_floating_point()]
     return not sums or bool(torch.stack([total.double() for total in sums]).isfinite().all())

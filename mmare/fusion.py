@@ -55,6 +55,9 @@ def merge_order(present: Tensor, order: MergeOrder, generator: Generator | None)
     Returns:
         ``(B, M)`` int64: a permutation of the slots per patient.
 
+    Raises:
+        ValueError: If an order is to be drawn without a generator.
+
     Example:
         >>> merge_order(torch.tensor([[False, True, True]]), MergeOrder.FIXED, None).tolist()
         [[1, 2, 0]]
@@ -62,6 +65,8 @@ def merge_order(present: Tensor, order: MergeOrder, generator: Generator | None)
     patients, modalities = present.shape
     if order is MergeOrder.FIXED:
         rank = torch.arange(modalities).expand(patients, modalities)
+    elif generator is None:
+        raise ValueError("a drawn order needs a generator: pass one")
     elif order is MergeOrder.BATCH:
         rank = torch.randperm(modalities, generator=generator).expand(patients, modalities)
     else:

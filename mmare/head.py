@@ -15,7 +15,7 @@ __all__ = ["TaskHead", "dropout"]
 SMALLEST_WIDTH: Final = 4  # a quarter of it is the last hidden layer
 
 
-def dropout(values: Tensor, probability: float, generator: Generator | None) -> Tensor:
+def dropout(values: Tensor, probability: float, generator: Generator) -> Tensor:
     """Inverted dropout whose draws come from ``generator``; torch's own draws from global state.
 
     Args:
@@ -59,9 +59,15 @@ class TaskHead(nn.Module):
         self.dropout_probability = dropout_probability
 
     def forward(self, fused: Tensor, generator: Generator | None = None) -> Tensor:
-        """Logits ``(B, K)`` of ``(B, D)``."""
+        """Logits ``(B, K)`` of ``(B, D)``.
+
+        Raises:
+            ValueError: If it trains without a generator.
+        """
         hidden = self.hidden(fused)
         if self.training and self.dropout_probability > 0:
+            if generator is None:
+                raise ValueError("training draws from a generator: pass one")
             hidden = dropout(hidden, self.dropout_probability, generator)
         logits: Tensor = self.out(hidden)
         return logits

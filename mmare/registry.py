@@ -53,7 +53,7 @@ def build_model(study: Study) -> MultimodalModel:
     """
     options = model_options(study)
     builder = MODELS[study.model.name]
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(range(torch.cuda.device_count())):
         torch.random.manual_seed(study.seed)  # modules draw from global state, which is restored on leaving
         try:
             return builder(study.modalities, len(study.classes), options)

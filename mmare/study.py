@@ -8,16 +8,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 from mmare.errors import StudyError
+from mmare.study_rules import check_study
 from mmare.tables import TableError, check_keys, convert, from_table
 
 __all__ = [
@@ -33,8 +33,6 @@ __all__ = [
     "load_study",
     "parse_study",
 ]
-
-MAX_SEED: Final = 2**63  # torch takes no larger
 
 
 class Kind(StrEnum):
@@ -86,6 +84,8 @@ class ModalitySpec:
         scaling: Applied to the embedding, with moments pooled over sites for ``zscore``.
         prompt: For text: template over the columns of the site's manifest.
         prompt_mode: For text: what is said of missing fields.
+        size: For volumes: slices, rows and columns to resize to; empty for the encoder's default.
+        window: For volumes: lowest and highest intensity that is kept (CT, in HU); empty for all.
     """
 
     name: str
@@ -95,6 +95,8 @@ class ModalitySpec:
     scaling: Scaling = Scaling.ZSCORE
     prompt: str | None = None
     prompt_mode: PromptMode = PromptMode.OMIT
+    size: tuple[int, ...] = ()
+    window: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -182,7 +184,7 @@ class Study:
     privacy: PrivacySpec = field(default_factory=PrivacySpec)
 
     def __post_init__(self) -> None:
-        _check(self)
+        check_study(self)
 
     @cached_property
     def hash(self) -> str:
@@ -238,7 +240,7 @@ def load_study(path: Path) -> Study:
         StudyError: If the file is missing, is not TOML, or is not a study.
     """
     try:
-        content = tomllib.loads(path.read_text(encoding="utf-8"))
+        content = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         raise StudyError(f"{path}: no such study file") from None
     except (OSError, UnicodeDecodeError) as error:
@@ -285,57 +287,6 @@ def _from_tables(content: Mapping[str, Any]) -> Study:
     )
 
 
-def _check(study: Study) -> None:
-    """Refuse a study whose parts contradict each other."""
-    names = [modality.name for modality in study.modalities]
-    training = study.training
-    named = training.oversample if isinstance(training.oversample, Mapping) else {}
-    widths = [modality.width for modality in study.modalities]
-    rules = [
-        (bool(study.name), "[study] name is empty"),
-        (len(study.classes) >= 2, f"[study] classes must name at least two, found {list(study.classes)}"),  # noqa: PLR2004 - two is what a choice needs
-        (len(set(study.classes)) == len(study.classes), "[study] classes names one class twice"),
-        (
-            study.positive in (None, *study.classes),
-            f"[study] positive {study.positive!r} is not one of the classes",
-        ),
-        (study.seed >= 0, f"[study] seed must not be negative, found {study.seed}"),
-        (study.seed < MAX_SEED, f"[study] seed must be below 2**63, found {study.seed}"),
-        (_is_plain(study.model.options), "[model] may hold texts, finite numbers, lists and tables only"),
-        (bool(names), "no [[modality]]: a study needs at least one"),
-        (len(set(names)) == len(names), "two [[modality]] tables have the same name"),
-        (all(names), "a [[modality]] has an empty name"),
-        (all(width > 0 for width in widths), f"[[modality]] width must be positive, found {widths}"),
-        (training.rounds > 0, "[training] rounds must be at least 1"),
-        (training.local_epochs > 0, "[training] local_epochs must be at least 1"),
-        (training.batch_size > 0, "[training] batch_size must be at least 1"),
-        (training.learning_rate > 0, "[training] learning_rate must be positive"),
-        (training.weight_decay >= 0, "[training] weight_decay must not be negative"),
-        (training.patience > 0, "[training] patience must be at least 1"),
-        (0 <= training.noise_probability <= 1, "[training] noise_probability must be between 0 and 1"),
-        (
-            not isinstance(training.oversample, str) or training.oversample == "balanced",
-            f"[training] oversample must be a table of weights or 'balanced', found {training.oversample!r}",
-        ),
-        (
-            set(named) <= set(study.classes),
-            f"[training] oversample names a class that is not one: {sorted(named)}",
-        ),
-        (all(weight > 0 for weight in named.values()), "[training] oversample weights must be positive"),
-        (study.federation.min_sites > 0, "[federation] min_sites must be at least 1"),
-        (study.federation.deadline_s > 0, "[federation] deadline_s must be positive"),
-        (study.privacy.min_count >= 0, "[privacy] min_count must not be negative"),
-    ]
-    for holds, sentence in rules:
-        if not holds:
-            raise StudyError(sentence)
-    for modality in study.modalities:
-        if modality.kind is Kind.TEXT and modality.encoder == "given":
-            raise StudyError(
-                f"[[modality]] {modality.name} is text and needs an encoder, such as 'hashing-text'"
-            )
-
-
 def _table(content: Mapping[str, Any], name: str) -> Mapping[str, Any]:
     table = content.get(name, {})
     if not isinstance(table, Mapping):
@@ -349,17 +300,6 @@ def _required(table: Mapping[str, Any], key: str, kind: Any) -> Any:  # noqa: AN
     return convert(table[key], kind, f"[study] {key}")
 
 
-def _is_plain(value: object) -> bool:
-    """Whether JSON can hold it: TOML also has dates and NaN, which no message can carry."""
-    if isinstance(value, float):
-        return math.isfinite(value)
-    if isinstance(value, Mapping):
-        return all(_is_plain(entry) for entry in value.values())
-    if isinstance(value, list | tuple):
-        return all(_is_plain(entry) for entry in value)
-    return isinstance(value, str | int)
-
-
 def _canonical(value: Any) -> Any:  # noqa: ANN401 - plain tables
     """The same tables with whole numbers written one way: 6 and 6.0 are one setting, so one hash."""
     if isinstance(value, Mapping):
@@ -370,8 +310,8 @@ def _canonical(value: Any) -> Any:  # noqa: ANN401 - plain tables
 
 
 def _present(table: Mapping[str, Any]) -> dict[str, Any]:
-    """The table without absent values, which TOML cannot write."""
-    return {key: value for key, value in table.items() if value is not None}
+    """The table without absent and empty values, which TOML cannot write or need not."""
+    return {key: value for key, value in table.items() if value is not None and value != ()}
 
 
 def _assign(content: dict[str, Any], assignment: str) -> None:

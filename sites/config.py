@@ -71,7 +71,7 @@ def load_site(path: Path) -> SiteConfig:
             has a value of the wrong kind.
     """
     try:
-        content = tomllib.loads(path.read_text(encoding="utf-8"))
+        content = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         raise DataError(f"{path}: no such site file") from None
     except (OSError, UnicodeDecodeError) as error:

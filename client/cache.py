@@ -1,0 +1,113 @@
+"""Embeddings on the disk, keyed by content: what changed is encoded again, and nothing else."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import uuid
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+__all__ = ["EmbeddingCache", "content_hash"]
+
+CHUNK: Final = 1 << 20  # bytes read at a time
+INDEX: Final = "files.json"
+
+
+def content_hash(paths: Iterable[Path]) -> str:
+    """Hex digest of the content of files, in the order of their names.
+
+    Raises:
+        OSError: If one cannot be read.
+    """
+    digest = hashlib.sha256()
+    for path in sorted(paths):
+        with path.open("rb") as file:
+            while chunk := file.read(CHUNK):
+                digest.update(chunk)
+        digest.update(b"\0")
+    return digest.hexdigest()
+
+
+class EmbeddingCache:
+    """One small file per embedding, and what files were last seen with which content.
+
+    Args:
+        folder: Of the site's cache.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder / "embeddings"
+        self._index: dict[str, tuple[str, str]] = {}
+        try:
+            content = json.loads((self._folder / INDEX).read_text(encoding="utf-8"))
+            self._index = {name: (stamp, digest) for name, (stamp, digest) in content.items()}
+        except (OSError, ValueError, TypeError, AttributeError):
+            self._index = {}  # made anew: it only saves reading files again
+
+    def key(self, scan: Path, fingerprint: str) -> str:
+        """Key of a scan's embedding: content of the file or folder, and everything that made the embedding.
+
+        A file whose size and time of change are those of last time is not read again.
+
+        Args:
+            scan: A file, or a folder of files.
+            fingerprint: Of encoder, weights and preprocessing.
+
+        Raises:
+            OSError: If it cannot be read.
+        """
+        files = sorted(path for path in scan.rglob("*") if path.is_file()) if scan.is_dir() else [scan]
+        stats = [path.stat() for path in files]
+        stamp = hashlib.sha256(
+            "/".join(f"{entry.st_size}.{entry.st_mtime_ns}" for entry in stats).encode()
+        ).hexdigest()
+        name = str(scan.absolute())
+        known = self._index.get(name)
+        if known is None or known[0] != stamp:
+            self._index[name] = known = (stamp, content_hash(files))
+        return hashlib.sha256(f"{known[1]}/{fingerprint}".encode()).hexdigest()
+
+    def get(self, key: str) -> NDArray[np.float32] | None:
+        """An embedding ``(W,)``, or nothing where there is none or its file is damaged."""
+        try:
+            vector: NDArray[np.float32] = np.load(self._path(key), allow_pickle=False)
+        except (OSError, ValueError, EOFError):
+            return None
+        return vector
+
+    def put(self, key: str, vector: NDArray[np.float32]) -> None:
+        """Keep an embedding ``(W,)``: whole or not at all.
+
+        Raises:
+            OSError: If the disk is full.
+        """
+        path = self._path(key)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{uuid.uuid4().hex}")
+        try:
+            with temporary.open("wb") as file:
+                np.save(file, vector)
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    def save_index(self) -> None:
+        """Keep what files were seen with which content."""
+        self._folder.mkdir(parents=True, exist_ok=True)
+        temporary = self._folder / f".{uuid.uuid4().hex}"
+        try:
+            temporary.write_text(json.dumps(self._index), encoding="utf-8")
+            temporary.replace(self._folder / INDEX)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    def _path(self, key: str) -> Path:
+        return self._folder / key[:2] / f"{key}.npy"
