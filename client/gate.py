@@ -34,7 +34,7 @@ def withheld_groups(sizes: Mapping[Group, int], min_count: int) -> set[Group]:
     n_withheld = sum(size < min_count for size, _, _ in filled)
     if n_withheld:
         together = sum(size for size, _, _ in filled[:n_withheld])
-        while n_withheld < len(filled) and (n_withheld == 1 or together < min_count):
+        while n_withheld < len(filled) and together < max(min_count, n_withheld + 1):
             together += filled[n_withheld][0]
             n_withheld += 1
     return {group for _, _, group in filled[:n_withheld]}

@@ -176,7 +176,9 @@ class RoundLoop:
         if damaged:
             self._journal.write("checkpoint_damaged", files=damaged)
         usable = self._checkpoints.usable()
-        chosen = next((pair for pair in usable if self._sites_hold(pair[1])), usable[0] if usable else None)
+        chosen = next((pair for pair in usable if self._sites_hold(pair[1])), None)
+        if chosen is None and usable and usable[0][1].round > 1:  # after one a fresh start costs no more
+            chosen = usable[0]
         if chosen is None:
             if self._journal.taken_up:
                 self._journal.write("resumed", round=0, resumed_from=0)
@@ -185,7 +187,7 @@ class RoundLoop:
         self._replace(unpack(tensors["model"], layout_of(self._tensors)))
         self._journal.write("resumed", round=progress.round, resumed_from=progress.round)
         lost = [site for site, held in self._held_rounds(progress).items() if not held]
-        if lost:
+        if lost and not progress.trained:
             self._journal.write("optimizer_state_lost", round=progress.round, sites=lost)
             kept = {site: number for site, number in progress.state_rounds.items() if site not in lost}
             progress = replace(progress, state_rounds=kept)
@@ -202,7 +204,7 @@ class RoundLoop:
         }
 
     def _sites_hold(self, progress: Progress) -> bool:
-        return all(self._held_rounds(progress).values())
+        return progress.trained or all(self._held_rounds(progress).values())
 
     def _scale(self) -> None:
         trainers = self._trainers()

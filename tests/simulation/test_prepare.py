@@ -116,8 +116,26 @@ def test_synthetic(tmp_path):
     assert call("synthetic", "--out", tmp_path / "fed", "--patients", 25, "--overwrite").exit_code == 0
 
 
+def test_synthetic_scans(tmp_path):
+    result = call("synthetic", "--kind", "scans", "--patients", 10, "--out", tmp_path / "fed")
+    assert result.exit_code == 0, result.exception
+    assert "- cohort: 30 rows of the table have volumes" in result.output
+    assert [site.id for site in site_folders(tmp_path / "fed")] == ["guys", "hh", "iop"]
+    assert isinstance(call("synthetic", "--kind", "scans", "--out", tmp_path / "fed").exception, DataError)
+    more = ("--keep-incomplete", "--with-clinical", "--prompt-mode", "explicit", "--seed", "3")
+    loss = ("--mechanism", "mcar", "--missing-rate", "0.5")
+    source = tmp_path / "fed" / "scans"
+    result = call("ixi", "--source", source, "--task", "epoch", "--out", tmp_path / "ixi", *more, *loss)
+    assert result.exit_code == 0, result.exception
+    assert "- mcar at 0.5: 0." in result.output
+    study = load_study(tmp_path / "ixi" / "study.toml")
+    assert (study.classes, study.seed) == (("young", "mid", "old"), 3)
+    assert [modality.name for modality in study.modalities] == ["t1", "t2", "pd", "mra", "clinical"]
+    assert study.modalities[-1].prompt_mode is PromptMode.EXPLICIT
+
+
 @pytest.mark.parametrize(
-    "wrong", [("--kind", "scans"), ("--seed", "x"), ("--patience", "3"), ("--patients", "many")]
+    "wrong", [("--kind", "slides"), ("--seed", "x"), ("--patience", "3"), ("--patients", "many")]
 )
 def test_flags_that_do_not_exist_exit_with_2(tmp_path, wrong):
     assert call("synthetic", "--out", tmp_path / "fed", *wrong).exit_code == 2
@@ -143,7 +161,7 @@ def test_mmist_refuses_another_folder(tmp_path):
     assert isinstance(result.exception, DataError)
 
 
-@pytest.mark.parametrize("command", ["mmist", "synthetic", "table"])
+@pytest.mark.parametrize("command", ["ixi", "mmist", "synthetic", "table"])
 def test_every_command_has_help_with_an_example(command):
     result = call(command, "--help")
     assert result.exit_code == 0

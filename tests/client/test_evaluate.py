@@ -1,0 +1,79 @@
+from collections import Counter
+
+import pytest
+import torch
+from sklearn.metrics import accuracy_score
+
+from client.evaluate import evaluate, pattern_names
+from mmare.batch import Batch
+from mmare.errors import SiteCode, SiteError
+from mmare.exchange import Split
+from mmare.metrics import MetricState, merge_all
+from mmare.registry import build_model
+from tests.federations import tiny_data, tiny_study
+
+STUDY = tiny_study()
+
+
+def state(content):
+    return MetricState.from_dict(content, 2)
+
+
+def test_patterns_sum_to_the_total():
+    data = tiny_data(STUDY, 200)
+    found = evaluate(build_model(STUDY), data, Split.TEST, 0, patterns=True)
+    parts = {name: state(content) for name, content in found.patterns.items()}
+    wanted = Counter(pattern_names(data.present[data.rows[Split.TEST]]))
+    assert {name: part.n for name, part in parts.items()} == wanted
+    merged, total = merge_all(parts.values(), 2), state(found.state)
+    assert torch.equal(merged.confusion, total.confusion)
+    assert torch.equal(merged.histogram, total.histogram)
+    torch.testing.assert_close(merged.losses, total.losses)
+    torch.testing.assert_close(merged.calibration, total.calibration)
+
+
+def test_the_state_is_that_of_the_models_predictions():
+    data, model = tiny_data(STUDY, 100), build_model(STUDY)
+    found = evaluate(model, data, Split.VAL, 0, patterns=False)
+    rows = data.rows[Split.VAL]
+    batch = Batch(tuple(part[rows] for part in data.embedding), data.present[rows])
+    predicted = model.predict(batch).argmax(dim=1)
+    assert state(found.state).compute(1)["accuracy"] == pytest.approx(
+        accuracy_score(data.label[rows], predicted)
+    )
+    assert found.split is Split.VAL
+    assert found.patterns == {}
+
+
+def test_small_groups_are_withheld():
+    data = tiny_data(STUDY, 200, missing=0.05)
+    found = evaluate(build_model(STUDY), data, Split.TEST, 8, patterns=True)
+    sizes = Counter(pattern_names(data.present[data.rows[Split.TEST]]))
+    assert min(sizes.values()) < 8 < max(sizes.values())
+    assert all(sizes[name] >= 8 for name in found.patterns)
+    for content in (found.state, *found.patterns.values()):
+        assert all(count == 0 or count >= 8 for count in state(content).counts)
+
+
+def test_a_split_without_rows_is_an_empty_state():
+    data = tiny_data(STUDY)
+    data.rows[Split.VAL] = torch.zeros(0, dtype=torch.int64)
+    found = evaluate(build_model(STUDY), data, Split.VAL, 0, patterns=True)
+    assert state(found.state).n == 0
+    assert found.patterns == {}
+
+
+def test_output_that_is_not_finite_is_refused():
+    model = build_model(STUDY)
+    with torch.no_grad():
+        model.head.out.bias.fill_(float("inf"))
+    with pytest.raises(SiteError, match=SiteCode.NON_FINITE):
+        evaluate(model, tiny_data(STUDY), Split.VAL, 0, patterns=False)
+
+
+def test_evaluating_twice_is_the_same_and_leaves_the_model_alone():
+    data, model = tiny_data(STUDY), build_model(STUDY)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    first = evaluate(model, data, Split.TRAIN, 0, patterns=True)
+    assert evaluate(model, data, Split.TRAIN, 0, patterns=True) == first
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())

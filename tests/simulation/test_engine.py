@@ -1,0 +1,288 @@
+"""Rounds with faulty sites, through the real apps: a fault costs its site that round and nothing else."""
+
+import json
+import time
+
+import numpy as np
+import pytest
+
+from mmare.errors import RunError, SiteCode
+from mmare.exchange import Evaluation, Refusal, Request, Split, Task, decode, encode
+from mmare.metrics import MetricState
+from simulation import engine
+from simulation.engine import run_in_process
+from tests.federations import (
+    SITES,
+    all_events,
+    claiming,
+    events,
+    node_configs,
+    run_config,
+    run_nodes,
+    tiny_federation,
+    weights,
+    while_training,
+    with_update,
+)
+
+SHORT = ("training.rounds=3",)
+
+
+@pytest.fixture(scope="module")
+def federation(tmp_path_factory):
+    return tiny_federation(tmp_path_factory.mktemp("federation") / "fed")
+
+
+@pytest.fixture(scope="module")
+def healthy(federation, tmp_path_factory):
+    """Run folder of an undisturbed run."""
+    out = tmp_path_factory.mktemp("runs") / "healthy"
+    run_nodes(federation, out, settings=SHORT)
+    return out
+
+
+def raises(_site, _header, _payload):
+    raise FileNotFoundError(2, "gone", "/data/patients/TCGA-07.nii")
+
+
+def nan_values(site, header, payload):
+    answer, tensors = site(header, payload)
+    values = np.frombuffer(tensors, dtype=np.float32).copy()
+    values[len(values) // 2] = np.nan
+    return answer, values.tobytes()
+
+
+def infinite(site, header, payload):
+    answer, tensors = site(header, payload)
+    values = np.frombuffer(tensors, dtype=np.float32).copy()
+    values[0], values[1] = np.inf, -np.inf
+    return answer, values.tobytes()
+
+
+def cut(site, header, payload):
+    answer, tensors = site(header, payload)
+    return answer, tensors[:-8]
+
+
+def no_tensors(site, header, payload):
+    return site(header, payload)[0], b""
+
+
+def refuses(_site, _header, _payload):
+    return encode(Refusal(SiteCode.DATA)), b""
+
+
+def other_kind(_site, _header, _payload):
+    return encode(Request(Task.TRAIN, "run", {})), b""
+
+
+def other_state(update):
+    evaluation = Evaluation(Split.VAL, MetricState.empty(3).to_dict())
+    return update.__class__(**{**update.__dict__, "evaluations": (evaluation,)})
+
+
+def no_evaluation(update):
+    return update.__class__(**{**update.__dict__, "evaluations": ()})
+
+
+def changed_text(old, new):
+    def fault(site, header, payload):
+        answer, tensors = site(header, payload)
+        assert answer.count(old) >= 1
+        return answer.replace(old, new), tensors
+
+    return fault
+
+
+FAULTS = [
+    pytest.param(raises, "node failed (Flower error 2)", id="raises"),
+    pytest.param(refuses, "refused: S201", id="refuses"),
+    pytest.param(nan_values, "values that are not finite", id="nan"),
+    pytest.param(infinite, "values that are not finite", id="infinite"),
+    pytest.param(cut, "bytes of tensors, expected", id="wrong-shape"),
+    pytest.param(no_tensors, "0 bytes of tensors, expected", id="no-tensors"),
+    pytest.param(claiming(layout="0123456789abcdef"), "tensors of another layout", id="other-layout"),
+    pytest.param(claiming(round=1), "an answer of 'birch' to round 1", id="wrong-round"),
+    pytest.param(claiming(site="ash"), "an answer of 'ash' to round 2", id="wrong-site"),
+    pytest.param(claiming(samples=10**9), "1000000000 samples, expected 1 to", id="too-many-samples"),
+    pytest.param(claiming(samples=0), "0 samples, expected 1 to", id="no-samples"),
+    pytest.param(claiming(samples=-5), "-5 samples, expected 1 to", id="negative-samples"),
+    pytest.param(claiming(exposures={"shared": -1}), "negative exposure", id="negative-exposure"),
+    pytest.param(claiming(seconds={"a": 1e308, "b": 1e308}), "seconds", id="endless-seconds"),
+    pytest.param(with_update(other_state), "metric state", id="wrong-metric-state"),
+    pytest.param(with_update(no_evaluation), "other splits than asked", id="no-evaluation"),
+    pytest.param(other_kind, "a message of kind 'Request', expected Update", id="other-message"),
+    pytest.param(lambda *_: ("{}", b""), "not a message of this system", id="garbage"),
+    pytest.param(changed_text('"samples":', '"sample":'), "unknown key 'sample'", id="unknown-key"),
+    pytest.param(changed_text('"train_loss":', '"train_loss":NaN,"x":'), "not a message", id="nan-loss"),
+    pytest.param(changed_text('"version":1', '"version":2'), "wire version 2, expected 1", id="version"),
+]
+
+
+@pytest.mark.parametrize(("fault", "reason"), FAULTS)
+def test_a_faulty_site_is_left_out_of_that_round_and_asked_again(federation, tmp_path, fault, reason):
+    out = tmp_path / "run"
+    result = run_nodes(federation, out, settings=SHORT, faults={1: while_training(fault, 2)})
+    told = [(event["round"], event["site"]) for event in events(out, "site_left_out")]
+    assert told == [(2, "birch")]
+    assert reason in events(out, "site_left_out")[0]["reason"]
+    assert [(entry["round"], entry["site"]) for entry in result["left_out"]] == told
+    assert reason in result["left_out"][0]["reason"]
+    updates = [
+        (event["round"], event["site"])
+        for event in events(out, "site_update")
+        if event["train_loss"] is not None
+    ]
+    assert sorted(updates) == [
+        (number, site) for number in (1, 2, 3) for site in SITES if (number, site) != (2, "birch")
+    ]
+    assert result["rounds_run"] == 3
+    assert (out / "model" / "model.safetensors").exists()
+
+
+def test_a_fault_changes_the_model_only_through_the_missing_update(federation, healthy, tmp_path):
+    raising = tmp_path / "raising"
+    run_nodes(federation, raising, settings=SHORT, faults={1: while_training(raises, 2)})
+    nan = tmp_path / "nan"
+    run_nodes(federation, nan, settings=SHORT, faults={1: while_training(nan_values, 2)})
+    checkpoints = [
+        (out / "checkpoints" / "round-000003.safetensors").read_bytes()[-5000:]
+        for out in (raising, nan, healthy)
+    ]
+    assert checkpoints[0] == checkpoints[1] != checkpoints[2]
+
+
+def test_nothing_of_a_site_s_failure_reaches_the_run_folder(federation, tmp_path):
+    run_nodes(federation, tmp_path / "run", settings=SHORT, faults={1: while_training(raises)})
+    for path in (tmp_path / "run").rglob("*"):
+        if path.is_file():
+            assert b"TCGA" not in path.read_bytes()
+            assert b"nii" not in path.read_bytes()
+
+
+def test_a_site_that_is_always_wrong_is_named_every_round(federation, tmp_path):
+    result = run_nodes(federation, tmp_path / "run", settings=SHORT, faults={2: while_training(raises)})
+    assert [(entry["site"], entry["round"]) for entry in result["left_out"]] == [
+        ("cedar", 1),
+        ("cedar", 2),
+        ("cedar", 3),
+    ]
+    assert result["metrics"]["test"]["sites"].keys() == set(SITES)  # it still answers the test
+
+
+@pytest.mark.parametrize("task", [Task.DESCRIBE, Task.STATISTICS, Task.EVALUATE])
+def test_a_fault_outside_of_training_is_named_too(federation, tmp_path, task):
+    def fault(site, header, payload):
+        return (
+            raises(site, header, payload) if decode(Request, header).task is task else site(header, payload)
+        )
+
+    result = run_nodes(federation, tmp_path / "run", settings=SHORT, faults={0: fault})
+    assert len(result["left_out"]) >= 1
+    assert {entry["site"] for entry in result["left_out"]} <= {"ash", "node 2"}
+    assert all("node failed" in entry["reason"] for entry in result["left_out"])
+    tested = {"birch", "cedar"} if task in {Task.DESCRIBE, Task.EVALUATE} else set(SITES)
+    assert result["metrics"]["test"]["sites"].keys() == tested
+
+
+@pytest.mark.parametrize("failing", [1, 2, 3])
+def test_under_the_quorum_the_run_stops_and_healthy_sites_finish_it(federation, healthy, tmp_path, failing):
+    out = tmp_path / "run"
+    faults = {index: while_training(raises, failing) for index in (0, 2)}
+    with pytest.raises(RunError, match=rf"1 sites .* round {failing}, expected at least 2") as error:
+        run_nodes(federation, out, settings=SHORT, faults=faults)
+    assert error.value.exit_code == 1
+    last = all_events(out)[-1]
+    assert last["event"] == "run_failed"
+    assert f"round {failing}" in last["reason"]
+    assert {path.name for path in out.iterdir()} <= {
+        ".lock",
+        "study.toml",
+        "rounds.jsonl",
+        "checkpoints",
+        "spool",
+    }
+    assert not [path for path in out.rglob(".*") if path.name != ".lock"]  # nothing half-written
+    result = run_nodes(federation, out, settings=SHORT)
+    assert weights(out) == weights(healthy)
+    assert result["metrics"] == json.loads((healthy / "result.json").read_text())["metrics"]
+    assert result["left_out"] == []
+    assert not (out / "spool").exists()
+
+
+def test_too_few_at_the_roll_call_stops_before_any_training(federation, tmp_path):
+    with pytest.raises(RunError, match="1 sites with training rows took part in the roll call"):
+        run_nodes(federation, tmp_path / "run", settings=SHORT, faults={0: raises, 1: raises})
+    assert "round_started" not in [event["event"] for event in all_events(tmp_path / "run")]
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_a_round_goes_on_with_exactly_the_quorum(federation, tmp_path):
+    result = run_nodes(
+        federation,
+        tmp_path / "run",
+        settings=(*SHORT, "federation.min_sites=1"),
+        faults={index: while_training(raises, 2) for index in (0, 1)},
+    )
+    assert result["rounds_run"] == 3
+
+
+@pytest.mark.parametrize("hanging", [0, 2], ids=["first", "last"])
+def test_a_site_that_hangs_costs_its_deadline_only(federation, tmp_path, monkeypatch, hanging):
+    monkeypatch.setattr(engine, "HELD_UP_S", 0.2)
+
+    def hang(site, header, payload):
+        time.sleep(1.3)
+        return site(header, payload)
+
+    out = tmp_path / "run"
+    began = time.monotonic()
+    result = run_nodes(
+        federation,
+        out,
+        settings=(*SHORT, "federation.deadline_s=1.0"),
+        faults={hanging: while_training(hang, 2)},
+    )
+    spent = time.monotonic() - began
+    late = [entry for entry in result["left_out"] if entry["round"] == 2]
+    assert late == [{"site": SITES[hanging], "round": 2, "reason": "no answer before the deadline"}]
+    in_time = {event["site"] for event in events(out, "site_update") if event["round"] == 2}
+    assert in_time == set(SITES) - {SITES[hanging]}
+    assert SITES[hanging] in {event["site"] for event in events(out, "site_update") if event["round"] == 3}
+    assert result["rounds_run"] == 3
+    assert spent < 6
+
+
+def test_a_late_answer_of_an_earlier_round_is_not_taken_for_the_next(federation, tmp_path, monkeypatch):
+    monkeypatch.setattr(engine, "HELD_UP_S", 0.1)
+
+    def slow(site, header, payload):
+        time.sleep(1.3)
+        return site(header, payload)
+
+    result = run_nodes(
+        federation,
+        tmp_path / "run",
+        settings=(*SHORT, "federation.deadline_s=1.0"),
+        faults={2: while_training(slow, 1)},
+    )
+    assert {(entry["site"], entry["round"]) for entry in result["left_out"]} >= {("cedar", 1)}
+    assert result["rounds_run"] == 3
+
+
+def test_the_engine_runs_with_other_node_configurations(federation, healthy, tmp_path):
+    out = tmp_path / "run"
+    config = run_config(federation, out, set=";".join(SHORT))
+    run_in_process(config, 3, node_configs=node_configs(3, {1: while_training(raises, 2)}))
+    result = json.loads((out / "result.json").read_text())
+    assert [entry["site"] for entry in result["left_out"]] == ["birch"]
+    assert (out / "report.html").exists()
+    assert weights(out) != weights(healthy)
+
+
+def test_another_number_of_nodes_than_sites_is_refused(federation, tmp_path):
+    config = run_config(federation, tmp_path / "run", set=";".join(SHORT))
+    with pytest.raises(RunError, match="0 sites"):
+        run_in_process(config, 2)
+    refused = [event for event in all_events(tmp_path / "run") if event["event"] == "roll_call"]
+    assert [event["reason"] for event in refused] == ["refused: S103"] * 2
