@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Final
 
 import torch
 
-from client.gate import withheld_groups
+from client.gate import withheld_patterns
 from mmare.batch import Batch
 from mmare.errors import SiteCode, SiteError
 from mmare.exchange import Evaluation
@@ -77,10 +77,8 @@ def _pattern_states(
     logits: Tensor, label: Tensor, present: Tensor, min_count: int
 ) -> dict[str, dict[str, object]]:
     names = pattern_names(present)
-    sizes = {name: names.count(name) for name in sorted(set(names))}
-    hidden = withheld_groups(sizes, min_count)
-    found = {}
-    for name in sizes.keys() - hidden:
-        chosen = torch.tensor([other == name for other in names])
-        found[name] = MetricState.of(logits[chosen], label[chosen]).withhold(min_count).to_dict()
+    rows = {name: torch.tensor([other == name for other in names]) for name in set(names)}
+    states = {name: MetricState.of(logits[chosen], label[chosen]) for name, chosen in rows.items()}
+    hidden = withheld_patterns({name: state.counts for name, state in states.items()}, min_count)
+    found = {name: state.to_dict() for name, state in states.items() if name not in hidden}
     return dict(sorted(found.items()))

@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable, Mapping
+    from collections.abc import Hashable, Mapping, Sequence
     from typing import TypeVar
 
     Group = TypeVar("Group", bound=Hashable)
 
-__all__ = ["withheld_groups"]
+__all__ = ["withheld_groups", "withheld_patterns"]
 
 
 def withheld_groups(sizes: Mapping[Group, int], min_count: int) -> set[Group]:
@@ -38,3 +38,34 @@ def withheld_groups(sizes: Mapping[Group, int], min_count: int) -> set[Group]:
             together += filled[n_withheld][0]
             n_withheld += 1
     return {group for _, _, group in filled[:n_withheld]}
+
+
+def withheld_patterns(sizes: Mapping[str, Sequence[int]], min_count: int) -> set[str]:
+    """Presence patterns whose metric states must not be told: a state tells the size of every class in it.
+
+    What is withheld must be large enough together, class by class: else it could be read off the split's own
+    state.
+
+    Args:
+        sizes: Rows per pattern and class.
+        min_count: Smallest size that may be told; 0 tells all.
+
+    Returns:
+        The patterns to withhold.
+
+    Example:
+        >>> sorted(withheld_patterns({"11": [9, 40], "10": [2, 8], "01": [6, 7]}, min_count=5))
+        ['01', '10']
+    """
+
+    def small(counts: Sequence[int]) -> bool:
+        return any(0 < count < min_count for count in counts)
+
+    ordered = sorted(sizes, key=lambda name: (sum(sizes[name]), name))
+    withheld = {name for name in ordered if small(sizes[name])}
+    for name in ordered:
+        together = [sum(counts) for counts in zip(*(sizes[each] for each in withheld), strict=True)]
+        if not withheld or (len(withheld) > 1 and not small(together)):
+            break
+        withheld.add(name)
+    return withheld

@@ -138,6 +138,14 @@ class SiteService:
             code = SiteCode.INTERNAL
         return encode(Refusal(code)), b""
 
+    def prepare(self, study: Study) -> None:
+        """Read the site's data now, for whoever may see what is wrong with them.
+
+        Raises:
+            DataError: If they cannot be used; names file, row, found and expected.
+        """
+        self._data_of(study)
+
     def answer(
         self, request: Request, payload: bytes
     ) -> tuple[RollCall | Statistics | Update, Tensor | None]:
@@ -221,15 +229,19 @@ class SiteService:
         for split in Split:
             rows = data.rows[split]
             labels = Counter(data.label[rows].tolist())
-            splits[split] = _told({name: labels[index] for index, name in enumerate(study.classes)}, limit)
-            patterns[split] = _told(dict(sorted(Counter(pattern_names(data.present[rows])).items())), limit)
+            sizes = {name: labels[index] for index, name in enumerate(study.classes)}
+            splits[split] = _told(sizes, limit)
+            found = dict(sorted(Counter(pattern_names(data.present[rows])).items()))
+            hidden = any(count is None for count in splits[split].values())  # patterns would tell the total
+            patterns[split] = dict.fromkeys(found) if hidden else _told(found, limit)
+        samples = len(data.rows[Split.TRAIN])
         return RollCall(
             site=self._site,
             study_hash=study.hash,
             software=version("federated-mmare"),
             encoders=data.encoders,
             counts=Counts(splits, patterns),
-            samples=len(data.rows[Split.TRAIN]),
+            samples=samples if samples >= limit else 0,  # too few to train on without telling of them
             held_rounds=self._store.held(request.run),
         )
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from mmare.errors import SiteCode
 from mmare.exchange import Layout, Request, Update, WireError, decode, encode
 from mmare.flat import is_finite, unpack
 from server.roll_call import Member, explain
@@ -70,6 +71,12 @@ class Inquiry:
         self._journal = journal
         self._spool = spool
         self.upload = upload
+        self._phase: dict[str, str] = {}
+        self.without_state: set[str] = set()  # sites that lost what an accepted round left with them
+
+    def begin_test(self) -> None:
+        """From here on, events of the journal say that they are of the test."""
+        self._phase = {"phase": "test"}
 
     def ask(
         self,
@@ -83,9 +90,10 @@ class Inquiry:
         Args:
             requests: By site id.
             payload: Tensors for all of them.
-            round_number: For the journal.
+            round_number: For the journal; 0 before the rounds.
             accept: Takes an answer or raises `WireError`.
         """
+        self.without_state.clear()
         nodes = {self._members[site].node: site for site in requests}
         waiting = set(requests)
         headers = {node: encode(requests[site]) for node, site in nodes.items()}
@@ -96,9 +104,13 @@ class Inquiry:
                 accept(site, answer)
             except WireError as error:
                 reason = explain(answer, error)
-                self._journal.write("site_left_out", round=round_number, site=site, reason=reason)
+                if reason.endswith(SiteCode.STATE.value):
+                    self.without_state.add(site)
+                self._journal.write(
+                    "site_left_out", round=round_number, **self._phase, site=site, reason=reason
+                )
         for site in sorted(waiting):
-            self._journal.write("site_left_out", round=round_number, site=site, reason=LATE)
+            self._journal.write("site_left_out", round=round_number, **self._phase, site=site, reason=LATE)
 
     def updates(
         self, requests: Mapping[str, Request], payload: bytes, round_number: int
@@ -117,6 +129,7 @@ class Inquiry:
             self._journal.write(
                 "site_update",
                 round=round_number,
+                **self._phase,
                 site=site,
                 samples=reply.update.samples,
                 seconds=sum(reply.update.seconds.values()),

@@ -186,12 +186,19 @@ class RoundLoop:
         tensors, progress = chosen
         self._replace(unpack(tensors["model"], layout_of(self._tensors)))
         self._journal.write("resumed", round=progress.round, resumed_from=progress.round)
-        lost = [site for site, held in self._held_rounds(progress).items() if not held]
-        if lost and not progress.trained:
-            self._journal.write("optimizer_state_lost", round=progress.round, sites=lost)
-            kept = {site: number for site, number in progress.state_rounds.items() if site not in lost}
-            progress = replace(progress, state_rounds=kept)
-        return progress
+        if progress.trained:
+            return progress
+        return self._forget(
+            progress, {site for site, held in self._held_rounds(progress).items() if not held}
+        )
+
+    def _forget(self, progress: Progress, lost: set[str]) -> Progress:
+        """Count no longer on optimiser states that sites have lost: they go on with a fresh optimiser."""
+        if not lost:
+            return progress
+        self._journal.write("optimizer_state_lost", round=progress.round, sites=sorted(lost))
+        kept = {site: number for site, number in progress.state_rounds.items() if site not in lost}
+        return replace(progress, state_rounds=kept)
 
     def _held_rounds(self, progress: Progress) -> dict[str, bool]:
         """Per trainer whether it kept the state that the checkpoint counts on."""
@@ -213,7 +220,7 @@ class RoundLoop:
 
         def check(site: str, answer: Answer) -> None:
             statistics = decode(Statistics, answer.header or "")
-            check_statistics(statistics, self._study)
+            check_statistics(statistics, self._study, self._members[site].call.samples)
             found[site] = statistics
 
         self._inquiry.ask(dict.fromkeys(trainers, request), b"", 0, check)
@@ -238,6 +245,7 @@ class RoundLoop:
                 if selection.exhausted(training.patience):
                     break
             evaluated = time.perf_counter()
+            progress = self._forget(progress, self._inquiry.without_state)
             trained = {site: reply for site, reply in replies.items() if reply.spooled is not None}
             self._require_quorum(len(trained), f"sent a good update in round {number}")
             exposure = self._aggregate(trained)
@@ -362,6 +370,7 @@ class RoundLoop:
             )
             for site in self._members
         }
+        self._inquiry.begin_test()
         replies, _ = self._collect(requests, best)
         self._require_quorum(len(replies), "answered the test")
         updates = {site: reply.update for site, reply in replies.items()}

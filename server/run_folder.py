@@ -246,7 +246,12 @@ def _left_out(out: Path) -> list[dict[str, Any]]:
     for path in [out / JOURNAL, *sorted((out / "local").glob(f"*/{JOURNAL}"))]:
         for event in read_journal(path):
             if event["event"] == "site_left_out" or (event["event"] == "roll_call" and not event["accepted"]):
-                entry = {"site": event["site"], "round": event.get("round", 0), "reason": event["reason"]}
+                at_test = " (at the test)" if event.get("phase") == "test" else ""
+                entry = {
+                    "site": event["site"],
+                    "round": event.get("round", 0),
+                    "reason": event["reason"] + at_test,
+                }
                 if entry not in found:
                     found.append(entry)
     return found

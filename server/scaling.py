@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from mmare.adapters import pooled_moments
 from mmare.exchange import Moments, WireError
@@ -15,11 +15,19 @@ if TYPE_CHECKING:
     from mmare.study import Study
     from server.journal import Journal
 
+LARGEST: Final = 1e30  # sums of float32 features stay far below, and their squares do not overflow
+SLACK, TINY = 1 + 1e-9, 1e-12  # rounding: (sum)^2 <= n * sum of squares holds for real rows
+
 __all__ = ["check_statistics", "set_scaling"]
 
 
-def check_statistics(statistics: Statistics, study: Study) -> None:
-    """Refuse moments that are not those of the study's modalities.
+def check_statistics(statistics: Statistics, study: Study, samples: int) -> None:
+    """Refuse moments that no rows could have.
+
+    Args:
+        statistics: From a site.
+        study: Of the run.
+        samples: Train rows that the site said it has.
 
     Raises:
         WireError: Naming the modality.
@@ -28,8 +36,13 @@ def check_statistics(statistics: Statistics, study: Study) -> None:
     if names != [modality.name for modality in study.modalities]:
         raise WireError("moments of other modalities than the study's")
     for modality, moments in zip(study.modalities, statistics.moments, strict=True):
-        if len(moments.total) != modality.width or len(moments.squares) != modality.width or moments.n < 0:
+        if len(moments.total) != modality.width or len(moments.squares) != modality.width:
             raise WireError(f"moments of {modality.name} have another width than {modality.width}")
+        if not 0 <= moments.n <= samples:
+            raise WireError(f"moments of {modality.name} are of {moments.n} rows, expected 0 to {samples}")
+        for total, squares in zip(moments.total, moments.squares, strict=True):
+            if not (abs(total) < LARGEST and total**2 <= max(moments.n, 0) * squares * SLACK + TINY):
+                raise WireError(f"moments of {modality.name} that no rows have")
 
 
 def set_scaling(

@@ -73,11 +73,11 @@ class CheckpointStore:
     def save_best(self, round_number: int) -> None:
         """Keep the checkpoint of the best round so far beyond the rounds that follow."""
         best = self._best(round_number)
-        best.unlink(missing_ok=True)
-        try:
-            best.hardlink_to(self._round(round_number))
-        except OSError:  # a file system without links
-            shutil.copyfile(self._round(round_number), best)
+        temporary = best.with_name(f".{best.name}")
+        shutil.copyfile(
+            self._round(round_number), temporary
+        )  # no link: damage to one must not reach the other
+        temporary.replace(best)
 
     def load_best(self, round_number: int) -> dict[str, Tensor]:
         """The model of the best round.

@@ -18,7 +18,7 @@ from flwr.serverapp import Grid, ServerApp
 from flwr.supercore.task_identity import TaskIdentity
 
 from client.app import app as client_app
-from server.app import run_on
+from server.app import run_on, settings_of
 
 if TYPE_CHECKING:
     from flwr.clientapp import ClientApp
@@ -26,11 +26,12 @@ if TYPE_CHECKING:
 
     from server.journal import Listener
 
-__all__ = ["InProcessGrid", "run_in_process", "run_with_ray"]
+__all__ = ["InProcessGrid", "held_up_s", "run_in_process", "run_with_ray"]
 
 SERVER_NODE: Final = 1
 CLIENT_APP_RAISED: Final = 2  # flwr.common.constant.ErrorCode.CLIENT_APP_RAISED_EXCEPTION
-HELD_UP_S: Final = 2.0  # after which a site that is still at work no longer keeps the next one from starting
+HELD_UP_S: Final = 2.0  # a moment, for a simulated site
+HELD_UP_SHARE: Final = 0.1  # of the deadline, where that is shorter
 WAIT_S: Final = 0.05  # longest that one look for replies blocks
 
 
@@ -53,6 +54,7 @@ class InProcessGrid(Grid):
         node_configs: One per node, in partition order.
         run_config: Of the run.
         workers: Sites that compute side by side from the start.
+        held_up_s: After which a site that is still at work no longer keeps the next one from starting.
     """
 
     def __init__(
@@ -61,6 +63,7 @@ class InProcessGrid(Grid):
         node_configs: Iterable[Mapping[str, Any]],
         run_config: Mapping[str, Any],
         workers: int = 1,
+        held_up_s: float = HELD_UP_S,
     ) -> None:
         TaskIdentity.run_id, TaskIdentity.task_id, TaskIdentity.node_id = 1, 1, SERVER_NODE
         self._app = app
@@ -77,6 +80,7 @@ class InProcessGrid(Grid):
             for index, config in enumerate(node_configs)
         }
         self._side_by_side = workers
+        self._held_up_s = held_up_s
         self._workers: list[_Worker] = []
         self._todo: SimpleQueue[Message] = SimpleQueue()
         self._done: SimpleQueue[Message] = SimpleQueue()
@@ -148,7 +152,7 @@ class InProcessGrid(Grid):
         """Replace workers that are held up while messages wait."""
         now = time.monotonic()
         for worker in self._workers:
-            worker.retired |= not self._todo.empty() and now - worker.since > HELD_UP_S
+            worker.retired |= not self._todo.empty() and now - worker.since > self._held_up_s
         self._workers = [worker for worker in self._workers if not worker.retired]
         while len(self._workers) < self._side_by_side:
             worker = _Worker(self._app, self._nodes, self._todo, self._done)
@@ -188,6 +192,11 @@ class _Worker(threading.Thread):
             self._done.put(reply)
 
 
+def held_up_s(deadline_s: float) -> float:
+    """Seconds after which a simulated site that is still at work no longer holds up the next one."""
+    return min(HELD_UP_S, HELD_UP_SHARE * deadline_s)
+
+
 def _partitions(nodes: int) -> list[dict[str, Any]]:
     return [{"partition-id": index, "num-partitions": nodes} for index in range(nodes)]
 
@@ -209,7 +218,13 @@ def run_in_process(
     Raises:
         MmareError: Whatever the run raises.
     """
-    grid = InProcessGrid(client_app, node_configs or _partitions(nodes), run_config)
+    deadline_s = settings_of(run_config)[0].federation.deadline_s
+    grid = InProcessGrid(
+        client_app,
+        node_configs or _partitions(nodes),
+        run_config,
+        held_up_s=held_up_s(deadline_s),
+    )
     run_on(grid, {**run_config, "nodes": nodes, "backend": "inprocess"}, listeners, poll_s=0.0)
 
 

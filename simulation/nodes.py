@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from mmare.study import Study
     from sites.config import SiteConfig
 
-__all__ = ["pooled_id", "site_of_partition"]
+__all__ = ["check_sites", "pooled_id", "site_of_partition"]
 
 LOG = logging.getLogger(__name__)
 
@@ -51,6 +51,24 @@ def site_of_partition(node_config: Mapping[str, object], run_config: Mapping[str
         int(str(node_config["partition-id"])),
         int(str(node_config["num-partitions"])),
     )
+
+
+def check_sites(run_config: Mapping[str, object], sites: int) -> None:
+    """Read the data of every site before a run begins: here they may be named.
+
+    Raises:
+        DataError: If one cannot be used.
+        StudyError: If the study cannot be read.
+    """
+    federation = Path(str(run_config["federation"]))
+    overrides = [part for part in str(run_config.get("set") or "").split(";") if part.strip()]
+    study = load_study(federation / "study.toml").override(overrides)
+    pools = bool(run_config.get("trainer")) and sites > 1
+    for partition in range(sites):
+        node_config = {"partition-id": partition, "num-partitions": sites + pools}
+        service = site_of_partition(node_config, run_config)
+        if isinstance(service, SiteService):
+            service.prepare(study)
 
 
 @lru_cache(maxsize=4096)

@@ -19,7 +19,7 @@ from rich.table import Table
 from mmare.errors import StudyError
 from mmare.exchange import Split
 from mmare.study import PromptMode
-from sites.options import Cohort, Grouping, SplitScheme, SyntheticKind
+from sites.options import Cohort, Grouping, IxiTask, Mechanism, SplitScheme, SyntheticKind
 
 if TYPE_CHECKING:
     from sites.federation import Prepared, SiteCounts
@@ -80,15 +80,68 @@ def mmist(  # noqa: PLR0913, PLR0917 - one parameter per flag
     _show(prepared)
 
 
+@app.command(
+    epilog="Example: mmare-sim prepare ixi --source data/IXI --task sex --with-clinical --seed 42 "
+    "--mechanism mcar --missing-rate 0.4 --out runs/ixi-sex"
+)
+def ixi(  # noqa: PLR0913, PLR0917 - one parameter per flag
+    source: Annotated[
+        Path, typer.Option(help="Folder with IXI.xls and, in any sub-folders, IXI012-HH-1211-T1.nii.gz, ….")
+    ],
+    task: Annotated[IxiTask, typer.Option(help="What is predicted: sex, or epoch of the life span.")],
+    out: Out,
+    with_clinical: Annotated[
+        bool, typer.Option("--with-clinical", help="Add the clinical prompt as a fifth modality.")
+    ] = False,
+    mechanism: Annotated[
+        Mechanism | None, typer.Option(help="Take modalities away: completely at random (mcar).")
+    ] = None,
+    missing_rate: Annotated[
+        float, typer.Option(help="Probability that a modality is taken away; one is always left.")
+    ] = 0.0,
+    seed: Annotated[
+        int, typer.Option(help="Of split and amputation; also the study's. 42 splits as the thesis did.")
+    ] = 0,
+    prompt_mode: Annotated[
+        PromptMode, typer.Option(help="Leave missing fields out of the prompt, or say that they are missing.")
+    ] = PromptMode.OMIT,
+    keep_incomplete: Annotated[
+        bool,
+        typer.Option("--keep-incomplete", help="Subjects with any contrast, not only those with all four."),
+    ] = False,
+    overwrite: Overwrite = False,
+) -> None:
+    """Turn the IXI brain scans into a federation of their three hospitals; opens no image."""
+    from sites.ixi import prepare_ixi  # noqa: PLC0415 - slow, not for --help
+
+    prepared = prepare_ixi(
+        source,
+        out,
+        task,
+        with_clinical,
+        seed,
+        mechanism,
+        missing_rate,
+        prompt_mode=prompt_mode,
+        complete=not keep_incomplete,
+        overwrite=overwrite,
+    )
+    _show(prepared)
+
+
 @app.command(epilog="Example: mmare-sim prepare synthetic --patients 200 --seed 0 --out runs/synthetic")
 def synthetic(
     out: Out,
-    kind: Annotated[SyntheticKind, typer.Option(help="What the hospitals hold.")] = SyntheticKind.FEATURES,
-    patients: Annotated[int, typer.Option(help="Per hospital; there are three.")] = 200,
+    kind: Annotated[
+        SyntheticKind, typer.Option(help="What the hospitals hold: features, or NIfTI head phantoms.")
+    ] = SyntheticKind.FEATURES,
+    patients: Annotated[
+        int | None, typer.Option(help="Per hospital; there are three. By default 200, of scans 40.")
+    ] = None,
     seed: Seed = 0,
     overwrite: Overwrite = False,
 ) -> None:
-    """Make three hospitals with different scanners and gaps, and features with a known answer."""
+    """Make three hospitals with different scanners and gaps, and features or scans with a known answer."""
     from sites.synthetic import prepare_synthetic  # noqa: PLC0415 - slow, not for --help
 
     _show(prepare_synthetic(kind, out=out, patients=patients, seed=seed, overwrite=overwrite))
@@ -194,6 +247,8 @@ def _show(prepared: Prepared) -> None:
         counts = ["/".join(str(site.patients[split, name]) for name in study.classes) for split in Split]
         view.add_row(site.id, str(site.n_patients), *counts, *(_share(site, name) for name in modalities))
     console.print(view)
+    for note in prepared.notes:
+        console.print(escape(f"- {note}"), soft_wrap=True)
     folder = shlex.quote(str(prepared.folder))
     run = shlex.quote(f"{prepared.folder}-run")
     console.print(f"Written to {escape(folder)}. Next:", soft_wrap=True)

@@ -108,10 +108,11 @@ class RoundTable:
             row.losses.append((event["samples"], event["train_loss"]))
 
     def _on_site_left_out(self, event: Mapping[str, Any]) -> None:
-        row = self._row(event["round"])
+        row = None if "phase" in event else self._row(event["round"])
         if row is not None:
             row.left_out.append(event["site"])
-        self._console.print(f"[yellow]round {event['round']}: {event['site']} left out: {event['reason']}[/]")
+        when = event.get("phase") or f"round {event['round']}"
+        self._console.print(f"[yellow]{when}: {event['site']} left out: {event['reason']}[/]")
 
     def _on_validated(self, event: Mapping[str, Any]) -> None:
         score = event["metrics"]["pooled"]["balanced_accuracy"]

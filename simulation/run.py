@@ -7,9 +7,11 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
 from mmare.errors import InputError
+from mmare.registry import build_model
 from server.app import settings_of
 from server.rounds import Mode
 from server.run_folder import finished_result
+from server.strategy import strategy_of
 from sites.federation import site_folders
 
 if TYPE_CHECKING:
@@ -77,7 +79,11 @@ def run_federation(
         return done
     nodes = len(sites) + (pools and len(sites) > 1)
     from simulation.engine import run_in_process, run_with_ray  # noqa: PLC0415 - Flower and torch take seconds
+    from simulation.nodes import check_sites  # noqa: PLC0415 - as above
 
+    strategy_of(study.federation.strategy)
+    build_model(study)
+    check_sites(run_config, len(sites))
     if backend is Backend.RAY:
         run_with_ray(run_config, nodes, listeners, backend_config)
     else:

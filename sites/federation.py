@@ -23,6 +23,8 @@ from sites.features import Vectors, write_features
 from sites.manifest import ID, LABEL, SPLIT
 
 __all__ = [
+    "SCANS_FOLDER",
+    "SYNTHETIC_FILE",
     "Prepared",
     "SiteCounts",
     "SiteTables",
@@ -34,6 +36,10 @@ __all__ = [
 
 STUDY_FILE, SITE_FILE, MANIFEST_FILE = "study.toml", "site.toml", "patients.csv"
 
+# Scans that we drew ourselves may lie in a federation folder and be replaced with it. The file says that they
+# are ours: a folder of scans without it is somebody's own.
+SCANS_FOLDER, SYNTHETIC_FILE = "scans", "SYNTHETIC.txt"
+
 
 @dataclass(frozen=True)
 class SiteTables:
@@ -44,15 +50,18 @@ class SiteTables:
         manifest: One row per patient: ``patient_id``, ``label`` (a class name), ``split``, and the columns
             that ``columns`` names; missing cells are ``None`` or NaN.
         features: By modality, vectors by patient id; without a vector the patient lacks the modality. A
-            modality in neither ``features`` nor ``columns``, or without any vector, is one that the site
-            never has.
+            modality in none of ``features``, ``columns`` and ``scans``, or without any vector, is one that
+            the site never has.
         columns: By modality, the manifest columns that a prompt uses.
+        scans: By modality, the manifest column with the path of a scan, absolute or relative to the site's
+            folder. A modality without any path is one that the site never has.
     """
 
     name: str
     manifest: pd.DataFrame
     features: Mapping[str, Vectors] = field(default_factory=dict)
     columns: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    scans: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -83,11 +92,13 @@ class Prepared:
         folder: Where it is.
         study: As in its ``study.toml``.
         sites: In id order.
+        notes: Sentences about what was left out or replaced on the way.
     """
 
     folder: Path
     study: Study
     sites: tuple[SiteCounts, ...]
+    notes: tuple[str, ...] = ()
 
 
 def slug(name: str) -> str:
@@ -138,7 +149,11 @@ def site_folders(federation: Path) -> tuple[SiteConfig, ...]:
 
 
 def write_federation(
-    out: Path, study: Study, sites: Sequence[SiteTables], overwrite: bool = False
+    out: Path,
+    study: Study,
+    sites: Sequence[SiteTables],
+    overwrite: bool = False,
+    synthetic_scans: Path | None = None,
 ) -> Prepared:
     """Write a federation folder, whole or not at all.
 
@@ -149,6 +164,8 @@ def write_federation(
         study: Written as ``study.toml``, with ``federation.min_sites`` at most the number of sites.
         sites: At least one; same tables, same bytes.
         overwrite: Replace a federation folder that is there already; nothing else is ever replaced.
+        synthetic_scans: A folder with the file `SYNTHETIC_FILE` that moves into the federation folder as
+            ``scans``, so that manifests may name ``../scans/…``; beside ``out``, on one file system.
 
     Raises:
         DataError: If ``out`` is in the way, there is no site or no train row, two sites have one id, or a
@@ -180,6 +197,8 @@ def write_federation(
         _write_toml(partial / STUDY_FILE, study.to_dict())
         for identity, site in tables.items():
             _write_site(partial / identity, identity, site)
+        if synthetic_scans is not None:
+            synthetic_scans.rename(partial / SCANS_FOLDER)
         _replace(partial, out)
     except OSError as error:
         raise DataError(f"{out}: cannot be written ({error.strerror or type(error).__name__})") from None
@@ -206,12 +225,16 @@ def check_target(out: Path, *, overwrite: bool) -> None:
         return
     if not overwrite:
         raise DataError(f"{out}: the folder is not empty; choose another one or add --overwrite")
-    foreign = [
-        entry.name for entry in entries if entry.name != STUDY_FILE and not (entry / SITE_FILE).is_file()
-    ]
+    foreign = [entry.name for entry in entries if not _is_ours(entry)]
     if foreign or not (out / STUDY_FILE).is_file():
         found = f"it holds {foreign[0]!r}" if foreign else f"it has no {STUDY_FILE}"
         raise DataError(f"{out}: only a federation folder is overwritten, and this is none: {found}")
+
+
+def _is_ours(entry: Path) -> bool:
+    """Whether something in a federation folder was made by `write_federation`."""
+    drawn = entry.name == SCANS_FOLDER and (entry / SYNTHETIC_FILE).is_file()
+    return drawn or entry.name == STUDY_FILE or (entry / SITE_FILE).is_file()
 
 
 def _count(identity: str, site: SiteTables, study: Study) -> SiteCounts:
@@ -247,8 +270,9 @@ def _count(identity: str, site: SiteTables, study: Study) -> SiteCounts:
 
 def _present(ids: Sequence[str], site: SiteTables, modality: ModalitySpec) -> set[str]:
     """The patients that have a modality, its vectors checked against the study."""
-    if modality.name in site.columns:
-        cells = site.manifest[list(site.columns[modality.name])].notna().any(axis=1)
+    scan = (site.scans[modality.name],) if modality.name in site.scans else ()
+    if columns := scan or site.columns.get(modality.name, ()):
+        cells = site.manifest[list(columns)].notna().any(axis=1)
         return {patient for patient, has in zip(ids, cells, strict=True) if has}
     vectors = site.features.get(modality.name, {})
     for patient, vector in vectors.items():
@@ -270,6 +294,8 @@ def _write_site(folder: Path, identity: str, site: SiteTables) -> None:
         if held:
             sources[name] = {"file": write_features(folder, name, held)}
     sources |= {name: {"columns": list(columns)} for name, columns in site.columns.items()}
+    held_scans = {name: column for name, column in site.scans.items() if site.manifest[column].notna().any()}
+    sources |= {name: {"column": column} for name, column in held_scans.items()}
     content = {
         "site": {"id": identity},
         "data": {"manifest": MANIFEST_FILE},

@@ -7,7 +7,7 @@ from typing import TypeVar
 
 from mmare.errors import StudyError
 
-__all__ = ["Cohort", "Grouping", "SplitScheme", "SyntheticKind", "choose"]
+__all__ = ["Cohort", "Grouping", "IxiTask", "Mechanism", "SplitScheme", "SyntheticKind", "choose"]
 
 
 class Grouping(StrEnum):
@@ -35,6 +35,20 @@ class SyntheticKind(StrEnum):
     """What a synthetic federation holds."""
 
     FEATURES = "features"
+    SCANS = "scans"  # NIfTI phantoms, which a frozen encoder turns into features
+
+
+class IxiTask(StrEnum):
+    """What is predicted of an IXI subject."""
+
+    SEX = "sex"
+    EPOCH = "epoch"  # of the brain's life span: below 32, below 66, older
+
+
+class Mechanism(StrEnum):
+    """Why modalities are missing that were taken away on purpose."""
+
+    MCAR = "mcar"  # completely at random
 
 
 Choice = TypeVar("Choice", bound=StrEnum)

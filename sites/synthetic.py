@@ -81,16 +81,17 @@ def prepare_synthetic(
     kind: str = SyntheticKind.FEATURES,
     *,
     out: Path,
-    patients: int = 200,
+    patients: int | None = None,
     seed: int = 0,
     overwrite: bool = False,
 ) -> Prepared:
-    """Write the synthetic federation of this module.
+    """Write the synthetic federation of this module, or that of `sites.phantoms`.
 
     Args:
-        kind: A `SyntheticKind`.
+        kind: A `SyntheticKind`: features are drawn here, scans there.
         out: Federation folder to write.
-        patients: Per hospital, at least 20; there are three.
+        patients: Per hospital; there are three. Of features at least 20, by default 200; of scans at least
+            10, by default 40.
         seed: Of the patients and their split; also written as the study's.
         overwrite: Replace a federation folder that is there already.
 
@@ -98,7 +99,11 @@ def prepare_synthetic(
         StudyError: If an option is out of range.
         DataError: If ``out`` is in the way.
     """
-    choose(SyntheticKind, kind, "--kind")
+    if choose(SyntheticKind, kind, "--kind") is SyntheticKind.SCANS:
+        from sites.phantoms import prepare_synthetic_scans  # noqa: PLC0415 - features need no image library
+
+        return prepare_synthetic_scans(out, 40 if patients is None else patients, seed, overwrite)
+    patients = 200 if patients is None else patients
     if patients < 20:  # noqa: PLR2004 - fewer leave a class without test rows
         raise StudyError(f"--patients is {patients}, expected at least 20 per hospital")
     check_target(out, overwrite=overwrite)

@@ -23,7 +23,7 @@ from server.checkpoint import read_checkpoint
 from server.fleet import Answer
 from server.journal import read_journal
 from server.run_folder import execute
-from simulation.engine import InProcessGrid
+from simulation.engine import InProcessGrid, held_up_s
 from simulation.nodes import site_of_partition
 from sites.federation import SiteTables, site_folders, write_federation
 
@@ -176,8 +176,9 @@ def run_nodes(
     sites = len(site_folders(federation))
     nodes = sites + (mode == "centralised" and sites > 1)
     configs = node_configs(nodes, faults or {})
-    grid = InProcessGrid(client_app, configs[::-1] if reverse else configs, config, workers)
     study, wanted = settings_of({**config, "nodes": nodes, "backend": "inprocess"})
+    configs = configs[::-1] if reverse else configs
+    grid = InProcessGrid(client_app, configs, config, workers, held_up_s(study.federation.deadline_s))
     return execute(GridFleet(grid, poll_s=0.0), study, wanted, listeners)
 
 

@@ -66,23 +66,23 @@ class Correction(StrEnum):
 _SENTENCES: dict[Reason | Correction, str] = {
     Reason.NOT_DICOM: "The file is not DICOM.",
     Reason.EMPTY_FILE: "The file holds no bytes.",
-    Reason.UNREADABLE_FILE: "The file looks like DICOM but its header cannot be read, or the disk refused to.",
+    Reason.UNREADABLE_FILE: "The header cannot be read, or the disk refused to give it.",
     Reason.PERMISSION_DENIED: "The account that runs the conversion may not read it.",
     Reason.DICOMDIR: "A DICOMDIR lists other files and holds no picture.",
-    Reason.DERIVED_OBJECT: "A report, presentation state, segmentation, plan, waveform or other object that is no scan.",
+    Reason.DERIVED_OBJECT: "A report, presentation state, segmentation, plan or other object, no scan.",
     Reason.SECONDARY_CAPTURE: "A secondary capture: a picture of a screen or a page, not a scan.",
     Reason.COLOUR: "The pixels are colours, not measurements.",
     Reason.LOCALIZER: "A localizer (scout, survey), taken to plan other series.",
     Reason.NO_PIXELS: "The object has no pixel data.",
-    Reason.NO_GEOMETRY: "Position, orientation or pixel spacing in the patient is not given or makes no sense.",
+    Reason.NO_GEOMETRY: "Position, orientation or pixel spacing is not given or makes no sense.",
     Reason.UNKNOWN_TRANSFER_SYNTAX: "The transfer syntax is not one of the DICOM standard.",
     Reason.NO_DECODER: "No installed codec reads this transfer syntax.",
     Reason.TRUNCATED_PIXEL_DATA: "Pixel data end before the picture does.",
     Reason.DAMAGED_PIXEL_DATA: "Pixel data cannot be decoded.",
     Reason.TOO_FEW_SLICES: "Fewer than three slices lie side by side: a picture, not a volume.",
     Reason.MIXED_ORIENTATION: "The slices lie in several planes, too few in any of them to make a volume.",
-    Reason.FOUR_DIMENSIONAL: "The same positions were measured repeatedly (time, diffusion, phase): four dimensions.",
-    Reason.CONFLICTING_SLICES: "Some positions hold two different pictures and nothing tells which one belongs.",
+    Reason.FOUR_DIMENSIONAL: "The same positions were measured repeatedly (time, diffusion, phase).",
+    Reason.CONFLICTING_SLICES: "Some positions hold different pictures and nothing tells which one belongs.",
     Reason.MISSING_SLICES: "A gap is a multiple of the others: slices are missing.",
     Reason.GAP_TOO_WIDE: "A gap is so much wider than the others that filling it would invent anatomy.",
     Reason.SCATTERED_SLICES: "The slices are parallel but do not lie along one line.",
@@ -90,7 +90,7 @@ _SENTENCES: dict[Reason | Correction, str] = {
     Reason.NOT_NIFTI: "The file is not a readable NIfTI image.",
     Reason.BAD_AFFINE: "The header does not say where the voxels lie.",
     Reason.NOT_CONVERTED: "The conversion failed in a way that was not foreseen.",
-    Correction.TILT: "Slices were moved within their plane, linearly interpolated, so that the stack stands upright.",
+    Correction.TILT: "Slices were moved within their plane, interpolated linearly, to stand upright.",
     Correction.UNEVEN_GAPS: "Slices were interpolated linearly to even gaps.",
     Correction.DUPLICATE_SLICES: "Slices that occurred more than once with the same pixels were dropped.",
     Correction.SERIES_SPLIT: "One series UID held different things, which became separate volumes.",
@@ -98,7 +98,7 @@ _SENTENCES: dict[Reason | Correction, str] = {
     Correction.MOSAIC: "A mosaic was cut into its slices.",
     Correction.MONOCHROME1: "The display is inverted (MONOCHROME1); the values are kept as measured.",
     Correction.PHILIPS_SCALING: "Values are the scanner's own (Philips scale slope), as dcm2niix gives them.",
-    Correction.TILT_TAG_IGNORED: "A gantry tilt is stated, but the positions show an upright stack and were believed.",
+    Correction.TILT_TAG_IGNORED: "A gantry tilt is stated, but the positions show an upright stack.",
 }
 
 
@@ -112,7 +112,7 @@ def explain(code: Reason | Correction) -> str:
     return _SENTENCES[code]
 
 
-class Refused(DataError):
+class Refused(DataError):  # noqa: N818  reads as what happened: raise Refused(reason)
     """A series or file that cannot become a volume.
 
     Args:

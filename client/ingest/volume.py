@@ -1,7 +1,8 @@
 """One type for a scan, wherever it came from: voxels, and where in the patient each of them lies.
 
 DICOM counts millimetres towards the patient's left, back and head (LPS); NIfTI towards right, front and head
-(RAS). Both are right-handed and differ by half a turn about the long axis, so one constant converts either way.
+(RAS). Both are right-handed and differ by half a turn about the long axis, so one constant converts either
+way.
 """
 
 from __future__ import annotations
@@ -33,7 +34,11 @@ class Plane(StrEnum):
     SAGITTAL = "sagittal"
 
 
-_ACROSS = (Plane.SAGITTAL, Plane.CORONAL, Plane.AXIAL)  # by the world axis (R, A, S) the slices are stacked along
+_ACROSS = (
+    Plane.SAGITTAL,
+    Plane.CORONAL,
+    Plane.AXIAL,
+)  # by the world axis (R, A, S) the slices are stacked along
 
 
 def lps_to_ras(affine_mm: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -106,7 +111,8 @@ class Volume:
     @property
     def orientation(self) -> str:
         """The anatomical direction that each axis runs towards, such as ``LPS``."""
-        return "".join(str(letter) for letter in nib.aff2axcodes(self.affine_mm))
+        codes = nib.aff2axcodes(self.affine_mm)  # type: ignore[no-untyped-call]  # nibabel has no types here
+        return "".join(str(letter) for letter in codes)
 
     @property
     def plane(self) -> Plane:

@@ -3,7 +3,7 @@ from itertools import product
 from hypothesis import given
 from hypothesis import strategies as st
 
-from client.gate import withheld_groups
+from client.gate import withheld_groups, withheld_patterns
 
 SIZES = st.dictionaries(st.text("abcdef", min_size=1, max_size=2), st.integers(0, 30), max_size=8)
 
@@ -56,3 +56,23 @@ def test_the_sum_of_what_is_withheld_does_not_depend_on_the_order(sizes, min_cou
     first = withheld_groups(sizes, min_count)
     second = withheld_groups({group: sizes[group] for group in groups}, min_count)
     assert sorted(sizes[group] for group in first) == sorted(sizes[group] for group in second)
+
+
+@given(
+    st.dictionaries(
+        st.sampled_from(["11", "10", "01", "00"]),
+        st.tuples(st.integers(0, 12), st.integers(0, 12)).filter(any),
+        min_size=1,
+    ),
+    st.integers(0, 8),
+)
+def test_no_class_of_a_pattern_can_be_read_off_what_is_told(sizes, min_count):
+    withheld = withheld_patterns(sizes, min_count)
+    told = sizes.keys() - withheld
+    assert all(count == 0 or count >= min_count for name in told for count in sizes[name])
+    together = [sum(sizes[name][label] for name in withheld) for label in (0, 1)]
+    if told:
+        assert len(withheld) != 1
+        assert all(count == 0 or count >= min_count for count in together)
+    if min_count <= 1:
+        assert not withheld

@@ -190,10 +190,6 @@ def test_a_site_that_lost_all_its_states_goes_on_and_the_journal_says_so(own_fed
     assert outcome(out)["last"][1] != wanted["last"][1]  # the moments that are gone are gone
 
 
-@pytest.mark.xfail(
-    reason="the server asks a site that refused with S204 for the same state in every later round; "
-    "server/rounds.py never drops it from state_rounds"
-)
 def test_a_site_whose_state_is_damaged_while_the_run_goes_on_comes_back(own_federation, tmp_path):
     def damage(event):
         if event["event"] == "checkpoint" and event["round"] == 2:

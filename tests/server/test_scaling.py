@@ -77,12 +77,27 @@ def test_a_constant_feature_does_not_divide_by_zero(tmp_path):
         pytest.param(
             (moments("ash", "ct"), Moments("wsi", -3, (1.0,) * 16, (1.0,) * 16)), "wsi", id="negative"
         ),
+        pytest.param(
+            (moments("ash", "ct"), Moments("wsi", 51, (1.0,) * 16, (1.0,) * 16)),
+            "of 51 rows, expected 0 to 50",
+            id="more-rows-than-it-has",
+        ),
+        pytest.param(
+            (moments("ash", "ct"), Moments("wsi", 2, (9.0,) * 16, (1.0,) * 16)),
+            "wsi that no rows have",
+            id="impossible",
+        ),
+        pytest.param(
+            (moments("ash", "ct"), Moments("wsi", 2, (1e200,) * 16, (1e308,) * 16)),
+            "wsi that no rows have",
+            id="overflow",
+        ),
     ],
 )
 def test_moments_that_are_not_the_studys_are_refused(parts, reason):
     with pytest.raises(WireError, match=reason):
-        check_statistics(Statistics("ash", parts), STUDY)
+        check_statistics(Statistics("ash", parts), STUDY, samples=50)
 
 
 def test_moments_that_are_the_studys_pass():
-    check_statistics(statistics("ash"), STUDY)
+    check_statistics(statistics("ash"), STUDY, samples=50)

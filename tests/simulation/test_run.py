@@ -260,10 +260,6 @@ def test_more_sites_needed_than_there_are_fails_and_says_so(federation, tmp_path
         run_federation(federation, tmp_path / "run", assignments=settings)
 
 
-@pytest.mark.xfail(
-    reason="run_federation does not read the sites' data before it starts: a site whose data are bad is left "
-    "out as 'node 3: refused: S201' and the run goes on"
-)
 @pytest.mark.parametrize(
     ("file", "old", "new"),
     [

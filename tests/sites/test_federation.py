@@ -86,6 +86,24 @@ def test_counts_say_what_was_written(tmp_path):
     assert site.present == {"ct": 2, "lab": 1, "note": 2}
 
 
+def test_scans_are_named_by_a_column(tmp_path):
+    """A scan modality is a column of paths; without any path the site does not have the modality."""
+    volumes = tuple(ModalitySpec(name, Kind.VOLUME, 512, "med3d-resnet18") for name in ("t1", "t2"))
+    study = Study("scans", ("no", "yes"), volumes)
+    table = a_site().manifest.assign(t1=["/scans/a.nii", None, "b.nii"], t2=None).iloc[[0, 2]]
+    prepared = write_federation(
+        tmp_path / "fed", study, [SiteTables("a", table, scans={"t1": "t1", "t2": "t2"})]
+    )
+    assert prepared.sites[0].present == {"t1": 2, "t2": 0}
+    (site,) = site_folders(tmp_path / "fed")
+    assert {name: source.column for name, source in site.modalities.items()} == {"t1": "t1"}
+    manifest = load_manifest(site.manifest, study.classes, seed=0)
+    assert manifest.table["t1"].tolist() == ["/scans/a.nii", "b.nii"]
+    bare = SiteTables("a", table.assign(t1=None), scans={"t1": "t1", "t2": "t2"})
+    with pytest.raises(DataError, match="'n1' has no modality, expected at least one of t1, t2"):
+        write_federation(tmp_path / "none", study, [bare])
+
+
 def test_same_tables_same_bytes(tmp_path):
     write_federation(tmp_path / "a", STUDY, [a_site()])
     write_federation(tmp_path / "b", STUDY, [a_site()])

@@ -112,7 +112,7 @@ def test_nobody_is_without_any_modality():
     ("options", "sentence"),
     [
         ({"patients": 19}, "--patients is 19, expected at least 20"),
-        ({"kind": "scans"}, "--kind is 'scans', expected one of features"),
+        ({"kind": "slides"}, "--kind is 'slides', expected one of features, scans"),
         ({"seed": -1}, "--seed is -1"),
     ],
 )

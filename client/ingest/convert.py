@@ -1,0 +1,197 @@
+"""``mmare-site convert``: a folder of DICOM files to one NIfTI per usable series, and a report."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import numpy as np
+import SimpleITK as sitk  # noqa: N813  its own manual's name
+
+from client.ingest.choose import SeriesRule, choose_each
+from client.ingest.dicom import make_volume, scan_folder
+from client.ingest.header import Frame
+from client.ingest.names import OwnedNames
+from client.ingest.pixels import fingerprint
+from client.ingest.reasons import Reason, Refused
+from client.ingest.report import REPORT_NAME, Outcome, Report, SeriesEntry, write_json
+from client.ingest.series import Part, find_parts
+from client.ingest.volume import Volume, ras_to_lps
+from mmare.errors import InputError, RunError
+
+__all__ = ["convert_folder", "write_volume"]
+
+Progress = Callable[[str, int, int], None]
+
+
+def convert_folder(
+    source: Path, out: Path, progress: Progress | None = None, rules: Mapping[str, SeriesRule] | None = None
+) -> Report:
+    """Convert every usable series below a folder.
+
+    Nothing is written to the source, and in the output folder only to files of an earlier run over the same
+    source. A bad file or series never stops the others.
+
+    Args:
+        source: What a scanner or archive exported.
+        out: Made if absent; receives ``<series number>_<description>[_n].nii.gz`` and ``report.json``.
+        progress: Called with a stage (``scan``, ``convert``), how many are done and how many there are.
+        rules: Modality to rule: which series each modality is taken from, for the report.
+
+    Returns:
+        What became of every series and file; `Report.anything_refused` tells whether something was left out.
+
+    Raises:
+        InputError: If a folder is absent, or the output is within the source or belongs to another
+            conversion.
+        RunError: If the output cannot be written.
+    """
+    tell = progress or (lambda _stage, _done, _total: None)
+    source, out = _check_folders(source, out)
+    digest = hashlib.sha256(str(source).encode(errors="surrogateescape")).hexdigest()
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        names = OwnedNames(out, digest)
+        frames, ignored = scan_folder(source, tell)
+        parts = find_parts(frames, _fingerprint_or_none)
+        entries = _planned_entries(parts, names)
+        report = Report(
+            source_digest=digest,
+            series=tuple(entries),
+            ignored=tuple(ignored),
+            n_files=len({frame.file.path for frame in frames}) + len(ignored),
+            left_over=names.left_over(entry.identity for entry in entries),
+        )
+        write_json(
+            out / REPORT_NAME, report.to_json(finished=False)
+        )  # says which files are ours, should we be killed
+        for index, part in enumerate(parts):
+            tell("convert", index, len(parts))
+            entries[index] = _convert_part(part, entries[index], out)
+            if entries[index].outcome is Outcome.REFUSED:
+                names.discard(entries[index].identity)
+        tell("convert", len(parts), len(parts))
+        report = replace(report, series=tuple(entries))
+        report = replace(report, chosen=_chosen(report, rules or {}))
+        write_json(out / REPORT_NAME, report.to_json())
+    except OSError as error:
+        raise RunError(
+            f"the output folder cannot be written: {error.strerror or 'input/output error'}"
+        ) from error
+    return report
+
+
+def write_volume(volume: Volume, path: Path) -> None:
+    """Write a volume as NIfTI with SimpleITK, in one step.
+
+    Args:
+        volume: Upright: its axes at right angles.
+        path: Ends in ``.nii.gz``.
+
+    Raises:
+        RunError: If it cannot be written.
+    """
+    affine_mm = ras_to_lps(volume.affine_mm)  # SimpleITK counts as DICOM does
+    image = sitk.GetImageFromArray(np.ascontiguousarray(volume.voxels.transpose(2, 1, 0)))
+    image.SetSpacing(volume.spacing_mm)  # type: ignore[no-untyped-call]  # SimpleITK's wrapper has no types
+    image.SetOrigin(affine_mm[:3, 3].tolist())  # type: ignore[no-untyped-call]  # as above
+    direction = affine_mm[:3, :3] / np.array(volume.spacing_mm)
+    image.SetDirection(direction.ravel().tolist())  # type: ignore[no-untyped-call]  # as above
+    partial = path.with_name(f".partial-{path.name}")
+    try:
+        sitk.WriteImage(image, str(partial), useCompression=True)
+        partial.replace(path)
+    except (RuntimeError, OSError) as error:
+        partial.unlink(missing_ok=True)
+        raise RunError("a volume cannot be written to the output folder; is the disk full?") from error
+
+
+def _check_folders(source: Path, out: Path) -> tuple[Path, Path]:
+    if not source.is_dir():
+        raise InputError(f"there is no folder {str(source)!r} to convert")
+    source, out = source.resolve(), out.resolve()
+    if out == source or source in out.parents:
+        raise InputError("the output folder lies within the folder to convert; choose one outside it")
+    if out.exists() and not out.is_dir():
+        raise InputError(f"{str(out)!r} is a file; the output must be a folder")
+    return source, out
+
+
+def _fingerprint_or_none(frame: Frame) -> bytes | None:
+    try:
+        return fingerprint(frame)
+    except Refused:
+        return None
+
+
+def _planned_entries(parts: Sequence[Part], names: OwnedNames) -> list[SeriesEntry]:
+    """An entry for every part, those that may become volumes with the name they will have."""
+    patients = {
+        patient: number for number, patient in enumerate(sorted({p.frames[0].file.patient for p in parts}), 1)
+    }
+    counted: dict[tuple[str, str, int, int], int] = {}
+    entries = []
+    for part in parts:
+        file = part.frames[0].file
+        series = (file.study_uid, file.series_uid, file.series_number, patients[file.patient])
+        counted[series] = counted.get(series, 0) + 1
+        entries.append(
+            SeriesEntry(
+                patient=patients[file.patient],
+                study_uid=file.study_uid,
+                series_uid=file.series_uid,
+                part=counted[series],
+                series_number=file.series_number,
+                description=file.description,
+                modality=file.modality,
+                n_files=len({frame.file.path for frame in part.frames}),
+                n_frames=len(part.frames),
+                outcome=Outcome.REFUSED,
+                reasons=part.reasons,
+                corrections=part.corrections,
+                n_duplicates=part.n_duplicates,
+            )
+        )
+    names.reserve(entry.identity for entry in entries)
+    return [
+        entry if entry.reasons else replace(entry, output=names.name(entry.identity, entry.description))
+        for entry in entries
+    ]
+
+
+def _convert_part(part: Part, entry: SeriesEntry, out: Path) -> SeriesEntry:
+    if entry.output is None:
+        return entry
+    try:
+        made = make_volume(part)
+    except Refused as error:
+        return replace(entry, reasons=(error.reason,), detail=error.detail, output=None)
+    except Exception as error:  # the next series must not suffer; the report names what happened
+        return replace(entry, reasons=(Reason.NOT_CONVERTED,), detail=type(error).__name__, output=None)
+    write_volume(made.volume, out / entry.output)
+    return replace(
+        entry,
+        outcome=Outcome.CONVERTED,
+        corrections=made.corrections,
+        size=made.volume.voxels.shape,
+        spacing_mm=made.volume.spacing_mm,
+        orientation=made.volume.orientation,
+        plane=made.volume.plane,
+    )
+
+
+def _chosen(report: Report, rules: Mapping[str, SeriesRule]) -> tuple[dict[str, object], ...]:
+    if not rules:
+        return ()
+    return tuple(
+        {
+            "modality": modality,
+            "output": choice.entry.output if choice.entry else None,
+            "rule": asdict(rules[modality]),
+            "why": choice.why,
+            "passed_over": [{"output": output, "why": why} for output, why in choice.passed_over],
+        }
+        for modality, choice in choose_each(report.series, rules).items()
+    )

@@ -1,0 +1,256 @@
+"""Where parallel slices lie: order, gaps and drift, as pure functions of numbers.
+
+All coordinates are DICOM's (LPS, millimetres) until `stack_affine`, which answers in RAS. A stack is
+described by how far each slice lies *along* the normal and how far it has drifted *within* its plane.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from client.ingest.reasons import Reason, Refused
+from client.ingest.volume import lps_to_ras
+
+__all__ = [
+    "Stack",
+    "check_gaps",
+    "even_grid",
+    "is_even",
+    "is_upright",
+    "same_orientation",
+    "same_place",
+    "stack_affine",
+    "stack_slices",
+    "unit_axes",
+]
+
+SAME_PLACE_MM = 0.01  # positions are written to 1e-3 mm or finer; no slices lie closer than this
+SAME_ORIENTATION = (
+    5e-3  # cosines: a third of a degree; headers round to 1e-4, neighbouring planes differ by degrees
+)
+# A slice this far from its place on an even grid is drawn where it is: positions may be rounded to 0.1 mm.
+EVEN_MM = 0.1
+EVEN_SHARE = 0.2  # ... and never further than this share of the gap
+UPRIGHT_MM = 0.1  # drift that a whole stack may have; below half a pixel of any scanner
+UPRIGHT_SHARE = 1e-3  # ... or this share of its length (0.06 degrees), what rounded cosines amount to
+LARGEST_TILT_DEG = 45.0  # gantries tilt to 30; beyond this the pictures were not laid out as one stack
+WIDE_GAP = 1.5  # times the common gap: wider needs a reason
+WHOLE_MULTIPLE = 0.1  # a ratio this near to 2, 3, ... is a multiple: slices are missing
+WIDEST_GAP = 2.0  # times the common gap: wider is not interpolated
+SAME_GAP_SHARE = 0.05  # gaps within 5 % of one another count as the same one
+MOST_SLICES_PER_SLICE = 2  # an even grid has at most twice the slices that were measured
+
+
+@dataclass(frozen=True, eq=False)
+class Stack:
+    """Parallel slices in their order along the normal.
+
+    Args:
+        order: ``(n,)`` which of the given slices comes first, second, ...
+        axes: ``(3, 3)`` row direction, column direction, normal: one per row, orthonormal, LPS.
+        origin_mm: ``(3,)`` centre of the first pixel of the first slice, LPS.
+        along_mm: ``(n,)`` distance of each slice from the first along the normal, rising.
+        within_mm: ``(n, 2)`` drift of each slice against the first, along a row and along a column.
+    """
+
+    order: tuple[int, ...]
+    axes: NDArray[np.float64]
+    origin_mm: NDArray[np.float64]
+    along_mm: NDArray[np.float64]
+    within_mm: NDArray[np.float64]
+
+    @property
+    def mean_gap_mm(self) -> float:
+        """Distance from slice to slice, averaged over the stack."""
+        return float(self.along_mm[-1]) / max(1, len(self.along_mm) - 1)
+
+
+def unit_axes(orientation: Sequence[float]) -> NDArray[np.float64]:
+    """Row direction, column direction and normal from the six cosines, made exactly orthonormal.
+
+    The cosines of a header are rounded; the column is turned within the plane until it stands upright on the
+    row.
+
+    Returns:
+        ``(3, 3)``, one axis per row, LPS, right-handed.
+    """
+    row = np.asarray(orientation[:3], np.float64)
+    row /= np.linalg.norm(row)
+    column = np.asarray(orientation[3:], np.float64)
+    column -= (column @ row) * row
+    column /= np.linalg.norm(column)
+    return np.stack([row, column, np.cross(row, column)])
+
+
+def same_orientation(one: Sequence[float], other: Sequence[float]) -> bool:
+    """Whether two pictures lie in parallel planes, turned the same way, as far as rounded cosines tell."""
+    return max(abs(a - b) for a, b in zip(one, other, strict=True)) <= SAME_ORIENTATION
+
+
+def same_place(positions_mm: NDArray[np.float64], orientation: Sequence[float]) -> NDArray[np.int64]:
+    """Number the places along the normal that slices lie at, and give every slice the number of its own.
+
+    Args:
+        positions_mm: ``(n, 3)``, LPS.
+        orientation: The six cosines.
+
+    Returns:
+        ``(n,)``, from 0 in the direction of the normal; equal where slices coincide within 0.01 mm.
+
+    Example:
+        >>> same_place(np.array([[0, 0, 5.0], [0, 0, 0], [0, 0, 5.001]]), (1, 0, 0, 0, 1, 0)).tolist()
+        [1, 0, 1]
+    """
+    along = positions_mm @ unit_axes(orientation)[2]
+    order = np.argsort(along, kind="stable")
+    steps = np.concatenate([[0], np.diff(along[order]) > SAME_PLACE_MM])
+    places = np.empty(len(along), np.int64)
+    places[order] = np.cumsum(steps)
+    return places
+
+
+def stack_slices(positions_mm: NDArray[np.float64], orientation: Sequence[float]) -> Stack:
+    """Order slices along their normal.
+
+    Args:
+        positions_mm: ``(n, 3)`` centres of the first pixels, LPS, in any order.
+        orientation: The six cosines they share.
+    """
+    axes = unit_axes(orientation)
+    order = np.argsort(positions_mm @ axes[2], kind="stable")
+    offsets = (positions_mm[order] - positions_mm[order[0]]) @ axes.T  # (n, 3): row, column, normal
+    return Stack(
+        order=tuple(order.tolist()),
+        axes=axes,
+        origin_mm=positions_mm[order[0]].astype(np.float64),
+        along_mm=offsets[:, 2],
+        within_mm=offsets[:, :2],
+    )
+
+
+def is_even(along_mm: NDArray[np.float64]) -> bool:
+    """Whether slices lie evenly: none further from its place on an even grid than positions are exact.
+
+    Deviations are measured per slice, not per gap, so that rounded positions count once and do not add up.
+    """
+    n_gaps = len(along_mm) - 1
+    if n_gaps < 1:
+        return True
+    grid = np.linspace(0.0, along_mm[-1], n_gaps + 1)
+    allowed = min(EVEN_MM, EVEN_SHARE * float(along_mm[-1]) / n_gaps)
+    return bool(np.abs(along_mm - grid).max() <= allowed)
+
+
+def is_upright(stack: Stack) -> bool:
+    """Whether slices lie exactly above one another.
+
+    Raises:
+        Refused: If they do not, and do not lie along one slanted line either.
+    """
+    length = float(stack.along_mm[-1])
+    allowed = max(UPRIGHT_MM, UPRIGHT_SHARE * length)
+    if np.abs(stack.within_mm).max() <= allowed:
+        return True
+    slant = stack.within_mm[-1] / length
+    off_line = np.abs(stack.within_mm - stack.along_mm[:, None] * slant).max()
+    tilt_deg = math.degrees(math.atan(float(np.linalg.norm(slant))))
+    if off_line > allowed or tilt_deg > LARGEST_TILT_DEG:
+        raise Refused(
+            Reason.SCATTERED_SLICES,
+            f"Largest distance from a line: {off_line:.2f} mm, slant {tilt_deg:.1f} deg.",
+        )
+    return False
+
+
+def check_gaps(along_mm: NDArray[np.float64], thickness_mm: Sequence[float | None]) -> None:
+    """Refuse a stack with a hole in it.
+
+    A gap much wider than the common one is a hole, unless the slices beside it are thicker in the same
+    measure, as where a protocol changes from thin to thick ones.
+
+    Args:
+        along_mm: ``(n,)``, rising.
+        thickness_mm: ``(n,)`` of each slice, None where not stated.
+
+    Raises:
+        Refused: `Reason.MISSING_SLICES` where the gap is a whole multiple of the common one,
+            `Reason.GAP_TOO_WIDE` where it is more than twice the common one.
+    """
+    gaps = np.diff(along_mm)
+    common = _common_gap(gaps)
+    usual = _usual_thickness(gaps, common, thickness_mm)
+    for index in np.flatnonzero(gaps > WIDE_GAP * common).tolist():
+        ratio = float(gaps[index]) / common
+        beside = [thickness for thickness in thickness_mm[index : index + 2] if thickness]
+        if usual and beside and max(beside) / usual * (1 + WHOLE_MULTIPLE) >= ratio:
+            continue
+        found = f"A gap of {gaps[index]:.2f} mm among gaps of {common:.2f} mm."
+        if abs(ratio - round(ratio)) <= WHOLE_MULTIPLE * round(ratio) / 2:
+            raise Refused(Reason.MISSING_SLICES, found)
+        if ratio > WIDEST_GAP:
+            raise Refused(Reason.GAP_TOO_WIDE, found)
+
+
+def _common_gap(gaps_mm: NDArray[np.float64]) -> float:
+    """The gap that most others are equal to; the narrowest of those that are equally common."""
+    alike = np.abs(gaps_mm[:, None] - gaps_mm) <= SAME_GAP_SHARE * gaps_mm[:, None]  # (n, n)
+    counts = alike.sum(axis=1)
+    return float(gaps_mm[counts == counts.max()].min())
+
+
+def _usual_thickness(
+    gaps_mm: NDArray[np.float64], common_mm: float, thickness_mm: Sequence[float | None]
+) -> float | None:
+    usual = np.flatnonzero(np.abs(gaps_mm - common_mm) <= SAME_GAP_SHARE * common_mm).tolist()
+    beside = [thickness for index in usual for thickness in thickness_mm[index : index + 2] if thickness]
+    return min(beside) if beside else None
+
+
+def even_grid(along_mm: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Places of evenly spaced slices from the first measured one to the last.
+
+    As dcm2niix chooses them: no further apart than the narrowest gap, but at most twice as many as were
+    measured.
+
+    Args:
+        along_mm: ``(n,)``, strictly rising from 0.
+
+    Returns:
+        ``(m,)``, from 0 to ``along_mm[-1]``.
+
+    Example:
+        >>> even_grid(np.array([0.0, 3.0, 6.0, 10.0])).tolist()
+        [0.0, 2.5, 5.0, 7.5, 10.0]
+    """
+    narrowest = float(np.diff(along_mm).min())
+    n_slices = math.ceil(float(along_mm[-1]) / narrowest - SAME_GAP_SHARE / 100) + 1
+    return np.linspace(0.0, along_mm[-1], min(n_slices, MOST_SLICES_PER_SLICE * len(along_mm)))
+
+
+def stack_affine(
+    axes: NDArray[np.float64], origin_mm: NDArray[np.float64], spacing_mm: tuple[float, float], gap_mm: float
+) -> NDArray[np.float64]:
+    """The affine of an upright, even stack whose voxels are ``(column, row, slice)``.
+
+    DICOM PS3.3 C.7.6.2.1.1, equation C.7.6.2.1-1, with the slice axis added.
+
+    Args:
+        axes: ``(3, 3)`` as in `Stack`.
+        origin_mm: ``(3,)`` centre of the first voxel, LPS.
+        spacing_mm: Between rows, between columns, as PixelSpacing has them.
+        gap_mm: Between slices.
+
+    Returns:
+        ``(4, 4)``, voxel index to RAS millimetres.
+    """
+    affine = np.eye(4)
+    affine[:3, 0] = axes[0] * spacing_mm[1]  # along a row the column number rises
+    affine[:3, 1] = axes[1] * spacing_mm[0]
+    affine[:3, 2] = axes[2] * gap_mm
+    affine[:3, 3] = origin_mm
+    return lps_to_ras(affine)

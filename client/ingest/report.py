@@ -1,0 +1,171 @@
+"""What became of a folder: one entry per series found, one per file that took no part; and its JSON.
+
+The report stays at the hospital. It holds UIDs, descriptions and file names, but no name and no birth date;
+patients are numbered.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+from client.ingest.files import IgnoredFile
+from client.ingest.reasons import Correction, Reason, explain
+from client.ingest.volume import Plane
+
+__all__ = ["REPORT_NAME", "Outcome", "Report", "SeriesEntry", "write_json"]
+
+REPORT_NAME = "report.json"
+REPORT_VERSION = 1
+
+# Files that may have held a scan; the others are no scans and nothing is lost without them.
+_LOST = frozenset({Reason.EMPTY_FILE, Reason.UNREADABLE_FILE, Reason.PERMISSION_DENIED})
+
+
+class Outcome(StrEnum):
+    """What became of a series or file."""
+
+    CONVERTED = "converted"
+    REFUSED = "refused"
+    IGNORED_FILE = "ignored-file"
+
+
+@dataclass(frozen=True)
+class SeriesEntry:
+    """One series, or one part of a series that held different things.
+
+    Args:
+        patient: Number of the patient within the folder, from 1.
+        study_uid: StudyInstanceUID.
+        series_uid: SeriesInstanceUID.
+        part: Number of the part within its series, from 1.
+        series_number: SeriesNumber, 0 where absent.
+        description: SeriesDescription, or ProtocolName.
+        modality: Modality.
+        n_files: Files that the part came from.
+        n_frames: Pictures in it.
+        outcome: Converted or refused.
+        reasons: Why refused, the weightiest first.
+        detail: What was found, in words and numbers.
+        corrections: What was corrected, in order.
+        n_duplicates: Copies that were dropped.
+        output: Name of the NIfTI file within the output folder.
+        size: Voxels along x, y, z.
+        spacing_mm: Along x, y, z.
+        orientation: Such as ``LPS``.
+        plane: In which the slices lie.
+    """
+
+    patient: int
+    study_uid: str
+    series_uid: str
+    part: int
+    series_number: int
+    description: str
+    modality: str
+    n_files: int
+    n_frames: int
+    outcome: Outcome
+    reasons: tuple[Reason, ...] = ()
+    detail: str = ""
+    corrections: tuple[Correction, ...] = ()
+    n_duplicates: int = 0
+    output: str | None = None
+    size: tuple[int, ...] | None = None
+    spacing_mm: tuple[float, ...] | None = None
+    orientation: str | None = None
+    plane: Plane | None = None
+
+    @property
+    def identity(self) -> tuple[str, str, int, int]:
+        """What the entry is called from run to run."""
+        return self.study_uid, self.series_uid, self.series_number, self.part
+
+    def to_json(self) -> dict[str, Any]:
+        """The entry as JSON has it: every code with its sentence."""
+        plain = {name: value for name, value in vars(self).items() if name not in ("reasons", "corrections")}
+        return {
+            **plain,
+            "reasons": [_with_sentence(code) for code in self.reasons],
+            "corrections": [_with_sentence(code) for code in self.corrections],
+        }
+
+
+@dataclass(frozen=True)
+class Report:
+    """What became of a folder.
+
+    Args:
+        source_digest: Tells whether a report is about the same folder, without naming it.
+        series: Every series found.
+        ignored: Files that took no part.
+        n_files: Files found.
+        chosen: For every modality of the site's rules, as JSON: which series and why.
+        left_over: Volumes of earlier runs whose series was not found this time.
+    """
+
+    source_digest: str
+    series: tuple[SeriesEntry, ...]
+    ignored: tuple[IgnoredFile, ...]
+    n_files: int
+    chosen: tuple[dict[str, Any], ...] = ()
+    left_over: tuple[dict[str, str | int], ...] = ()
+
+    @property
+    def converted(self) -> tuple[SeriesEntry, ...]:
+        """The entries that became a volume."""
+        return tuple(entry for entry in self.series if entry.outcome is Outcome.CONVERTED)
+
+    @property
+    def refused(self) -> tuple[SeriesEntry, ...]:
+        """The entries that did not."""
+        return tuple(entry for entry in self.series if entry.outcome is Outcome.REFUSED)
+
+    @property
+    def lost(self) -> tuple[IgnoredFile, ...]:
+        """Files that may have held a scan and could not be read."""
+        return tuple(file for file in self.ignored if file.reason in _LOST)
+
+    @property
+    def anything_refused(self) -> bool:
+        """Whether a series was refused or a file could not be read."""
+        return bool(self.refused or self.lost)
+
+    def to_json(self, *, finished: bool = True) -> dict[str, Any]:
+        """The report as it is written."""
+        reasons = Counter(entry.reasons[0] for entry in self.refused if entry.reasons)
+        return {
+            "version": REPORT_VERSION,
+            "finished": finished,
+            "source": self.source_digest,
+            "counts": {
+                "files": self.n_files,
+                "ignored_files": dict(sorted(Counter(file.reason for file in self.ignored).items())),
+                "series": len(self.series),
+                "converted": len(self.converted),
+                "refused": dict(sorted(reasons.items())),
+            },
+            "series": [entry.to_json() for entry in self.series],
+            "ignored_files": [
+                {"path": file.path, "outcome": Outcome.IGNORED_FILE, **_with_sentence(file.reason)}
+                for file in self.ignored
+            ],
+            "chosen": list(self.chosen),
+            "left_over": list(self.left_over),
+        }
+
+
+def _with_sentence(code: Reason | Correction) -> dict[str, str]:
+    return {"code": code.value, "sentence": explain(code)}
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Replace a JSON file in one step, so that a reader finds the old one or the new one."""
+    partial = path.with_name(f".partial-{path.name}")
+    # Odd bytes of a file name, which Python keeps as lone surrogates, are written as JSON escapes.
+    partial.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    partial.replace(path)

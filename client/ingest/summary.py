@@ -1,0 +1,47 @@
+"""A conversion in a screenful."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from rich.markup import escape
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from client.ingest.report import Report, SeriesEntry
+
+__all__ = ["converted_table"]
+
+
+def converted_table(report: Report) -> Table:
+    """One row per series: what it is, what became of it, and why."""
+    title = (
+        f"{len(report.converted)} of {len(report.series)} series converted, "
+        f"{report.n_files} files, {len(report.ignored)} of them no part of a series"
+    )
+    table = Table(title=title, title_justify="left", box=None, padding=(0, 2))
+    for heading in (
+        "series",
+        "description",
+        "modality",
+        "size",
+        "spacing mm",
+        "outcome",
+        "why or how corrected",
+    ):
+        table.add_column(heading)
+    for entry in report.series:
+        table.add_row(
+            str(entry.series_number),
+            escape(entry.description),
+            escape(entry.modality),
+            "x".join(str(count) for count in entry.size or ()) or "-",
+            " ".join(f"{spacing:.3g}" for spacing in entry.spacing_mm or ()) or "-",
+            escape(entry.output or entry.outcome.value),
+            escape(_remarks(entry)),
+        )
+    return table
+
+
+def _remarks(entry: SeriesEntry) -> str:
+    return ", ".join([*entry.reasons, *entry.corrections]) or "-"

@@ -1,0 +1,92 @@
+"""Read values out of a pydicom data set that may hold anything: a bad value is an absent one."""
+
+from __future__ import annotations
+
+import math
+import struct
+from collections.abc import Sequence
+from typing import Any
+
+from pydicom.dataset import Dataset
+from pydicom.tag import BaseTag, Tag
+
+__all__ = ["NUMBER_ERRORS", "first_item", "number", "numbers", "private_value", "text", "texts"]
+
+# What pydicom raises, when an element is first looked at, for values that break their own rules.
+NUMBER_ERRORS = (
+    ValueError,
+    TypeError,
+    OverflowError,
+    AttributeError,
+    LookupError,
+    struct.error,
+    NotImplementedError,
+)
+_FLOAT_BYTES = 4
+
+
+def _value(dataset: Dataset, tag: str | int | tuple[int, int]) -> Any:  # noqa: ANN401  a DICOM value has any type
+    key = tag if isinstance(tag, str) else Tag(tag)
+    try:
+        return dataset[key].value if key in dataset else None
+    except NUMBER_ERRORS:
+        return None
+
+
+def number(dataset: Dataset, tag: str | int | tuple[int, int]) -> float | None:
+    """The finite number that an element holds (the first of several), else None."""
+    value = _value(dataset, tag)
+    if (
+        isinstance(value, bytes) and len(value) == _FLOAT_BYTES
+    ):  # a private float whose type the file does not tell
+        (value,) = struct.unpack("<f", value)
+    elif not isinstance(value, str | bytes) and isinstance(value, Sequence) and value:
+        value = value[0]
+    try:
+        result = float(value)
+    except NUMBER_ERRORS:
+        return None
+    return result if math.isfinite(result) else None
+
+
+def numbers(dataset: Dataset, tag: str, count: int) -> tuple[float, ...] | None:
+    """Exactly ``count`` finite numbers, else None."""
+    value = _value(dataset, tag)
+    if value is None or isinstance(value, str | bytes):
+        return None
+    try:
+        result = tuple(float(part) for part in value)
+    except NUMBER_ERRORS:
+        return None
+    return result if len(result) == count and all(map(math.isfinite, result)) else None
+
+
+def texts(dataset: Dataset, tag: str) -> tuple[str, ...]:
+    """The values of an element as stripped text, none if it is absent."""
+    value = _value(dataset, tag)
+    if value is None or value == "":
+        return ()
+    parts = [value] if isinstance(value, str | bytes) or not isinstance(value, Sequence) else value
+    return tuple(str(part).strip() for part in parts)
+
+
+def text(dataset: Dataset, tag: str) -> str:
+    r"""An element as text, its values joined as DICOM does with ``\``; empty if it is absent."""
+    return "\\".join(texts(dataset, tag))
+
+
+def first_item(dataset: Dataset, tag: str | BaseTag | tuple[int, int]) -> Dataset | None:
+    """The first item of a sequence, or None."""
+    value = _value(dataset, tag)
+    if isinstance(value, Sequence) and not isinstance(value, str | bytes) and value:
+        item = value[0]
+        return item if isinstance(item, Dataset) else None
+    return None
+
+
+def private_value(dataset: Dataset, group: int, creator: str, element: int) -> Any:  # noqa: ANN401  any type
+    """A private element, wherever the creator reserved its block; in the usual one where it did not."""
+    try:
+        return dataset.private_block(group, creator)[element].value
+    except NUMBER_ERRORS:
+        return _value(dataset, (group, 0x1000 + element))
