@@ -99,6 +99,23 @@ class EmbeddingCache:
         finally:
             temporary.unlink(missing_ok=True)
 
+    def put_refusal(self, key: str, reason: str) -> None:
+        """Keep that a scan cannot be used, so that it is not tried again until it changes.
+
+        Raises:
+            OSError: If the disk is full.
+        """
+        path = self._path(key).with_suffix(".refused")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(reason, encoding="utf-8")
+
+    def refusal(self, key: str) -> str | None:
+        """Why a scan cannot be used, or nothing."""
+        try:
+            return self._path(key).with_suffix(".refused").read_text(encoding="utf-8")
+        except OSError:
+            return None
+
     def save_index(self) -> None:
         """Keep what files were seen with which content."""
         self._folder.mkdir(parents=True, exist_ok=True)

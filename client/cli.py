@@ -8,15 +8,20 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from client.ingest.summary import converted_table
+from client.progress import scan_progress
 from mmare.console import run_command
 from mmare.errors import RunError
-from mmare.study import load_study
-from sites.config import load_site
+from mmare.study import Study, load_study
+from sites.config import SiteConfig, load_site
 
 __all__ = ["app", "main"]
+
+StudyOption = Annotated[
+    Path | None,
+    typer.Option(help="The study; by default study.toml of the federation folder around the site."),
+]
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -29,16 +34,13 @@ app = typer.Typer(
 @app.command(epilog="Example: mmare-site check runs/mmist/tcga/site.toml --study runs/mmist/study.toml")
 def check(
     site: Annotated[Path, typer.Argument(help="The site's site.toml.")],
-    study: Annotated[
-        Path | None,
-        typer.Option(help="The study; by default study.toml of the federation folder around the site."),
-    ] = None,
+    study: StudyOption = None,
 ) -> None:
     """Read everything a study would use of this site and say what is there; nothing leaves."""
     from client.check import check_site  # noqa: PLC0415 - pandas and torch take seconds
 
     config = load_site(site)
-    found = load_study(study or config.folder.parent / "study.toml")
+    found = _study(config, study)
     Console().print(check_site(config, found), highlight=False)
 
 
@@ -56,9 +58,7 @@ def convert(
     from client.ingest.convert import convert_folder  # noqa: PLC0415 - pydicom and SimpleITK take a moment
 
     console = Console(stderr=True)
-    with Progress(
-        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), console=console
-    ) as bar:
+    with scan_progress(console) as bar:
         task = bar.add_task("scan", total=None)
 
         def tell(stage: str, done: int, total: int) -> None:
@@ -71,6 +71,66 @@ def convert(
         raise RunError(
             f"{source}: no usable series among {report.n_files} files; {out / 'report.json'} says why"
         )
+
+
+@app.command(epilog="Example: mmare-site embed runs/scans/guys/site.toml")
+def embed(
+    site: Annotated[Path, typer.Argument(help="The site's site.toml.")],
+    study: StudyOption = None,
+) -> None:
+    """Encode every scan once; killed and run again, it goes on where it was.
+
+    Exit code 1 when a scan that the manifest names could not be used; each is listed with its row and reason.
+    """
+    from client.embed import embed_site  # noqa: PLC0415 - torch and readers of scans take seconds
+
+    config = load_site(site)
+    found = _study(config, study)
+    console = Console(stderr=True)
+    with scan_progress(console) as bar:
+        task = bar.add_task(config.id, total=None)
+        report = embed_site(config, found, lambda done, total: bar.update(task, completed=done, total=total))
+    for note in report.untrained:
+        console.print(f"[yellow]{note}[/]")
+    for refusal in report.refused:
+        typer.echo(f"{refusal.modality}, data row {refusal.row + 1}: {refusal.reason}")
+    typer.echo(
+        f"{report.encoded} encoded, {report.cached} there before, {len(report.refused)} cannot be used"
+    )
+    if report.refused:
+        raise RunError(f"{config.manifest}: {len(report.refused)} scans cannot be used and count as missing")
+
+
+weights_app = typer.Typer(
+    no_args_is_help=True, help="Weights of frozen encoders, which you download yourself."
+)
+app.add_typer(weights_app, name="weights")
+
+
+@weights_app.callback()
+def _weights() -> None:
+    """Keeps ``import`` a command of its own while there is only one."""
+
+
+@weights_app.command(
+    "import", epilog="Example: mmare-site weights import resnet_18_23dataset.pth --into weights"
+)
+def import_(
+    file: Annotated[Path, typer.Argument(help="A published checkpoint: MedicalNet or UniMed-CLIP.")],
+    into: Annotated[Path, typer.Option(help="Folder that site.toml names under [compute] weights.")],
+) -> None:
+    """Check a downloaded checkpoint, convert it once to safetensors, and pin its hash."""
+    from client.encoders.weights import import_weights  # noqa: PLC0415 - torch takes seconds
+
+    done = import_weights(file, into)
+    typer.echo(f"{done.name}: {done.file}\nsha256 of the source    {done.source_sha256}")
+    typer.echo(f"sha256 of the converted {done.sha256}")
+    for path in done.lacking:
+        typer.echo(f"still needed beside it: {path}")
+
+
+def _study(site: SiteConfig, path: Path | None) -> Study:
+    return load_study(path or site.folder.parent / "study.toml")
 
 
 def main() -> None:

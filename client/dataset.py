@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from client.encoders.registry import GIVEN, TEXT_ENCODERS, fingerprint
+from client.encoders.registry import ENCODERS, GIVEN, encoder_source, fingerprint
 from mmare.errors import DataError
 from mmare.exchange import Split
 from mmare.study import Kind
@@ -81,8 +81,7 @@ def load_data(site: SiteConfig, study: Study) -> SiteData:
         rows = np.zeros((len(manifest.patient_ids), modality.width), dtype=np.float32)
         present = np.zeros(len(manifest.patient_ids), dtype=bool)
         if modality.name in site.modalities:
-            encoders[modality.name] = fingerprint(modality.encoder)
-            _fill(rows, present, modality, site.modalities[modality.name], manifest)
+            encoders[modality.name] = _FILL[modality.kind](rows, present, modality, manifest, site, study)
         embeddings.append(torch.from_numpy(rows))
         columns.append(present)
     found = np.stack(columns, axis=1)  # (N, M)
@@ -100,22 +99,16 @@ def load_data(site: SiteConfig, study: Study) -> SiteData:
     )
 
 
-def _fill(
+def _fill_features(
     rows: NDArray[np.float32],
     present: NDArray[np.bool_],
     modality: ModalitySpec,
-    source: ModalitySource,
     manifest: Manifest,
-) -> None:
-    """Write the embeddings of the patients who have the modality."""
-    if modality.kind is Kind.TEXT:
-        texts = _texts(modality, source, manifest)
-        chosen = [row for row, text in enumerate(texts) if text is not None]
-        if chosen:
-            encode = TEXT_ENCODERS[modality.encoder][1]
-            rows[chosen] = encode([text for text in texts if text is not None], modality.width)
-            present[chosen] = True
-        return
+    site: SiteConfig,
+    _study: Study,
+) -> str:
+    """Write the vectors of a features file; returns the encoder's fingerprint, as its siblings do."""
+    source = site.modalities[modality.name]
     if source.file is None:
         raise DataError(f"{manifest.source}: modality {modality.name} needs a features file in site.toml")
     table = load_features(source.file, modality.width)
@@ -123,6 +116,60 @@ def _fill(
         if patient in table:
             rows[row] = table[patient]
             present[row] = True
+    return GIVEN
+
+
+def _fill_text(
+    rows: NDArray[np.float32],
+    present: NDArray[np.bool_],
+    modality: ModalitySpec,
+    manifest: Manifest,
+    site: SiteConfig,
+    _study: Study,
+) -> str:
+    """Write the embeddings of texts, encoded here and now."""
+    texts = _texts(modality, site.modalities[modality.name], manifest)
+    chosen = [row for row, text in enumerate(texts) if text is not None]
+    source = encoder_source(site)
+    if chosen:
+        make = ENCODERS[modality.encoder].open_text
+        assert make is not None  # noqa: S101 - check_encoders lets text encoders through only
+        encoder = make(source, modality.width)
+        rows[chosen] = encoder.encode([text for text in texts if text is not None])
+        present[chosen] = True
+    return fingerprint(modality.encoder, source)
+
+
+def _fill_volumes(
+    rows: NDArray[np.float32],
+    present: NDArray[np.bool_],
+    modality: ModalitySpec,
+    manifest: Manifest,
+    site: SiteConfig,
+    study: Study,
+) -> str:
+    """Write the embeddings of scans from the cache; a scan that was refused is a missing modality."""
+    from client import embed  # noqa: PLC0415 - readers of scans take seconds
+
+    cache = embed.site_cache(site)
+    for scan in embed.scans_of(site, study, modality.name):
+        try:
+            key = cache.key(scan.path, scan.fingerprint)
+        except OSError:
+            continue  # embedding said so
+        vector = cache.get(key)
+        if vector is not None:
+            rows[scan.row] = vector
+            present[scan.row] = True
+        elif cache.refusal(key) is None:
+            raise DataError(
+                f"{manifest.source}: data row {scan.row + 1}: the scan of {modality.name} is not embedded yet; "
+                "run mmare-site embed first"
+            )
+    return embed.scan_fingerprint(site, modality)
+
+
+_FILL = {Kind.FEATURES: _fill_features, Kind.TEXT: _fill_text, Kind.VOLUME: _fill_volumes}
 
 
 def _texts(modality: ModalitySpec, source: ModalitySource, manifest: Manifest) -> list[str | None]:
@@ -149,12 +196,16 @@ def check_encoders(study: Study) -> None:
     """Refuse a study that names an encoder which this software does not have.
 
     Raises:
-        DataError: Naming the modality and the known encoders.
+        DataError: Naming the modality and the known encoders, or the width that the encoder has.
     """
     for modality in study.modalities:
-        known = sorted(TEXT_ENCODERS) if modality.kind is Kind.TEXT else [GIVEN]
+        known = sorted(name for name, entry in ENCODERS.items() if entry.kind is modality.kind)
+        known = known or [GIVEN]
         if modality.encoder not in known:
             raise DataError(
                 f"modality {modality.name} ({modality.kind}) names the encoder {modality.encoder!r}, "
                 f"expected one of {', '.join(known)}"
             )
+        width = None if modality.encoder == GIVEN else ENCODERS[modality.encoder].width
+        if width not in (None, modality.width):
+            raise DataError(f"modality {modality.name} has width {modality.width}; its encoder gives {width}")

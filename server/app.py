@@ -6,7 +6,7 @@ import logging
 import time
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordDict
 from flwr.serverapp import Grid, ServerApp
@@ -147,16 +147,16 @@ def _embedded() -> Path:
 
 def run_on(
     grid: Grid, run_config: Mapping[str, object], listeners: tuple[Listener, ...] = (), poll_s: float = POLL_S
-) -> None:
-    """Run what a run configuration says on a Grid."""
+) -> tuple[dict[str, Any], Path]:
+    """Run what a run configuration says on a Grid; returns the result and its folder."""
     study, settings = settings_of(run_config)
-    result = execute(GridFleet(grid, poll_s), study, settings, listeners)
-    LOG.info("%s rounds, best %s; %s", result["rounds_run"], result["best_round"], settings.out)
-    for entry in entry_points(group="mmare.report"):
-        LOG.info("report: %s", entry.load()(settings.out))
+    return execute(GridFleet(grid, poll_s), study, settings, listeners), settings.out
 
 
 @app.main()
 def main(grid: Grid, context: Context) -> None:
-    """Run the study that the run configuration names."""
-    run_on(grid, context.run_config)
+    """Run the study that the run configuration names, and write its report where one is installed."""
+    result, out = run_on(grid, context.run_config)
+    LOG.info("%s rounds, best %s; %s", result["rounds_run"], result["best_round"], out)
+    for entry in entry_points(group="mmare.report"):
+        LOG.info("report: %s", entry.load()(out))

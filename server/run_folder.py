@@ -264,7 +264,14 @@ def _versions() -> dict[str, str]:
 
 def _settings_table(study: Study, settings: RunSettings) -> dict[str, Any]:
     model = {"name": study.model.name, **asdict(model_options(study))}
-    return {**study.to_dict(), "model": model, "mode": settings.mode.value, "federation": settings.federation}
+    table = {
+        **study.to_dict(),
+        "model": model,
+        "mode": settings.mode.value,
+        "federation": settings.federation,
+    }
+    plain: dict[str, Any] = json.loads(json.dumps(table))  # as the journal gives it back
+    return plain
 
 
 def _first_start(out: Path) -> dict[str, Any] | None:

@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.progress import Progress, TaskID
 from rich.table import Table
 
+from client.progress import scan_progress
 from mmare.console import run_command
-from mmare.study import load_study
+from mmare.study import Kind, Study, load_study
 from server.rounds import Mode
 from simulation import prepare
 from simulation.progress import live_rounds
 from simulation.report import write_comparison, write_report
 from simulation.results import find_runs
 from simulation.run import Backend, run_federation
+from sites.options import SyntheticKind
 
 __all__ = ["app", "main"]
 
@@ -74,6 +78,9 @@ def demo(
     out: Annotated[Path, typer.Option(help="Folder for the federation, its runs and the report.")] = Path(
         "runs/demo"
     ),
+    kind: Annotated[
+        SyntheticKind, typer.Option(help="Scans go through an encoder first; features are there already.")
+    ] = SyntheticKind.SCANS,
     settings: Settings = None,
 ) -> None:
     """The tour: three synthetic hospitals, trained together, each alone and pooled, and one report."""
@@ -83,7 +90,7 @@ def demo(
     federation = out / "federation"
     if not (federation / "study.toml").exists():
         console.print("three synthetic hospitals with different scanners and missing examinations ...")
-        prepare_synthetic(out=federation)
+        prepare_synthetic(kind, out=federation)
     for mode in Mode:
         result = _run(federation, out / mode.value, mode, Backend.INPROCESS, settings or [], console)
         page = write_report(out / mode.value)
@@ -102,6 +109,7 @@ def _run(
     overwrite: bool = False,
 ) -> dict[str, Any]:
     study = load_study(federation / "study.toml").override(settings)
+    _embed(federation, study, console)
     with live_rounds(study.training.rounds, console) as table:
         return run_federation(
             federation,
@@ -112,6 +120,35 @@ def _run(
             overwrite=overwrite,
             listeners=(table,),
         )
+
+
+def _embed(federation: Path, study: Study, console: Console) -> None:
+    """Encode the scans of all sites that are not encoded yet, where everybody can see it."""
+    if not any(modality.kind is Kind.VOLUME for modality in study.modalities):
+        return
+    from client.embed import embed_site  # noqa: PLC0415 - torch and readers of scans take seconds
+    from sites.federation import site_folders  # noqa: PLC0415 - as above
+
+    notes: dict[str, None] = {}
+    encoded = 0
+    with scan_progress(console) as bar:
+        for site in site_folders(federation):
+            task = bar.add_task(f"scans of {site.id}", total=None)
+            report = embed_site(site, study, partial(_advance, bar, task))
+            notes.update(dict.fromkeys(report.untrained))
+            encoded += report.encoded
+            if report.refused:
+                console.print(
+                    f"[yellow]{site.id}: {len(report.refused)} scans cannot be used, see mmare-site embed[/]"
+                )
+    if encoded:
+        console.print(f"{encoded} scans encoded")
+    for note in notes:
+        console.print(f"[yellow]features: {note}[/]")
+
+
+def _advance(bar: Progress, task: TaskID, done: int, total: int) -> None:
+    bar.update(task, completed=done, total=total)
 
 
 def _print_result(result: dict[str, Any], out: Path, page: Path) -> None:

@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING
 import torch
 
 from client.dataset import SiteData, load_data
+from client.embed import embed_site
 from client.service import ModelPool, SiteService
 from client.state import StateStore
 from mmare.errors import InputError, SiteCode
 from mmare.exchange import Endpoint, Refusal, Split, encode
-from mmare.study import load_study
+from mmare.study import Kind, load_study
 from simulation.demo import embedded_federation
 from sites.federation import site_folders
 
@@ -54,7 +55,7 @@ def site_of_partition(node_config: Mapping[str, object], run_config: Mapping[str
 
 
 def check_sites(run_config: Mapping[str, object], sites: int) -> None:
-    """Read the data of every site before a run begins: here they may be named.
+    """Read the data of every site before a run begins, scans encoded: here they may be named.
 
     Raises:
         DataError: If one cannot be used.
@@ -63,6 +64,9 @@ def check_sites(run_config: Mapping[str, object], sites: int) -> None:
     federation = Path(str(run_config["federation"]))
     overrides = [part for part in str(run_config.get("set") or "").split(";") if part.strip()]
     study = load_study(federation / "study.toml").override(overrides)
+    for site in site_folders(federation):
+        if any(modality.kind is Kind.VOLUME for modality in study.modalities):
+            embed_site(site, study)
     pools = bool(run_config.get("trainer")) and sites > 1
     for partition in range(sites):
         node_config = {"partition-id": partition, "num-partitions": sites + pools}

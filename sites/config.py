@@ -48,6 +48,7 @@ class SiteConfig:
         threads: CPU threads that training may use.
         min_count: Smallest group whose size leaves the site; it can only be stricter than the study's.
         cache: Folder for what is computed once, such as embeddings.
+        weights: Folder that ``mmare-site weights import`` fills; none where no encoder needs weights.
     """
 
     id: str
@@ -58,6 +59,7 @@ class SiteConfig:
     threads: int = 1
     min_count: int = 5
     cache: Path = field(kw_only=True)
+    weights: Path | None = None
 
 
 def load_site(path: Path) -> SiteConfig:
@@ -88,7 +90,7 @@ def _parse(content: Mapping[str, Any], folder: Path) -> SiteConfig:
     _check_keys(content, _TABLES, "the file", "table")
     site = _table(content, "site", ("id",))
     data = _table(content, "data", ("manifest",))
-    compute = _table(content, "compute", ("device", "cache", "threads"))
+    compute = _table(content, "compute", ("device", "cache", "threads", "weights"))
     policy = _table(content, "policy", ("min_count",))
     identity = _text(site, "site", "id")
     if not _ID.fullmatch(identity):
@@ -110,6 +112,7 @@ def _parse(content: Mapping[str, Any], folder: Path) -> SiteConfig:
         threads=_whole(compute, "compute", "threads", default=1, least=1),
         min_count=_whole(policy, "policy", "min_count", default=5, least=0),
         cache=folder / _text(compute, "compute", "cache", "cache"),
+        weights=folder / _text(compute, "compute", "weights") if "weights" in compute else None,
     )
 
 

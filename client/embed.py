@@ -1,0 +1,223 @@
+"""Every scan of a site through its frozen encoder, once; embeddings lie in the cache afterwards."""
+
+from __future__ import annotations
+
+import errno
+import logging
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import torch
+
+from client.cache import EmbeddingCache
+from client.encoders.registry import ENCODERS, encoder_source, fingerprint
+from client.scans import steps_of, tensor_of
+from mmare.errors import DataError, RunError
+from mmare.study import Kind
+from sites.manifest import load_manifest
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from client.encoders.registry import VolumeEncoder
+    from mmare.study import ModalitySpec, Study
+    from sites.config import SiteConfig
+
+__all__ = ["EmbedReport", "Refusal", "Scan", "embed_site", "scan_fingerprint", "scans_of", "site_cache"]
+
+LOG = logging.getLogger(__name__)
+
+AHEAD: Final = 2  # scans that are read while one is encoded
+
+Progress = Callable[[int, int], None]  # done, total
+
+
+@dataclass(frozen=True)
+class Scan:
+    """One scan that the manifest names.
+
+    Args:
+        row: In the manifest, from 0.
+        patient: Id.
+        modality: Of the study.
+        path: File or folder.
+        fingerprint: Of encoder, weights and preprocessing.
+    """
+
+    row: int
+    patient: str
+    modality: ModalitySpec
+    path: Path
+    fingerprint: str
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """A scan that could not be used, and why, without its path."""
+
+    modality: str
+    row: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class EmbedReport:
+    """What became of a site's scans.
+
+    Args:
+        encoded: Now.
+        cached: Before.
+        refused: With the reason.
+        untrained: Notes of encoders whose features are not trained.
+    """
+
+    encoded: int
+    cached: int
+    refused: tuple[Refusal, ...]
+    untrained: tuple[str, ...]
+
+
+def site_cache(site: SiteConfig) -> EmbeddingCache:
+    """The site's embeddings."""
+    return EmbeddingCache(site.cache)
+
+
+def scan_fingerprint(site: SiteConfig, modality: ModalitySpec) -> str:
+    """What names encoder, weights and preprocessing of a volume modality at this site."""
+    return fingerprint(modality.encoder, encoder_source(site), steps_of(modality).fingerprint)
+
+
+def scans_of(site: SiteConfig, study: Study, only: str | None = None) -> list[Scan]:
+    """Every scan of the study's volume modalities that the site's manifest names, modality by modality.
+
+    Args:
+        site: Whose scans.
+        study: Which modalities.
+        only: One modality's name instead of all.
+
+    Raises:
+        DataError: If the manifest cannot be used.
+        InputError: If an encoder's weights are missing or have changed.
+    """
+    manifest = load_manifest(site.manifest, study.classes, study.seed)
+    found = []
+    for modality in study.modalities:
+        if modality.kind is not Kind.VOLUME or modality.name not in site.modalities:
+            continue
+        if only not in (None, modality.name):
+            continue
+        column = site.modalities[modality.name].column
+        if column is None or column not in manifest.table.columns:
+            raise DataError(
+                f"{manifest.source}: modality {modality.name} needs a column of scans, found {column!r}"
+            )
+        mark = scan_fingerprint(site, modality)
+        for row, value in enumerate(manifest.table[column]):
+            if isinstance(value, str) and value:
+                path = site.manifest.parent / value  # an absolute path stays as it is
+                found.append(Scan(row, manifest.patient_ids[row], modality, path, mark))
+    return found
+
+
+def embed_site(
+    site: SiteConfig, study: Study, progress: Progress = lambda _done, _total: None
+) -> EmbedReport:
+    """Encode what the cache does not hold yet. Killed and run again, it goes on where it was.
+
+    Args:
+        site: Whose scans.
+        study: Says which encoder and preprocessing.
+        progress: Called with scans done and their number.
+
+    Raises:
+        DataError: If the manifest cannot be used.
+        RunError: If the disk is full.
+    """
+    cache = site_cache(site)
+    scans = scans_of(site, study)
+    refused: list[Refusal] = []
+    todo: list[tuple[Scan, str]] = []
+    for scan in scans:
+        try:
+            key = cache.key(scan.path, scan.fingerprint)
+        except OSError as error:
+            refused.append(Refusal(scan.modality.name, scan.row, f"cannot be read ({type(error).__name__})"))
+            continue
+        why = cache.refusal(key)
+        if why is not None:
+            refused.append(Refusal(scan.modality.name, scan.row, why))
+        elif cache.get(key) is None:
+            todo.append((scan, key))
+    _save(cache)
+    done = len(scans) - len(todo)
+    cached = done - len(refused)
+    progress(done, len(scans))
+    encoded = 0
+    for scan, key, outcome in _encoded(site, todo):
+        try:
+            if isinstance(outcome, str):
+                refused.append(Refusal(scan.modality.name, scan.row, outcome))
+                cache.put_refusal(key, outcome)
+            else:
+                cache.put(key, outcome.numpy())
+                encoded += 1
+        except OSError as error:
+            if error.errno == errno.ENOSPC:
+                raise RunError(f"{site.cache}: the disk is full; make room and run again to go on") from None
+            raise
+        done += 1
+        progress(done, len(scans))
+    notes = {
+        ENCODERS[scan.modality.encoder].note: None for scan in scans if ENCODERS[scan.modality.encoder].note
+    }
+    return EmbedReport(encoded, cached, tuple(refused), tuple(notes))
+
+
+def _save(cache: EmbeddingCache) -> None:
+    try:
+        cache.save_index()
+    except OSError:
+        LOG.warning("the list of seen files cannot be kept; they will be read again")
+
+
+def _encoded(site: SiteConfig, todo: list[tuple[Scan, str]]) -> Iterator[tuple[Scan, str, Tensor | str]]:
+    """Scans in order with their embedding ``(W,)``, or why there is none; reading goes on beside encoding."""
+    source = encoder_source(site)
+    encoders = {scan.modality.encoder: ENCODERS[scan.modality.encoder].open_volume for scan, _ in todo}
+    opened = {name: make(source) for name, make in encoders.items() if make is not None}
+    torch.set_num_threads(site.threads)
+    waiting: deque[tuple[Scan, str, Future[Tensor]]] = deque()
+    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="scans") as reader:
+        try:
+            for scan, key in todo:
+                waiting.append((scan, key, reader.submit(_read, site, scan)))
+                if len(waiting) > AHEAD:
+                    yield _finish(*waiting.popleft(), opened)
+            while waiting:
+                yield _finish(*waiting.popleft(), opened)
+        finally:
+            reader.shutdown(wait=False, cancel_futures=True)
+
+
+def _read(site: SiteConfig, scan: Scan) -> Tensor:
+    names = (site.id, scan.patient, scan.modality.name)
+    return tensor_of(scan.path, site.cache / "converted", steps_of(scan.modality), *names)
+
+
+def _finish(
+    scan: Scan, key: str, reading: Future[Tensor], opened: dict[str, VolumeEncoder]
+) -> tuple[Scan, str, Tensor | str]:
+    try:
+        volume = reading.result()
+    except DataError as error:
+        return scan, key, str(error)
+    except OSError as error:
+        return scan, key, f"cannot be read ({type(error).__name__})"
+    vector = opened[scan.modality.encoder].encode(volume.unsqueeze(0))[0]  # (W,)
+    if not bool(vector.isfinite().all()):
+        return scan, key, "The encoder gave values that are not finite."
+    return scan, key, vector

@@ -1,0 +1,360 @@
+"""Weights from outside: checked once, converted to safetensors, pinned by their hash.
+
+::
+
+    resnet_18_23dataset.pth ─┐  read as tensors only,    ┌─► WEIGHTS/med3d-resnet18.safetensors
+    unimed_clip_vit_b16.pt  ─┼─ recognised by its names, ┼─► WEIGHTS/unimed-clip-text.safetensors
+    config.json, vocab.txt  ─┘  every shape compared     ├─► WEIGHTS/unimed-clip-text/{config.json,vocab.txt}
+                                                         └─► WEIGHTS/weights.json   the hashes
+
+Only the converted files are ever used after that. A file is pinned when it is imported or first used; one
+that has changed since is refused, since every embedding in the cache would silently be another.
+"""
+
+from __future__ import annotations
+
+import _codecs
+import hashlib
+import json
+import pickle
+import shutil
+import uuid
+import zipfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from client.encoders import med3d, unimed_clip
+from mmare.errors import InputError, RunError
+
+__all__ = [
+    "LAYOUTS",
+    "ImportedWeights",
+    "Layout",
+    "import_weights",
+    "load_weights",
+    "pinned_hash",
+    "sha256_of",
+]
+
+PINS: Final = "weights.json"
+SUFFIX: Final = ".safetensors"
+
+_MODULE: Final = "module."  # what torch's DataParallel puts before every name
+_UNUSED: Final = ("num_batches_tracked", "embeddings.position_ids")  # counters; a buffer of old transformers
+_SHOWN: Final = 2  # names in a message
+_CHUNK: Final = 1 << 22
+
+# What a training checkpoint of open_clip holds beside tensors: the epoch or a loss as numpy scalars.
+# All of them are plain values; none can run anything. numpy 1 and 2 write different module names.
+_SAFE_GLOBALS: Final[list[Any]] = [
+    (np._core.multiarray.scalar, "numpy.core.multiarray.scalar"),  # type: ignore[attr-defined]  # no stub
+    (np._core.multiarray.scalar, "numpy._core.multiarray.scalar"),  # type: ignore[attr-defined]  # no stub
+    np.dtype,
+    np.dtypes.Float64DType,
+    _codecs.encode,
+]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What a checkpoint must hold to be the one that an encoder was described with.
+
+    Args:
+        name: Of the encoder; the converted file is called after it.
+        title: What a person calls it.
+        prefix: Of the tensors that are kept; the rest of the checkpoint (an image tower) is left out.
+        shapes: Of every tensor behind the prefix.
+        companions: Files that must lie in a folder of the encoder's name.
+    """
+
+    name: str
+    title: str
+    prefix: str
+    shapes: Mapping[str, tuple[int, ...]]
+    companions: tuple[str, ...] = ()
+
+
+def _unimed(name: str, title: str, spec: unimed_clip.TowerSpec) -> Layout:
+    return Layout(name, title, "text_encoder.", spec.state_shapes(), unimed_clip.LOCAL_FILES)
+
+
+LAYOUTS: Final = (
+    Layout("med3d-resnet18", "Med3D ResNet-18 (resnet_18_23dataset.pth)", "", med3d.state_shapes()),
+    _unimed("unimed-clip-text", "UniMed-CLIP ViT-B/16 (unimed_clip_vit_b16.pt)", unimed_clip.B16),
+    _unimed(
+        "unimed-clip-text-l14-base",
+        "UniMed-CLIP ViT-L/14, base text encoder (unimed_clip_vit_l14_base_text_encoder.pt)",
+        unimed_clip.L14_BASE,
+    ),
+    _unimed(
+        "unimed-clip-text-l14-large",
+        "UniMed-CLIP ViT-L/14, large text encoder (unimed_clip_vit_l14_large_text_encoder.pt)",
+        unimed_clip.L14_LARGE,
+    ),
+)
+
+
+@dataclass(frozen=True)
+class ImportedWeights:
+    """What an import did.
+
+    Args:
+        name: Of the encoder that can be used now.
+        title: Which checkpoint was recognised.
+        source_sha256: Of the file that was given, to compare with its publisher's page.
+        file: The converted file.
+        sha256: Of the converted file, which is in the encoder's fingerprint.
+        n_tensors: Kept.
+        n_values: Numbers in them.
+        lacking: Files that the encoder needs beside and that were not found next to the source.
+    """
+
+    name: str
+    title: str
+    source_sha256: str
+    file: Path
+    sha256: str
+    n_tensors: int
+    n_values: int
+    lacking: tuple[Path, ...] = ()
+
+
+def import_weights(file: Path, into: Path, layouts: Sequence[Layout] = LAYOUTS) -> ImportedWeights:
+    """Check a downloaded checkpoint and convert it once.
+
+    The same checkpoint gives the same bytes wherever it is imported. ``config.json`` and ``vocab.txt`` are
+    taken along where they lie beside it.
+
+    Args:
+        file: The checkpoint, as its authors published it.
+        into: The folder of weights, made if need be.
+        layouts: The checkpoints that are known.
+
+    Raises:
+        InputError: If the file cannot be read or is no known checkpoint, or other weights of that name are
+            there already; names what was found and what was expected.
+        RunError: If the converted file cannot be written.
+    """
+    layout, state = _recognise(_read_tensors(file), layouts, file.name)
+    source_sha256 = sha256_of(file)
+    target = into / f"{layout.name}{SUFFIX}"
+    sha256 = _convert(state, target)
+    companions = [Path(layout.name) / name for name in layout.companions]
+    for companion in companions:
+        beside = file.with_name(companion.name)
+        if beside.is_file() and not (into / companion).exists():
+            with _written(into / companion) as partial:
+                shutil.copyfile(beside, partial)
+    _pin(into, target.name, {"sha256": sha256, "source": file.name, "source_sha256": source_sha256})
+    return ImportedWeights(
+        name=layout.name,
+        title=layout.title,
+        source_sha256=source_sha256,
+        file=target,
+        sha256=sha256,
+        n_tensors=len(state),
+        n_values=sum(value.numel() for value in state.values()),
+        lacking=tuple(into / companion for companion in companions if not (into / companion).is_file()),
+    )
+
+
+def load_weights(folder: Path, name: str) -> dict[str, Tensor]:
+    """The tensors of an imported encoder, after a look at their hash.
+
+    Raises:
+        InputError: As `pinned_hash`.
+    """
+    pinned_hash(folder, f"{name}{SUFFIX}")
+    try:
+        return load_file(folder / f"{name}{SUFFIX}")
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"{folder / name}{SUFFIX}: cannot be read ({error})") from None
+
+
+def pinned_hash(folder: Path, name: str) -> str:
+    """The sha256 of a file in the folder of weights: pinned on first use, compared ever after.
+
+    Args:
+        folder: Of weights.
+        name: Of the file, relative to the folder, with ``/`` between parts.
+
+    Raises:
+        InputError: If the file is missing or has changed since it was pinned.
+    """
+    path = folder / name
+    if not path.is_file():
+        raise InputError(f"{path}: no such file; import the weights first: mmare-site weights import FILE")
+    found = sha256_of(path)
+    expected = _pins(folder).get(name, {}).get("sha256")
+    if expected is None:
+        _pin(folder, name, {"sha256": found})
+    elif found != expected:
+        raise InputError(
+            f"{path} has changed: sha256 is {found}, expected {expected} as pinned in {PINS}. "
+            f"Put the old file back; if the change is meant, remove the file and its entry in {PINS}"
+        )
+    return found
+
+
+def sha256_of(path: Path) -> str:
+    """Hex digest of a file; read once per process unless size or time of the file change.
+
+    Raises:
+        InputError: If it cannot be read.
+    """
+    try:
+        status = path.stat()
+        return _sha256(path, status.st_size, status.st_mtime_ns)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from None
+
+
+@lru_cache(maxsize=32)
+def _sha256(path: Path, size: int, mtime_ns: int) -> str:  # noqa: ARG001  they are what the cache goes by
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        while chunk := stream.read(_CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _read_tensors(file: Path) -> dict[str, Tensor]:
+    """The tensors of a checkpoint by name, without the prefix of parallel training."""
+    try:
+        content = _unpickled(file)
+    except OSError as error:
+        raise InputError(f"{file}: cannot be read ({error.strerror or error})") from None
+    except pickle.UnpicklingError:
+        raise InputError(
+            f"{file}: is no checkpoint, or holds more than tensors and numbers, so it is not opened"
+        ) from None
+    except Exception as error:  # torch raises almost anything on a damaged file
+        raise InputError(f"{file}: damaged or no torch checkpoint ({type(error).__name__})") from error
+    state = content.get("state_dict", content) if isinstance(content, dict) else content
+    if not isinstance(state, dict) or not any(isinstance(value, Tensor) for value in state.values()):
+        raise InputError(f"{file}: holds no named tensors, expected a state_dict as published")
+    return {
+        str(key).removeprefix(_MODULE): value for key, value in state.items() if isinstance(value, Tensor)
+    }
+
+
+def _unpickled(file: Path) -> Any:  # noqa: ANN401  anything may be in a file
+    if file.suffix == SUFFIX:
+        return load_file(file)
+    mapped = zipfile.is_zipfile(file)  # not so in files of torch before 1.6; 5 GB of optimiser stay on disk
+    with torch.serialization.safe_globals(_SAFE_GLOBALS):
+        return torch.load(  # noqa: TID251  both encoders are published as pickles; weights only, so nothing runs
+            file, map_location="cpu", weights_only=True, mmap=mapped
+        )
+
+
+def _recognise(
+    tensors: Mapping[str, Tensor], layouts: Sequence[Layout], source: str
+) -> tuple[Layout, dict[str, Tensor]]:
+    """The layout that the tensors fill exactly, and those of them that it keeps, in float32."""
+    kept = {layout.name: _behind(tensors, layout.prefix) for layout in layouts}
+    scores = {
+        layout.name: sum(kept[layout.name].get(name) == shape for name, shape in layout.shapes.items())
+        for layout in layouts
+    }
+    nearest = max(layouts, key=lambda layout: scores[layout.name])
+    if not scores[nearest.name]:
+        known = "; ".join(layout.title for layout in layouts)
+        raise InputError(f"{source}: found {_named(sorted(tensors))}; expected one of: {known}")
+    if fault := _difference(kept[nearest.name], nearest.shapes):
+        raise InputError(f"{source}: nearest to {nearest.title}, but {fault}")
+    state = {name: tensors[nearest.prefix + name].float().contiguous() for name in nearest.shapes}
+    for name, value in state.items():
+        if not bool(torch.isfinite(value).all()):
+            raise InputError(f"{source}: {name} holds NaN or infinity, expected finite weights")
+    return nearest, state
+
+
+def _behind(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of what lies behind a prefix, without what no frozen network uses."""
+    return {
+        name.removeprefix(prefix): tuple(value.shape)
+        for name, value in tensors.items()
+        if name.startswith(prefix) and not name.endswith(_UNUSED)
+    }
+
+
+def _difference(found: Mapping[str, tuple[int, ...]], expected: Mapping[str, tuple[int, ...]]) -> str:
+    """How two sets of shapes differ, in words; nothing where they are equal."""
+    lacking = sorted(expected.keys() - found.keys())
+    unknown = sorted(found.keys() - expected.keys())
+    other = [name for name in expected if name in found and found[name] != expected[name]]
+    faults = []
+    if lacking:
+        faults.append(f"it lacks {_named(lacking)}")
+    if unknown:
+        faults.append(f"it has {_named(unknown)} beyond it")
+    faults += [f"{name} has the shape {found[name]}, expected {expected[name]}" for name in other[:_SHOWN]]
+    return "; ".join(faults)
+
+
+def _named(names: Sequence[str]) -> str:
+    """How many tensors, and the first of them."""
+    shown = ", ".join(names[:_SHOWN])
+    return f"{len(names)} tensor{'s' * (len(names) != 1)} ({shown}{', …' * (len(names) > _SHOWN)})"
+
+
+def _convert(state: Mapping[str, Tensor], target: Path) -> str:
+    """Write safetensors, unless another file is pinned in its place; the hash of what is there then."""
+    with _written(target) as partial:
+        save_file(dict(state), partial)
+        sha256 = sha256_of(partial)
+        pinned = _pins(target.parent).get(target.name, {}).get("sha256", sha256)
+        if pinned != sha256:
+            raise InputError(
+                f"{target} is pinned with other weights: found sha256 {sha256}, expected {pinned}. "
+                f"To change them, remove the file and its entry in {PINS} first"
+            )
+    return sha256
+
+
+@contextmanager
+def _written(target: Path) -> Iterator[Path]:
+    """A file beside the target to write to, which takes its place when all went well."""
+    partial = target.with_name(f".partial-{uuid.uuid4().hex}")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        yield partial
+        partial.replace(target)
+    except (OSError, SafetensorError) as error:
+        raise RunError(f"{target}: cannot be written ({error})") from None
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _pins(folder: Path) -> dict[str, dict[str, str]]:
+    path = folder / PINS
+    try:
+        pins = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"{path}: cannot be read ({type(error).__name__}), expected the pinned hashes"
+        ) from None
+    if not isinstance(pins, dict) or not all(isinstance(entry, dict) for entry in pins.values()):
+        raise InputError(f"{path}: expected one table per file")
+    return pins
+
+
+def _pin(folder: Path, name: str, entry: dict[str, str]) -> None:
+    """Add or complete an entry."""
+    pins = _pins(folder)
+    pins[name] = pins.get(name, {}) | entry
+    with _written(folder / PINS) as partial:
+        partial.write_text(json.dumps(pins, indent=2, sort_keys=True) + "\n", encoding="utf-8")
