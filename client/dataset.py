@@ -154,7 +154,7 @@ def _fill_volumes(
     cache = embed.site_cache(site)
     for scan in embed.scans_of(site, study, modality.name):
         try:
-            key = cache.key(scan.path, scan.fingerprint)
+            key = embed.cache_key(cache, site, scan)
         except OSError:
             continue  # embedding said so
         vector = cache.get(key)
@@ -163,7 +163,7 @@ def _fill_volumes(
             present[scan.row] = True
         elif cache.refusal(key) is None:
             raise DataError(
-                f"{manifest.source}: data row {scan.row + 1}: the scan of {modality.name} is not embedded yet; "
+                f"{manifest.source}: data row {scan.row + 1}: the scan of {modality.name} is not embedded; "
                 "run mmare-site embed first"
             )
     return embed.scan_fingerprint(site, modality)

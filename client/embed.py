@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import logging
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -15,7 +16,8 @@ import torch
 
 from client.cache import EmbeddingCache
 from client.encoders.registry import ENCODERS, encoder_source, fingerprint
-from client.scans import steps_of, tensor_of
+from client.preprocess import noise_seed, preprocess
+from client.scans import mask_of, read_scan, rule_of, steps_of
 from mmare.errors import DataError, RunError
 from mmare.study import Kind
 from sites.manifest import load_manifest
@@ -26,8 +28,18 @@ if TYPE_CHECKING:
     from client.encoders.registry import VolumeEncoder
     from mmare.study import ModalitySpec, Study
     from sites.config import SiteConfig
+    from sites.manifest import Manifest
 
-__all__ = ["EmbedReport", "Refusal", "Scan", "embed_site", "scan_fingerprint", "scans_of", "site_cache"]
+__all__ = [
+    "EmbedReport",
+    "Refusal",
+    "Scan",
+    "cache_key",
+    "embed_site",
+    "scan_fingerprint",
+    "scans_of",
+    "site_cache",
+]
 
 LOG = logging.getLogger(__name__)
 
@@ -45,6 +57,7 @@ class Scan:
         patient: Id.
         modality: Of the study.
         path: File or folder.
+        mask: File of its mask, where there is one.
         fingerprint: Of encoder, weights and preprocessing.
     """
 
@@ -52,6 +65,7 @@ class Scan:
     patient: str
     modality: ModalitySpec
     path: Path
+    mask: Path | None
     fingerprint: str
 
 
@@ -116,11 +130,58 @@ def scans_of(site: SiteConfig, study: Study, only: str | None = None) -> list[Sc
                 f"{manifest.source}: modality {modality.name} needs a column of scans, found {column!r}"
             )
         mark = scan_fingerprint(site, modality)
+        masks = _mask_paths(manifest, site, modality)
         for row, value in enumerate(manifest.table[column]):
             if isinstance(value, str) and value:
                 path = site.manifest.parent / value  # an absolute path stays as it is
-                found.append(Scan(row, manifest.patient_ids[row], modality, path, mark))
+                found.append(Scan(row, manifest.patient_ids[row], modality, path, masks(row, path), mark))
     return found
+
+
+def _mask_paths(
+    manifest: Manifest, site: SiteConfig, modality: ModalitySpec
+) -> Callable[[int, Path], Path | None]:
+    """Where the mask of a row's scan lies; nothing where a program makes it or the study needs none.
+
+    Raises:
+        DataError: If the study needs masks and site.toml says nothing of them.
+    """
+    if not steps_of(modality).needs_mask:
+        return lambda _row, _scan: None
+    mask = site.modalities[modality.name].mask
+    if mask is None:
+        raise DataError(
+            f"{site.folder / 'site.toml'}: the study wants masks of {modality.name}; "
+            f"expected [modality.{modality.name}.mask] with column, folder or command"
+        )
+    if mask.column is not None:
+        if mask.column not in manifest.table.columns:
+            raise DataError(
+                f"{manifest.source}: the masks of {modality.name} need the column {mask.column!r}"
+            )
+        values = list(manifest.table[mask.column])
+        return lambda row, _scan: (
+            site.manifest.parent / values[row] if isinstance(values[row], str) and values[row] else None
+        )
+    folder = mask.folder
+    return lambda _row, scan: None if folder is None else folder / scan.name
+
+
+def cache_key(cache: EmbeddingCache, site: SiteConfig, scan: Scan) -> str:
+    """Key of a scan's embedding: content of scan and mask, site's rule and command, and the fingerprint.
+
+    Raises:
+        OSError: If a file cannot be read.
+    """
+    source = site.modalities[scan.modality.name]
+    parts = [scan.fingerprint]
+    if scan.path.is_dir():
+        parts.append(json.dumps(dict(source.series), sort_keys=True))
+    if scan.mask is not None:
+        parts.append(cache.key(scan.mask, "mask"))
+    elif source.mask is not None and steps_of(scan.modality).needs_mask:
+        parts.append(source.mask.command or "")
+    return cache.key(scan.path, "/".join(parts))
 
 
 def embed_site(
@@ -143,7 +204,7 @@ def embed_site(
     todo: list[tuple[Scan, str]] = []
     for scan in scans:
         try:
-            key = cache.key(scan.path, scan.fingerprint)
+            key = cache_key(cache, site, scan)
         except OSError as error:
             refused.append(Refusal(scan.modality.name, scan.row, f"cannot be read ({type(error).__name__})"))
             continue
@@ -194,7 +255,7 @@ def _encoded(site: SiteConfig, todo: list[tuple[Scan, str]]) -> Iterator[tuple[S
     with ThreadPoolExecutor(max_workers=1, thread_name_prefix="scans") as reader:
         try:
             for scan, key in todo:
-                waiting.append((scan, key, reader.submit(_read, site, scan)))
+                waiting.append((scan, key, reader.submit(_read, site, scan, key)))
                 if len(waiting) > AHEAD:
                     yield _finish(*waiting.popleft(), opened)
             while waiting:
@@ -203,9 +264,15 @@ def _encoded(site: SiteConfig, todo: list[tuple[Scan, str]]) -> Iterator[tuple[S
             reader.shutdown(wait=False, cancel_futures=True)
 
 
-def _read(site: SiteConfig, scan: Scan) -> Tensor:
-    names = (site.id, scan.patient, scan.modality.name)
-    return tensor_of(scan.path, site.cache / "converted", steps_of(scan.modality), *names)
+def _read(site: SiteConfig, scan: Scan, key: str) -> Tensor:
+    """Read a scan and its mask, and preprocess."""
+    source = site.modalities[scan.modality.name]
+    steps = steps_of(scan.modality)
+    volume = read_scan(scan.path, site.cache / "converted", rule_of(source))
+    mask = None
+    if steps.needs_mask:
+        mask = mask_of(scan.path, scan.mask, source.mask, site.cache / "masks" / f"{key}.nii.gz")
+    return preprocess(volume, steps, noise_seed(site.id, scan.patient, scan.modality.name), mask)
 
 
 def _finish(

@@ -1,45 +1,67 @@
-"""A patient's scan of one modality, from the path in the manifest to a preprocessed tensor."""
+"""A patient's scan of one modality and its mask, from the paths in the manifest to volumes."""
 
 from __future__ import annotations
 
 import hashlib
 from typing import TYPE_CHECKING
 
-from client.ingest.choose import SeriesRule, choose_series
+from client.ingest.choose import Prefer, SeriesRule, choose_series
 from client.ingest.convert import convert_folder
 from client.ingest.nifti import read_nifti
-from client.preprocess import VolumeSteps, noise_seed, preprocess
+from client.ingest.volume import Plane
+from client.preprocess import MaskUse, VolumeSteps, run_mask_command
 from mmare.errors import DataError
+from mmare.study import MaskUse as StudyMask
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from torch import Tensor
-
     from client.ingest.volume import Volume
     from mmare.study import ModalitySpec
+    from sites.config import MaskSource, ModalitySource
 
-__all__ = ["read_scan", "steps_of", "tensor_of"]
+__all__ = ["mask_of", "read_scan", "rule_of", "steps_of"]
 
 
 def steps_of(modality: ModalitySpec) -> VolumeSteps:
     """The preprocessing that a study wants for a modality."""
-    steps = VolumeSteps()
-    if modality.size:
-        depth, height, width = modality.size
-        steps = VolumeSteps(size=(depth, height, width))
-    if modality.window:
-        lowest, highest = modality.window
-        steps = VolumeSteps(size=steps.size, window=(lowest, highest))
-    return steps
+    size, window = modality.size, modality.window
+    return VolumeSteps(
+        size=(size[0], size[1], size[2]) if size else VolumeSteps.size,
+        window=(window[0], window[1]) if window else None,
+        mask=MaskUse.MASK if modality.mask is StudyMask.STRIP else MaskUse.NONE,
+        crop_to_mask=modality.crop_to_mask,
+    )
 
 
-def read_scan(path: Path, converted: Path) -> Volume:
-    """Read a NIfTI file, or the series with most slices of a folder of DICOM files.
+def rule_of(source: ModalitySource) -> SeriesRule:
+    """Which series of a folder of DICOM files the site wants.
+
+    Raises:
+        DataError: If site.toml names a plane or preference that does not exist.
+    """
+    try:
+        return SeriesRule(
+            plane=Plane(source.series["plane"]) if "plane" in source.series else None,
+            description=source.series.get("description"),
+            prefer=Prefer(source.series.get("prefer", Prefer.MOST_SLICES)),
+            modality=source.series.get("modality"),
+        )
+    except ValueError as error:
+        raise DataError(
+            f"site.toml: series: {error}; expected plane {', '.join(Plane)}, prefer {', '.join(Prefer)}"
+        ) from None
+
+
+def read_scan(path: Path, converted: Path, rule: SeriesRule) -> Volume:
+    """Read a NIfTI file, or the series of a folder of DICOM files that the site's rule picks.
+
+    The folder's ``report.json`` says which series was taken, and why not the others.
 
     Args:
         path: File or folder.
         converted: Where volumes of DICOM folders are kept.
+        rule: Of the site.
 
     Raises:
         DataError: If it holds no usable volume.
@@ -47,25 +69,28 @@ def read_scan(path: Path, converted: Path) -> Volume:
     if not path.is_dir():
         return read_nifti(path)
     out = converted / hashlib.sha256(str(path.absolute()).encode()).hexdigest()[:16]
-    choice = choose_series(convert_folder(path, out).series, SeriesRule())
+    choice = choose_series(convert_folder(path, out, rules={"scan": rule}).series, rule)
     if choice.entry is None or choice.entry.output is None:
-        raise DataError("The folder holds no usable series.")
+        raise DataError(f"The folder holds no series that fits: {choice.why}")
     return read_nifti(out / choice.entry.output)
 
 
-def tensor_of(path: Path, converted: Path, steps: VolumeSteps, *names: str) -> Tensor:
-    """Read and preprocess a scan.
+def mask_of(path: Path, given: Path | None, source: MaskSource | None, made: Path) -> Volume | None:
+    """The mask of a scan, as the hospital has it.
 
     Args:
-        path: File or folder.
-        converted: Where volumes of DICOM folders are kept.
-        steps: Of the study.
-        names: What the background noise is drawn from: site, patient, modality.
-
-    Returns:
-        ``(1, D, H, W)`` float32.
+        path: The scan.
+        given: The mask's path, where the manifest or the site's folder names one.
+        source: How the site holds masks.
+        made: Where a mask that a program makes is kept.
 
     Raises:
-        DataError: If the scan cannot be used; says why, without a path.
+        DataError: If the mask cannot be read or the program fails.
     """
-    return preprocess(read_scan(path, converted), steps, noise_seed(*names))
+    if given is not None:
+        return read_nifti(given)
+    if source is None or source.command is None:
+        return None
+    if not made.exists():
+        run_mask_command(source.command, path, made, source.timeout_s)
+    return read_nifti(made)

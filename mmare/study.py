@@ -23,6 +23,7 @@ from mmare.tables import TableError, check_keys, convert, from_table
 __all__ = [
     "FederationSpec",
     "Kind",
+    "MaskUse",
     "ModalitySpec",
     "ModelSpec",
     "PrivacySpec",
@@ -58,6 +59,13 @@ class PromptMode(StrEnum):
     EXPLICIT = "explicit"
 
 
+class MaskUse(StrEnum):
+    """What becomes of the voxels outside a mask."""
+
+    NONE = "none"
+    STRIP = "strip"
+
+
 class OptimizerName(StrEnum):
     """The optimisers that a site can run."""
 
@@ -85,6 +93,8 @@ class ModalitySpec:
         prompt: For text: template over the columns of the site's manifest.
         prompt_mode: For text: what is said of missing fields.
         size: For volumes: slices, rows and columns to resize to; empty for the encoder's default.
+        mask: For volumes: what becomes of voxels outside the site's mask; ``strip`` makes them background.
+        crop_to_mask: For volumes: whether they are cut to the box around the mask first, as around an organ.
         window: For volumes: lowest and highest intensity that is kept (CT, in HU); empty for all.
     """
 
@@ -97,6 +107,8 @@ class ModalitySpec:
     prompt_mode: PromptMode = PromptMode.OMIT
     size: tuple[int, ...] = ()
     window: tuple[float, ...] = ()
+    mask: MaskUse = MaskUse.NONE
+    crop_to_mask: bool = False
 
 
 @dataclass(frozen=True)
@@ -210,7 +222,7 @@ class Study:
                     "seed": self.seed,
                 }
             ),
-            "modality": [_present(asdict(modality)) for modality in self.modalities],
+            "modality": [_modality_table(modality) for modality in self.modalities],
             "model": {"name": self.model.name, **asdict(self.model)["options"]},  # a copy however deep
             "training": _present(asdict(self.training)),
             "federation": asdict(self.federation),
@@ -307,6 +319,15 @@ def _canonical(value: Any) -> Any:  # noqa: ANN401 - plain tables
     if isinstance(value, list | tuple):
         return [_canonical(entry) for entry in value]
     return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def _modality_table(modality: ModalitySpec) -> dict[str, Any]:
+    """A modality's table; what only volumes have is left out where it says nothing."""
+    table = _present(asdict(modality))
+    for key, silent in (("mask", MaskUse.NONE), ("crop_to_mask", False)):
+        if table[key] == silent:
+            del table[key]
+    return table
 
 
 def _present(table: Mapping[str, Any]) -> dict[str, Any]:

@@ -76,8 +76,9 @@ def check_study(study: Study) -> None:
 
 def _check_volume(modality: ModalitySpec) -> None:
     where = f"[[modality]] {modality.name}"
-    if modality.kind != "volume" and (modality.size or modality.window):
-        raise StudyError(f"{where} is {modality.kind}; size and window are for volumes")
+    of_volumes = (modality.size, modality.window, modality.mask != "none", modality.crop_to_mask)
+    if modality.kind != "volume" and any(of_volumes):
+        raise StudyError(f"{where} is {modality.kind}; size, window, mask and crop_to_mask are for volumes")
     if modality.size and (len(modality.size) != AXES or min(modality.size) < 1):
         raise StudyError(f"{where} size must be three positive numbers, found {list(modality.size)}")
     if modality.window and not (len(modality.window) == ENDS and modality.window[0] < modality.window[1]):

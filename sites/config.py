@@ -11,12 +11,29 @@ from typing import Any
 
 from mmare.errors import DataError
 
-__all__ = ["ModalitySource", "SiteConfig", "load_site"]
+__all__ = ["MaskSource", "ModalitySource", "SiteConfig", "load_site"]
 
 _TABLES = ("site", "data", "modality", "compute", "policy")
 
 # An id names folders, journal entries and metric labels: letters, digits, dot, dash, underscore.
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+
+
+@dataclass(frozen=True)
+class MaskSource:
+    """How a site holds the masks of a modality's scans: exactly one of the first three is set.
+
+    Args:
+        column: Manifest column with a mask's path.
+        folder: Of masks that are named as their scans.
+        command: Program that makes one, with ``{input}`` and ``{output}``, such as SynthStrip.
+        timeout_s: After which a program that still runs is ended.
+    """
+
+    column: str | None = None
+    folder: Path | None = None
+    command: str | None = None
+    timeout_s: int = 600
 
 
 @dataclass(frozen=True)
@@ -28,11 +45,15 @@ class ModalitySource:
             program runs, like every path here.
         column: Manifest column with a scan's path, or with ready text.
         columns: Of text: the manifest columns that the study's prompt uses.
+        series: Of folders of DICOM files: which series is taken (plane, description, prefer, modality).
+        mask: Of scans, where the study wants masks.
     """
 
     file: Path | None = None
     column: str | None = None
     columns: tuple[str, ...] = ()
+    series: Mapping[str, str] = field(default_factory=dict)
+    mask: MaskSource | None = None
 
 
 @dataclass(frozen=True)
@@ -122,13 +143,23 @@ def _source(name: str, entry: object, folder: Path) -> ModalitySource:
     if not isinstance(entry, Mapping):
         raise DataError(f"[{where}] must be a table, found {entry!r}")
     known = ("file", "column", "columns")
-    _check_keys(entry, known, f"[{where}]", "key")
-    if len(entry) != 1:
-        raise DataError(f"[{where}] has {len(entry)} of the keys {', '.join(known)}, expected exactly one")
+    _check_keys(entry, (*known, "series", "mask"), f"[{where}]", "key")
+    given = [key for key in known if key in entry]
+    if len(given) != 1:
+        raise DataError(f"[{where}] has {len(given)} of the keys {', '.join(known)}, expected exactly one")
+    if given != ["column"] and len(entry) != 1:
+        raise DataError(f"[{where}] series and mask go with column: they are about scans")
     if "file" in entry:
         return ModalitySource(file=folder / _text(entry, where, "file"))
     if "column" in entry:
-        return ModalitySource(column=_text(entry, where, "column"))
+        series = _table(entry, "series", ("plane", "description", "prefer", "modality"))
+        return ModalitySource(
+            column=_text(entry, where, "column"),
+            series={key: _text(series, f"{where}.series", key) for key in series},
+            mask=_mask(_table(entry, "mask", ("column", "folder", "command", "timeout_s")), where, folder)
+            if "mask" in entry
+            else None,
+        )
     columns = entry["columns"]
     valid = isinstance(columns, list) and columns and all(isinstance(item, str) and item for item in columns)
     if not valid:
@@ -136,6 +167,22 @@ def _source(name: str, entry: object, folder: Path) -> ModalitySource:
     if len(set(columns)) != len(columns):
         raise DataError(f"[{where}] columns names one column twice: {columns!r}")
     return ModalitySource(columns=tuple(columns))
+
+
+def _mask(table: Mapping[str, Any], where: str, folder: Path) -> MaskSource:
+    """One ``[modality.NAME.mask]`` table."""
+    where = f"{where}.mask"
+    known = ("column", "folder", "command")
+    given = [key for key in known if key in table]
+    if len(given) != 1:
+        raise DataError(f"[{where}] has {len(given)} of the keys {', '.join(known)}, expected exactly one")
+    text = _text(table, where, given[0])
+    return MaskSource(
+        column=text if "column" in given else None,
+        folder=folder / text if "folder" in given else None,
+        command=text if "command" in given else None,
+        timeout_s=_whole(table, where, "timeout_s", default=600, least=1),
+    )
 
 
 def _table(content: Mapping[str, Any], name: str, known: tuple[str, ...]) -> Mapping[str, Any]:

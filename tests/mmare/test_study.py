@@ -18,6 +18,7 @@ from mmare.registry import build_model
 from mmare.study import (
     FederationSpec,
     Kind,
+    MaskUse,
     ModalitySpec,
     ModelSpec,
     OptimizerName,
@@ -124,6 +125,8 @@ def modalities(draw):
         prompt_mode=draw(st.sampled_from(PromptMode)),
         size=draw(st.sampled_from([(), (56, 448, 448)])) if volume else (),
         window=draw(st.sampled_from([(), (low, high)])) if volume else (),
+        mask=draw(st.sampled_from(MaskUse)) if volume else MaskUse.NONE,
+        crop_to_mask=draw(st.booleans()) if volume else False,
     )
 
 
@@ -232,7 +235,7 @@ MISTAKES = [
     ("training.epochs = 1", "[training] has an unknown key 'epochs'; expected one of batch_size,"),
     ("federation.rounds = 1", "[federation] has an unknown key 'rounds'; expected one of deadline_s,"),
     ("privacy.epsilon = 1", "[privacy] has an unknown key 'epsilon'; expected one of min_count"),
-    ("modality.0.dim = 8", "[[modality]] has an unknown key 'dim'; expected one of encoder, kind, name,"),
+    ("modality.0.dim = 8", "[[modality]] has an unknown key 'dim'; expected one of crop_to_mask, encoder, kind, mask, name,"),
     *((f"{name} = 3", f"{name} must be a table, found 3") for name in (*SECTIONS, "model")),
     ("modality = 3", "modality must be a list of [[modality]] tables"),
     ("modality = [3]", "modality must be a list of [[modality]] tables"),
@@ -274,8 +277,14 @@ MISTAKES = [
         "modality.1.encoder = 'given'",
         "[[modality]] text is text and needs an encoder, such as 'hashing-text'",
     ),
-    ("modality.0.size = [1, 2, 3]", "[[modality]] ct is features; size and window are for volumes"),
-    ("modality.0.window = [0, 1]", "[[modality]] ct is features; size and window are for volumes"),
+    (
+        "modality.0.size = [1, 2, 3]",
+        "[[modality]] ct is features; size, window, mask and crop_to_mask are for volumes",
+    ),
+    (
+        "modality.0.window = [0, 1]",
+        "[[modality]] ct is features; size, window, mask and crop_to_mask are for volumes",
+    ),
     (VOLUME.format("size = [8, 8]"), "[[modality]] mri size must be three positive numbers, found [8, 8]"),
     (VOLUME.format("size = [8, 8, 0]"), "[[modality]] mri size must be three positive numbers, found [8,"),
     (VOLUME.format("size = [8.0, 8, 8]"), "[[modality]] size must be a whole number, found 8.0"),
@@ -512,6 +521,8 @@ OTHER = SimpleNamespace(
             PromptMode.EXPLICIT,
             size=(4, 5, 6),
             window=(-1.0, 1.0),
+            mask=MaskUse.STRIP,
+            crop_to_mask=True,
         ),
     ),
     positive="dead",
