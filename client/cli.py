@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.progress import TaskID
 
 from client.ingest.summary import converted_table
 from client.progress import scan_progress
@@ -37,11 +38,23 @@ def check(
     study: StudyOption = None,
 ) -> None:
     """Read everything a study would use of this site and say what is there; nothing leaves."""
-    from client.check import check_site  # noqa: PLC0415 - pandas and torch take seconds
+    from client.check import check_site, report_table  # noqa: PLC0415 - pandas and torch take seconds
 
     config = load_site(site)
     found = _study(config, study)
-    Console().print(check_site(config, found), highlight=False)
+    with scan_progress(Console(stderr=True)) as bar:
+        tasks: dict[str, TaskID] = {}
+
+        def tell(modality: str, done: int, total: int) -> None:
+            if modality not in tasks:
+                tasks[modality] = bar.add_task(modality, total=total)
+            bar.update(tasks[modality], completed=done)
+
+        manifest, results = check_site(config, found, tell)
+    Console().print(report_table(config, found, manifest, results), highlight=False)
+    refused = sum(sum(result.refused.values()) for result in results)
+    if refused:
+        raise RunError(f"{config.manifest}: {refused} scans cannot be used and count as missing")
 
 
 @app.command(epilog="Example: mmare-site convert /export/pacs --out scans")

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from sites.config import ModalitySource, SiteConfig
     from sites.manifest import Manifest
 
-__all__ = ["SiteData", "load_data"]
+__all__ = ["SiteData", "check_encoders", "load_data", "presence_of"]
 
 
 @dataclass(frozen=True)
@@ -99,6 +99,20 @@ def load_data(site: SiteConfig, study: Study) -> SiteData:
     )
 
 
+def presence_of(
+    modality: ModalitySpec, manifest: Manifest, site: SiteConfig, study: Study
+) -> NDArray[np.bool_]:
+    """Which patients have a modality of features or text, ``(N,)``.
+
+    Raises:
+        DataError: If its file or columns cannot be used.
+    """
+    rows = np.zeros((len(manifest.patient_ids), modality.width), dtype=np.float32)
+    present = np.zeros(len(manifest.patient_ids), dtype=bool)
+    _FILL[modality.kind](rows, present, modality, manifest, site, study)
+    return present
+
+
 def _fill_features(
     rows: NDArray[np.float32],
     present: NDArray[np.bool_],
@@ -152,7 +166,9 @@ def _fill_volumes(
     from client import embed  # noqa: PLC0415 - readers of scans take seconds
 
     cache = embed.site_cache(site)
-    for scan in embed.scans_of(site, study, modality.name):
+    for scan in embed.scans_of(site, study):
+        if scan.modality.name != modality.name:
+            continue
         try:
             key = embed.cache_key(cache, site, scan)
         except OSError:

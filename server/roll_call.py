@@ -79,6 +79,7 @@ def roll_call(fleet: Fleet, study: Study, run: str, journal: Journal, expected: 
             samples=call.samples,
             encoders=dict(call.encoders),
             software=call.software,
+            notes=list(call.notes),
             counts=asdict(call.counts),
         )
     for node, reason in sorted(failures.items()):

@@ -165,7 +165,8 @@ def _run(fleet: Fleet, study: Study, settings: RunSettings, journal: Journal, ru
         )
         outcome = loop.run()
         save_model(out / "model", study, outcome.tensors, {"run": run, "round": outcome.best_round})
-        return {**common, **_facts(outcome), "metrics": outcome.metrics, "left_out": _left_out(out)}
+        told = {"left_out": _left_out(out), "notes": _notes(out)}
+        return {**common, **_facts(outcome), "metrics": outcome.metrics, **told}
     members = roll_call(fleet, study, run, journal, settings.expected_nodes or 1)
     trainers = [site for site, member in members.items() if member.call.samples > 0]
     if not trainers:
@@ -198,7 +199,14 @@ def _run(fleet: Fleet, study: Study, settings: RunSettings, journal: Journal, ru
         for phase in ("total", "setup", "rounds", "train")
     }
     longest = max(outcomes, key=lambda outcome: outcome.progress.round)
-    return {**common, **_facts(longest), "seconds": totals, "local": local, "left_out": _left_out(out)}
+    return {
+        **common,
+        **_facts(longest),
+        "seconds": totals,
+        "local": local,
+        "left_out": _left_out(out),
+        "notes": _notes(out),
+    }
 
 
 def _local_metrics(outcome: Outcome, site: str) -> dict[str, Any]:
@@ -255,6 +263,12 @@ def _left_out(out: Path) -> list[dict[str, Any]]:
                 if entry not in found:
                     found.append(entry)
     return found
+
+
+def _notes(out: Path) -> list[str]:
+    """What sites said of their features at the roll call, each once."""
+    events = read_journal(out / JOURNAL)
+    return list(dict.fromkeys(note for event in events for note in event.get("notes", [])))
 
 
 def _versions() -> dict[str, str]:

@@ -176,6 +176,8 @@ def _print_result(result: dict[str, Any], out: Path, page: Path) -> None:
     console.print(
         f"{result['rounds_run']} rounds, best {result['best_round']}, {seconds:.1f} s", highlight=False
     )
+    for note in result.get("notes", []):
+        console.print(f"[bold yellow]{note}[/]")
     typer.echo(f"result: {out / 'result.json'}\nreport: {page}")
 
 

@@ -310,7 +310,7 @@ def _alone(entry: Mapping[str, Any], site: str) -> dict[str, Any]:
 
 
 def _warnings(records: Sequence[RunRecord]) -> list[str]:
-    """Say what makes the runs hard to compare: other test rows, or seeds that one mode lacks."""
+    """Say what makes runs hard to compare or believe: other test rows, missing seeds, what sites noted."""
     rows: dict[int, set[int]] = {}
     seeds: dict[str, list[int]] = {}
     for record in records:
@@ -326,7 +326,8 @@ def _warnings(records: Sequence[RunRecord]) -> list[str]:
     if len({tuple(numbers) for numbers in seeds.values()}) > 1:
         told = "; ".join(f"{mode}: {', '.join(map(str, numbers))}" for mode, numbers in seeds.items())
         found.append(f"Not every mode was run with the same seeds ({told}).")
-    return found
+    notes = (str(note) for record in records for note in record.result.get("notes") or [])
+    return [*found, *dict.fromkeys(notes)]
 
 
 def _read_result(path: Path) -> dict[str, Any]:

@@ -5,7 +5,7 @@ Nothing heavy is imported and no weights are read before an encoder is opened.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Protocol
@@ -21,6 +21,7 @@ from mmare.study import Kind
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from mmare.study import Study
     from sites.config import SiteConfig
 
 __all__ = [
@@ -31,6 +32,7 @@ __all__ = [
     "EncoderSource",
     "TextEncoder",
     "VolumeEncoder",
+    "encoder_notes",
     "encoder_source",
     "fast_type",
     "fingerprint",
@@ -122,6 +124,15 @@ def fingerprint(encoder: str, source: EncoderSource | None = None, preprocessing
     if encoder == GIVEN:
         return GIVEN
     return ENCODERS[encoder].fingerprint(source or EncoderSource(), preprocessing)
+
+
+def encoder_notes(study: Study, names: Collection[str]) -> tuple[str, ...]:
+    """What a person must know of the features of the modalities in ``names``."""
+    return tuple(
+        f"{modality.name}: {entry.note}"
+        for modality in study.modalities
+        if modality.name in names and (entry := ENCODERS.get(modality.encoder)) is not None and entry.note
+    )
 
 
 def pick_device(name: str) -> torch.device:

@@ -235,7 +235,10 @@ MISTAKES = [
     ("training.epochs = 1", "[training] has an unknown key 'epochs'; expected one of batch_size,"),
     ("federation.rounds = 1", "[federation] has an unknown key 'rounds'; expected one of deadline_s,"),
     ("privacy.epsilon = 1", "[privacy] has an unknown key 'epsilon'; expected one of min_count"),
-    ("modality.0.dim = 8", "[[modality]] has an unknown key 'dim'; expected one of crop_to_mask, encoder, kind, mask, name,"),
+    (
+        "modality.0.dim = 8",
+        "[[modality]] has an unknown key 'dim'; expected one of crop_to_mask, encoder, kind, mask, name,",
+    ),
     *((f"{name} = 3", f"{name} must be a table, found 3") for name in (*SECTIONS, "model")),
     ("modality = 3", "modality must be a list of [[modality]] tables"),
     ("modality = [3]", "modality must be a list of [[modality]] tables"),
