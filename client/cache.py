@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import uuid
 from typing import TYPE_CHECKING, Final
@@ -78,7 +79,8 @@ class EmbeddingCache:
     def get(self, key: str) -> NDArray[np.float32] | None:
         """An embedding ``(W,)``, or nothing where there is none or its file is damaged."""
         try:
-            vector: NDArray[np.float32] = np.load(self._path(key), allow_pickle=False)
+            with self._path(key).open("rb") as file:
+                vector: NDArray[np.float32] = np.lib.format.read_array(file, allow_pickle=False)
         except (OSError, ValueError, EOFError):
             return None
         return vector
@@ -89,15 +91,9 @@ class EmbeddingCache:
         Raises:
             OSError: If the disk is full.
         """
-        path = self._path(key)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{uuid.uuid4().hex}")
-        try:
-            with temporary.open("wb") as file:
-                np.save(file, vector)
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        buffer = io.BytesIO()
+        np.save(buffer, vector)
+        self._write(self._path(key), buffer.getvalue())
 
     def put_refusal(self, key: str, reason: str) -> None:
         """Keep that a scan cannot be used, so that it is not tried again until it changes.
@@ -105,24 +101,27 @@ class EmbeddingCache:
         Raises:
             OSError: If the disk is full.
         """
-        path = self._path(key).with_suffix(".refused")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(reason, encoding="utf-8")
+        self._write(self._path(key).with_suffix(".refused"), reason.encode())
 
     def refusal(self, key: str) -> str | None:
         """Why a scan cannot be used, or nothing."""
         try:
-            return self._path(key).with_suffix(".refused").read_text(encoding="utf-8")
-        except OSError:
+            return self._path(key).with_suffix(".refused").read_text(encoding="utf-8") or None
+        except (OSError, UnicodeDecodeError):
             return None
 
     def save_index(self) -> None:
         """Keep what files were seen with which content."""
-        self._folder.mkdir(parents=True, exist_ok=True)
-        temporary = self._folder / f".{uuid.uuid4().hex}"
+        self._write(self._folder / INDEX, json.dumps(self._index).encode())
+
+    @staticmethod
+    def _write(path: Path, content: bytes) -> None:
+        """Write a file beside its place and move it there: whole or not at all."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{uuid.uuid4().hex}")
         try:
-            temporary.write_text(json.dumps(self._index), encoding="utf-8")
-            temporary.replace(self._folder / INDEX)
+            temporary.write_bytes(content)
+            temporary.replace(path)
         finally:
             temporary.unlink(missing_ok=True)
 

@@ -15,8 +15,11 @@ from typing import TYPE_CHECKING, Final
 import torch
 
 from client.cache import EmbeddingCache
+from client.dataset import check_encoders
 from client.encoders.registry import ENCODERS, encoder_source, fingerprint
-from client.preprocess import noise_seed, preprocess
+from client.ingest.reasons import Reason
+from client.ingest.wsi import Tiling, plan_of, tiles_of
+from client.preprocess import VolumeReason, noise_seed, preprocess
 from client.scans import mask_of, read_scan, rule_of, steps_of
 from mmare.errors import DataError, RunError
 from mmare.study import Kind
@@ -105,7 +108,8 @@ def site_cache(site: SiteConfig) -> EmbeddingCache:
 
 def scan_fingerprint(site: SiteConfig, modality: ModalitySpec) -> str:
     """What names encoder, weights and preprocessing of a volume modality at this site."""
-    return fingerprint(modality.encoder, encoder_source(site), steps_of(modality).fingerprint)
+    steps = Tiling() if ENCODERS[modality.encoder].slides else steps_of(modality)
+    return fingerprint(modality.encoder, encoder_source(site), steps.fingerprint)
 
 
 def scans_of(site: SiteConfig, study: Study) -> list[Scan]:
@@ -172,14 +176,19 @@ def _mask_paths(
     return lambda _row, scan: None if folder is None else folder / scan.name
 
 
+def _names(site: SiteConfig, scan: Scan) -> tuple[str, str, str]:
+    """What the background noise of a scan is drawn from."""
+    return site.id, scan.patient, scan.modality.name
+
+
 def cache_key(cache: EmbeddingCache, site: SiteConfig, scan: Scan) -> str:
-    """Key of a scan's embedding: content of scan and mask, site's rule and command, and the fingerprint.
+    """Key of a scan's embedding: whose it is, content of scan and mask, rule, command, fingerprint.
 
     Raises:
         OSError: If a file cannot be read.
     """
     source = site.modalities[scan.modality.name]
-    parts = [scan.fingerprint]
+    parts = [*_names(site, scan), scan.fingerprint, str(encoder_source(site).autocast), str(source.um_px)]
     if scan.path.is_dir():
         series = {name: dict(site.modalities[name].series) for name in scan.sharing}
         parts.append(json.dumps([scan.modality.name, series], sort_keys=True))
@@ -204,6 +213,7 @@ def embed_site(
         DataError: If the manifest cannot be used.
         RunError: If the disk is full.
     """
+    check_encoders(study)
     cache = site_cache(site)
     scans = scans_of(site, study)
     refused: list[Refusal] = []
@@ -226,9 +236,10 @@ def embed_site(
     encoded = 0
     for scan, key, outcome in _encoded(site, todo):
         try:
-            if isinstance(outcome, str):
-                refused.append(Refusal(scan.modality.name, scan.row, outcome))
-                cache.put_refusal(key, outcome)
+            if isinstance(outcome, Exception):
+                refused.append(Refusal(scan.modality.name, scan.row, reason_of(outcome)))
+                if _lasting(outcome):
+                    cache.put_refusal(key, reason_of(outcome))
             else:
                 cache.put(key, outcome.numpy())
                 encoded += 1
@@ -251,7 +262,9 @@ def _save(cache: EmbeddingCache) -> None:
         LOG.warning("the list of seen files cannot be kept; they will be read again")
 
 
-def _encoded(site: SiteConfig, todo: list[tuple[Scan, str]]) -> Iterator[tuple[Scan, str, Tensor | str]]:
+def _encoded(
+    site: SiteConfig, todo: list[tuple[Scan, str]]
+) -> Iterator[tuple[Scan, str, Tensor | Exception]]:
     """Scans in order with their embedding ``(W,)``, or why there is none; reading goes on beside encoding."""
     source = encoder_source(site)
     encoders = {scan.modality.encoder: ENCODERS[scan.modality.encoder].open_volume for scan, _ in todo}
@@ -277,6 +290,9 @@ def try_scan(site: SiteConfig, scan: Scan) -> None:
         DataError: If it cannot be used.
         OSError: If a file cannot be read.
     """
+    if ENCODERS[scan.modality.encoder].slides:
+        plan_of(scan.path, fallback_um_px=site.modalities[scan.modality.name].um_px)
+        return
     read_scan(scan.path, site.cache / "converted", _rules(site, scan), scan.modality.name)
     if scan.mask is not None:
         mask_of(scan.path, scan.mask, None, site.cache / "masks")
@@ -291,26 +307,34 @@ def reason_of(error: Exception) -> str:
     return f"cannot be read ({type(error).__name__})" if isinstance(error, OSError) else str(error)
 
 
+def _lasting(error: Exception) -> bool:
+    """Whether a scan is refused for what it is, and not for what went wrong around it just now."""
+    passing = {Reason.PERMISSION_DENIED, Reason.UNREADABLE_FILE, VolumeReason.MASK_COMMAND}
+    return isinstance(error, DataError) and getattr(error, "reason", None) not in passing
+
+
 def _read(site: SiteConfig, scan: Scan, key: str) -> Tensor:
-    """Read a scan and its mask, and preprocess."""
+    """Read a scan and its mask, and preprocess; the tiles of a slide ``(N, 256, 256, 3)``."""
     source = site.modalities[scan.modality.name]
+    if ENCODERS[scan.modality.encoder].slides:
+        return torch.from_numpy(tiles_of(scan.path, fallback_um_px=source.um_px).pixels)
     steps = steps_of(scan.modality)
     volume = read_scan(scan.path, site.cache / "converted", _rules(site, scan), scan.modality.name)
     mask = None
     if steps.needs_mask:
         mask = mask_of(scan.path, scan.mask, source.mask, site.cache / "masks" / f"{key}.nii.gz")
-    tensor = preprocess(volume, steps, noise_seed(site.id, scan.patient, scan.modality.name), mask)
+    tensor = preprocess(volume, steps, noise_seed(*_names(site, scan)), mask)
     return tensor.pin_memory() if torch.cuda.is_available() else tensor
 
 
 def _finish(
     scan: Scan, key: str, reading: Future[Tensor], opened: dict[str, VolumeEncoder]
-) -> tuple[Scan, str, Tensor | str]:
+) -> tuple[Scan, str, Tensor | Exception]:
     try:
         volume = reading.result()
     except (DataError, OSError) as error:
-        return scan, key, reason_of(error)
+        return scan, key, error
     vector = opened[scan.modality.encoder].encode(volume.unsqueeze(0))[0]  # (W,)
     if not bool(vector.isfinite().all()):
-        return scan, key, "The encoder gave values that are not finite."
+        return scan, key, DataError("The encoder gave values that are not finite.")
     return scan, key, vector

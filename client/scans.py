@@ -10,7 +10,7 @@ from client.ingest.convert import convert_folder
 from client.ingest.nifti import read_nifti
 from client.ingest.volume import Plane
 from client.preprocess import MaskUse, VolumeSteps, run_mask_command
-from mmare.errors import DataError
+from mmare.errors import DataError, InputError
 from mmare.study import MaskUse as StudyMask
 
 if TYPE_CHECKING:
@@ -72,7 +72,10 @@ def read_scan(path: Path, converted: Path, rules: Mapping[str, SeriesRule], moda
     if not path.is_dir():
         return read_nifti(path)
     out = converted / hashlib.sha256(str(path.absolute()).encode()).hexdigest()[:16]
-    choice = choose_each(convert_folder(path, out, rules=rules).series, rules)[modality]
+    try:
+        choice = choose_each(convert_folder(path, out, rules=rules).series, rules)[modality]
+    except InputError as error:  # several patients in one folder, say
+        raise DataError(str(error)) from None
     if choice.entry is None or choice.entry.output is None:
         raise DataError(f"The folder holds no series that fits: {choice.why}")
     return read_nifti(out / choice.entry.output)

@@ -47,6 +47,7 @@ class ModalitySource:
         columns: Of text: the manifest columns that the study's prompt uses.
         series: Of folders of DICOM files: which series is taken (plane, description, prefer, modality).
         mask: Of scans, where the study wants masks.
+        um_px: Of slides whose files do not say it: microns per pixel.
     """
 
     file: Path | None = None
@@ -54,6 +55,7 @@ class ModalitySource:
     columns: tuple[str, ...] = ()
     series: Mapping[str, str] = field(default_factory=dict)
     mask: MaskSource | None = None
+    um_px: float | None = None
 
 
 @dataclass(frozen=True)
@@ -143,12 +145,12 @@ def _source(name: str, entry: object, folder: Path) -> ModalitySource:
     if not isinstance(entry, Mapping):
         raise DataError(f"[{where}] must be a table, found {entry!r}")
     known = ("file", "column", "columns")
-    _check_keys(entry, (*known, "series", "mask"), f"[{where}]", "key")
+    _check_keys(entry, (*known, "series", "mask", "um_px"), f"[{where}]", "key")
     given = [key for key in known if key in entry]
     if len(given) != 1:
         raise DataError(f"[{where}] has {len(given)} of the keys {', '.join(known)}, expected exactly one")
     if given != ["column"] and len(entry) != 1:
-        raise DataError(f"[{where}] series and mask go with column: they are about scans")
+        raise DataError(f"[{where}] series, mask and um_px go with column: they are about scans")
     if "file" in entry:
         return ModalitySource(file=folder / _text(entry, where, "file"))
     if "column" in entry:
@@ -159,6 +161,7 @@ def _source(name: str, entry: object, folder: Path) -> ModalitySource:
             mask=_mask(_table(entry, "mask", ("column", "folder", "command", "timeout_s")), where, folder)
             if "mask" in entry
             else None,
+            um_px=_number(entry, where, "um_px") if "um_px" in entry else None,
         )
     columns = entry["columns"]
     valid = isinstance(columns, list) and columns and all(isinstance(item, str) and item for item in columns)
@@ -206,6 +209,13 @@ def _text(table: Mapping[str, Any], where: str, key: str, default: str | None = 
     if not isinstance(value, str) or not value:
         raise DataError(f"[{where}] {key} is {value!r}, expected text")
     return value
+
+
+def _number(table: Mapping[str, Any], where: str, key: str) -> float:
+    value = table[key]
+    if type(value) not in (int, float) or not 0 < value < float("inf"):
+        raise DataError(f"[{where}] {key} is {value!r}, expected a positive number")
+    return float(value)
 
 
 def _whole(table: Mapping[str, Any], where: str, key: str, *, default: int, least: int) -> int:

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from client.encoders import hashing_text, med3d, unimed_clip, weights
+from client.encoders import hashing_text, med3d, resnet50_wsi, unimed_clip, weights
 from mmare.errors import InputError
 from mmare.study import Kind
 
@@ -100,6 +100,7 @@ class EncoderEntry:
         open_text: Makes it, where it takes texts; also given the width that the study asks for.
         open_volume: Makes it, where it takes volumes.
         note: What a person must know of its features: commands and reports show it.
+        slides: Whether its scans are whole slides, cut into tiles, instead of volumes.
     """
 
     kind: Kind
@@ -108,6 +109,7 @@ class EncoderEntry:
     open_text: Callable[[EncoderSource, int], TextEncoder] | None = None
     open_volume: Callable[[EncoderSource], VolumeEncoder] | None = None
     note: str = ""
+    slides: bool = False
 
 
 def fingerprint(encoder: str, source: EncoderSource | None = None, preprocessing: str = "") -> str:
@@ -209,6 +211,34 @@ def _random_med3d() -> EncoderEntry:
     return EncoderEntry(Kind.VOLUME, med3d.CHANNELS[-1], mark, open_volume=open_volume, note=UNTRAINED)
 
 
+@dataclass(frozen=True)
+class _Slides:
+    """Tiles of one slide at a time, where volumes would come."""
+
+    encoder: resnet50_wsi.ResNet50Wsi
+
+    def encode(self, volumes: Tensor) -> Tensor:
+        """``(1, W)`` of the tiles ``(1, N, 256, 256, 3)`` uint8 of a slide."""
+        return torch.from_numpy(self.encoder.encode(volumes[0].numpy())).unsqueeze(0)
+
+
+def _resnet50() -> EncoderEntry:
+    file = _RESNET50 + weights.SUFFIX
+
+    def mark(source: EncoderSource, preprocessing: str) -> str:
+        sha256 = weights.pinned_hash(source.folder(_RESNET50), file)
+        return f"{resnet50_wsi.ARCHITECTURE}+{preprocessing}+sha256:{sha256}"
+
+    def open_volume(source: EncoderSource) -> VolumeEncoder:
+        folder = source.folder(_RESNET50)
+        weights.pinned_hash(folder, file)
+        return _Slides(
+            resnet50_wsi.load_resnet50_wsi(folder / file, device=source.device, autocast=source.autocast)
+        )
+
+    return EncoderEntry(Kind.VOLUME, resnet50_wsi.WIDTH, mark, open_volume=open_volume, slides=True)
+
+
 def _unimed(name: str, spec: unimed_clip.TowerSpec) -> EncoderEntry:
     def mark(source: EncoderSource, _preprocessing: str) -> str:
         folder = source.folder(name)
@@ -228,12 +258,14 @@ def _unimed(name: str, spec: unimed_clip.TowerSpec) -> EncoderEntry:
 
 
 _MED3D: Final = "med3d-resnet18"
+_RESNET50: Final = "resnet50-wsi"
 
 ENCODERS: Final[dict[str, EncoderEntry]] = {
     "hashing-text": _hashing(),
     _MED3D: _med3d(med3d.Variant.MEDICALNET),
     f"{_MED3D}-monai": _med3d(med3d.Variant.MONAI),
     f"{_MED3D}-random": _random_med3d(),
+    _RESNET50: _resnet50(),
     "unimed-clip-text": _unimed("unimed-clip-text", unimed_clip.B16),
     "unimed-clip-text-l14-base": _unimed("unimed-clip-text-l14-base", unimed_clip.L14_BASE),
     "unimed-clip-text-l14-large": _unimed("unimed-clip-text-l14-large", unimed_clip.L14_LARGE),

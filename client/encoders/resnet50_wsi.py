@@ -23,7 +23,14 @@ from torch import Tensor, nn
 
 from mmare.errors import InputError
 
-__all__ = ["WIDTH", "ResNet50Wsi", "TruncatedResNet50", "load_resnet50_wsi"]
+__all__ = [
+    "ARCHITECTURE",
+    "WIDTH",
+    "ResNet50Wsi",
+    "TruncatedResNet50",
+    "load_resnet50_wsi",
+    "state_shapes",
+]
 
 WIDTH: Final = 1024
 ARCHITECTURE: Final = "resnet50-wsi/1"  # raise the number when the features change
@@ -169,6 +176,17 @@ class ResNet50Wsi:
         with torch.autocast(self._device.type, self._autocast, enabled=self._autocast is not None):
             found: Tensor = self._network(pictures)
         return found.float()  # (b, 1024)
+
+
+def state_shapes() -> dict[str, tuple[int, ...]]:
+    """Shape of every weight that the encoder needs, by torchvision's names."""
+    with torch.device("meta"):
+        network = TruncatedResNet50()
+    return {
+        name: tuple(value.shape)
+        for name, value in network.state_dict().items()
+        if not name.endswith("num_batches_tracked")
+    }
 
 
 def load_resnet50_wsi(

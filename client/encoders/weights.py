@@ -33,7 +33,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from client.encoders import med3d, unimed_clip
+from client.encoders import med3d, resnet50_wsi, unimed_clip
 from mmare.errors import InputError, RunError
 
 __all__ = [
@@ -75,6 +75,7 @@ class Layout:
         prefix: Of the tensors that are kept; the rest of the checkpoint (an image tower) is left out.
         shapes: Of every tensor behind the prefix.
         companions: Files that must lie in a folder of the encoder's name.
+        spare: Beginnings of names that the published network has and the encoder does not need.
     """
 
     name: str
@@ -82,6 +83,7 @@ class Layout:
     prefix: str
     shapes: Mapping[str, tuple[int, ...]]
     companions: tuple[str, ...] = ()
+    spare: tuple[str, ...] = ()
 
 
 def _unimed(name: str, title: str, spec: unimed_clip.TowerSpec) -> Layout:
@@ -89,6 +91,13 @@ def _unimed(name: str, title: str, spec: unimed_clip.TowerSpec) -> Layout:
 
 
 LAYOUTS: Final = (
+    Layout(
+        "resnet50-wsi",
+        "ResNet-50 of torchvision (resnet50-*.pth)",
+        "",
+        resnet50_wsi.state_shapes(),
+        spare=("layer4.", "fc."),
+    ),
     Layout("med3d-resnet18", "Med3D ResNet-18 (resnet_18_23dataset.pth)", "", med3d.state_shapes()),
     _unimed("unimed-clip-text", "UniMed-CLIP ViT-B/16 (unimed_clip_vit_b16.pt)", unimed_clip.B16),
     _unimed(
@@ -262,7 +271,7 @@ def _recognise(
     tensors: Mapping[str, Tensor], layouts: Sequence[Layout], source: str
 ) -> tuple[Layout, dict[str, Tensor]]:
     """The layout that the tensors fill exactly, and those of them that it keeps, in float32."""
-    kept = {layout.name: _behind(tensors, layout.prefix) for layout in layouts}
+    kept = {layout.name: _behind(tensors, layout) for layout in layouts}
     scores = {
         layout.name: sum(kept[layout.name].get(name) == shape for name, shape in layout.shapes.items())
         for layout in layouts
@@ -280,12 +289,12 @@ def _recognise(
     return nearest, state
 
 
-def _behind(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of what lies behind a prefix, without what no frozen network uses."""
+def _behind(tensors: Mapping[str, Tensor], layout: Layout) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of what lies behind the prefix, without what the frozen network does not use."""
     return {
-        name.removeprefix(prefix): tuple(value.shape)
+        name.removeprefix(layout.prefix): tuple(value.shape)
         for name, value in tensors.items()
-        if name.startswith(prefix) and not name.endswith(_UNUSED)
+        if name.startswith(layout.prefix) and not name.endswith(_UNUSED) and not name.startswith(layout.spare)
     }
 
 

@@ -228,6 +228,13 @@ STRIP = VolumeSteps(size=SIZE, mask=MaskUse.MASK)
         ),
         pytest.param(filled(np.nan), STEPS, None, VolumeReason.NON_FINITE, id="NaN"),
         pytest.param(filled(np.inf), STEPS, None, VolumeReason.NON_FINITE, id="infinite"),
+        pytest.param(
+            Volume(np.where(head() > 0, np.float32("inf"), -np.float32("inf")), RAS_MM),
+            STEPS,
+            None,
+            VolumeReason.NON_FINITE,
+            id="infinite on both sides",
+        ),
         pytest.param(Volume(head(), RAS_MM), STRIP, None, VolumeReason.NO_MASK, id="no mask"),
         pytest.param(Volume(head(), RAS_MM), STRIP, filled(1), VolumeReason.MASK_GRID, id="another shape"),
         pytest.param(

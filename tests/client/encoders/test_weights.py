@@ -236,6 +236,19 @@ def test_a_missing_file_is_one_sentence(tmp_path):
         pinned_hash(tmp_path, "med3d-resnet18.safetensors")
 
 
+def test_a_pinned_file_that_is_no_safetensors_is_one_sentence(tmp_path):
+    (tmp_path / "med3d-resnet18.safetensors").write_bytes(b"x" * 64)
+    with pytest.raises(InputError, match="cannot be read"):
+        load_weights(tmp_path, "med3d-resnet18")
+
+
+def test_a_folder_in_place_of_a_file_is_one_sentence(tmp_path):
+    with pytest.raises(InputError, match="cannot be read"):
+        import_weights(tmp_path, tmp_path / "weights", KNOWN)
+    with pytest.raises(InputError, match="cannot be read"):
+        sha256_of(tmp_path)
+
+
 def test_a_full_disk_is_one_sentence_and_leaves_nothing(tmp_path, med3d_file, monkeypatch):
     def full(_state, path):
         path.write_bytes(b"half")
