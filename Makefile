@@ -18,7 +18,7 @@ demo: setup
 	$(BIN)/mmare-sim demo --out runs/demo
 
 test: setup
-	$(BIN)/pytest --cov --cov-report=term:skip-covered
+	$(BIN)/pytest --numprocesses auto --maxprocesses 4 --dist loadfile --cov --cov-report=term:skip-covered
 
 test-system: setup
 	$(BIN)/pytest -m 'slow or system'

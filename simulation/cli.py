@@ -57,8 +57,7 @@ def run(
     """Run a federation: roll call, scaling, rounds, selection, test. Writes result, model, report."""
     console = Console(stderr=True)
     result = _run(federation, out, mode, backend, settings or [], console, overwrite=overwrite)
-    report = write_report(out)
-    _print_result(result, out, report)
+    _print_result(result, out)
 
 
 @app.command(epilog="Example: mmare-sim report runs")
@@ -93,8 +92,7 @@ def demo(
         prepare_synthetic(kind, out=federation)
     for mode in Mode:
         result = _run(federation, out / mode.value, mode, Backend.INPROCESS, settings or [], console)
-        page = write_report(out / mode.value)
-        _print_result(result, out / mode.value, page)
+        _print_result(result, out / mode.value)
     typer.echo(f"comparison: {write_comparison(out)}")
 
 
@@ -151,7 +149,7 @@ def _advance(bar: Progress, task: TaskID, done: int, total: int) -> None:
     bar.update(task, completed=done, total=total)
 
 
-def _print_result(result: dict[str, Any], out: Path, page: Path) -> None:
+def _print_result(result: dict[str, Any], out: Path) -> None:
     """The result in a few lines on stdout."""
     title = f"{result['study']}, {result['model']}, {result['mode']}, seed {result['seed']}"
     table = Table(title=title, title_justify="left", box=None, padding=(0, 2))
@@ -178,7 +176,7 @@ def _print_result(result: dict[str, Any], out: Path, page: Path) -> None:
     )
     for note in result.get("notes", []):
         console.print(f"[bold yellow]{note}[/]")
-    typer.echo(f"result: {out / 'result.json'}\nreport: {page}")
+    typer.echo(f"result: {out / 'result.json'}\nreport: {out / 'report.html'}")
 
 
 def main() -> None:

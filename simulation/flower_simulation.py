@@ -21,7 +21,6 @@ from mmare.study import load_study
 from server.rounds import Mode
 from simulation.demo import embedded_federation
 from simulation.progress import live_rounds
-from simulation.report import write_report
 from simulation.run import Backend, run_federation
 from sites.federation import site_folders
 
@@ -71,7 +70,7 @@ def simulate(
             listeners=(table,),
             backend_config=_backend(backend_config),
         )
-    typer.echo(f"result: {out / 'result.json'}\nreport: {write_report(out)}")
+    typer.echo(f"result: {out / 'result.json'}\nreport: {out / 'report.html'}")
 
 
 def _config(folder: Path, assignments: str) -> dict[str, Any]:

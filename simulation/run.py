@@ -12,6 +12,7 @@ from server.app import settings_of
 from server.rounds import Mode
 from server.run_folder import finished_result
 from server.strategy import strategy_of
+from simulation.report import write_report
 from sites.federation import site_folders
 
 if TYPE_CHECKING:
@@ -54,7 +55,7 @@ def run_federation(
         backend_config: Of Flower's Ray engine.
 
     Returns:
-        The content of ``result.json``.
+        The content of ``result.json``, beside which ``report.html`` is written.
 
     Raises:
         InputError: If the federation or the settings cannot be used.
@@ -76,6 +77,8 @@ def run_federation(
     study, settings = settings_of(run_config)
     done = finished_result(study, settings)
     if done is not None:
+        if not (out / "report.html").exists():
+            write_report(out)
         return done
     nodes = len(sites) + (pools and len(sites) > 1)
     from simulation.engine import run_in_process, run_with_ray  # noqa: PLC0415 - Flower and torch take seconds
@@ -91,4 +94,5 @@ def run_federation(
     found = finished_result(study, replace(settings, overwrite=False))
     if found is None:
         raise InputError(f"{out}: the run left no result")
+    write_report(out)
     return found

@@ -91,13 +91,6 @@ def _unimed(name: str, title: str, spec: unimed_clip.TowerSpec) -> Layout:
 
 
 LAYOUTS: Final = (
-    Layout(
-        "resnet50-wsi",
-        "ResNet-50 of torchvision (resnet50-*.pth)",
-        "",
-        resnet50_wsi.state_shapes(),
-        spare=("layer4.", "fc."),
-    ),
     Layout("med3d-resnet18", "Med3D ResNet-18 (resnet_18_23dataset.pth)", "", med3d.state_shapes()),
     _unimed("unimed-clip-text", "UniMed-CLIP ViT-B/16 (unimed_clip_vit_b16.pt)", unimed_clip.B16),
     _unimed(
@@ -109,6 +102,13 @@ LAYOUTS: Final = (
         "unimed-clip-text-l14-large",
         "UniMed-CLIP ViT-L/14, large text encoder (unimed_clip_vit_l14_large_text_encoder.pt)",
         unimed_clip.L14_LARGE,
+    ),
+    Layout(
+        "resnet50-wsi",
+        "ResNet-50 of torchvision (resnet50-*.pth)",
+        "",
+        resnet50_wsi.state_shapes(),
+        spare=("layer4.", "fc."),
     ),
 )
 

@@ -105,7 +105,7 @@ def test_check_counts_what_a_site_holds(federation):
     told = invoke(["check", federation / "west" / "site.toml"], site_app)
     assert "site west, study synthetic" in told.stdout
     assert "not at this site" in told.stdout
-    assert "hashing-text/1" in told.stdout
+    assert "clinical" in told.stdout
 
 
 def test_demo_runs_the_three_modes(tmp_path):

@@ -272,6 +272,7 @@ def test_the_known_checkpoints():
     sizes = {layout.name: len(layout.shapes) for layout in LAYOUTS}
     assert sizes == {
         "med3d-resnet18": 85,
+        "resnet50-wsi": 215,
         "unimed-clip-text": 199,
         "unimed-clip-text-l14-base": 199,
         "unimed-clip-text-l14-large": 391,
