@@ -109,7 +109,7 @@ def test_check_counts_what_a_site_holds(federation):
 
 
 def test_demo_runs_the_three_modes(tmp_path):
-    result = invoke(["demo", "--out", tmp_path / "demo", *SMALL])
+    result = invoke(["demo", "--kind", "features", "--out", tmp_path / "demo", *SMALL])
     assert result.exit_code == 0
     assert (tmp_path / "demo" / "report.html").exists()
     assert "comparison:" in result.stdout
