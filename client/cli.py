@@ -130,7 +130,9 @@ def _weights() -> None:
 )
 def import_(
     file: Annotated[Path, typer.Argument(help="A published checkpoint: MedicalNet or UniMed-CLIP.")],
-    into: Annotated[Path, typer.Option(help="Folder that site.toml names under [compute] weights.")],
+    into: Annotated[
+        Path, typer.Option(help="Folder of weights, which site.toml names in its table compute.")
+    ] = Path("weights"),
 ) -> None:
     """Check a downloaded checkpoint, convert it once to safetensors, and pin its hash."""
     from client.encoders.weights import import_weights  # noqa: PLC0415 - torch takes seconds

@@ -129,12 +129,13 @@ def fingerprint(encoder: str, source: EncoderSource | None = None, preprocessing
 
 
 def encoder_notes(study: Study, names: Collection[str]) -> tuple[str, ...]:
-    """What a person must know of the features of the modalities in ``names``."""
-    return tuple(
-        f"{modality.name}: {entry.note}"
-        for modality in study.modalities
-        if modality.name in names and (entry := ENCODERS.get(modality.encoder)) is not None and entry.note
-    )
+    """What a person must know of the features of the modalities in ``names``, each note once."""
+    told: dict[str, list[str]] = {}
+    for modality in study.modalities:
+        entry = ENCODERS.get(modality.encoder)
+        if modality.name in names and entry is not None and entry.note:
+            told.setdefault(entry.note, []).append(modality.name)
+    return tuple(f"Features of {', '.join(found)}: {note}" for note, found in told.items())
 
 
 def pick_device(name: str) -> torch.device:
