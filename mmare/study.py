@@ -18,7 +18,7 @@ from typing import Any
 
 from mmare.errors import StudyError
 from mmare.study_rules import check_study
-from mmare.tables import TableError, check_keys, convert, from_table
+from mmare.tables import TableError, check_keys, convert, from_table, read_toml
 
 __all__ = [
     "FederationSpec",
@@ -252,13 +252,9 @@ def load_study(path: Path) -> Study:
         StudyError: If the file is missing, is not TOML, or is not a study.
     """
     try:
-        content = tomllib.loads(path.read_text(encoding="utf-8-sig"))
-    except FileNotFoundError:
-        raise StudyError(f"{path}: no such study file") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise StudyError(f"{path}: cannot be read ({type(error).__name__})") from None
-    except tomllib.TOMLDecodeError as error:
-        raise StudyError(f"{path}: not valid TOML: {error}") from None
+        content = read_toml(path, "study")
+    except TableError as error:
+        raise StudyError(str(error)) from None
     return parse_study(content, source=str(path))
 
 

@@ -7,14 +7,16 @@ errors.
 from __future__ import annotations
 
 import sys
+import tomllib
 from collections.abc import Mapping
 from dataclasses import MISSING, fields, is_dataclass
 from enum import StrEnum
 from functools import cache
+from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
-__all__ = ["TableError", "check_keys", "convert", "from_table"]
+__all__ = ["TableError", "check_keys", "convert", "from_table", "read_toml"]
 
 Made = TypeVar("Made")
 
@@ -28,6 +30,26 @@ class TableError(ValueError):
 @cache
 def _hints(made: Any) -> dict[str, Any]:  # noqa: ANN401 - a dataclass
     return get_type_hints(made)
+
+
+def read_toml(path: Path, what: str) -> dict[str, Any]:
+    """The tables of a TOML file; a byte-order mark, as some editors write it, is passed over.
+
+    Args:
+        path: The file.
+        what: It should be, for the sentence that says it is missing.
+
+    Raises:
+        TableError: If it is missing, cannot be read, or is not TOML; names the file.
+    """
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8-sig"))
+    except FileNotFoundError:
+        raise TableError(f"{path}: no such {what} file") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise TableError(f"{path}: cannot be read ({type(error).__name__})") from None
+    except tomllib.TOMLDecodeError as error:
+        raise TableError(f"{path}: not valid TOML: {error}") from None
 
 
 def from_table(made: type[Made], table: Mapping[str, Any], where: str) -> Made:

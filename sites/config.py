@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from mmare.errors import DataError
+from mmare.tables import TableError, read_toml
 
 __all__ = ["MaskSource", "ModalitySource", "SiteConfig", "load_site"]
 
@@ -96,13 +96,9 @@ def load_site(path: Path) -> SiteConfig:
             has a value of the wrong kind.
     """
     try:
-        content = tomllib.loads(path.read_text(encoding="utf-8-sig"))
-    except FileNotFoundError:
-        raise DataError(f"{path}: no such site file") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: cannot be read ({type(error).__name__})") from None
-    except tomllib.TOMLDecodeError as error:
-        raise DataError(f"{path}: not valid TOML: {error}") from None
+        content = read_toml(path, "site")
+    except TableError as error:
+        raise DataError(str(error)) from None
     try:
         return _parse(content, path.parent)
     except DataError as error:
