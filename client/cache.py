@@ -20,6 +20,7 @@ __all__ = ["EmbeddingCache", "content_hash"]
 
 CHUNK: Final = 1 << 20  # bytes read at a time
 INDEX: Final = "files.json"
+LASTING, PASSING = ".refused", ".failed"  # endings of what says why there is no embedding
 
 
 def content_hash(paths: Iterable[Path]) -> str:
@@ -95,18 +96,21 @@ class EmbeddingCache:
         np.save(buffer, vector)
         self._write(self._path(key), buffer.getvalue())
 
-    def put_refusal(self, key: str, reason: str) -> None:
-        """Keep that a scan cannot be used, so that it is not tried again until it changes.
+    def put_refusal(self, key: str, reason: str, *, lasting: bool = True) -> None:
+        """Keep that a scan cannot be used; what does not last is tried again, and missing until then.
 
         Raises:
             OSError: If the disk is full.
         """
-        self._write(self._path(key).with_suffix(".refused"), reason.encode())
+        kept, other = (LASTING, PASSING) if lasting else (PASSING, LASTING)
+        self._write(self._path(key).with_suffix(kept), reason.encode())
+        self._path(key).with_suffix(other).unlink(missing_ok=True)
 
-    def refusal(self, key: str) -> str | None:
-        """Why a scan cannot be used, or nothing."""
+    def refusal(self, key: str, *, lasting: bool = True) -> str | None:
+        """Why a scan cannot be used, for good or (not ``lasting``) for now; or nothing."""
         try:
-            return self._path(key).with_suffix(".refused").read_text(encoding="utf-8") or None
+            path = self._path(key).with_suffix(LASTING if lasting else PASSING)
+            return path.read_text(encoding="utf-8") or None
         except (OSError, UnicodeDecodeError):
             return None
 

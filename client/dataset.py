@@ -177,7 +177,7 @@ def _fill_volumes(
         if vector is not None:
             rows[scan.row] = vector
             present[scan.row] = True
-        elif cache.refusal(key) is None:
+        elif cache.refusal(key) is None and cache.refusal(key, lasting=False) is None:
             raise DataError(
                 f"{manifest.source}: data row {scan.row + 1}: the scan of {modality.name} is not embedded; "
                 "run mmare-site embed first"

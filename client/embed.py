@@ -238,8 +238,7 @@ def embed_site(
         try:
             if isinstance(outcome, Exception):
                 refused.append(Refusal(scan.modality.name, scan.row, reason_of(outcome)))
-                if _lasting(outcome):
-                    cache.put_refusal(key, reason_of(outcome))
+                cache.put_refusal(key, reason_of(outcome), lasting=_lasting(outcome))
             else:
                 cache.put(key, outcome.numpy())
                 encoded += 1

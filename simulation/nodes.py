@@ -12,11 +12,13 @@ import torch
 
 from client.dataset import SiteData, load_data
 from client.embed import embed_site
+from client.encoders.registry import pick_device
 from client.service import ModelPool, SiteService
 from client.state import StateStore
-from mmare.errors import InputError, SiteCode
+from mmare.errors import SiteCode
 from mmare.exchange import Endpoint, Refusal, Split, encode
 from mmare.study import Kind, load_study
+from server.app import settings_of
 from simulation.demo import embedded_federation
 from sites.federation import site_folders
 
@@ -61,10 +63,8 @@ def check_sites(run_config: Mapping[str, object], sites: int) -> None:
         DataError: If one cannot be used.
         StudyError: If the study cannot be read.
     """
-    federation = Path(str(run_config["federation"]))
-    overrides = [part for part in str(run_config.get("set") or "").split(";") if part.strip()]
-    study = load_study(federation / "study.toml").override(overrides)
-    for site in site_folders(federation):
+    study, settings = settings_of(run_config)
+    for site in site_folders(Path(settings.federation)):
         if any(modality.kind is Kind.VOLUME for modality in study.modalities):
             embed_site(site, study)
     pools = bool(run_config.get("trainer")) and sites > 1
@@ -99,12 +99,7 @@ def _service(federation: str, overrides: str, trainer: str, partition: int, part
 @lru_cache
 def _models(device: str) -> ModelPool:
     """One pool of models per device and process."""
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        return ModelPool(torch.device(device))
-    except RuntimeError:
-        raise InputError(f"site.toml: [compute] device {device!r} is not one of this machine") from None
+    return ModelPool(pick_device(device))
 
 
 def _pool(sites: tuple[SiteConfig, ...]) -> Callable[[Study], SiteData]:

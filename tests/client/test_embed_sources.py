@@ -114,6 +114,22 @@ def test_a_patient_without_a_mask_is_refused_by_reason_and_a_site_without_masks_
         scans_of(bare, study("t1", mask=MaskUse.STRIP))
 
 
+def test_a_mask_program_that_fails_makes_the_scan_missing_until_it_works(masked):
+    table = '[modality.t1]\ncolumn = "t1"\n[modality.t1.mask]\ncommand = "{} {{input}} {{output}}"'
+    program = masked / "strip.py"
+    program.write_text("raise SystemExit(1)\n")
+    write(masked / "other.nii.gz", volume(1))
+    wanted = Study("s", ("a", "b"), (*study("t1", mask=MaskUse.STRIP).modalities, *study("t2").modalities))
+    tables = table.format(f"{sys.executable} {program}") + '\n[modality.t2]\ncolumn = "t2"'
+    where = site(masked, tables, "t1,t2", "p,a,train,scan.nii.gz,other.nii.gz")
+    report = embed_site(where, wanted)
+    assert [refusal.modality for refusal in report.refused] == ["t1"]
+    assert load_data(where, wanted).present.tolist() == [[False, True]]
+    program.write_text(f"import shutil, sys; shutil.copyfile({str(masked / 'mask.nii.gz')!r}, sys.argv[2])\n")
+    assert embed_site(where, wanted).encoded == 1
+    assert load_data(where, wanted).present.tolist() == [[True, True]]
+
+
 def series(folder: Path, number: int, description: str, slices: int):
     uid, frame = generate_uid(), generate_uid()
     generator = np.random.default_rng(number)
