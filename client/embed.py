@@ -17,6 +17,7 @@ import torch
 from client.cache import EmbeddingCache
 from client.dataset import check_encoders
 from client.encoders.registry import ENCODERS, encoder_source, fingerprint
+from client.encoders.vgg11 import SliceSteps, slices_of
 from client.ingest.reasons import Reason
 from client.ingest.wsi import Tiling, plan_of, tiles_of
 from client.preprocess import VolumeReason, noise_seed, preprocess
@@ -108,8 +109,17 @@ def site_cache(site: SiteConfig) -> EmbeddingCache:
 
 def scan_fingerprint(site: SiteConfig, modality: ModalitySpec) -> str:
     """What names encoder, weights and preprocessing of a volume modality at this site."""
-    steps = Tiling() if ENCODERS[modality.encoder].slides else steps_of(modality)
-    return fingerprint(modality.encoder, encoder_source(site), steps.fingerprint)
+    entry = ENCODERS[modality.encoder]
+    steps = _slice_steps(modality) if entry.slices else steps_of(modality)
+    tiling = Tiling().fingerprint if entry.slides else steps.fingerprint
+    return fingerprint(modality.encoder, encoder_source(site), tiling)
+
+
+def _slice_steps(modality: ModalitySpec) -> SliceSteps:
+    """The preprocessing of an encoder that sees slices; it has another default size."""
+    steps = steps_of(modality)
+    size = steps.size if modality.size else SliceSteps.size
+    return SliceSteps(size, steps.window, steps.mask, steps.crop_to_mask)
 
 
 def scans_of(site: SiteConfig, study: Study) -> list[Scan]:
@@ -322,7 +332,10 @@ def _read(site: SiteConfig, scan: Scan, key: str) -> Tensor:
     mask = None
     if steps.needs_mask:
         mask = mask_of(scan.path, scan.mask, source.mask, site.cache / "masks" / f"{key}.nii.gz")
-    tensor = preprocess(volume, steps, noise_seed(*_names(site, scan)), mask)
+    if ENCODERS[scan.modality.encoder].slices:
+        tensor = slices_of(volume, _slice_steps(scan.modality), mask)
+    else:
+        tensor = preprocess(volume, steps, noise_seed(*_names(site, scan)), mask)
     return tensor.pin_memory() if torch.cuda.is_available() else tensor
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import TYPE_CHECKING, Final
 
 import torch
@@ -35,7 +36,13 @@ def pattern_names(present: Tensor) -> list[str]:
 
 
 def evaluate(
-    model: MultimodalModel, data: SiteData, split: Split, min_count: int, *, patterns: bool
+    model: MultimodalModel,
+    data: SiteData,
+    split: Split,
+    min_count: int,
+    *,
+    patterns: bool = False,
+    subsets: bool = False,
 ) -> Evaluation:
     """Evaluate on one split; groups that are too small are withheld.
 
@@ -45,40 +52,63 @@ def evaluate(
         split: Whose rows.
         min_count: Smallest group (split and class, or presence pattern and class) that may be told of.
         patterns: Whether to evaluate each presence pattern too.
+        subsets: Whether to evaluate each subset of modalities too, on the rows that have them, the others
+            hidden. Rows of withheld patterns are left out, so that sizes tell nothing that patterns do not.
 
     Raises:
         SiteError: If the model's output is not finite.
     """
     rows = data.rows[split]
-    device = next(model.parameters()).device
     label = data.label[rows]
+    logits = _logits(model, data, rows, data.present[rows])
+    names = pattern_names(data.present[rows])
+    states = _pattern_states(logits, label, names) if patterns or subsets else {}
+    hidden = withheld_patterns({name: state.counts for name, state in states.items()}, min_count)
+    told = torch.tensor([name not in hidden for name in names], dtype=torch.bool)
+    return Evaluation(
+        split=split,
+        state=MetricState.of(logits, label).withhold(min_count).to_dict(),
+        patterns={name: states[name].to_dict() for name in sorted(states) if name not in hidden}
+        if patterns
+        else {},
+        subsets=_subset_states(model, data, rows[told]) if subsets else {},
+    )
+
+
+def _logits(model: MultimodalModel, data: SiteData, rows: Tensor, present: Tensor) -> Tensor:
+    """Logits ``(N, K)`` of rows as if only ``present`` ``(N, M)`` were there.
+
+    Raises:
+        SiteError: If they are not finite.
+    """
+    device = next(model.parameters()).device
     model.eval()
     with torch.inference_mode():
         parts = [
-            model(
-                Batch(
-                    tuple(part[chunk].to(device) for part in data.embedding), data.present[chunk].to(device)
-                )
-            )
-            for chunk in torch.split(rows, CHUNK)
+            model(Batch(tuple(part[chunk].to(device) for part in data.embedding), there.to(device)))
+            for chunk, there in zip(torch.split(rows, CHUNK), torch.split(present, CHUNK), strict=True)
             if len(chunk)
         ]
     logits = torch.cat(parts).cpu() if parts else torch.zeros(0, model.classes)
     if not bool(logits.isfinite().all()):
         raise SiteError(SiteCode.NON_FINITE)
-    return Evaluation(
-        split=split,
-        state=MetricState.of(logits, label).withhold(min_count).to_dict(),
-        patterns=_pattern_states(logits, label, data.present[rows], min_count) if patterns else {},
-    )
+    return logits
 
 
-def _pattern_states(
-    logits: Tensor, label: Tensor, present: Tensor, min_count: int
-) -> dict[str, dict[str, object]]:
-    names = pattern_names(present)
+def _pattern_states(logits: Tensor, label: Tensor, names: list[str]) -> dict[str, MetricState]:
     rows = {name: torch.tensor([other == name for other in names]) for name in set(names)}
-    states = {name: MetricState.of(logits[chosen], label[chosen]) for name, chosen in rows.items()}
-    hidden = withheld_patterns({name: state.counts for name, state in states.items()}, min_count)
-    found = {name: state.to_dict() for name, state in states.items() if name not in hidden}
-    return dict(sorted(found.items()))
+    return {name: MetricState.of(logits[chosen], label[chosen]) for name, chosen in rows.items()}
+
+
+def _subset_states(model: MultimodalModel, data: SiteData, rows: Tensor) -> dict[str, dict[str, object]]:
+    """State of each non-empty subset of modalities, of the rows that have all of it."""
+    n_modalities = data.present.shape[1]
+    found = {}
+    for choice in itertools.product((True, False), repeat=n_modalities):
+        wanted = torch.tensor(choice)
+        chosen = rows[(data.present[rows] | ~wanted).all(dim=1)]
+        if any(choice) and len(chosen):
+            logits = _logits(model, data, chosen, wanted.expand(len(chosen), n_modalities))
+            name = pattern_names(wanted.unsqueeze(0))[0]
+            found[name] = MetricState.of(logits, data.label[chosen]).to_dict()
+    return found

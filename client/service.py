@@ -22,8 +22,10 @@ from client.dataset import check_encoders
 from client.encoders.registry import encoder_notes
 from client.evaluate import evaluate, pattern_names
 from client.gate import withheld_groups
-from client.trainer import make_optimizer, optimizer_tensors, restore_optimizer, train_round
+from client.optimizers import PhaseOptimizers
+from client.trainer import Pull, train_round
 from mmare.adapters import moment_rows
+from mmare.blocks import block_tensors, without_parameters
 from mmare.errors import DataError, MmareError, SiteCode, SiteError
 from mmare.exchange import (
     Counts,
@@ -39,10 +41,13 @@ from mmare.exchange import (
     decode,
     encode,
 )
+from mmare.federated import keeps_state, local_parameters, on_wire
 from mmare.flat import copy_tensors, global_tensors, layout_of, pack, trained_tensors, unpack
+from mmare.phases import phase_at
 from mmare.randomness import generator_for
 from mmare.registry import build_model
-from mmare.study import OptimizerState, Scaling, parse_study
+from mmare.strategies import FedProxOptions, strategy_options
+from mmare.study import OptimizerState, Scaling, Untouched, parse_study
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -51,12 +56,16 @@ if TYPE_CHECKING:
 
     from client.dataset import SiteData
     from client.state import StateStore
+    from client.trainer import Trained
+    from mmare.blocks import Block
     from mmare.model import MultimodalModel
     from mmare.study import Study
 
 __all__ = ["ModelPool", "SiteService"]
 
 LOG = logging.getLogger(__name__)
+
+LOCAL = "local/"  # of a kept state: prefix of parameters that stay at the site
 
 _RUN = re.compile(
     r"[A-Za-z0-9][A-Za-z0-9._+-]*"
@@ -167,15 +176,18 @@ class SiteService:
         if request.task is Task.STATISTICS:
             return self._statistics(study), None
         with self._models.borrow(study) as model:
-            layout = layout_of(global_tensors(model))
+            sent = global_tensors(model, without=local_parameters(model, study))
+            layout = layout_of(sent)
             if layout.fingerprint != request.layout:
                 raise WireError(f"layout {request.layout}, expected {layout.fingerprint}")
             if not payload:
                 raise WireError("no tensors")
             received = unpack(torch.frombuffer(bytearray(payload), dtype=torch.uint8), layout)
-            copy_tensors(global_tensors(model), received)
+            copy_tensors(sent, received)
             update, tensors = self._round(request, study, model, received)
-        if request.final:
+        if (
+            request.final and not study.federation.local
+        ):  # local parts are half of the model: the site's to keep
             self._store.drop(request.run)
         return update, tensors
 
@@ -185,8 +197,11 @@ class SiteService:
         data = self._data_of(study)
         began = time.perf_counter()
         limit = max(self._min_count, study.privacy.min_count)
+        kept = self._kept(request, study)
+        before = {**received, **_place_local(model, study, kept)}
         evaluations = tuple(
-            evaluate(model, data, split, limit, patterns=request.patterns) for split in request.splits
+            evaluate(model, data, split, limit, patterns=request.patterns, subsets=request.subsets)
+            for split in request.splits
         )
         evaluated = time.perf_counter()
         update = Update(
@@ -194,33 +209,54 @@ class SiteService:
         )
         if not request.train:
             return update, None
-        optimizer = make_optimizer(model, study.training)
-        keep = study.training.optimizer_state is OptimizerState.KEEP
-        if keep and request.state_round is not None:
-            kept = self._store.load(request.run, request.state_round)
-            if kept is None:
-                raise SiteError(SiteCode.STATE)
-            restore_optimizer(optimizer, kept)
+        optimizers = PhaseOptimizers(
+            model, phase_at(model.phases(), request.round), study.training, request.rate_factor
+        )
+        optimizers.restore(kept)
         generator = generator_for(study.seed, self._site, request.round)
-        trained = train_round(model, optimizer, data, data.rows[Split.TRAIN], study, generator)
-        changed = trained_tensors(model)
-        norm = _distance(changed, received)
+        trained = train_round(
+            model, optimizers, data, data.rows[Split.TRAIN], study, generator, _pull(study, received)
+        )
+        blocks, moments = _settle(model, optimizers, trained, study, before, kept)
+        local = local_parameters(model, study)
+        sent = without_parameters(blocks, local)
+        changed, origin = (block_tensors(sent, tensors) for tensors in (trained_tensors(model), received))
+        norm = _distance(changed, origin)
         if not math.isfinite(norm):
             raise SiteError(SiteCode.NON_FINITE)
+        after = evaluate(model, data, Split.VAL, limit) if request.gap else None
         finished = time.perf_counter()
-        if keep:
-            self._store.save(request.run, request.round, optimizer_tensors(optimizer), request.state_round)
+        state = {f"{LOCAL}{name}": value for name, value in trained_tensors(model).items() if name in local}
+        if study.training.optimizer_state is OptimizerState.KEEP:
+            state |= moments
+        if keeps_state(study):
+            self._store.save(
+                request.run, request.round, _owned(state, local), request.state_round, request.keep_round
+            )
+        upload = on_wire(changed, origin, study.federation.wire)
         return Update(
             site=self._site,
             round=request.round,
             samples=trained.samples,
             exposures=trained.exposures,
+            blocks=tuple(block.name for block in sent),
             evaluations=evaluations,
+            trained=after,
             train_loss=trained.loss,
             norm=norm,
             seconds={"evaluate": evaluated - began, "train": finished - evaluated},
-            layout=layout_of(changed).fingerprint,
-        ), pack(changed)
+            layout=layout_of(upload).fingerprint,
+        ), pack(upload)
+
+    def _kept(self, request: Request, study: Study) -> dict[str, Tensor]:
+        """What the site kept after the round that the server counts on."""
+        needed = study.federation.local or (request.train and keeps_state(study))
+        if request.state_round is None or not needed:
+            return {}
+        kept = self._store.load(request.run, request.state_round)
+        if kept is None:
+            raise SiteError(SiteCode.STATE)
+        return kept
 
     def _describe(self, request: Request, study: Study) -> RollCall:
         data = self._data_of(study)
@@ -283,7 +319,55 @@ def _told(sizes: dict[str, int], limit: int) -> dict[str, int | None]:
     return {name: None if name in withheld else size for name, size in sizes.items()}
 
 
+def _pull(study: Study, received: dict[str, Tensor]) -> Pull | None:
+    options = strategy_options(study.federation.strategy, study.federation.options)
+    return Pull(options.mu, received) if isinstance(options, FedProxOptions) else None
+
+
+def _place_local(model: MultimodalModel, study: Study, kept: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Put the parts that stay at this site into the model: as kept, or as every site starts with.
+
+    Raises:
+        SiteError: If what was kept is of other parts.
+    """
+    local = local_parameters(model, study)
+    if not local:
+        return {}
+    values = {name.removeprefix(LOCAL): kept[name] for name in kept if name.startswith(LOCAL)}
+    if not values:
+        fresh = trained_tensors(build_model(study))
+        values = {name: fresh[name] for name in local}
+    if set(values) != local:
+        raise SiteError(SiteCode.STATE)
+    copy_tensors({name: value for name, value in trained_tensors(model).items() if name in local}, values)
+    return values
+
+
+def _settle(
+    model: MultimodalModel,
+    optimizers: PhaseOptimizers,
+    trained: Trained,
+    study: Study,
+    before: dict[str, Tensor],
+    kept: dict[str, Tensor],
+) -> tuple[list[Block], dict[str, Tensor]]:
+    """Put back what no sample exercised; returns the blocks that changed, and the moments to keep."""
+    blocks = [block for block in model.blocks() if block.name in optimizers.phase.blocks]
+    if study.federation.untouched is Untouched.DRIFT:
+        return blocks, optimizers.tensors()
+    untouched = [block for block in blocks if trained.exposures[block.name] == 0]
+    copy_tensors(block_tensors(untouched, trained_tensors(model)), block_tensors(untouched, before))
+    changed = [block for block in blocks if trained.exposures[block.name] > 0]
+    return changed, optimizers.untouched(untouched, kept)
+
+
+def _owned(state: dict[str, Tensor], local: frozenset[str]) -> dict[str, Tensor]:
+    """A state that training will not change: moments die with their optimiser, parameters live on."""
+    lent = {f"{LOCAL}{name}" for name in local}
+    return {name: value.to("cpu", copy=name in lent).contiguous() for name, value in state.items()}
+
+
 def _distance(changed: dict[str, Tensor], received: dict[str, Tensor]) -> float:
     """L2 norm of the change; not finite where a value is not."""
     norms = [torch.dist(value.cpu(), received[name]) for name, value in changed.items()]
-    return float(torch.linalg.vector_norm(torch.stack(norms)))
+    return float(torch.linalg.vector_norm(torch.stack(norms))) if norms else 0.0

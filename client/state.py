@@ -52,20 +52,30 @@ class StateStore:
         except (OSError, SafetensorError):
             return None
 
-    def save(self, run: str, round_number: int, state: dict[str, Tensor], accepted: int | None) -> None:
-        """Keep the state after a round, and of the others only the last two up to the accepted one.
+    def save(
+        self,
+        run: str,
+        round_number: int,
+        state: dict[str, Tensor],
+        accepted: int | None,
+        best: int | None = None,
+    ) -> None:
+        """Keep the state after a round; of the others the last two up to the accepted one, and the best.
 
         Args:
             run: Name of the run.
             round_number: That was trained.
             state: Tensors by name; must not change any more.
             accepted: Round that the training started from; the server counts on it until it says otherwise.
+            best: Round of the best model so far, whose state the test needs.
         """
         self._finish()
         _PENDING.acquire()
-        self._writing = _WRITER.submit(self._write, run, round_number, state, accepted)
+        self._writing = _WRITER.submit(self._write, run, round_number, state, accepted, best)
 
-    def _write(self, run: str, round_number: int, state: dict[str, Tensor], accepted: int | None) -> None:
+    def _write(
+        self, run: str, round_number: int, state: dict[str, Tensor], accepted: int | None, best: int | None
+    ) -> None:
         path = self._path(run, round_number)
         temporary = path.with_name(f".{uuid.uuid4().hex}")
         try:
@@ -77,7 +87,7 @@ class StateStore:
             _PENDING.release()
         present = self._present(run)
         before = [held for held in present if accepted is not None and held <= accepted]
-        wanted = {round_number, *before[-KEPT_BEFORE:]}
+        wanted = {round_number, *before[-KEPT_BEFORE:], best}
         for held in present:
             if held not in wanted:
                 self._path(run, held).unlink(missing_ok=True)

@@ -2,74 +2,46 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Final
 
 import torch
+from torch.nn import functional
 
 from mmare.adapters import add_noise
 from mmare.blocks import exposures
 from mmare.errors import SiteCode, SiteError
-from mmare.study import OptimizerName
+from mmare.subsets import agreement, hide_modalities
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from torch import Generator, Tensor
-    from torch.optim import Optimizer
 
     from client.dataset import SiteData
+    from client.optimizers import PhaseOptimizers
     from mmare.model import MultimodalModel
-    from mmare.study import Study, TrainingSpec
+    from mmare.study import Study
 
-__all__ = ["Trained", "draw_rows", "make_optimizer", "optimizer_tensors", "restore_optimizer", "train_round"]
+__all__ = ["Pull", "Trained", "draw_rows", "train_round"]
+
+TEMPERATURE: Final = 2.0  # of the distributions that self-distillation compares (Hinton et al. 2015)
 
 
 @dataclass(frozen=True)
 class Trained:
-    """What a round of training came to: draws, draws per block, mean loss over the draws."""
+    """What a round of training came to: draws, draws per block of the phase, mean loss over the draws."""
 
     samples: int
     exposures: dict[str, int]
     loss: float
 
 
-def make_optimizer(model: MultimodalModel, training: TrainingSpec) -> Optimizer:
-    """The study's optimiser; weight decay is added to the gradient (L2), as the thesis does."""
-    adam = training.optimizer is OptimizerName.ADAM
-    kind: Any = torch.optim.Adam if adam else torch.optim.SGD
-    optimizer: Optimizer = kind(
-        model.parameters(), lr=training.learning_rate, weight_decay=training.weight_decay, fused=True
-    )
-    return optimizer
+@dataclass(frozen=True)
+class Pull:
+    """FedProx: parameters are pulled to where they started, by ``strength`` times the distance."""
 
-
-def optimizer_tensors(optimizer: Optimizer) -> dict[str, Tensor]:
-    """The optimiser's moments as named tensors: parameter number, a dot, the moment's name."""
-    state: Mapping[int, Mapping[str, Any]] = optimizer.state_dict()["state"]
-    return {
-        f"{index}.{key}": value
-        for index, moments in state.items()
-        for key, value in moments.items()
-        if isinstance(value, torch.Tensor)
-    }
-
-
-def restore_optimizer(optimizer: Optimizer, tensors: Mapping[str, Tensor]) -> None:
-    """Put back what `optimizer_tensors` gave.
-
-    Raises:
-        SiteError: If the tensors are not those of this optimiser.
-    """
-    content = optimizer.state_dict()
-    parameters = list(content["param_groups"][0]["params"])
-    state: dict[int, dict[str, Tensor]] = {}
-    for name, value in tensors.items():
-        index, _, key = name.partition(".")
-        if not index.isdecimal() or int(index) not in parameters:
-            raise SiteError(SiteCode.STATE)
-        state.setdefault(int(index), {})[key] = value
-    optimizer.load_state_dict({"state": state, "param_groups": content["param_groups"]})
+    strength: float
+    anchor: Mapping[str, Tensor]
 
 
 def draw_rows(label: Tensor, study: Study, generator: Generator) -> Tensor:
@@ -96,11 +68,12 @@ def draw_rows(label: Tensor, study: Study, generator: Generator) -> Tensor:
 
 def train_round(
     model: MultimodalModel,
-    optimizer: Optimizer,
+    optimizers: PhaseOptimizers,
     data: SiteData,
     rows: Tensor,
     study: Study,
     generator: Generator,
+    pull: Pull | None = None,
 ) -> Trained:
     """Train ``local_epochs`` over the given rows.
 
@@ -108,11 +81,12 @@ def train_round(
 
     Args:
         model: Changed in place.
-        optimizer: Over the model's parameters.
+        optimizers: Of the round's phase, over the model's parameters.
         data: Of the site.
         rows: ``(N,)`` int64 row numbers to train on.
         study: Training settings.
-        generator: Source of every draw: rows, noise, order of merging, dropout.
+        generator: Source of every draw: rows, noise, hidden modalities, order of merging, dropout.
+        pull: Towards the received model, if any.
 
     Raises:
         SiteError: If there are no rows, or the loss is not finite.
@@ -124,22 +98,84 @@ def train_round(
     present, label = data.present[rows].to(device), data.label[rows].to(device)
     scaled = model.scaling([part[rows].to(device) for part in data.embedding], present)  # (N, W)
     deviation = model.scaling.noise_deviation()
+    hiding = _hiding(study)
+    whole = hiding is None or training.distillation > 0  # the patient as he is gives a gradient, too
     model.train()
-    drawn: list[Tensor] = []
+    seen: list[Tensor] = []  # presence of every draw
+    fewer: list[Tensor] = []  # and of the same draws with modalities hidden
     losses: list[Tensor] = []
     for _ in range(training.local_epochs):
         for batch in torch.split(draw_rows(data.label[rows], study, generator), training.batch_size):
-            inputs = scaled[batch]
+            inputs, there = scaled[batch], present[batch]
             if training.noise_probability > 0:
                 inputs = add_noise(inputs, deviation, training.noise_probability, generator)
-            optimizer.zero_grad(set_to_none=True)
-            loss = model.loss(inputs, present[batch], label[batch], generator)
-            loss.backward()  # type: ignore[no-untyped-call] # torch leaves it untyped
-            optimizer.step()
-            losses.append(loss.detach() * len(batch))
-            drawn.append(batch)
+            fewer.append(there if hiding is None else hide_modalities(there, hiding, generator))
+            seen.append(there if whole else fewer[-1])
+            drawn = _Drawn(inputs, seen[-1], fewer[-1], label[batch])
+            losses.append(
+                _step(model, optimizers, drawn, generator, training.distillation, pull) * len(batch)
+            )
     total = torch.stack(losses).sum().item()
     if not torch.isfinite(torch.tensor(total)):
         raise SiteError(SiteCode.NON_FINITE)
-    draws = torch.cat(drawn)
-    return Trained(len(draws), exposures(model.blocks(), data.present[rows][draws]), total / len(draws))
+    blocks = [block for block in model.blocks() if block.name in optimizers.phase.blocks]
+    first, second = (exposures(blocks, torch.cat(part).cpu()) for part in (seen, fewer))
+    samples = sum(map(len, seen))
+    # A sample counts once, whichever of the two passes gave the gradient: one of them always has the more.
+    return Trained(samples, {name: max(first[name], second[name]) for name in first}, total / samples)
+
+
+@dataclass(frozen=True)
+class _Drawn:
+    """A batch in training: inputs ``(B, W)``, presence ``(B, M)`` (as is, some hidden), label ``(B,)``."""
+
+    inputs: Tensor
+    present: Tensor
+    fewer: Tensor
+    label: Tensor
+
+
+def _step(
+    model: MultimodalModel,
+    optimizers: PhaseOptimizers,
+    drawn: _Drawn,
+    generator: Generator,
+    distillation: float,
+    pull: Pull | None,
+) -> Tensor:
+    """One step of every objective; returns the loss of the first."""
+    losses: list[Tensor] = []
+    for objective, optimizer in optimizers.steps:
+        optimizer.zero_grad(set_to_none=True)
+        loss = objective.loss(drawn.inputs, drawn.present, drawn.label, generator)
+        if distillation > 0 and not losses:
+            loss = loss + _subset_loss(model, drawn, generator, distillation)
+        loss.backward()  # type: ignore[no-untyped-call] # torch leaves it untyped
+        if pull is not None:
+            _pull_back(model, pull)
+        optimizers.clip(objective)
+        optimizer.step()
+        losses.append(loss.detach())
+    return losses[0]
+
+
+def _subset_loss(model: MultimodalModel, drawn: _Drawn, generator: Generator, weight: float) -> Tensor:
+    """What hiding modalities costs: the task on what is left, and agreement with the whole patient."""
+    with torch.no_grad():
+        whole = model.logits(drawn.inputs, drawn.present, generator)  # (B, K)
+    subset = model.logits(drawn.inputs, drawn.fewer, generator)  # (B, K)
+    return functional.cross_entropy(subset, drawn.label) + weight * agreement(whole, subset, TEMPERATURE)
+
+
+def _pull_back(model: MultimodalModel, pull: Pull) -> None:
+    for name, value in model.named_parameters():
+        if value.grad is not None and name in pull.anchor:
+            value.grad.add_(value.detach() - pull.anchor[name].to(value.device), alpha=pull.strength)
+
+
+def _hiding(study: Study) -> Tensor | None:
+    """Probability per modality that it is hidden in a step, ``(M,)``; nothing where none is."""
+    wanted = study.training.modality_dropout
+    names = [modality.name for modality in study.modalities]
+    each = [wanted.get(name, 0.0) if isinstance(wanted, Mapping) else wanted for name in names]
+    return torch.tensor(each) if any(each) else None

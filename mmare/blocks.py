@@ -2,19 +2,29 @@
 
 A block is what one kind of input exercises: in MMARE the columns that modality j's absence multiplies, the
 adapter of modality j, the merging parts, and the rest. Exposure counts draws of training samples in a round.
+Blocks are what travels: a site returns the blocks that its samples exercised, and no other.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Collection, Iterable, Mapping
 
     from torch import Tensor
 
-__all__ = ["Block", "all_samples", "exposures", "merges", "samples_with", "samples_without"]
+__all__ = [
+    "Block",
+    "all_samples",
+    "block_tensors",
+    "exposures",
+    "merges",
+    "samples_with",
+    "samples_without",
+    "without_parameters",
+]
 
 
 @dataclass(frozen=True)
@@ -26,12 +36,14 @@ class Block:
         parameters: Names of the parameters; with ``column`` only that column of each.
         exposure: From ``present`` ``(B, M)`` bool to the number of samples (or merges) that gave a gradient.
         column: Of ``(D, M)`` weights.
+        most: The largest exposure that one sample can give.
     """
 
     name: str
     parameters: tuple[str, ...]
     exposure: Callable[[Tensor], Tensor]
     column: int | None = None
+    most: int = 1
 
 
 def all_samples(present: Tensor) -> Tensor:
@@ -54,7 +66,7 @@ def merges(present: Tensor) -> Tensor:
     return (present.sum(dim=1) - 1).clamp_min(0).sum()
 
 
-def exposures(blocks: tuple[Block, ...], present: Tensor) -> dict[str, int]:
+def exposures(blocks: Iterable[Block], present: Tensor) -> dict[str, int]:
     """Exposure of each block over the samples of ``present`` ``(B, M)``.
 
     Example:
@@ -64,3 +76,36 @@ def exposures(blocks: tuple[Block, ...], present: Tensor) -> dict[str, int]:
         {'adapter.wsi': 1}
     """
     return {block.name: int(block.exposure(present)) for block in blocks}
+
+
+def block_tensors(blocks: Iterable[Block], tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of blocks by name, as views: a parameter, or one column of it.
+
+    Args:
+        blocks: In the order of the result.
+        tensors: Of the model, by parameter name.
+
+    Example:
+        >>> import torch
+        >>> block = Block("conditioning.ct", ("gamma.weight",), samples_without(1), column=1)
+        >>> block_tensors((block,), {"gamma.weight": torch.arange(4.0).view(2, 2)})
+        {'gamma.weight[:,1]': tensor([1., 3.])}
+    """
+    found: dict[str, Tensor] = {}
+    for block in blocks:
+        for name in block.parameters:
+            value = tensors[name]
+            if block.column is None:
+                found[name] = value
+            else:
+                found[f"{name}[:,{block.column}]"] = value[:, block.column]
+    return found
+
+
+def without_parameters(blocks: Iterable[Block], names: Collection[str]) -> tuple[Block, ...]:
+    """The blocks without some parameters; a block that has no other vanishes."""
+    kept = (
+        replace(block, parameters=tuple(name for name in block.parameters if name not in names))
+        for block in blocks
+    )
+    return tuple(block for block in kept if block.parameters)

@@ -42,7 +42,7 @@ __all__ = [
     "encode",
 ]
 
-WIRE_VERSION: Final = 1
+WIRE_VERSION: Final = 2
 HEADER_RECORD: Final = "mmare"  # of a Flower message: a ConfigRecord with the header under HEADER_KEY
 HEADER_KEY: Final = "header"
 PAYLOAD_RECORD: Final = "tensors"  # of a Flower message: an ArrayRecord with one flat array under PAYLOAD_KEY
@@ -53,7 +53,7 @@ Endpoint = Callable[
     [str, bytes], tuple[str, bytes]
 ]  # a site as its relay sees it: header and payload both ways
 _ALIGNMENT: Final = 8  # bytes: every tensor of a run starts where any dtype may
-_ITEM_BYTES: Final = {"float32": 4, "float64": 8, "int64": 8, "int32": 4, "bool": 1}
+_ITEM_BYTES: Final = {"float16": 2, "float32": 4, "float64": 8, "int64": 8, "int32": 4, "bool": 1}
 
 Header = TypeVar("Header")
 
@@ -135,8 +135,12 @@ class Request:
         splits: To evaluate the received model on.
         patterns: Whether to evaluate per presence pattern too.
         train: Whether to train after evaluating.
-        state_round: Round whose kept optimiser state to start from; nothing for a fresh optimiser.
+        state_round: Round whose kept state (optimiser moments, local parts) to start from; nothing for none.
+        keep_round: Round whose kept state must not be forgotten: that of the best model so far.
         layout: Fingerprint of the tensors sent along; empty where none are.
+        rate_factor: Of the study's step sizes in this round.
+        gap: Whether to evaluate the trained model on the validation rows too.
+        subsets: Whether to evaluate every subset of modalities too.
         final: Nothing will be trained any more in this run: what was kept for it can go.
     """
 
@@ -148,7 +152,11 @@ class Request:
     patterns: bool = False
     train: bool = False
     state_round: int | None = None
+    keep_round: int | None = None
     layout: str = ""
+    rate_factor: float = 1.0
+    gap: bool = False
+    subsets: bool = False
     final: bool = False
 
 
@@ -210,11 +218,19 @@ class Statistics:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Metric states of a model on one split: of all rows, and per presence pattern."""
+    """Metric states of a model on one split.
+
+    Args:
+        split: Whose rows.
+        state: Of all of them.
+        patterns: Per presence pattern, 1 and 0 in slot order.
+        subsets: Per subset of modalities, written alike: of the rows that have them, all others hidden.
+    """
 
     split: Split
     state: Mapping[str, Any]
     patterns: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    subsets: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -225,12 +241,14 @@ class Update:
         site: Id.
         round: That it answers.
         samples: Draws of training samples.
-        exposures: Draws per block.
+        exposures: Draws per block of the phase.
         evaluations: Of the received model.
         train_loss: Mean over draws; nothing where the site did not train.
         norm: L2 norm of the change.
         seconds: Per phase.
         layout: Fingerprint of the tensors sent along; empty where none are.
+        blocks: Whose tensors are sent along, in the model's order.
+        trained: Evaluation of the trained model on the validation rows, where asked for.
     """
 
     site: str
@@ -242,6 +260,8 @@ class Update:
     norm: float | None = None
     seconds: Mapping[str, float] = field(default_factory=dict)
     layout: str = ""
+    blocks: tuple[str, ...] = ()
+    trained: Evaluation | None = None
 
 
 @dataclass(frozen=True)

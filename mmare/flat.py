@@ -9,13 +9,14 @@ import torch
 from mmare.exchange import Layout, TensorSpec, WireError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Collection, Mapping
 
     from torch import Tensor, nn
 
 __all__ = ["copy_tensors", "global_tensors", "is_finite", "layout_of", "pack", "trained_tensors", "unpack"]
 
 _DTYPES: Final = {
+    "float16": torch.float16,
     "float32": torch.float32,
     "float64": torch.float64,
     "int64": torch.int64,
@@ -24,14 +25,20 @@ _DTYPES: Final = {
 }
 
 
-def global_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """What the server sends: parameters and buffers by name, sharing memory with the model."""
-    return dict(model.state_dict(keep_vars=False))
+def global_tensors(model: nn.Module, without: Collection[str] = ()) -> dict[str, Tensor]:
+    """What the server sends: parameters and buffers by name, sharing memory with the model.
+
+    Args:
+        model: Any.
+        without: Names that are left out: parts that stay at the sites.
+    """
+    tensors = model.state_dict(keep_vars=False)
+    return {name: value for name, value in tensors.items() if name not in without}
 
 
 def trained_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """What a site returns: trainable parameters by name, sharing memory with the model."""
-    return {name: value.detach() for name, value in model.named_parameters() if value.requires_grad}
+    """The parameters by name, sharing memory with the model."""
+    return {name: value.detach() for name, value in model.named_parameters()}
 
 
 def layout_of(tensors: Mapping[str, Tensor]) -> Layout:

@@ -158,10 +158,11 @@ class MetricState:
     def compute(self, positive: int | None) -> dict[str, float | int | None]:
         """The metrics of the rows; one that is not defined is ``None``, never NaN.
 
-        ``log_loss``, ``brier`` and ``ece`` need a row, ``auc`` one of every class, the others what
-        `class_scores` says. ``auc`` counts pairs that share a bin as half, see `auc_error_bound`; of two
-        classes it is the same whichever is positive, of more it is the plain mean over one-vs-rest. ``ece``
-        is the expected calibration error (Guo et al. 2017, eq. 3), except that bins are closed on the left.
+        ``log_loss``, ``brier`` and ``ece`` need a row, ``auc`` and ``balanced_log_loss`` (the mean over
+        classes of their log-loss) one of every class, the others what `class_scores` says. ``auc`` counts
+        pairs that share a bin as half, see `auc_error_bound`; of two classes it is the same whichever is
+        positive, of more it is the plain mean over one-vs-rest. ``ece`` is the expected calibration error
+        (Guo et al. 2017, eq. 3), except that bins are closed on the left.
 
         Args:
             positive: Class index of the binary f1, precision and recall.
@@ -176,6 +177,9 @@ class MetricState:
             **{name: None if value is None else value.item() for name, value in scores.items()},
             "auc": ranked_auc(*one_vs_rest(self.histogram)).mean().item() if all(self.counts) else None,
             **{name: total / n if n else None for name, total in sums.items()},
+            "balanced_log_loss": (self.losses[:, 0] / self.confusion.sum(dim=1)).mean().item()
+            if all(self.counts)
+            else None,
         }
 
     def auc_error_bound(self) -> float | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 import torch
 from torch import nn
@@ -16,6 +16,7 @@ from mmare.blocks import Block, all_samples, merges, samples_with, samples_witho
 from mmare.conditioning import MissingAwareConditioning
 from mmare.fusion import MergeOrder, PairwiseFusion, masked_mean, merge_order
 from mmare.head import TaskHead
+from mmare.phases import Objective, Phase
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
     from mmare.study import ModalitySpec
 
 __all__ = ["MMARE", "MultimodalModel"]
+
+_PARTS: Final = {"head": ("head", "heads"), "adapters": ("adapters",)}  # a part, and modules that make it up
 
 
 class MultimodalModel(nn.Module, ABC):
@@ -64,6 +67,26 @@ class MultimodalModel(nn.Module, ABC):
     @abstractmethod
     def blocks(self) -> tuple[Block, ...]:
         """The model's parameters, each element in exactly one block."""
+
+    def phases(self) -> tuple[Phase, ...]:
+        """What is trained in which rounds: everything in all of them, unless a model says otherwise."""
+        every = tuple(block.name for block in self.blocks())
+        return (Phase("train", (Objective(self.loss, every),)),)
+
+    def part(self, name: str) -> frozenset[str]:
+        """Names of the parameters of a part that can stay at a site: ``norms``, ``head`` or ``adapters``.
+
+        The head and the adapters are the modules of those names, the norms all layer normalisations.
+        """
+        if name == "norms":
+            owners = [path for path, module in self.named_modules() if isinstance(module, nn.LayerNorm)]
+        else:
+            owners = [path for path, _ in self.named_children() if path in _PARTS[name]]
+        return frozenset(
+            parameter
+            for parameter, _ in self.named_parameters()
+            if any(parameter.startswith(f"{owner}.") for owner in owners)
+        )
 
     def loss(self, scaled: Tensor, present: Tensor, label: Tensor, generator: Generator) -> Tensor:
         """Training loss of a batch: cross entropy unless a model says otherwise; label ``(B,)`` int64."""
@@ -161,7 +184,7 @@ class MMARE(MultimodalModel):
         ]
         if self.fusion is not None:
             merging = tuple(f"fusion.{name}" for name, _ in self.fusion.named_parameters())
-            found.append(Block("merge", merging, merges))
+            found.append(Block("merge", merging, merges, most=max(len(names) - 1, 1)))
         taken = {name for block in found for name in block.parameters}
         rest = tuple(name for name, _ in self.named_parameters() if name not in taken)
         return (*found, Block("shared", rest, all_samples))

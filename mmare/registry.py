@@ -6,10 +6,15 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from mmare.baselines.adacomed import AdaCoMed
+from mmare.baselines.drim import DRIM
+from mmare.baselines.hypermm import HyperMM, HyperMMEmbedding
 from mmare.baselines.late_mean import LateMean
+from mmare.baselines.unilmmv import UniLMMV
 from mmare.baselines.unimodal import Unimodal
 from mmare.errors import StudyError
 from mmare.model import MMARE, MultimodalModel
+from mmare.phases import last_phase_start
 from mmare.tables import TableError, from_table
 
 if TYPE_CHECKING:
@@ -18,8 +23,13 @@ if TYPE_CHECKING:
 __all__ = ["MODELS", "build_model", "model_options"]
 
 MODELS: dict[str, type[MultimodalModel]] = {
+    "adacomed": AdaCoMed,
+    "drim": DRIM,
+    "hypermm": HyperMM,
+    "hypermm-embedding": HyperMMEmbedding,
     "late-mean": LateMean,
     "mmare": MMARE,
+    "unilmmv": UniLMMV,
     "unimodal": Unimodal,
 }
 
@@ -56,6 +66,13 @@ def build_model(study: Study) -> MultimodalModel:
     with torch.random.fork_rng(range(torch.cuda.device_count())):
         torch.random.manual_seed(study.seed)  # modules draw from global state, which is restored on leaving
         try:
-            return builder(study.modalities, len(study.classes), options)
+            model = builder(study.modalities, len(study.classes), options)
         except ValueError as error:
             raise StudyError(f"[model] of {study.model.name}: {error}") from None
+    if last_phase_start(model.phases()) > study.training.rounds:
+        early = last_phase_start(model.phases()) - 1
+        raise StudyError(
+            f"[training] rounds must be more than the {early} that {study.model.name} trains its first part "
+            f"in, found {study.training.rounds}"
+        )
+    return model

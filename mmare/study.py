@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from mmare.errors import StudyError
+from mmare.recipes import recipe_of
 from mmare.study_rules import check_study
 from mmare.tables import TableError, check_keys, convert, from_table, read_toml
 
@@ -26,11 +27,17 @@ __all__ = [
     "MaskUse",
     "ModalitySpec",
     "ModelSpec",
+    "OptimizerName",
+    "OptimizerState",
     "PrivacySpec",
     "PromptMode",
     "Scaling",
+    "Schedule",
+    "Select",
     "Study",
     "TrainingSpec",
+    "Untouched",
+    "Wire",
     "load_study",
     "parse_study",
 ]
@@ -70,7 +77,39 @@ class OptimizerName(StrEnum):
     """The optimisers that a site can run."""
 
     ADAM = "adam"
+    ADAMW = "adamw"
     SGD = "sgd"
+
+
+class Schedule(StrEnum):
+    """How the step size changes over rounds."""
+
+    CONSTANT = "constant"
+    COSINE = "cosine"
+    PLATEAU = "plateau"
+
+
+class Select(StrEnum):
+    """What the best round is best in, on the validation rows."""
+
+    BALANCED_ACCURACY = "balanced_accuracy"
+    WORST_SITE = "worst_site"
+    AUC = "auc"
+    BALANCED_LOSS = "balanced_loss"
+
+
+class Untouched(StrEnum):
+    """What becomes of parameters that no sample of a site exercised."""
+
+    STAY = "stay"
+    DRIFT = "drift"
+
+
+class Wire(StrEnum):
+    """Numbers that updates travel in."""
+
+    FLOAT32 = "float32"
+    FLOAT16 = "float16"
 
 
 class OptimizerState(StrEnum):
@@ -126,15 +165,25 @@ class TrainingSpec:
     Args:
         rounds: Upper bound; ``patience`` usually ends a run before.
         local_epochs: Passes over the site's train rows in one round.
-        optimizer: ``adam`` adds weight decay to the gradient (L2), as the thesis does.
+        optimizer: ``adam`` adds weight decay to the gradient (L2), as the thesis does; ``adamw`` decouples
+            it.
         batch_size: Patients per step.
         learning_rate: Step size.
         weight_decay: L2 factor.
         optimizer_state: ``keep`` leaves the moments on the site's disk between rounds.
-        patience: Rounds without better validation balanced accuracy after which a run ends.
+        patience: Rounds without a better validation score (``select``) after which a run ends.
         oversample: Sampling weight per class name (absent classes weigh 1), ``balanced``, or nothing.
         noise_probability: Share of train patients per step whose embeddings get Gaussian noise, of 0.1
             times each feature's standard deviation over the train rows.
+        recipe: Named settings of the model that stand where the study says nothing (`mmare.recipes`).
+        schedule: ``cosine`` brings the step size to nearly nothing over ``rounds``; ``plateau`` multiplies it
+            by 0.3 after three rounds without a lower validation loss.
+        clip_norm: Largest L2 norm of a step's gradient; 0 leaves it as it is.
+        select: What the selected round is best in; ties by lower loss.
+        modality_dropout: Probability that a modality which a train patient has is hidden in a step, at least
+            one stays: one number, or a table by modality (absent ones 0).
+        distillation: Weight of what the hidden patient must agree on with the whole one, beside both losses;
+            0 trains on the hidden patient alone.
     """
 
     rounds: int = 200
@@ -147,6 +196,12 @@ class TrainingSpec:
     patience: int = 25
     oversample: Mapping[str, float] | str | None = None
     noise_probability: float = 0.0
+    recipe: str = "thesis"
+    schedule: Schedule = Schedule.CONSTANT
+    clip_norm: float = 0.0
+    select: Select = Select.BALANCED_ACCURACY
+    modality_dropout: Mapping[str, float] | float = 0.0
+    distillation: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -154,14 +209,23 @@ class FederationSpec:
     """How sites are brought together.
 
     Args:
-        strategy: Key of the server's strategy registry.
+        strategy: How updates are brought together: a key of `mmare.strategies.STRATEGY_OPTIONS`.
         min_sites: Fewest good updates that a round may go on with.
         deadline_s: Longest that the server waits for a site, in seconds.
+        options: Of the strategy.
+        local: Parts of the model that stay at each site: ``norms``, ``head``, ``adapters``.
+        wire: Numbers that updates travel in; ``float16`` sends the change at half the bytes.
+        untouched: Whether parameters that none of a site's samples exercised ``stay`` what the server sent
+            and do not travel back, or ``drift`` with weight decay and moments, as in plain averaging.
     """
 
     strategy: str = "fedavg"
     min_sites: int = 2
     deadline_s: float = 600.0
+    options: Mapping[str, Any] = field(default_factory=dict)
+    local: tuple[str, ...] = ()
+    wire: Wire = Wire.FLOAT32
+    untouched: Untouched = Untouched.STAY
 
 
 @dataclass(frozen=True)
@@ -225,7 +289,7 @@ class Study:
             "modality": [_modality_table(modality) for modality in self.modalities],
             "model": {"name": self.model.name, **asdict(self.model)["options"]},  # a copy however deep
             "training": _present(asdict(self.training)),
-            "federation": asdict(self.federation),
+            "federation": _present(asdict(self.federation)),
             "privacy": asdict(self.privacy),
         }
 
@@ -240,9 +304,14 @@ class Study:
             StudyError: If a section or key does not exist, or the result contradicts itself.
         """
         content = self.to_dict()
+        if any(assignment.partition("=")[0].strip() in _CHOOSE_RECIPE for assignment in assignments):
+            _forget_recipe(content)
         for assignment in assignments:
             _assign(content, assignment)
         return parse_study(content, source="--set")
+
+
+_CHOOSE_RECIPE = {"model.name", "training.recipe"}
 
 
 def load_study(path: Path) -> Study:
@@ -279,6 +348,11 @@ def _from_tables(content: Mapping[str, Any]) -> Study:
     head = _table(content, "study")
     check_keys(head, {"name", "classes", "positive", "seed"}, "[study]")
     model = dict(_table(content, "model"))
+    model_name = convert(model.pop("name", "mmare"), str, "[model] name")
+    training = dict(_table(content, "training"))
+    training["recipe"], recipe = recipe_of(
+        model_name, convert(training.get("recipe"), str | None, "[training] recipe")
+    )
     modalities = content.get("modality", [])
     if not isinstance(modalities, Sequence) or not all(isinstance(entry, Mapping) for entry in modalities):
         raise StudyError("modality must be a list of [[modality]] tables")
@@ -288,8 +362,8 @@ def _from_tables(content: Mapping[str, Any]) -> Study:
         positive=convert(head.get("positive"), str | None, "[study] positive"),
         seed=convert(head.get("seed", 0), int, "[study] seed"),
         modalities=tuple(from_table(ModalitySpec, entry, "[[modality]]") for entry in modalities),
-        model=ModelSpec(name=convert(model.pop("name", "mmare"), str, "[model] name"), options=model),
-        training=from_table(TrainingSpec, _table(content, "training"), "[training]"),
+        model=ModelSpec(name=model_name, options={**recipe.model, **model}),
+        training=from_table(TrainingSpec, {**recipe.training, **training}, "[training]"),
         federation=from_table(FederationSpec, _table(content, "federation"), "[federation]"),
         privacy=from_table(PrivacySpec, _table(content, "privacy"), "[privacy]"),
     )
@@ -329,6 +403,19 @@ def _modality_table(modality: ModalitySpec) -> dict[str, Any]:
 def _present(table: Mapping[str, Any]) -> dict[str, Any]:
     """The table without absent and empty values, which TOML cannot write or need not."""
     return {key: value for key, value in table.items() if value is not None and value != ()}
+
+
+def _forget_recipe(content: dict[str, Any]) -> None:
+    """Take out what the study has from its recipe, so that other values can stand there."""
+    model, training = content["model"], content["training"]
+    name, recipe = recipe_of(model["name"], training["recipe"])
+    if name == recipe_of(model["name"], None)[0]:
+        del training["recipe"]  # the next model's first recipe, too
+    standing = {**_present(asdict(TrainingSpec())), **recipe.training}
+    for table, values in ((training, standing), (model, recipe.model)):
+        for key, value in values.items():
+            if table.get(key) == value:
+                del table[key]
 
 
 def _assign(content: dict[str, Any], assignment: str) -> None:

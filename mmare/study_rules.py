@@ -7,11 +7,14 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Final
 
 from mmare.errors import StudyError
+from mmare.strategies import strategy_options
 
 if TYPE_CHECKING:
     from mmare.study import ModalitySpec, Study
 
-__all__ = ["check_study"]
+__all__ = ["PARTS", "check_study"]
+
+PARTS: Final = ("adapters", "head", "norms")  # of a model, that can stay at a site
 
 AXES, ENDS = 3, 2  # of a volume, of a window
 MAX_SEED: Final = 2**63  # torch takes no larger
@@ -26,6 +29,9 @@ def check_study(study: Study) -> None:
     names = [modality.name for modality in study.modalities]
     training = study.training
     named = training.oversample if isinstance(training.oversample, Mapping) else {}
+    dropout = training.modality_dropout
+    hidden = dropout if isinstance(dropout, Mapping) else {}
+    probabilities = list(hidden.values()) if isinstance(dropout, Mapping) else [dropout]
     widths = [modality.width for modality in study.modalities]
     rules = [
         (bool(study.name), "[study] name is empty"),
@@ -59,6 +65,24 @@ def check_study(study: Study) -> None:
             f"[training] oversample names a class that is not one: {sorted(named)}",
         ),
         (all(weight > 0 for weight in named.values()), "[training] oversample weights must be positive"),
+        (training.clip_norm >= 0, "[training] clip_norm must not be negative"),
+        (training.distillation >= 0, "[training] distillation must not be negative"),
+        (
+            set(hidden) <= set(names),
+            f"[training] modality_dropout names a modality that is not one: {sorted(hidden)}",
+        ),
+        (
+            all(0 <= probability < 1 for probability in probabilities),
+            "[training] modality_dropout must be at least 0 and below 1",
+        ),
+        (
+            training.distillation == 0 or any(probabilities),
+            "[training] distillation needs modality_dropout: nothing is hidden",
+        ),
+        (
+            set(study.federation.local) <= set(PARTS),
+            f"[federation] local may name {', '.join(PARTS)}, found {list(study.federation.local)}",
+        ),
         (study.federation.min_sites > 0, "[federation] min_sites must be at least 1"),
         (study.federation.deadline_s > 0, "[federation] deadline_s must be positive"),
         (study.privacy.min_count >= 0, "[privacy] min_count must not be negative"),
@@ -66,6 +90,7 @@ def check_study(study: Study) -> None:
     for holds, sentence in rules:
         if not holds:
             raise StudyError(sentence)
+    strategy_options(study.federation.strategy, study.federation.options)
     for modality in study.modalities:
         _check_volume(modality)
         if modality.kind == "text" and modality.encoder == "given":

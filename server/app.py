@@ -135,6 +135,7 @@ def settings_of(run_config: Mapping[str, object]) -> tuple[Study, RunSettings]:
         overwrite=bool(run_config.get("overwrite") or False),
         trainer=str(run_config.get("trainer") or ""),
         expected_nodes=int(str(run_config.get("nodes") or 0)),
+        subsets=bool(run_config.get("subsets") or False),
     )
 
 

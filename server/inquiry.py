@@ -11,7 +11,7 @@ from mmare.errors import SiteCode
 from mmare.exchange import Layout, Request, Update, WireError, decode, encode
 from mmare.flat import is_finite, unpack
 from server.roll_call import Member, explain
-from server.round_metrics import collect_states
+from server.round_metrics import collect_states, trained_state
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from mmare.study import Study
     from server.fleet import Answer, Fleet
     from server.journal import Journal
+    from server.upload import Upload
 
 __all__ = ["Inquiry", "Reply", "read_spooled"]
 
@@ -53,7 +54,7 @@ class Inquiry:
         members: Sites that take part.
         journal: Of the run.
         spool: Folder for tensors on their way; a file per node, overwritten each round.
-        upload: Layout of the tensors that a site returns.
+        upload: What sites may return.
     """
 
     def __init__(
@@ -63,14 +64,14 @@ class Inquiry:
         members: Mapping[str, Member],
         journal: Journal,
         spool: Path,
-        upload: Layout,
+        upload: Upload,
     ) -> None:
         self._fleet = fleet
         self._study = study
         self._members = members
         self._journal = journal
         self._spool = spool
-        self.upload = upload
+        self._upload = upload
         self._phase: dict[str, str] = {}
         self.without_state: set[str] = set()  # sites that lost what an accepted round left with them
 
@@ -157,18 +158,21 @@ class Inquiry:
         _check_numbers(update)
         for split in request.splits:
             collect_states({site: update}, split, self._study)
+        if (update.trained is not None) != (request.gap and request.train):
+            raise WireError("an evaluation of the trained model that was not asked for, or none that was")
+        if update.trained is not None:
+            trained_state(update, self._study)
         if not request.train:
             return Reply(update, None, size)
         draws = self._members[site].call.samples * self._study.training.local_epochs
-        if update.layout != self.upload.fingerprint:
-            raise WireError("tensors of another layout")
         if not 0 < update.samples <= draws:
             raise WireError(f"{update.samples} samples, expected 1 to {draws}")
-        if len(answer.payload) != self.upload.size:
-            raise WireError(f"{len(answer.payload)} bytes of tensors, expected {self.upload.size}")
+        layout = self._upload.check(update, request.round)
+        if len(answer.payload) != layout.size:
+            raise WireError(f"{len(answer.payload)} bytes of tensors, expected {layout.size}")
         path = self._spool / f"{answer.node}.bin"
         _write_over(path, answer.payload)
-        if not is_finite(read_spooled(path, self.upload)):
+        if not is_finite(read_spooled(path, layout)):
             raise WireError("values that are not finite")
         return Reply(update, path, size)
 
@@ -181,8 +185,6 @@ def _check_numbers(update: Update) -> None:
     """
     if not all(0 <= seconds <= MOST_SECONDS for seconds in update.seconds.values()):
         raise WireError(f"seconds that are not from 0 to {MOST_SECONDS:g}")
-    if any(count < 0 for count in update.exposures.values()):
-        raise WireError("a negative exposure")
 
 
 def _write_over(path: Path, payload: bytes) -> None:
@@ -194,4 +196,6 @@ def _write_over(path: Path, payload: bytes) -> None:
 
 def read_spooled(path: Path, layout: Layout) -> dict[str, Tensor]:
     """Tensors of a spooled update, mapped from its file."""
+    if layout.size == 0:
+        return {}
     return unpack(torch.from_file(str(path), size=layout.size, dtype=torch.uint8), layout)

@@ -13,24 +13,29 @@ if TYPE_CHECKING:
     from mmare.exchange import Update
     from mmare.study import Study
 
-__all__ = ["SplitStates", "collect_states", "headline", "metrics_of"]
+__all__ = ["SplitStates", "collect_states", "headline", "metrics_of", "trained_state"]
 
 INTERVALS_SEED: Final = 0  # of the bootstrap: the same result file for the same states
 
 
 class SplitStates:
-    """States of one split: of all rows per site, and per presence pattern over sites.
+    """States of one split: of all rows per site, and of groups of rows over sites.
 
     Args:
         sites: State per site id.
-        patterns: Per pattern, state per site id.
+        patterns: Per presence pattern, state per site id.
+        subsets: Per subset of modalities, state per site id.
     """
 
     def __init__(
-        self, sites: Mapping[str, MetricState], patterns: Mapping[str, Mapping[str, MetricState]]
+        self,
+        sites: Mapping[str, MetricState],
+        patterns: Mapping[str, Mapping[str, MetricState]],
+        subsets: Mapping[str, Mapping[str, MetricState]],
     ) -> None:
         self.sites = dict(sorted(sites.items()))
         self.patterns = {name: dict(sorted(states.items())) for name, states in sorted(patterns.items())}
+        self.subsets = {name: dict(sorted(states.items())) for name, states in sorted(subsets.items())}
 
 
 def collect_states(updates: Mapping[str, Update], split: Split, study: Study) -> SplitStates:
@@ -41,13 +46,37 @@ def collect_states(updates: Mapping[str, Update], split: Split, study: Study) ->
     """
     sites: dict[str, MetricState] = {}
     patterns: dict[str, dict[str, MetricState]] = {}
+    subsets: dict[str, dict[str, MetricState]] = {}
     for site, update in updates.items():
         for evaluation in update.evaluations:
             if evaluation.split is split:
                 sites[site] = _state(evaluation.state, study)
-                for name, state in evaluation.patterns.items():
-                    patterns.setdefault(name, {})[site] = _state(state, study)
-    return SplitStates(sites, patterns)
+                for groups, told in ((patterns, evaluation.patterns), (subsets, evaluation.subsets)):
+                    for name, state in told.items():
+                        groups.setdefault(_pattern(name, study), {})[site] = _state(state, study)
+    return SplitStates(sites, patterns, subsets)
+
+
+def _pattern(name: str, study: Study) -> str:
+    """The name of a presence pattern, once it is one of the study.
+
+    Raises:
+        WireError: If it is none.
+    """
+    if len(name) != len(study.modalities) or set(name) - {"0", "1"} or "1" not in name:
+        raise WireError("a presence pattern that the study does not have")
+    return name
+
+
+def trained_state(update: Update, study: Study) -> MetricState:
+    """The validation state of the model that a site trained.
+
+    Raises:
+        WireError: If it is not one, or of another split.
+    """
+    if update.trained is None or update.trained.split is not Split.VAL:
+        raise WireError("an evaluation of the trained model on another split than validation")
+    return _state(update.trained.state, study)
 
 
 def _state(content: Mapping[str, Any], study: Study) -> MetricState:
@@ -70,8 +99,9 @@ def headline(states: SplitStates, study: Study) -> dict[str, Any]:
 def metrics_of(states: SplitStates, study: Study) -> dict[str, Any]:
     """Everything a result says of one split, with 95 % intervals.
 
-    ``over`` names, per class, the sites whose rows of that class are in the pooled value: a class that is too
-    small at a site is withheld there.
+    ``spread`` is the largest less the smallest balanced accuracy of a site, ``subsets`` what the model does
+    with only some modalities. ``over`` names, per class, the sites whose rows of that class are in the pooled
+    value: a class that is too small at a site is withheld there.
     """
     classes = len(study.classes)
     pooled = merge_all(list(states.sites.values()), classes)
@@ -88,6 +118,11 @@ def metrics_of(states: SplitStates, study: Study) -> dict[str, Any]:
             name: _with_intervals(merge_all(list(parts.values()), classes), study)
             for name, parts in states.patterns.items()
         },
+        "subsets": {
+            name: merge_all(list(parts.values()), classes).compute(study.positive_index)
+            for name, parts in states.subsets.items()
+        },
+        "spread": max(scores.values()) - min(scores.values()) if scores else None,
         "worst_site": None if worst is None else {"site": worst, "balanced_accuracy": scores[worst]},
         "over": {
             name: [site for site, state in states.sites.items() if state.counts[index] > 0]

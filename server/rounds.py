@@ -10,17 +10,22 @@ from typing import TYPE_CHECKING, Any
 
 from mmare.errors import RunError
 from mmare.exchange import Request, Split, Statistics, Task, decode
-from mmare.flat import copy_tensors, global_tensors, layout_of, pack, trained_tensors, unpack
+from mmare.federated import keeps_state, local_parameters
+from mmare.flat import copy_tensors, global_tensors, layout_of, pack, unpack
+from mmare.phases import last_phase_start
 from mmare.registry import build_model
+from mmare.strategies import strategy_options
 from server.aggregation import Contribution
 from server.checkpoint import DamagedCheckpointError
 from server.inquiry import Inquiry, Reply, read_spooled
 from server.roll_call import roll_call
-from server.round_metrics import collect_states, headline, metrics_of
+from server.round_metrics import collect_states, headline, metrics_of, trained_state
 from server.scaling import check_statistics, set_scaling
+from server.schedule import Plateau, rate_factor
 from server.selection import Selection
 from server.store import CheckpointStore, Progress
-from server.strategy import strategy_of
+from server.strategy import Gathered, strategy_of
+from server.upload import Upload
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -33,7 +38,9 @@ if TYPE_CHECKING:
     from server.journal import Journal
     from server.roll_call import Member
 
-__all__ = ["Mode", "Outcome", "RoundLoop"]
+__all__ = ["Mode", "Outcome", "Plan", "RoundLoop"]
+
+STRATEGY = "strategy/"  # of a checkpoint: prefix of what the strategy keeps
 
 
 class Mode(StrEnum):
@@ -61,6 +68,24 @@ class Outcome:
     metrics: dict[str, Any]
 
 
+@dataclass(frozen=True)
+class Plan:
+    """Who does what in a run.
+
+    Args:
+        mode: Federated: every site trains. Centralised and local: ``trainer`` alone does; validation is on
+            the other sites' rows (centralised) or its own (local). The test is on every site's rows.
+        trainer: Site id; not used by federated.
+        expected_nodes: Nodes to wait for; 0 where unknown.
+        subsets: Whether to test every subset of modalities too.
+    """
+
+    mode: Mode = Mode.FEDERATED
+    trainer: str = ""
+    expected_nodes: int = 0
+    subsets: bool = False
+
+
 class RoundLoop:
     """One run over a fleet.
 
@@ -70,10 +95,7 @@ class RoundLoop:
         folder: Of the run; checkpoints and spooled updates go here.
         journal: Of the run.
         run: Its name, under which sites keep their state.
-        mode: Federated: every site trains. Centralised and local: ``trainer`` alone does; validation is on
-            the other sites' rows (centralised) or its own (local). The test is on every site's rows.
-        trainer: Site id; not used by federated.
-        expected_nodes: Nodes to wait for; 0 where unknown.
+        plan: Who trains, and what is tested.
     """
 
     def __init__(
@@ -83,23 +105,24 @@ class RoundLoop:
         folder: Path,
         journal: Journal,
         run: str,
-        *,
-        mode: Mode = Mode.FEDERATED,
-        trainer: str = "",
-        expected_nodes: int = 0,
+        plan: Plan = Plan(),
     ) -> None:
         self._fleet = fleet
         self._study = study
         self._journal = journal
         self._run = run
-        self._mode = mode
-        self._trainer = trainer
-        self._expected = expected_nodes
+        self._plan = plan
         self._checkpoints = CheckpointStore(folder / "checkpoints")
         self._spool = folder / "spool"  # site updates on their way into the average
-        self._strategy = strategy_of(study.federation.strategy)
+        self._strategy = strategy_of(study.federation)
+        self._strategy_state: dict[str, Tensor] = {}
+        options = strategy_options(study.federation.strategy, study.federation.options)
+        self._measures_gap = getattr(options, "gap_step", 0.0) > 0
         self._model = build_model(study)
-        self._tensors = global_tensors(self._model)  # shares memory with the model
+        local = local_parameters(self._model, study)
+        self._tensors = global_tensors(self._model, without=local)  # shares memory with the model
+        self._upload = Upload(self._model, study)
+        self._selectable = last_phase_start(self._model.phases())
         self._flat: Tensor | None = None
         self._layout = layout_of(self._tensors).fingerprint
         self._members: dict[str, Member] = {}
@@ -114,7 +137,7 @@ class RoundLoop:
         """
         self._began = time.perf_counter()
         self._spool.mkdir(parents=True, exist_ok=True)
-        expected = self._expected or self._quorum(self._study.federation.min_sites)
+        expected = self._plan.expected_nodes or self._quorum(self._study.federation.min_sites)
         self._members = roll_call(self._fleet, self._study, self._run, self._journal, expected)
         self._inquiry = Inquiry(
             self._fleet,
@@ -122,7 +145,7 @@ class RoundLoop:
             self._members,
             self._journal,
             self._spool,
-            layout_of(trained_tensors(self._model)),
+            self._upload,
         )
         self._require_quorum(len(self._trainers()), "took part in the roll call")
         progress = self._resume()
@@ -143,22 +166,24 @@ class RoundLoop:
 
     def _trainers(self) -> dict[str, Member]:
         with_rows = {site: member for site, member in self._members.items() if member.call.samples > 0}
-        if self._mode is Mode.FEDERATED:
+        if self._plan.mode is Mode.FEDERATED:
             return with_rows
-        return {site: member for site, member in with_rows.items() if site == self._trainer}
+        return {site: member for site, member in with_rows.items() if site == self._plan.trainer}
 
     def _evaluators(self) -> dict[str, Member]:
         """Sites whose rows count: all but the one that only pools the others' train rows."""
-        pools = self._mode is Mode.CENTRALISED and len(self._members) > 1
+        pools = self._plan.mode is Mode.CENTRALISED and len(self._members) > 1
         return {
-            site: member for site, member in self._members.items() if not (pools and site == self._trainer)
+            site: member
+            for site, member in self._members.items()
+            if not (pools and site == self._plan.trainer)
         }
 
     def _validators(self) -> dict[str, Member]:
-        return self._trainers() if self._mode is Mode.LOCAL else self._evaluators()
+        return self._trainers() if self._plan.mode is Mode.LOCAL else self._evaluators()
 
     def _quorum(self, wanted: int) -> int:
-        return wanted if self._mode is Mode.FEDERATED else 1
+        return wanted if self._plan.mode is Mode.FEDERATED else 1
 
     def _require_quorum(self, found: int, what: str) -> None:
         wanted = self._quorum(self._study.federation.min_sites)
@@ -185,6 +210,9 @@ class RoundLoop:
             return Progress()
         tensors, progress = chosen
         self._replace(unpack(tensors["model"], layout_of(self._tensors)))
+        self._strategy_state = {
+            name.removeprefix(STRATEGY): value for name, value in tensors.items() if name.startswith(STRATEGY)
+        }
         self._journal.write("resumed", round=progress.round, resumed_from=progress.round)
         if progress.trained:
             return progress
@@ -202,7 +230,7 @@ class RoundLoop:
 
     def _held_rounds(self, progress: Progress) -> dict[str, bool]:
         """Per trainer whether it kept the state that the checkpoint counts on."""
-        if self._study.training.optimizer_state == "reset":
+        if not keeps_state(self._study):
             return {}
         return {
             site: progress.state_rounds[site] in member.call.held_rounds
@@ -240,15 +268,15 @@ class RoundLoop:
             began = time.perf_counter()
             replies, bytes_down = self._round(number, progress)
             waited = time.perf_counter()
-            if progress.round > 0:
-                selection = self._validated(progress.round, selection, replies)
+            if progress.round >= self._selectable:
+                progress, selection = self._validated(progress, selection, replies)
                 if selection.exhausted(training.patience):
                     break
             evaluated = time.perf_counter()
             progress = self._forget(progress, self._inquiry.without_state)
             trained = {site: reply for site, reply in replies.items() if reply.spooled is not None}
             self._require_quorum(len(trained), f"sent a good update in round {number}")
-            exposure = self._aggregate(trained)
+            exposure = self._aggregate(trained, progress)
             aggregated = time.perf_counter()
             phases = {
                 "wait": waited - began,
@@ -260,28 +288,44 @@ class RoundLoop:
                 round=number,
                 selection=selection.to_dict(),
                 state_rounds={**progress.state_rounds, **dict.fromkeys(trained, number)},
+                own_losses={**progress.own_losses, **self._own_losses(trained)},
                 bytes_down=bytes_down,
                 bytes_up=sum(reply.size for reply in replies.values()),
             )
             self._journal.write("aggregated", round=number, seconds=phases, exposure=exposure)
             self._save(progress)
         else:
-            request = self._request(Task.EVALUATE, progress.round, splits=(Split.VAL,))
-            replies, _ = self._collect(dict.fromkeys(self._validators(), request), progress.round)
-            selection = self._validated(progress.round, selection, replies)
+            requests = {
+                site: self._request(
+                    Task.EVALUATE,
+                    progress.round,
+                    splits=(Split.VAL,),
+                    state_round=progress.state_rounds.get(site),
+                )
+                for site in self._validators()
+            }
+            replies, _ = self._collect(requests, progress.round)
+            progress, selection = self._validated(progress, selection, replies)
         progress = replace(progress, selection=selection.to_dict(), trained=True)
         self._save(progress)
         return progress
 
     def _save(self, progress: Progress) -> None:
         began = time.perf_counter()
-        file, size = self._checkpoints.save({"model": self._packed()}, self._timed(progress))
+        file, size = self._checkpoints.save(
+            {
+                "model": self._packed(),
+                **{f"{STRATEGY}{name}": value for name, value in self._strategy_state.items()},
+            },
+            self._timed(progress),
+        )
         seconds = time.perf_counter() - began
         self._journal.write("checkpoint", round=progress.round, file=file, bytes=size, seconds=seconds)
 
     def _round(self, number: int, progress: Progress) -> tuple[dict[str, Reply], int]:
         """One message to every site: evaluate what it receives, then train where it trains."""
-        splits = (Split.VAL,) if number > 1 else ()
+        splits = (Split.VAL,) if number > self._selectable else ()
+        factor = rate_factor(self._study.training, number, Plateau.from_dict(progress.plateau))
         trainers, validators = self._trainers(), self._validators()
         requests: dict[str, Request] = {}
         for site in sorted({*trainers, *(validators if splits else {})}):
@@ -292,6 +336,9 @@ class RoundLoop:
                 splits=splits if site in validators else (),
                 train=trains,
                 state_round=progress.state_rounds.get(site),
+                keep_round=progress.best_states.get(site),
+                rate_factor=factor,
+                gap=trains and self._measures_gap,
             )
         return self._collect(requests, number)
 
@@ -312,33 +359,65 @@ class RoundLoop:
         copy_tensors(self._tensors, tensors)
         self._flat = None
 
-    def _aggregate(self, replies: Mapping[str, Reply]) -> dict[str, int]:
+    def _aggregate(self, trained: Mapping[str, Reply], progress: Progress) -> dict[str, int]:
         contributions = [
             Contribution(
                 site,
                 reply.update.samples,
                 reply.update.exposures,
-                partial(read_spooled, reply.spooled, self._inquiry.upload),
+                reply.update.blocks,
+                partial(self._read, reply),
+                self._gap(reply, progress.own_losses.get(site)),
             )
-            for site, reply in replies.items()
-            if reply.spooled is not None
+            for site, reply in trained.items()
         ]
-        self._replace(self._strategy(self._tensors, contributions))
+        changed, self._strategy_state = self._strategy(
+            Gathered(self._upload.tensors, self._upload.parts, contributions, self._strategy_state)
+        )
+        copy_tensors(self._upload.tensors, changed)
+        self._flat = None
         total: dict[str, int] = {}
         for each in contributions:
             for block, count in each.exposures.items():
                 total[block] = total.get(block, 0) + count
         return total
 
-    def _validated(self, number: int, selection: Selection, replies: Mapping[str, Reply]) -> Selection:
-        """Note how the model after round ``number`` did; keep it if it is the best."""
+    def _gap(self, reply: Reply, own: float | None) -> float | None:
+        """How much the site's validation loss rose by averaging, where both are known."""
+        updates = {reply.update.site: reply.update}
+        received = collect_states(updates, Split.VAL, self._study).sites.get(reply.update.site)
+        loss = None if received is None else received.compute(None)["log_loss"]
+        return None if own is None or loss is None else loss - own
+
+    def _own_losses(self, trained: Mapping[str, Reply]) -> dict[str, float]:
+        """Validation loss of the model that each site trained, where it told."""
+        told = {site: reply.update for site, reply in trained.items() if reply.update.trained is not None}
+        losses = {
+            site: trained_state(update, self._study).compute(None)["log_loss"]
+            for site, update in told.items()
+        }
+        return {site: loss for site, loss in losses.items() if loss is not None}
+
+    def _read(self, reply: Reply) -> dict[str, Tensor]:
+        """The tensors of a spooled update, as tensors of the model."""
+        assert reply.spooled is not None  # noqa: S101 - only updates with tensors are gathered
+        return self._upload.read(read_spooled(reply.spooled, self._upload.layout(reply.update.blocks)))
+
+    def _validated(
+        self, progress: Progress, selection: Selection, replies: Mapping[str, Reply]
+    ) -> tuple[Progress, Selection]:
+        """Note how the model after a round did; keep it if it is the best."""
+        number = progress.round
         updates = {site: reply.update for site, reply in replies.items()}
         metrics = headline(collect_states(updates, Split.VAL, self._study), self._study)
         self._journal.write("validated", round=number, metrics=metrics)
-        chosen = selection.after(number, metrics["pooled"])
+        chosen = selection.after(number, metrics, self._study.training.select)
+        plateau = Plateau.from_dict(progress.plateau).after(metrics["pooled"]["log_loss"])
+        progress = replace(progress, plateau=plateau.to_dict())
         if chosen.round == number:
             self._checkpoints.save_best(number)
-        return chosen
+            progress = replace(progress, best_states=progress.state_rounds)
+        return progress, chosen
 
     def _timed(self, progress: Progress) -> Progress:
         """With the seconds since the very start, earlier attempts included."""
@@ -366,6 +445,8 @@ class RoundLoop:
                     if site in sites
                 ),
                 patterns=True,
+                subsets=self._plan.subsets,
+                state_round=progress.best_states.get(site),
                 final=True,
             )
             for site in self._members
@@ -381,7 +462,10 @@ class RoundLoop:
         self._journal.write("selected", round=best, metrics=metrics["validation"])
         self._journal.write("tested", round=best, metrics=metrics["test"])
         return Outcome(
-            {name: value.clone() for name, value in self._tensors.items()}, progress, best, metrics
+            {name: value.clone() for name, value in global_tensors(self._model).items()},
+            progress,
+            best,
+            metrics,
         )
 
 

@@ -15,14 +15,15 @@ from typing import TYPE_CHECKING, Any, Final
 
 import tomli_w
 
-from mmare.errors import InputError, MmareError, RunError
-from mmare.flat import global_tensors, trained_tensors
+from mmare.errors import InputError, MmareError, RunError, StudyError
+from mmare.flat import global_tensors
 from mmare.registry import build_model, model_options
 from server.journal import Journal, read_journal
 from server.model_file import save_model
 from server.roll_call import roll_call
-from server.rounds import Mode, Outcome, RoundLoop
+from server.rounds import Mode, Outcome, Plan, RoundLoop
 from server.strategy import strategy_of
+from server.upload import Upload
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -32,9 +33,10 @@ if TYPE_CHECKING:
     from server.fleet import Fleet
     from server.journal import Listener
 
-__all__ = ["RunSettings", "execute", "finished_result"]
+__all__ = ["RunSettings", "check_run", "execute", "finished_result"]
 
 JOURNAL, RESULT, STUDY = "rounds.jsonl", "result.json", "study.toml"
+MOST_MODALITIES: Final = 6  # whose subsets are tested: 63
 _OWN: Final = (JOURNAL, RESULT, STUDY, "report.html", "checkpoints", "model", "spool", "local", ".lock")
 
 
@@ -50,6 +52,7 @@ class RunSettings:
         overwrite: Replace a run with other settings.
         trainer: Of a centralised run: the site that pools the others' rows.
         expected_nodes: Nodes to wait for; 0 where unknown.
+        subsets: Whether to test every subset of modalities too.
     """
 
     out: Path
@@ -59,6 +62,7 @@ class RunSettings:
     overwrite: bool = False
     trainer: str = ""
     expected_nodes: int = 0
+    subsets: bool = False
 
 
 def finished_result(study: Study, settings: RunSettings) -> dict[str, Any] | None:
@@ -96,6 +100,23 @@ def finished_result(study: Study, settings: RunSettings) -> dict[str, Any] | Non
     return result
 
 
+def check_run(study: Study, mode: Mode, *, subsets: bool = False) -> None:
+    """Refuse a study that cannot be run in a mode, before anything is written.
+
+    Raises:
+        StudyError: If model, strategy or local parts cannot be.
+    """
+    Upload(build_model(study), study)
+    strategy_of(study.federation)
+    if subsets and len(study.modalities) > MOST_MODALITIES:
+        raise StudyError(
+            f"subsets of {len(study.modalities)} modalities are too many to test, "
+            f"expected at most {MOST_MODALITIES} modalities"
+        )
+    if study.federation.local and mode is not Mode.FEDERATED:
+        raise StudyError(f"[federation] local names parts that stay at sites, which mode {mode} has none of")
+
+
 def execute(
     fleet: Fleet, study: Study, settings: RunSettings, listeners: tuple[Listener, ...] = ()
 ) -> dict[str, Any]:
@@ -117,8 +138,7 @@ def execute(
     done = finished_result(study, settings)
     if done is not None:
         return done
-    build_model(study)
-    strategy_of(study.federation.strategy)
+    check_run(study, settings.mode, subsets=settings.subsets)
     out = settings.out
     out.mkdir(parents=True, exist_ok=True)
     with _alone(out):
@@ -159,9 +179,7 @@ def _run(fleet: Fleet, study: Study, settings: RunSettings, journal: Journal, ru
             out,
             journal,
             run,
-            mode=settings.mode,
-            trainer=settings.trainer,
-            expected_nodes=settings.expected_nodes,
+            Plan(settings.mode, settings.trainer, settings.expected_nodes, settings.subsets),
         )
         outcome = loop.run()
         save_model(out / "model", study, outcome.tensors, {"run": run, "round": outcome.best_round})
@@ -185,9 +203,7 @@ def _run(fleet: Fleet, study: Study, settings: RunSettings, journal: Journal, ru
             folder,
             own,
             f"{run}-{site}",
-            mode=Mode.LOCAL,
-            trainer=site,
-            expected_nodes=len(members),
+            Plan(Mode.LOCAL, site, len(members), settings.subsets),
         )
         outcome = loop.run()
         outcomes.append(outcome)
@@ -213,7 +229,10 @@ def _local_metrics(outcome: Outcome, site: str) -> dict[str, Any]:
     test = outcome.metrics["test"]
     return {
         "validation": outcome.metrics["validation"]["pooled"],
-        "test": {"own": test["sites"].get(site), "pooled": test["pooled"], "sites": test["sites"]},
+        "test": {
+            "own": test["sites"].get(site),
+            **{name: test[name] for name in ("pooled", "sites", "subsets")},
+        },
     }
 
 
@@ -227,8 +246,8 @@ def _common(study: Study, settings: RunSettings) -> dict[str, Any]:
         "seed": study.seed,
         "backend": settings.backend,
         "parameters": {
-            "trainable": sum(value.numel() for value in model.parameters() if value.requires_grad),
-            "federated": sum(value.numel() for value in trained_tensors(model).values()),
+            "trainable": sum(value.numel() for value in model.parameters()),
+            "federated": sum(value.numel() for value in Upload(model, study).tensors.values()),
             "buffers": sum(value.numel() for value in global_tensors(model).values())
             - sum(value.numel() for value in model.parameters()),
         },
@@ -283,6 +302,7 @@ def _settings_table(study: Study, settings: RunSettings) -> dict[str, Any]:
         "model": model,
         "mode": settings.mode.value,
         "federation": settings.federation,
+        "subsets": settings.subsets,
     }
     plain: dict[str, Any] = json.loads(json.dumps(table))  # as the journal gives it back
     return plain

@@ -7,21 +7,25 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from mmare.study import Select
+
 __all__ = ["Selection"]
 
 
 @dataclass(frozen=True)
 class Selection:
-    """Best round so far: highest validation balanced accuracy; ties by lower log-loss, then the earlier.
+    """Best round so far: highest validation score; ties by lower log-loss, then the earlier.
 
     Args:
         round: Best round, 0 before any.
-        score: Its balanced accuracy and negated log-loss; minus infinity where not defined.
+        score: Its score and negated log-loss; minus infinity where not defined.
         last: Last round that was looked at.
 
     Example:
-        >>> first = Selection().after(1, {"balanced_accuracy": 0.6, "log_loss": 0.5})
-        >>> second = first.after(2, {"balanced_accuracy": 0.6, "log_loss": 0.6})
+        >>> one = {"pooled": {"balanced_accuracy": 0.6, "log_loss": 0.5}}
+        >>> two = {"pooled": {"balanced_accuracy": 0.6, "log_loss": 0.6}}
+        >>> first = Selection().after(1, one, Select.BALANCED_ACCURACY)
+        >>> second = first.after(2, two, Select.BALANCED_ACCURACY)
         >>> second.round, second.exhausted(patience=1)
         (1, True)
     """
@@ -30,10 +34,16 @@ class Selection:
     score: tuple[float, float] = (-math.inf, -math.inf)
     last: int = 0
 
-    def after(self, round_number: int, metrics: Mapping[str, Any]) -> Selection:
-        """The selection once a round's pooled validation metrics are known."""
-        accuracy, loss = metrics.get("balanced_accuracy"), metrics.get("log_loss")
-        score = (-math.inf if accuracy is None else accuracy, -math.inf if loss is None else -loss)
+    def after(self, round_number: int, metrics: Mapping[str, Any], select: Select) -> Selection:
+        """The selection once a round's validation metrics are known.
+
+        Args:
+            round_number: Of the model.
+            metrics: ``pooled`` and ``sites``, as `server.round_metrics.headline` gives them.
+            select: What counts; a value that is not defined is the worst.
+        """
+        first, loss = _value(metrics, select), metrics["pooled"].get("log_loss")
+        score = (-math.inf if first is None else first, -math.inf if loss is None else -loss)
         if self.round == 0 or score > self.score:
             return Selection(round_number, score, round_number)
         return Selection(self.round, self.score, round_number)
@@ -52,3 +62,20 @@ class Selection:
         """What `to_dict` gave."""
         first, second = (-math.inf if value is None else value for value in content["score"])
         return cls(content["round"], (first, second), content["last"])
+
+
+def _value(metrics: Mapping[str, Any], select: Select) -> float | None:
+    """What is to be large."""
+    if select is Select.WORST_SITE:
+        each = [site.get("balanced_accuracy") for site in metrics["sites"].values()]
+        known = [value for value in each if value is not None]
+        return min(known) if known else None
+    value: float | None = metrics["pooled"].get(_METRIC[select])
+    return -value if value is not None and select is Select.BALANCED_LOSS else value
+
+
+_METRIC = {
+    Select.BALANCED_ACCURACY: "balanced_accuracy",
+    Select.AUC: "auc",
+    Select.BALANCED_LOSS: "balanced_log_loss",
+}

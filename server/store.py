@@ -32,6 +32,9 @@ class Progress:
         bytes_down: Of the last round, over all sites.
         bytes_up: Of the last round, over all sites.
         trained: No further round will be trained; the selection is final.
+        best_states: As ``state_rounds``, after the best round so far.
+        own_losses: Validation loss per site of the model that it trained last, where the strategy asks.
+        plateau: Of the step size (`server.schedule`).
     """
 
     round: int = 0
@@ -41,6 +44,9 @@ class Progress:
     bytes_down: int = 0
     bytes_up: int = 0
     trained: bool = False
+    best_states: Mapping[str, int] = field(default_factory=dict)
+    own_losses: Mapping[str, float] = field(default_factory=dict)
+    plateau: Mapping[str, Any] = field(default_factory=dict)
 
 
 class CheckpointStore:

@@ -7,11 +7,9 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
 from mmare.errors import InputError
-from mmare.registry import build_model
 from server.app import settings_of
 from server.rounds import Mode
-from server.run_folder import finished_result
-from server.strategy import strategy_of
+from server.run_folder import check_run, finished_result
 from simulation.report import write_report
 from sites.federation import site_folders
 
@@ -31,7 +29,7 @@ class Backend(StrEnum):
     RAY = "ray"
 
 
-def run_federation(
+def run_federation(  # noqa: PLR0913 - one parameter per flag
     federation: Path,
     out: Path,
     *,
@@ -39,6 +37,7 @@ def run_federation(
     backend: Backend = Backend.INPROCESS,
     assignments: Sequence[str] = (),
     overwrite: bool = False,
+    subsets: bool = False,
     listeners: tuple[Listener, ...] = (),
     backend_config: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
@@ -51,6 +50,7 @@ def run_federation(
         backend: Who carries the messages.
         assignments: ``section.key=value`` over the study.
         overwrite: Replace a run with other settings.
+        subsets: Test every subset of modalities, too.
         listeners: Called with every event of the journal.
         backend_config: Of Flower's Ray engine.
 
@@ -72,6 +72,7 @@ def run_federation(
         "mode": mode.value,
         "set": ";".join(assignments),
         "overwrite": overwrite,
+        "subsets": subsets,
         "trainer": "+".join(site.id for site in sites) if pools else "",
     }
     study, settings = settings_of(run_config)
@@ -84,8 +85,7 @@ def run_federation(
     from simulation.engine import run_in_process, run_with_ray  # noqa: PLC0415 - Flower and torch take seconds
     from simulation.nodes import check_sites  # noqa: PLC0415 - as above
 
-    strategy_of(study.federation.strategy)
-    build_model(study)
+    check_run(study, mode, subsets=subsets)
     check_sites(run_config, len(sites))
     if backend is Backend.RAY:
         run_with_ray(run_config, nodes, listeners, backend_config)

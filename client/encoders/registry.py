@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from client.encoders import hashing_text, med3d, resnet50_wsi, unimed_clip, weights
+from client.encoders import hashing_text, med3d, resnet50_wsi, unimed_clip, vgg11, weights
 from mmare.errors import InputError
 from mmare.study import Kind
 
@@ -101,6 +101,7 @@ class EncoderEntry:
         open_volume: Makes it, where it takes volumes.
         note: What a person must know of its features: commands and reports show it.
         slides: Whether its scans are whole slides, cut into tiles, instead of volumes.
+        slices: Whether it sees a volume slice by slice, prepared by `client.encoders.vgg11.slices_of`.
     """
 
     kind: Kind
@@ -110,6 +111,7 @@ class EncoderEntry:
     open_volume: Callable[[EncoderSource], VolumeEncoder] | None = None
     note: str = ""
     slides: bool = False
+    slices: bool = False
 
 
 def fingerprint(encoder: str, source: EncoderSource | None = None, preprocessing: str = "") -> str:
@@ -240,6 +242,18 @@ def _resnet50() -> EncoderEntry:
     return EncoderEntry(Kind.VOLUME, resnet50_wsi.WIDTH, mark, open_volume=open_volume, slides=True)
 
 
+def _vgg11() -> EncoderEntry:
+    def mark(source: EncoderSource, preprocessing: str) -> str:
+        sha256 = weights.pinned_hash(source.folder(_VGG11), _VGG11 + weights.SUFFIX)
+        return f"{vgg11.ARCHITECTURE}+{preprocessing}+sha256:{sha256}"
+
+    def open_volume(source: EncoderSource) -> VolumeEncoder:
+        state = weights.load_weights(source.folder(_VGG11), _VGG11)
+        return vgg11.Vgg11Encoder(vgg11.load_vgg11(state), source.device, source.autocast)
+
+    return EncoderEntry(Kind.VOLUME, vgg11.WIDTH, mark, open_volume=open_volume, slices=True)
+
+
 def _unimed(name: str, spec: unimed_clip.TowerSpec) -> EncoderEntry:
     def mark(source: EncoderSource, _preprocessing: str) -> str:
         folder = source.folder(name)
@@ -260,9 +274,11 @@ def _unimed(name: str, spec: unimed_clip.TowerSpec) -> EncoderEntry:
 
 _MED3D: Final = "med3d-resnet18"
 _RESNET50: Final = "resnet50-wsi"
+_VGG11: Final = "hypermm-vgg11"
 
 ENCODERS: Final[dict[str, EncoderEntry]] = {
     "hashing-text": _hashing(),
+    _VGG11: _vgg11(),
     _MED3D: _med3d(med3d.Variant.MEDICALNET),
     f"{_MED3D}-monai": _med3d(med3d.Variant.MONAI),
     f"{_MED3D}-random": _random_med3d(),

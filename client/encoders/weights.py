@@ -33,7 +33,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from client.encoders import med3d, resnet50_wsi, unimed_clip
+from client.encoders import med3d, resnet50_wsi, unimed_clip, vgg11
 from mmare.errors import InputError, RunError
 
 __all__ = [
@@ -109,6 +109,13 @@ LAYOUTS: Final = (
         "",
         resnet50_wsi.state_shapes(),
         spare=("layer4.", "fc."),
+    ),
+    Layout(
+        "hypermm-vgg11",
+        "VGG11 of torchvision (vgg11-*.pth)",
+        "",
+        vgg11.state_shapes(),
+        spare=("classifier.",),
     ),
 )
 

@@ -19,6 +19,7 @@ from mmare.exchange import (
     decode,
     encode,
 )
+from mmare.blocks import block_tensors
 from mmare.flat import copy_tensors, global_tensors, layout_of, pack, trained_tensors, unpack
 from mmare.registry import build_model
 from tests.federations import tiny_data, tiny_study
@@ -93,17 +94,16 @@ def test_statistics_are_sums_over_the_train_rows_that_have_the_modality(tmp_path
 def test_training_returns_the_change_and_says_what_it_came_to(tmp_path):
     header, payload = service(tmp_path)(encode(training(splits=(Split.VAL,))), FLAT)
     update = decode(Update, header)
-    changed = unpack(
-        torch.frombuffer(bytearray(payload), dtype=torch.uint8), layout_of(trained_tensors(MODEL))
+    before = block_tensors(
+        [block for block in MODEL.blocks() if block.name in update.blocks], trained_tensors(MODEL)
     )
-    squares = sum(
-        (value - dict(MODEL.named_parameters())[name]).square().sum().item()
-        for name, value in changed.items()
-    )
+    changed = unpack(torch.frombuffer(bytearray(payload), dtype=torch.uint8), layout_of(before))
+    squares = sum((value - before[name]).square().sum().item() for name, value in changed.items())
     assert update.norm == pytest.approx(squares**0.5, rel=1e-4)
     assert update.norm > 0
     assert (update.site, update.round, update.samples) == ("ash", 1, 20)
-    assert update.layout == layout_of(trained_tensors(MODEL)).fingerprint
+    assert update.layout == layout_of(before).fingerprint
+    assert set(update.blocks) == {name for name, count in update.exposures.items() if count > 0}
     assert [evaluation.split for evaluation in update.evaluations] == [Split.VAL]
     assert not any(name.startswith("scaling") for name in changed)
 

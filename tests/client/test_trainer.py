@@ -3,22 +3,22 @@ from dataclasses import replace
 import pytest
 import torch
 
-from client.trainer import (
-    draw_rows,
-    make_optimizer,
-    optimizer_tensors,
-    restore_optimizer,
-    train_round,
-)
+from client.optimizers import PhaseOptimizers
+from client.trainer import Pull, draw_rows, train_round
 from mmare.errors import SiteCode, SiteError
 from mmare.exchange import Split
 from mmare.randomness import generator_for
+from mmare.phases import phase_at
 from mmare.registry import build_model
 from tests.federations import tiny_data, tiny_study
 
 
 def study_of(**training: object):
     return tiny_study(training=training, model={"dropout": 0.0})
+
+
+def make_optimizer(model, training, round_number=1, **options: object):
+    return PhaseOptimizers(model, phase_at(model.phases(), round_number), training, **options)
 
 
 def train(study, model, optimizer, rounds, data=None):
@@ -67,7 +67,7 @@ def test_balanced_draws_of_a_site_with_one_class_are_of_that_class():
     assert drawn.max() < 20
 
 
-@pytest.mark.parametrize("optimizer", ["adam", "sgd"])
+@pytest.mark.parametrize("optimizer", ["adam", "adamw", "sgd"])
 def test_the_loss_decreases(optimizer):
     study = study_of(optimizer=optimizer, learning_rate=0.02)
     model = build_model(study)
@@ -109,14 +109,14 @@ def test_an_optimiser_that_was_put_back_goes_on_bit_for_bit():
     train(study, straight, optimizer, range(1, 6))
     first = make_optimizer(broken, study.training)
     train(study, broken, first, range(1, 4))
-    kept = {name: value.clone() for name, value in optimizer_tensors(first).items()}
+    kept = {name: value.clone() for name, value in first.tensors().items()}
     second = make_optimizer(broken, study.training)
-    restore_optimizer(second, kept)
+    second.restore(kept)
     train(study, broken, second, (4, 5))
     for name, value in straight.state_dict().items():
         assert torch.equal(value, broken.state_dict()[name]), name
-    for name, value in optimizer_tensors(optimizer).items():
-        assert torch.equal(value, optimizer_tensors(second)[name]), name
+    for name, value in optimizer.tensors().items():
+        assert torch.equal(value, second.tensors()[name]), name
 
 
 def test_a_fresh_optimiser_goes_on_differently():
@@ -134,22 +134,21 @@ def test_sgd_keeps_nothing():
     model = build_model(study)
     optimizer = make_optimizer(model, study.training)
     train(study, model, optimizer, [1])
-    assert optimizer_tensors(optimizer) == {}
-    restore_optimizer(make_optimizer(model, study.training), {})
+    assert optimizer.tensors() == {}
+    make_optimizer(model, study.training).restore({})
 
 
 @pytest.mark.parametrize(
     "tensors",
     [
-        pytest.param({"900.exp_avg": torch.zeros(1)}, id="no-such-parameter"),
-        pytest.param({"weight": torch.zeros(1)}, id="no-number"),
-        pytest.param({"-1.step": torch.zeros(1)}, id="negative"),
+        pytest.param({"train/0/head.in.weight/exp_avg": torch.zeros(1)}, id="no-such-parameter"),
+        pytest.param({"train/0/exp_avg": torch.zeros(1)}, id="no-name"),
     ],
 )
 def test_moments_of_something_else_are_refused(tensors):
     study = tiny_study()
     with pytest.raises(SiteError, match=SiteCode.STATE):
-        restore_optimizer(make_optimizer(build_model(study), study.training), tensors)
+        make_optimizer(build_model(study), study.training).restore(tensors)
 
 
 def test_no_rows_are_refused():
@@ -194,3 +193,71 @@ def test_training_draws_nothing_from_the_global_generator():
     model = build_model(study)
     train(study, model, make_optimizer(model, study.training), [1])
     assert torch.equal(torch.random.get_rng_state(), before)
+
+
+def test_moments_of_another_phase_are_passed_over():
+    study = tiny_study()
+    optimizer = make_optimizer(build_model(study), study.training)
+    optimizer.restore({"warm/0/anything/exp_avg": torch.zeros(1)})
+    assert optimizer.tensors() == {}
+
+
+def test_the_rate_factor_is_of_the_step():
+    study = study_of(optimizer="sgd", learning_rate=0.1, weight_decay=0.0)
+    moved = []
+    for factor in (1.0, 0.5):
+        model = build_model(study)
+        before = model.head.out.bias.detach().clone()
+        full = replace(study, training=replace(study.training, batch_size=1000))
+        train(full, model, make_optimizer(model, full.training, rate_factor=factor), [1])
+        moved.append(model.head.out.bias.detach() - before)
+    torch.testing.assert_close(moved[1], moved[0] / 2)
+
+
+def test_a_clipped_gradient_has_at_most_that_norm():
+    study = study_of(optimizer="sgd", learning_rate=1.0, weight_decay=0.0, clip_norm=0.01, batch_size=1000)
+    model = build_model(study)
+    before = torch.nn.utils.parameters_to_vector(model.parameters()).detach().clone()
+    train(study, model, make_optimizer(model, study.training), [1])
+    step = torch.nn.utils.parameters_to_vector(model.parameters()).detach() - before
+    assert step.norm().item() == pytest.approx(0.01, rel=1e-3)
+
+
+def test_a_strong_pull_keeps_the_model_where_it_was():
+    study = study_of(optimizer="sgd", learning_rate=0.05, local_epochs=4)
+    moved = {}
+    for strength in (0.0, 5.0):
+        model = build_model(study)
+        anchor = {name: value.detach().clone() for name, value in model.named_parameters()}
+        data, optimizer = tiny_data(study), make_optimizer(model, study.training)
+        rows, source = data.rows[Split.TRAIN], generator_for(0, "ash", 1)
+        train_round(model, optimizer, data, rows, study, source, Pull(strength, anchor))
+        moved[strength] = sum(
+            (v.detach() - anchor[k]).square().sum().item() for k, v in model.named_parameters()
+        )
+    assert moved[5.0] < 0.7 * moved[0.0]
+
+
+@pytest.mark.parametrize("distillation", [0.0, 1.0])
+def test_hidden_modalities_count_where_they_gave_a_gradient(distillation):
+    """All but one modality are hidden in every step; with distillation the whole patient is seen, too."""
+    study = study_of(noise_probability=0.0, modality_dropout=0.999, distillation=distillation)
+    data, model = tiny_data(study), build_model(study)
+    rows = data.rows[Split.TRAIN]
+    there = data.present[rows]
+    data.present[rows] = True  # every train patient has all modalities
+    trained = train(study, model, make_optimizer(model, study.training), [1], data)[0]
+    merges = len(rows) * (there.shape[1] - 1)
+    assert trained.exposures["merge"] == (merges if distillation else 0)
+    missing = [trained.exposures[f"conditioning.{modality.name}"] for modality in study.modalities]
+    assert sum(missing) == merges
+
+
+def test_hiding_nothing_of_some_modality_never_misses_it():
+    study = study_of(modality_dropout={"ct": 0.9})
+    data, model = tiny_data(study), build_model(study)
+    data.present[:] = True
+    trained = train(study, model, make_optimizer(model, study.training), [1], data)[0]
+    others = [modality.name for modality in study.modalities if modality.name != "ct"]
+    assert trained.exposures["conditioning.ct"] > 0
+    assert all(trained.exposures[f"conditioning.{name}"] == 0 for name in others)

@@ -125,8 +125,9 @@ def test_the_server_sends_everything_and_a_site_returns_what_it_trained():
     module = module_with_everything()
     sent, returned = global_tensors(module), trained_tensors(module)
     assert list(sent) == list(module.state_dict())
-    assert list(returned) == ["0.weight", "1.weight", "1.bias"]
+    assert list(returned) == ["0.weight", "0.bias", "1.weight", "1.bias"]  # frozen in a phase or not
     assert not any(value.requires_grad for value in (*sent.values(), *returned.values()))
+    assert list(global_tensors(module, without={"0.bias"})) == [name for name in sent if name != "0.bias"]
     assert_same(unpack(pack(sent), layout_of(sent)), sent)  # an int64 scalar among them
 
 

@@ -17,7 +17,7 @@ from mmare.metrics import MAX_LOG_LOSS, N_BINS, N_CALIBRATION_BINS, MetricState,
 
 RATES = ["accuracy", "log_loss", "brier", "ece"]
 OF_ALL_CLASSES = ["balanced_accuracy", "auc", "macro_f1", "macro_precision", "macro_recall"]
-METRICS = ["n", *RATES, *OF_ALL_CLASSES, "f1", "precision", "recall"]
+METRICS = ["n", *RATES, *OF_ALL_CLASSES, "balanced_log_loss", "f1", "precision", "recall"]
 unhurried = settings(deadline=None)  # a busy machine is no failure
 LOGIT = st.one_of(
     st.floats(-15, 15, width=32),
@@ -90,6 +90,9 @@ def sklearn_metrics(logits, labels, positive):
         "macro_precision": sk.precision_score(truth, guess, average="macro", zero_division=0),
         "macro_recall": sk.recall_score(truth, guess, average="macro", zero_division=0),
         "log_loss": sk.log_loss(truth, probability, labels=range(n_classes)),
+        "balanced_log_loss": np.mean(
+            [-np.log(probability[truth == label, label]).mean() for label in range(n_classes)]
+        ),
         "brier": sk.brier_score_loss(truth, probability[:, 1]) if n_classes == 2 else squared,
         "ece": expected_calibration_error(probability, guess, truth),
     }

@@ -55,7 +55,10 @@ def test_late_mean_is_the_mean_of_one_modality_predictions():
     ("model", "options", "sentence"),
     [
         pytest.param(
-            "mmmare", {}, "[model] name must be one of late-mean, mmare, unimodal, found 'mmmare'", id="name"
+            "mmmare",
+            {},
+            f"[model] name must be one of {', '.join(sorted(MODELS))}, found 'mmmare'",
+            id="name",
         ),
         pytest.param(
             "mmare",

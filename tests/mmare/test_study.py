@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from mmare.errors import StudyError
 from mmare.registry import build_model
+from mmare.strategies import STRATEGY_OPTIONS
 from mmare.study import (
     FederationSpec,
     Kind,
@@ -26,8 +27,12 @@ from mmare.study import (
     PrivacySpec,
     PromptMode,
     Scaling,
+    Schedule,
+    Select,
     Study,
     TrainingSpec,
+    Untouched,
+    Wire,
     load_study,
     parse_study,
 )
@@ -165,7 +170,12 @@ def studies(draw):
         model=ModelSpec(draw(WORDS), draw(options)),
         training=draw(training),
         federation=draw(
-            st.builds(FederationSpec, strategy=WORDS, min_sites=st.integers(1, 3), deadline_s=POSITIVE)
+            st.builds(
+                FederationSpec,
+                strategy=st.sampled_from(sorted(STRATEGY_OPTIONS)),
+                min_sites=st.integers(1, 3),
+                deadline_s=POSITIVE,
+            )
         ),
         privacy=PrivacySpec(draw(st.integers(0, 9))),
     )
@@ -304,7 +314,7 @@ MISTAKES = [
     ("training.rounds = 1.5", "[training] rounds must be a whole number, found 1.5"),
     ("training.local_epochs = 0", "[training] local_epochs must be at least 1"),
     ("training.batch_size = 0", "[training] batch_size must be at least 1"),
-    ("training.optimizer = 'adamw'", "[training] optimizer must be one of adam, sgd, found 'adamw'"),
+    ("training.optimizer = 'lion'", "[training] optimizer must be one of adam, adamw, sgd, found 'lion'"),
     (
         "training.optimizer_state = 'drop'",
         "[training] optimizer_state must be one of keep, reset, found 'drop'",
@@ -330,6 +340,17 @@ MISTAKES = [
     ),
     # Federation and privacy
     ("federation.strategy = 1", "[federation] strategy must be text, found 1"),
+    ("training.clip_norm = -1", "[training] clip_norm must not be negative"),
+    ("training.modality_dropout = 1.0", "[training] modality_dropout must be at least 0 and below 1"),
+    (
+        "training.modality_dropout = {pet = 0.5}",
+        "[training] modality_dropout names a modality that is not one",
+    ),
+    ("training.distillation = 1.0", "[training] distillation needs modality_dropout: nothing is hidden"),
+    ("training.recipe = 'secret'", "[training] recipe of mmare must be one of"),
+    ("federation.local = ['tail']", "[federation] local may name adapters, head, norms, found ['tail']"),
+    ("federation.strategy = 'fedsum'", "[federation] strategy must be one of exposure, fedadam,"),
+    ("federation.options = {mu = 1.0}", "[federation] options of fedavg has an unknown key 'mu'"),
     ("federation.min_sites = 0", "[federation] min_sites must be at least 1"),
     ("federation.deadline_s = 0", "[federation] deadline_s must be positive"),
     ("federation.deadline_s = inf", "[federation] deadline_s must be a number, found inf"),
@@ -508,7 +529,11 @@ def test_a_setting_that_cannot_be_is_one_sentence(assignment, sentence):
     assert refusal(lambda: STUDY.override([assignment])).startswith(sentence)
 
 
-SCANS = replace(STUDY, modalities=(ModalitySpec("ct", Kind.VOLUME, 512, "med3d"), STUDY.modalities[1]))
+SCANS = replace(
+    STUDY,
+    modalities=(ModalitySpec("ct", Kind.VOLUME, 512, "med3d"), STUDY.modalities[1]),
+    training=replace(STUDY.training, modality_dropout=0.1),  # so that distillation alone can be changed
+)
 # Differs from SCANS in every field; a new field of a study must be given another value here.
 OTHER = SimpleNamespace(
     name="other",
@@ -532,9 +557,26 @@ OTHER = SimpleNamespace(
     seed=4,
     model=ModelSpec("unimodal", {"width": 8}),
     training=TrainingSpec(
-        21, 3, OptimizerName.ADAM, 33, 2e-3, 0.1, OptimizerState.KEEP, 6, {"alive": 2.0}, 0.4
+        21,
+        3,
+        OptimizerName.ADAM,
+        33,
+        2e-3,
+        0.1,
+        OptimizerState.KEEP,
+        6,
+        {"alive": 2.0},
+        0.4,
+        "other",
+        Schedule.COSINE,
+        2.0,
+        Select.AUC,
+        0.5,
+        0.25,
     ),
-    federation=FederationSpec("median", 4, 61.0),
+    federation=FederationSpec(
+        "fedprox", 4, 61.0, {"weighting": "exposure"}, ("norms",), Wire.FLOAT16, Untouched.DRIFT
+    ),
     privacy=PrivacySpec(11),
 )
 

@@ -3,17 +3,18 @@ import math
 
 import pytest
 
+from mmare.study import Select
 from server.selection import Selection
 
 
 def metrics(accuracy, loss):
-    return {"balanced_accuracy": accuracy, "log_loss": loss}
+    return {"pooled": {"balanced_accuracy": accuracy, "log_loss": loss}, "sites": {}}
 
 
 def chosen(rounds):
     found = Selection()
     for number, (accuracy, loss) in enumerate(rounds, start=1):
-        found = found.after(number, metrics(accuracy, loss))
+        found = found.after(number, metrics(accuracy, loss), Select.BALANCED_ACCURACY)
     return found
 
 
@@ -38,7 +39,7 @@ def test_the_best_round(rounds, best):
 def test_patience_counts_rounds_without_a_better_one(patience, stops):
     found, number = Selection(), 0
     for number, accuracy in enumerate((0.5, 0.6, 0.6, 0.6, 0.6, 0.6), start=1):
-        found = found.after(number, metrics(accuracy, 1.0))
+        found = found.after(number, metrics(accuracy, 1.0), Select.BALANCED_ACCURACY)
         if found.exhausted(patience):
             break
     assert (found.round, number) == (2, stops)
@@ -54,3 +55,21 @@ def test_a_selection_survives_json(rounds):
     again = Selection.from_dict(json.loads(json.dumps(found.to_dict(), allow_nan=False)))
     assert again == found
     assert all(not math.isnan(value) for value in again.score)
+
+
+SITES = {"ash": {"balanced_accuracy": 0.4}, "birch": {"balanced_accuracy": 0.9}, "cedar": {}}
+
+
+@pytest.mark.parametrize(
+    ("select", "score"),
+    [
+        (Select.BALANCED_ACCURACY, 0.7),
+        (Select.WORST_SITE, 0.4),
+        (Select.AUC, 0.8),
+        (Select.BALANCED_LOSS, -0.6),
+    ],
+)
+def test_what_is_selected_by(select, score):
+    pooled = {"balanced_accuracy": 0.7, "auc": 0.8, "log_loss": 0.5, "balanced_log_loss": 0.6}
+    found = Selection().after(1, {"pooled": pooled, "sites": SITES}, select)
+    assert found.score == (score, -0.5)

@@ -106,7 +106,7 @@ FAULTS = [
     pytest.param(claiming(samples=10**9), "1000000000 samples, expected 1 to", id="too-many-samples"),
     pytest.param(claiming(samples=0), "0 samples, expected 1 to", id="no-samples"),
     pytest.param(claiming(samples=-5), "-5 samples, expected 1 to", id="negative-samples"),
-    pytest.param(claiming(exposures={"shared": -1}), "negative exposure", id="negative-exposure"),
+    pytest.param(claiming(exposures={"shared": 1}), "exposures of other blocks", id="unknown-block"),
     pytest.param(claiming(seconds={"a": 1e308, "b": 1e308}), "seconds", id="endless-seconds"),
     pytest.param(with_update(other_state), "metric state", id="wrong-metric-state"),
     pytest.param(with_update(no_evaluation), "other splits than asked", id="no-evaluation"),
@@ -114,7 +114,7 @@ FAULTS = [
     pytest.param(lambda *_: ("{}", b""), "not a message of this system", id="garbage"),
     pytest.param(changed_text('"samples":', '"sample":'), "unknown key 'sample'", id="unknown-key"),
     pytest.param(changed_text('"train_loss":', '"train_loss":NaN,"x":'), "not a message", id="nan-loss"),
-    pytest.param(changed_text('"version":1', '"version":2'), "wire version 2, expected 1", id="version"),
+    pytest.param(changed_text('"version":2', '"version":3'), "wire version 3, expected 2", id="version"),
 ]
 
 

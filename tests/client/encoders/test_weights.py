@@ -271,6 +271,7 @@ def test_a_damaged_list_of_pins_is_refused(tmp_path, content):
 def test_the_known_checkpoints():
     sizes = {layout.name: len(layout.shapes) for layout in LAYOUTS}
     assert sizes == {
+        "hypermm-vgg11": 16,
         "med3d-resnet18": 85,
         "resnet50-wsi": 215,
         "unimed-clip-text": 199,

@@ -1,0 +1,140 @@
+"""The optimisers of a phase: one per objective, whose moments stay at the site by the parameters' names."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from mmare.errors import SiteCode, SiteError
+from mmare.study import OptimizerName
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from torch import Tensor
+    from torch.nn import Parameter
+    from torch.optim import Optimizer
+
+    from mmare.blocks import Block
+    from mmare.model import MultimodalModel
+    from mmare.phases import Objective, Phase
+    from mmare.study import TrainingSpec
+
+__all__ = ["PhaseOptimizers"]
+
+
+class PhaseOptimizers:
+    """Steps the blocks of a phase; what no objective trains gets no gradient.
+
+    Args:
+        model: Whose parameters are stepped; those outside the phase are frozen.
+        phase: Of the round.
+        training: Of the study; an objective may say otherwise.
+        rate_factor: Of all step sizes.
+    """
+
+    def __init__(
+        self, model: MultimodalModel, phase: Phase, training: TrainingSpec, rate_factor: float = 1.0
+    ) -> None:
+        self.phase = phase
+        self._clip_norm = training.clip_norm
+        blocks = {block.name: block for block in model.blocks()}
+        parameters = dict(model.named_parameters())
+        self._named = [
+            {name: parameters[name] for block in objective.blocks for name in blocks[block].parameters}
+            for objective in phase.objectives
+        ]
+        trained = {name for named in self._named for name in named}
+        for name, value in parameters.items():
+            value.requires_grad_(name in trained)
+            value.grad = None
+        self.steps: list[tuple[Objective, Optimizer]] = [
+            (objective, _optimizer(named.values(), objective, training, rate_factor))
+            for objective, named in zip(phase.objectives, self._named, strict=True)
+        ]
+
+    def clip(self, objective: Objective) -> None:
+        """Shorten the gradient of an objective's parameters to the study's largest norm, if it has one."""
+        if self._clip_norm > 0:
+            index = [each for each, _ in self.steps].index(objective)
+            torch.nn.utils.clip_grad_norm_(self._named[index].values(), self._clip_norm)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The moments: ``phase/objective/parameter/moment``."""
+        return {
+            f"{self._prefix(index)}{name}/{moment}": value
+            for index, (_, optimizer) in enumerate(self.steps)
+            for name, parameter in self._named[index].items()
+            for moment, value in optimizer.state.get(parameter, {}).items()
+            if isinstance(value, torch.Tensor)
+        }
+
+    def restore(self, kept: Mapping[str, Tensor]) -> None:
+        """Put back what `tensors` gave; moments of another phase are passed over.
+
+        Raises:
+            SiteError: If moments are not those of the phase's parameters.
+        """
+        for index, (_, optimizer) in enumerate(self.steps):
+            prefix = self._prefix(index)
+            order = {name: number for number, name in enumerate(self._named[index])}
+            state: dict[int, dict[str, Tensor]] = {}
+            for key, value in kept.items():
+                if key.startswith(prefix):
+                    name, _, moment = key.removeprefix(prefix).rpartition("/")
+                    if name not in order:
+                        raise SiteError(SiteCode.STATE)
+                    state.setdefault(order[name], {})[moment] = value.clone()  # kept stays as it was
+            groups = optimizer.state_dict()["param_groups"]
+            optimizer.load_state_dict({"state": state, "param_groups": groups})
+
+    def untouched(self, blocks: Iterable[Block], kept: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The moments, with those of blocks that no sample exercised as they were before the round.
+
+        Args:
+            blocks: That no sample exercised.
+            kept: What the round started from; moments that are not in it start from nothing.
+
+        Returns:
+            As `tensors`.
+        """
+        found = self.tensors()
+        columns = {(name, block.column) for block in blocks for name in block.parameters}
+        whole = {name for name, column in columns if column is None}
+        for key in list(found):
+            name = key.split("/")[2]
+            if name in whole:
+                found.pop(key)
+                if key in kept:
+                    found[key] = kept[key]
+        for key, value in found.items():
+            name = key.split("/")[2]
+            of_name = [column for other, column in columns if other == name and column is not None]
+            if of_name and value.ndim > 1:
+                before = kept.get(key, torch.zeros_like(value)).to(value.device)
+                value[:, of_name] = before[:, of_name]
+                found[key] = value
+        return found
+
+    def _prefix(self, index: int) -> str:
+        return f"{self.phase.name}/{index}/"
+
+
+def _optimizer(
+    parameters: Iterable[Parameter], objective: Objective, training: TrainingSpec, rate_factor: float
+) -> Optimizer:
+    own = replace(training, **objective.training)
+    kinds: dict[str, Any] = {
+        OptimizerName.ADAM: torch.optim.Adam,
+        OptimizerName.ADAMW: torch.optim.AdamW,
+        OptimizerName.SGD: torch.optim.SGD,
+    }
+    optimizer: Optimizer = kinds[own.optimizer](
+        list(parameters),
+        lr=own.learning_rate * rate_factor,
+        weight_decay=own.weight_decay,
+        fused=True,
+    )
+    return optimizer

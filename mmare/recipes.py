@@ -1,0 +1,81 @@
+"""Named training recipes: the settings that a model's authors, or we, train it with.
+
+A study's ``[training] recipe`` names one; what the study says itself goes before it. Absent, it is the first
+of the model's recipes. A model that is not listed is trained as MMARE is, so that a comparison is of models.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from mmare.errors import StudyError
+
+__all__ = ["RECIPES", "Recipe", "recipe_of"]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Values that a study takes where it says nothing itself.
+
+    Args:
+        training: Of ``[training]``.
+        model: Of ``[model]``: the model's own options.
+    """
+
+    training: Mapping[str, Any] = field(default_factory=dict)
+    model: Mapping[str, Any] = field(default_factory=dict)
+
+
+_MMARE: Final[dict[str, Recipe]] = {
+    "thesis": Recipe()
+}  # the thesis's values are the defaults of `TrainingSpec`
+
+_HYPERMM: Final = {  # thesis 5.3 and the repository; batches of one patient there (`models.md` 2.1)
+    "weight_decay": 5e-4,
+    "rounds": 150,
+    "schedule": "plateau",
+}
+
+RECIPES: Final[dict[str, dict[str, Recipe]]] = {
+    "adacomed": {  # the repository's command line; 30 rounds for the small model, 100 for the large one
+        "thesis": Recipe({"weight_decay": 0.0, "batch_size": 128, "rounds": 130, "schedule": "cosine"})
+    },
+    "drim": {  # the repository's; it keeps the last round, we look at all and keep the best
+        "thesis": Recipe(
+            {
+                "optimizer": "adamw",
+                "learning_rate": 1e-3,
+                "weight_decay": 1e-2,
+                "batch_size": 24,
+                "rounds": 30,
+                "patience": 30,
+                "schedule": "cosine",
+            }
+        )
+    },
+    "hypermm": {"thesis": Recipe(_HYPERMM)},
+    "hypermm-embedding": {"thesis": Recipe(_HYPERMM)},
+    "mmare": _MMARE,
+    "unilmmv": {  # the repository's, but for a step size and batch that learn from hundreds of patients
+        "thesis": Recipe({"optimizer": "adamw", "weight_decay": 1e-3, "clip_norm": 1.0})
+    },
+}
+
+
+def recipe_of(model: str, name: str | None) -> tuple[str, Recipe]:
+    """A model's recipe by name, or its first.
+
+    Raises:
+        StudyError: If the model has no recipe of that name.
+
+    Example:
+        >>> recipe_of("mmare", "thesis")[0]
+        'thesis'
+    """
+    known = RECIPES.get(model, _MMARE)
+    chosen = next(iter(known)) if name is None else name
+    if chosen not in known:
+        raise StudyError(f"[training] recipe of {model} must be one of {', '.join(known)}, found {chosen!r}")
+    return chosen, known[chosen]

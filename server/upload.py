@@ -1,0 +1,85 @@
+"""What a site may return of a round: blocks of the phase that its samples exercised, and nothing else."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import TYPE_CHECKING
+
+from mmare.blocks import block_tensors
+from mmare.exchange import Layout, Update, WireError
+from mmare.federated import federated_blocks, from_wire, on_wire
+from mmare.flat import layout_of, trained_tensors
+from mmare.phases import phase_at
+from mmare.study import Untouched
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from torch import Tensor
+
+    from mmare.model import MultimodalModel
+    from mmare.study import Study
+
+__all__ = ["Upload"]
+
+
+class Upload:
+    """The federated tensors of the model in hand, and the rules for what comes back.
+
+    Args:
+        model: Of the server; its tensors are read when they are needed.
+        study: Of the run.
+
+    Raises:
+        StudyError: If the study's local parts leave nothing to federate.
+    """
+
+    def __init__(self, model: MultimodalModel, study: Study) -> None:
+        self._study = study
+        self._phases = model.phases()
+        self._every = {block.name: block for block in model.blocks()}
+        self._federated = {block.name: block for block in federated_blocks(model, study)}
+        tensors = trained_tensors(model)
+        self.tensors = block_tensors(self._federated.values(), tensors)  # views of the model
+        self.parts = {
+            name: tuple(block_tensors((block,), tensors)) for name, block in self._federated.items()
+        }
+        self.layout = cache(self._layout)
+
+    def of_round(self, round_number: int) -> tuple[str, ...]:
+        """Names of the blocks that are federated in a round, in the model's order."""
+        trained = phase_at(self._phases, round_number).blocks
+        return tuple(name for name in self._federated if name in trained)
+
+    def _layout(self, blocks: tuple[str, ...]) -> Layout:
+        """The layout of what a site sends for these blocks."""
+        tensors = {name: self.tensors[name] for block in blocks for name in self.parts[block]}
+        return layout_of(on_wire(tensors, tensors, self._study.federation.wire))
+
+    def check(self, update: Update, round_number: int) -> Layout:
+        """The layout of an update's tensors, once its blocks and exposures are possible.
+
+        Raises:
+            WireError: If blocks are not the study's, exposures no draws could have given, or the tensors
+                those of other blocks.
+        """
+        expected = phase_at(self._phases, round_number).blocks
+        if set(update.exposures) != expected:
+            odd = min(set(update.exposures) ^ expected)
+            raise WireError(f"exposures of other blocks than the round's: {odd!r}")
+        for name, count in update.exposures.items():
+            most = update.samples * self._every[name].most
+            if not 0 <= count <= most:
+                raise WireError(f"exposure {count} of block {name}, expected 0 to {most}")
+        stay = self._study.federation.untouched is Untouched.STAY
+        wanted = tuple(name for name in self.of_round(round_number) if update.exposures[name] > 0 or not stay)
+        if update.blocks != wanted:
+            raise WireError(f"tensors of the blocks {list(update.blocks)}, expected {list(wanted)}")
+        layout = self.layout(wanted)
+        if update.layout != layout.fingerprint:
+            raise WireError("tensors of another layout")
+        return layout
+
+    def read(self, received: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """A site's tensors as tensors of the model."""
+        return from_wire(received, self.tensors, self._study.federation.wire)
