@@ -5,26 +5,32 @@ What reads tables (pandas, scikit-learn) is imported inside the commands, so tha
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
-from rich import box
 from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 
 from mmare.errors import StudyError
-from mmare.exchange import Split
-from mmare.study import PromptMode
-from sites.options import Cohort, Grouping, IxiTask, Mechanism, SplitScheme, SyntheticKind
-
-if TYPE_CHECKING:
-    from sites.federation import Prepared, SiteCounts
+from mmare.study import Kind, PromptMode
+from simulation.embed_first import embedding_first
+from simulation.prepare_view import show
+from sites.missingness import Missingness
+from sites.options import (
+    Cohort,
+    Grouping,
+    IxiTask,
+    Mechanism,
+    Pattern,
+    SplitScheme,
+    SyntheticKind,
+    SyntheticPattern,
+)
 
 __all__ = ["app"]
+
+_MED3D = "med3d-resnet18"
 
 app = typer.Typer(no_args_is_help=True, help="Make a federation folder: study.toml and one folder per site.")
 
@@ -32,6 +38,32 @@ Out = Annotated[Path, typer.Option(help="Federation folder to write, whole or no
 Seed = Annotated[int, typer.Option(help="Of the split; also written as the study's seed.")]
 Overwrite = Annotated[
     bool, typer.Option("--overwrite", help="Replace a federation folder that is there already.")
+]
+Mechanisms = Annotated[
+    Mechanism | None,
+    typer.Option(
+        help="Take modalities away: at random (mcar), by a column of the table (mar), or by the label or "
+        "what the modality shows (mnar)."
+    ),
+]
+Rate = Annotated[
+    float | None,
+    typer.Option(help="Mean probability that a modality is taken away; one is always left."),
+]
+Drivers = Annotated[
+    list[str] | None,
+    typer.Option(help="Of mar: a column. Of mnar: pc1, the first principal component, or label."),
+]
+Slope = Annotated[
+    float | None,
+    typer.Option(help="Of mar and mnar: of the logit per standard deviation of the driver; 2 by default."),
+]
+SiteMissing = Annotated[
+    list[str] | None,
+    typer.Option(metavar="SITE=MECHANISM:RATE", help="Another mechanism, or only RATE, at a site; repeat."),
+]
+Patterns = Annotated[
+    Pattern, typer.Option(help="Exclusive: every site goes without a modality that another site keeps.")
 ]
 
 
@@ -60,24 +92,34 @@ def mmist(  # noqa: PLR0913, PLR0917 - one parameter per flag
     prompt_mode: Annotated[
         PromptMode, typer.Option(help="Leave missing fields out of the prompt, or say that they are missing.")
     ] = PromptMode.OMIT,
+    mechanism: Mechanisms = None,
+    missing_rate: Rate = None,
+    driver: Drivers = None,
+    slope: Slope = None,
+    site_missing: SiteMissing = None,
+    pattern: Patterns = Pattern.NATURAL,
     overwrite: Overwrite = False,
 ) -> None:
     """Turn the official MMIST-ccRCC release into a federation: CT, MRI, WSI and a clinical prompt."""
     from sites.mmist import prepare_mmist  # noqa: PLC0415 - slow, not for --help
 
-    prepared = prepare_mmist(
-        source,
-        out,
-        by,
-        split,
-        cohort,
-        seed,
-        _commas(without or []),
-        min_patients,
-        prompt_mode=prompt_mode,
-        overwrite=overwrite,
-    )
-    _show(prepared)
+    missing = _missing(mechanism, missing_rate, driver, slope, site_missing, pattern)
+    with embedding_first(out, Console(stderr=True)) as embed:
+        prepared = prepare_mmist(
+            source,
+            out,
+            by,
+            split,
+            cohort,
+            seed,
+            _commas(without or []),
+            min_patients,
+            prompt_mode=prompt_mode,
+            missing=missing,
+            overwrite=overwrite,
+            embed=embed,
+        )
+    show(prepared)
 
 
 @app.command(
@@ -93,12 +135,12 @@ def ixi(  # noqa: PLR0913, PLR0917 - one parameter per flag
     with_clinical: Annotated[
         bool, typer.Option("--with-clinical", help="Add the clinical prompt as a fifth modality.")
     ] = False,
-    mechanism: Annotated[
-        Mechanism | None, typer.Option(help="Take modalities away: completely at random (mcar).")
-    ] = None,
-    missing_rate: Annotated[
-        float, typer.Option(help="Probability that a modality is taken away; one is always left.")
-    ] = 0.0,
+    mechanism: Mechanisms = None,
+    missing_rate: Rate = None,
+    driver: Drivers = None,
+    slope: Slope = None,
+    site_missing: SiteMissing = None,
+    pattern: Patterns = Pattern.NATURAL,
     seed: Annotated[
         int, typer.Option(help="Of split and amputation; also the study's. 42 splits as the thesis did.")
     ] = 0,
@@ -109,42 +151,88 @@ def ixi(  # noqa: PLR0913, PLR0917 - one parameter per flag
         bool,
         typer.Option("--keep-incomplete", help="Subjects with any contrast, not only those with all four."),
     ] = False,
+    encoder: Annotated[str, typer.Option(help="Of the four contrasts.")] = _MED3D,
+    weights: Annotated[
+        Path | None,
+        typer.Option(help="Folder of the encoder's weights, for mnar on pc1; ./weights where there is one."),
+    ] = None,
     overwrite: Overwrite = False,
 ) -> None:
-    """Turn the IXI brain scans into a federation of their three hospitals; opens no image."""
+    """Turn the IXI brain scans into a federation of their three hospitals.
+
+    Opens no image, but for mnar on pc1, which embeds all scans first.
+    """
     from sites.ixi import prepare_ixi  # noqa: PLC0415 - slow, not for --help
 
-    prepared = prepare_ixi(
-        source,
-        out,
-        task,
-        with_clinical,
-        seed,
-        mechanism,
-        missing_rate,
-        prompt_mode=prompt_mode,
-        complete=not keep_incomplete,
-        overwrite=overwrite,
-    )
-    _show(prepared)
+    missing = _missing(mechanism, missing_rate, driver, slope, site_missing, pattern)
+    _check_encoder(encoder)
+    if weights is None and Path("weights").is_dir():
+        weights = Path("weights")
+    with embedding_first(out, Console(stderr=True), weights) as embed:
+        prepared = prepare_ixi(
+            source,
+            out,
+            task,
+            with_clinical,
+            seed,
+            missing,
+            prompt_mode=prompt_mode,
+            complete=not keep_incomplete,
+            encoder=encoder,
+            overwrite=overwrite,
+            embed=embed,
+        )
+    show(prepared)
 
 
 @app.command(epilog="Example: mmare-sim prepare synthetic --patients 200 --seed 0 --out runs/synthetic")
-def synthetic(
+def synthetic(  # noqa: PLR0913, PLR0917 - one parameter per flag
     out: Out,
     kind: Annotated[
         SyntheticKind, typer.Option(help="What the hospitals hold: features, or NIfTI head phantoms.")
     ] = SyntheticKind.FEATURES,
-    patients: Annotated[
-        int | None, typer.Option(help="Per hospital; there are three. By default 200, of scans 40.")
+    patients: Annotated[int | None, typer.Option(help="Per hospital. By default 200, of scans 40.")] = None,
+    sites: Annotated[int | None, typer.Option(help="Hospitals; by default three.")] = None,
+    pattern: Annotated[
+        SyntheticPattern,
+        typer.Option(
+            help="The hospitals' own gaps, no gap, every hospital without a modality that another keeps, or "
+            "flair at the first hospital alone."
+        ),
+    ] = SyntheticPattern.NATURAL,
+    signal: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=WEIGHT", help="Weight of a modality's cause in the disease; 1 by default."
+        ),
     ] = None,
+    mechanism: Mechanisms = None,
+    missing_rate: Rate = None,
+    driver: Drivers = None,
+    slope: Slope = None,
+    site_missing: SiteMissing = None,
     seed: Seed = 0,
     overwrite: Overwrite = False,
 ) -> None:
-    """Make three hospitals with different scanners and gaps, and features or scans with a known answer."""
+    """Make hospitals with different scanners and gaps, and features or scans with a known answer."""
     from sites.synthetic import prepare_synthetic  # noqa: PLC0415 - slow, not for --help
 
-    _show(prepare_synthetic(kind, out=out, patients=patients, seed=seed, overwrite=overwrite))
+    missing = _missing(mechanism, missing_rate, driver, slope, site_missing)
+    weights = {name: _number(text, "--signal") for name, text in _named(signal or [], "--signal").items()}
+    with embedding_first(out, Console(stderr=True)) as embed:
+        prepared = prepare_synthetic(
+            kind,
+            out=out,
+            patients=patients,
+            seed=seed,
+            n_sites=sites,
+            pattern=pattern,
+            signal=weights,
+            missing=missing,
+            overwrite=overwrite,
+            embed=embed,
+        )
+    show(prepared)
 
 
 @app.command(
@@ -179,6 +267,12 @@ def table(  # noqa: PLR0913, PLR0917 - one parameter per flag
     positive: Annotated[
         str | None, typer.Option(help="Class of F1, precision and recall; of two classes the last.")
     ] = None,
+    mechanism: Mechanisms = None,
+    missing_rate: Rate = None,
+    driver: Drivers = None,
+    slope: Slope = None,
+    site_missing: SiteMissing = None,
+    pattern: Patterns = Pattern.NATURAL,
     seed: Seed = 0,
     overwrite: Overwrite = False,
 ) -> None:
@@ -202,9 +296,45 @@ def table(  # noqa: PLR0913, PLR0917 - one parameter per flag
         missing_values=_commas([missing_values]),
         positive=positive,
         seed=seed,
+        missing=_missing(mechanism, missing_rate, driver, slope, site_missing, pattern),
         overwrite=overwrite,
     )
-    _show(prepared)
+    show(prepared)
+
+
+def _missing(
+    mechanism: Mechanism | None,
+    rate: float | None,
+    drivers: Sequence[str] | None,
+    slope: float | None,
+    sites: Sequence[str] | None,
+    pattern: Pattern = Pattern.NATURAL,
+) -> Missingness:
+    return Missingness(mechanism, rate, tuple(drivers or ()), slope, tuple(sites or ()), pattern)
+
+
+def _check_encoder(name: str) -> None:
+    """Refuse an encoder that no brain scan goes through; the usual one is not looked up, which takes seconds.
+
+    Raises:
+        StudyError: Naming those that there are.
+    """
+    if name == _MED3D:
+        return
+    from client.encoders.registry import ENCODERS  # noqa: PLC0415 - torch takes seconds
+    from sites.ixi import WIDTH  # noqa: PLC0415 - pandas takes seconds
+
+    fits = {key for key, entry in ENCODERS.items() if entry.kind is Kind.VOLUME and entry.width == WIDTH}
+    known = sorted(key for key in fits if not ENCODERS[key].slides)
+    if name not in known:
+        raise StudyError(f"--encoder is {name!r}, expected one of {', '.join(known)}")
+
+
+def _number(text: str, flag: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise StudyError(f"{flag} is {text!r}, expected a number") from None
 
 
 def _commas(words: Sequence[str]) -> list[str]:
@@ -227,34 +357,3 @@ def _named(pairs: Sequence[str], flag: str) -> dict[str, str]:
             raise StudyError(f"{flag} names {name!r} twice, expected each modality once")
         named[name] = value
     return named
-
-
-def _show(prepared: Prepared) -> None:
-    """Print what was written and what to type next."""
-    console = Console(highlight=False)
-    study = prepared.study
-    modalities = [modality.name for modality in study.modalities]
-    classes = escape(" / ".join(study.classes))
-    view = Table(
-        title=f"{escape(study.name)}: {classes} by split, share that has a modality",
-        box=box.SIMPLE,
-        padding=(0, 1, 0, 0),
-        pad_edge=False,
-    )
-    for heading in ("site", "patients", *Split, *modalities):
-        view.add_column(escape(heading), justify="left" if heading == "site" else "right", overflow="fold")
-    for site in prepared.sites:
-        counts = ["/".join(str(site.patients[split, name]) for name in study.classes) for split in Split]
-        view.add_row(site.id, str(site.n_patients), *counts, *(_share(site, name) for name in modalities))
-    console.print(view)
-    for note in prepared.notes:
-        console.print(escape(f"- {note}"), soft_wrap=True)
-    folder = shlex.quote(str(prepared.folder))
-    run = shlex.quote(f"{prepared.folder}-run")
-    console.print(f"Written to {escape(folder)}. Next:", soft_wrap=True)
-    console.print(f"  mmare-sim run {escape(folder)} --out {escape(run)}", soft_wrap=True)
-
-
-def _share(site: SiteCounts, modality: str) -> str:
-    n_present = site.present[modality]
-    return f"{100 * n_present / site.n_patients:.0f}%" if n_present else "-"

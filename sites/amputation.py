@@ -1,6 +1,20 @@
-"""Who loses which modality on purpose: masks as pure functions of what is present, a rate and a generator."""
+"""Who loses which modality on purpose: masks as pure functions of presence, scores, a rate and a generator.
+
+========= ============================================================ =====================
+mechanism probability of a loss                                        scores
+========= ============================================================ =====================
+mcar      the rate                                                     none
+mar       sigmoid(intercept + slope * score)                           of the patient
+mnar      sigmoid(intercept + slope * score)                           of the modality itself
+========= ============================================================ =====================
+
+The intercept is found by bisection, for each modality on its own, so that the mean probability over those who
+have the modality is the rate. What is then drawn is reported and not forced.
+"""
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -8,9 +22,23 @@ from numpy.typing import NDArray
 from mmare.errors import StudyError
 from mmare.exchange import Split
 
-__all__ = ["achieved_rate", "amputate", "mcar"]
+__all__ = ["Losses", "achieved_rate", "amputate", "loss_probability", "mar", "mcar", "mnar"]
 
 _STREAM = 5150  # sets these draws apart from others made with the same seed
+_BISECTIONS = 200  # more than halve any interval of doubles to nothing
+
+
+@dataclass(frozen=True)
+class Losses:
+    """What a draw left.
+
+    Args:
+        drawn: ``(N, M)`` bool, true where a modality was not drawn to be lost: before the repair.
+        kept: ``(N, M)`` bool, true where a modality is still there: after the repair.
+    """
+
+    drawn: NDArray[np.bool_]
+    kept: NDArray[np.bool_]
 
 
 def mcar(
@@ -38,28 +66,24 @@ def mcar(
         >>> mcar(np.ones((2, 3), dtype=bool), 1.0, np.random.default_rng(0)).sum(axis=1)
         array([1, 1])
     """
-    if not ((np.asarray(rate) >= 0) & (np.asarray(rate) <= 1)).all():
-        raise StudyError(f"--missing-rate is {rate}, expected a number between 0 and 1")
-    kept = present & (generator.random(present.shape) >= rate)  # (N, M)
-    # The highest draw among those present is a uniform choice of one; drawn for all, as above.
-    order = np.where(present, generator.random(present.shape), -1.0)  # (N, M)
-    bare = np.flatnonzero(present.any(axis=1) & ~kept.any(axis=1))
-    kept[bare, order[bare].argmax(axis=1)] = True
-    return kept
+    return _draw(present, rate, generator).kept
 
 
-def amputate(
-    present: NDArray[np.bool_], splits: NDArray[np.str_], rate: float, seed: int
+def mar(
+    present: NDArray[np.bool_],
+    scores: NDArray[np.float64],
+    rate: float,
+    slope: float,
+    generator: np.random.Generator,
 ) -> NDArray[np.bool_]:
-    """`mcar` in each split on its own, from a generator of the seed and the split.
-
-    The mask is fixed once, not drawn again per epoch, and a split's mask does not depend on the others.
+    """Take modalities away at random given a covariate, repaired as in `mcar`.
 
     Args:
         present: ``(N, M)`` bool.
-        splits: ``(N,)`` values of `Split`.
-        rate: Probability of a loss.
-        seed: Same patients in the same order and same seed, same mask.
+        scores: ``(N,)`` the patient's covariate; NaN where it is not known.
+        rate: Mean probability of a loss of each modality.
+        slope: Of the logit, per standard deviation of the covariate.
+        generator: As for `mcar`.
 
     Returns:
         ``(N, M)`` bool, true where a modality is still there.
@@ -67,15 +91,145 @@ def amputate(
     Raises:
         StudyError: If the rate is not between 0 and 1.
     """
-    kept = present.copy()
+    return _draw(present, loss_probability(present, scores, rate, slope), generator).kept
+
+
+def mnar(
+    present: NDArray[np.bool_],
+    scores: NDArray[np.float64],
+    rate: float,
+    slope: float,
+    generator: np.random.Generator,
+) -> NDArray[np.bool_]:
+    """Take modalities away for what they would have shown, repaired as in `mcar`.
+
+    Args:
+        present: ``(N, M)`` bool.
+        scores: ``(N, M)`` what each modality shows of the patient, such as its first principal component;
+            or ``(N,)``, the label, say. NaN where it is not known.
+        rate: Mean probability of a loss of each modality.
+        slope: Of the logit, per standard deviation of the score.
+        generator: As for `mcar`.
+
+    Returns:
+        ``(N, M)`` bool, true where a modality is still there.
+
+    Raises:
+        StudyError: If the rate is not between 0 and 1.
+    """
+    return _draw(present, loss_probability(present, scores, rate, slope), generator).kept
+
+
+def loss_probability(
+    present: NDArray[np.bool_], scores: NDArray[np.float64], rate: float, slope: float
+) -> NDArray[np.float64]:
+    """The probability that a cell is lost, a logit of its score.
+
+    Scores are standardised over the patients who have the modality; an unknown score counts as their mean.
+
+    Args:
+        present: ``(N, M)`` bool.
+        scores: ``(N,)`` for all modalities alike, or ``(N, M)``; NaN where unknown.
+        rate: What the mean over the present cells of each modality is to be.
+        slope: Of the logit, per standard deviation; negative makes low scores go missing.
+
+    Returns:
+        ``(N, M)`` float64, zero where the modality is absent.
+
+    Raises:
+        StudyError: If the rate is not between 0 and 1.
+
+    Example:
+        >>> present = np.ones((4, 1), dtype=bool)
+        >>> loss_probability(present, np.array([1.0, 2.0, 3.0, 4.0]), 0.4, 2.0)[:, 0].mean().round(9)
+        np.float64(0.4)
+    """
+    _check_rate(rate)
+    wide = np.broadcast_to(scores[:, None] if scores.ndim == 1 else scores, present.shape)  # (N, M)
+    probability = np.zeros(present.shape)
+    for slot in range(present.shape[1]):
+        rows = present[:, slot]
+        probability[rows, slot] = _logistic(slope * _standard(wide[rows, slot]), rate)
+    return probability
+
+
+def amputate(
+    present: NDArray[np.bool_], splits: NDArray[np.str_], rate: float | NDArray[np.float64], seed: int
+) -> Losses:
+    """Draw in each split on its own, from a generator of the seed and the split, and repair as in `mcar`.
+
+    The mask is fixed once, not drawn again per epoch, and a split's draws do not depend on the others.
+
+    Args:
+        present: ``(N, M)`` bool.
+        splits: ``(N,)`` values of `Split`.
+        rate: Probability of a loss, one for all or an array that broadcasts to ``(N, M)``.
+        seed: Same patients in the same order and same seed, same mask.
+
+    Raises:
+        StudyError: If a rate is not between 0 and 1.
+    """
+    rates = np.broadcast_to(np.asarray(rate, dtype=np.float64), present.shape)  # (N, M)
+    drawn, kept = present.copy(), present.copy()
     for position, split in enumerate(Split):
         rows = splits == split.value
-        generator = np.random.default_rng([seed, _STREAM, position])
-        kept[rows] = mcar(present[rows], rate, generator)
-    return kept
+        losses = _draw(present[rows], rates[rows], np.random.default_rng([seed, _STREAM, position]))
+        drawn[rows], kept[rows] = losses.drawn, losses.kept
+    return Losses(drawn, kept)
 
 
 def achieved_rate(present: NDArray[np.bool_], kept: NDArray[np.bool_]) -> float:
     """The share of what was present that is gone; 0 where nothing was present."""
     n_present = int(present.sum())
     return 1 - int(kept.sum()) / n_present if n_present else 0.0
+
+
+def _draw(
+    present: NDArray[np.bool_], rate: float | NDArray[np.float64], generator: np.random.Generator
+) -> Losses:
+    _check_rate(rate)
+    drawn = present & (generator.random(present.shape) >= rate)  # (N, M)
+    # The highest draw among those present is a uniform choice of one; drawn for all, so that a repair does
+    # not depend on who else needs one.
+    order = np.where(present, generator.random(present.shape), -1.0)  # (N, M)
+    kept = drawn.copy()
+    bare = np.flatnonzero(present.any(axis=1) & ~kept.any(axis=1))
+    kept[bare, order[bare].argmax(axis=1)] = True
+    return Losses(drawn, kept)
+
+
+def _check_rate(rate: float | NDArray[np.float64]) -> None:
+    if not ((np.asarray(rate) >= 0) & (np.asarray(rate) <= 1)).all():
+        raise StudyError(f"--missing-rate is {rate}, expected a number between 0 and 1")
+
+
+def _standard(scores: NDArray[np.float64]) -> NDArray[np.float64]:
+    """``(n,)`` with mean 0 and standard deviation 1; 0 where unknown, and everywhere if all are alike."""
+    known = np.isfinite(scores)
+    standard = np.zeros(len(scores))
+    if known.any():
+        centred = scores[known] - scores[known].mean()
+        spread = float(np.sqrt((centred**2).mean()))
+        # Scores that differ by rounding alone do not differ.
+        if spread > 1e-12 * float(np.abs(scores[known]).max()):
+            standard[known] = centred / spread
+    return standard
+
+
+def _logistic(logits: NDArray[np.float64], rate: float) -> NDArray[np.float64]:
+    """``(n,)`` probabilities with mean ``rate``: the sigmoid of the logits, shifted by bisection."""
+    if not len(logits) or rate in {0.0, 1.0}:
+        return np.full(len(logits), rate)
+    centre = float(np.log(rate / (1 - rate)))
+    low, high = centre - float(logits.max()), centre - float(logits.min())  # all below the rate, all above
+    for _ in range(_BISECTIONS):
+        middle = (low + high) / 2
+        if _sigmoid(middle + logits).mean() < rate:
+            low = middle
+        else:
+            high = middle
+    return _sigmoid((low + high) / 2 + logits)
+
+
+def _sigmoid(logits: NDArray[np.float64]) -> NDArray[np.float64]:
+    return np.asarray(0.5 * (1 + np.tanh(logits / 2)), dtype=np.float64)  # never overflows

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import unicodedata
@@ -23,18 +24,23 @@ from sites.features import Vectors, write_features
 from sites.manifest import ID, LABEL, SPLIT
 
 __all__ = [
+    "AMPUTATION_FILE",
     "SCANS_FOLDER",
     "SYNTHETIC_FILE",
     "Prepared",
     "SiteCounts",
     "SiteTables",
     "check_target",
+    "having",
     "site_folders",
     "slug",
     "write_federation",
 ]
 
 STUDY_FILE, SITE_FILE, MANIFEST_FILE = "study.toml", "site.toml", "patients.csv"
+
+# What was taken away on purpose lies beside the study, where sites do not see it.
+AMPUTATION_FILE = "amputation.json"
 
 # Scans that we drew ourselves may lie in a federation folder and be replaced with it. The file says that they
 # are ours: a folder of scans without it is somebody's own.
@@ -93,12 +99,14 @@ class Prepared:
         study: As in its ``study.toml``.
         sites: In id order.
         notes: Sentences about what was left out or replaced on the way.
+        amputation: As in its ``amputation.json``; none where nothing was taken away.
     """
 
     folder: Path
     study: Study
     sites: tuple[SiteCounts, ...]
     notes: tuple[str, ...] = ()
+    amputation: Mapping[str, Any] | None = None
 
 
 def slug(name: str) -> str:
@@ -154,6 +162,7 @@ def write_federation(
     sites: Sequence[SiteTables],
     overwrite: bool = False,
     synthetic_scans: Path | None = None,
+    amputation: Mapping[str, Any] | None = None,
 ) -> Prepared:
     """Write a federation folder, whole or not at all.
 
@@ -166,6 +175,7 @@ def write_federation(
         overwrite: Replace a federation folder that is there already; nothing else is ever replaced.
         synthetic_scans: A folder with the file `SYNTHETIC_FILE` that moves into the federation folder as
             ``scans``, so that manifests may name ``../scans/…``; beside ``out``, on one file system.
+        amputation: Written as ``amputation.json`` where something was taken away.
 
     Raises:
         DataError: If ``out`` is in the way, there is no site or no train row, two sites have one id, or a
@@ -197,6 +207,9 @@ def write_federation(
         _write_toml(partial / STUDY_FILE, study.to_dict())
         for identity, site in tables.items():
             _write_site(partial / identity, identity, site)
+        if amputation is not None:
+            content = json.dumps(amputation, indent=2, ensure_ascii=False, allow_nan=False)
+            (partial / AMPUTATION_FILE).write_text(content + "\n", encoding="utf-8")
         if synthetic_scans is not None:
             synthetic_scans.rename(partial / SCANS_FOLDER)
         _replace(partial, out)
@@ -204,7 +217,7 @@ def write_federation(
         raise DataError(f"{out}: cannot be written ({error.strerror or type(error).__name__})") from None
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-    return Prepared(out, study, counts)
+    return Prepared(out, study, counts, amputation=amputation)
 
 
 def check_target(out: Path, *, overwrite: bool) -> None:
@@ -234,7 +247,7 @@ def check_target(out: Path, *, overwrite: bool) -> None:
 def _is_ours(entry: Path) -> bool:
     """Whether something in a federation folder was made by `write_federation`."""
     drawn = entry.name == SCANS_FOLDER and (entry / SYNTHETIC_FILE).is_file()
-    return drawn or entry.name == STUDY_FILE or (entry / SITE_FILE).is_file()
+    return drawn or entry.name in {STUDY_FILE, AMPUTATION_FILE} or (entry / SITE_FILE).is_file()
 
 
 def _count(identity: str, site: SiteTables, study: Study) -> SiteCounts:
@@ -254,7 +267,7 @@ def _count(identity: str, site: SiteTables, study: Study) -> SiteCounts:
             f"site {identity}: label {unknown[0]!r} is no class of the study, expected one of "
             f"{', '.join(study.classes)}"
         )
-    present = {entry.name: _present(ids, site, entry) for entry in study.modalities}
+    present = {entry.name: having(ids, site, entry) for entry in study.modalities}
     anything = set().union(*present.values())
     for row, patient in enumerate(ids, start=1):
         if patient not in anything:
@@ -268,8 +281,17 @@ def _count(identity: str, site: SiteTables, study: Study) -> SiteCounts:
     return SiteCounts(identity, every, {name: len(having) for name, having in present.items()})
 
 
-def _present(ids: Sequence[str], site: SiteTables, modality: ModalitySpec) -> set[str]:
-    """The patients that have a modality, its vectors checked against the study."""
+def having(ids: Sequence[str], site: SiteTables, modality: ModalitySpec) -> set[str]:
+    """The patients of a site that have a modality, its vectors checked against the study.
+
+    Args:
+        ids: Of the manifest, row by row.
+        site: Its tables.
+        modality: Of the study.
+
+    Raises:
+        DataError: If a vector has another shape than the study's.
+    """
     scan = (site.scans[modality.name],) if modality.name in site.scans else ()
     if columns := scan or site.columns.get(modality.name, ()):
         cells = site.manifest[list(columns)].notna().any(axis=1)

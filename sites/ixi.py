@@ -20,10 +20,9 @@ import pandas as pd
 from numpy.typing import NDArray
 from sklearn.model_selection import train_test_split
 
-from mmare.errors import DataError, StudyError
+from mmare.errors import DataError
 from mmare.exchange import Split
 from mmare.study import Kind, ModalitySpec, PrivacySpec, PromptMode, Scaling, Study, TrainingSpec
-from sites.amputation import achieved_rate, amputate
 from sites.federation import Prepared, SiteTables, check_target, write_federation
 from sites.ixi_cohort import (
     CONTRASTS,
@@ -34,8 +33,10 @@ from sites.ixi_cohort import (
     read_demographics,
     select_cohort,
 )
+from sites.losses import Embed, take_away
 from sites.manifest import ID, LABEL, SPLIT
-from sites.options import IxiTask, Mechanism, choose
+from sites.missingness import Missingness
+from sites.options import IxiTask, choose
 from sites.prompts import compile_prompt
 from sites.splits import strata
 
@@ -67,6 +68,9 @@ IXI_PROMPTS: Mapping[IxiTask, str] = {
     IxiTask.EPOCH: "The patient is [a {sex}|a person[ of {sex} sex|| (sex not available)]]" + _SHARED,
 }
 
+# What a loss may hang on, beside the sex.
+_COVARIATES = ("age", "ethnicity", "marital", "occupation", "education", "height", "weight")
+
 # Two cuts: 40 % are not train, three quarters of those are test; 516 subjects become 309/51/156.
 _REST_FRACTION, _TEST_FRACTION = 0.4, 0.75
 
@@ -79,35 +83,23 @@ class IxiOptions:
         task: An `IxiTask`.
         with_clinical: Whether the clinical prompt is a fifth modality.
         seed: Of the split and the amputation; also written as the study's.
-        mechanism: A `Mechanism`, or nothing for no amputation.
-        missing_rate: Probability that a modality is taken away.
         prompt_mode: What the prompt says of missing fields.
         complete: Only subjects with all four contrasts and a known ethnicity, as in the thesis; otherwise
             everybody with at least one contrast.
 
     Raises:
-        StudyError: If an option is none that exists, or out of range.
+        StudyError: If an option is none that exists.
     """
 
     task: str
     with_clinical: bool = False
     seed: int = 0
-    mechanism: str | None = None
-    missing_rate: float = 0.0
     prompt_mode: PromptMode = PromptMode.OMIT
     complete: bool = True
 
     def __post_init__(self) -> None:
         choose(IxiTask, self.task, "--task")
         choose(PromptMode, self.prompt_mode, "--prompt-mode")
-        if self.mechanism is not None:
-            choose(Mechanism, self.mechanism, "--mechanism")
-        elif self.missing_rate:
-            raise StudyError(
-                f"--missing-rate is {self.missing_rate}, but no --mechanism such as mcar says how"
-            )
-        if not 0 <= self.missing_rate < 1:
-            raise StudyError(f"--missing-rate is {self.missing_rate}, expected a number from 0 to below 1")
 
     @property
     def fields(self) -> tuple[str, ...]:
@@ -121,12 +113,13 @@ def prepare_ixi(  # noqa: PLR0913 - the flags of the command, one to one
     task: str,
     with_clinical: bool = False,
     seed: int = 0,
-    mechanism: str | None = None,
-    missing_rate: float = 0.0,
+    missing: Missingness = Missingness(),  # noqa: B008 - frozen, and nothing is taken away by it
     *,
     prompt_mode: PromptMode = PromptMode.OMIT,
     complete: bool = True,
+    encoder: str = ENCODER,
     overwrite: bool = False,
+    embed: Embed | None = None,
 ) -> Prepared:
     """Write a folder of IXI volumes as a federation folder with the sites ``guys``, ``hh`` and ``iop``.
 
@@ -137,25 +130,28 @@ def prepare_ixi(  # noqa: PLR0913 - the flags of the command, one to one
         task: As in `IxiOptions`, like the following.
         with_clinical: Whether the clinical prompt is a fifth modality.
         seed: Of the split and the amputation; also written as the study's.
-        mechanism: Of the amputation, or nothing.
-        missing_rate: Probability that a modality is taken away.
+        missing: What is taken away; mar hangs on the age by default.
         prompt_mode: What the prompt says of missing fields.
         complete: Only subjects with all four contrasts and a known ethnicity.
+        encoder: Of the four contrasts.
         overwrite: Replace a federation folder that is there already.
+        embed: Makes the embeddings on which mnar hangs.
 
     Raises:
         StudyError: If an option is none that exists, or out of range.
         DataError: If the table or the volumes are not there or not as expected, or ``out`` is in the way.
     """
-    options = IxiOptions(task, with_clinical, seed, mechanism, missing_rate, prompt_mode, complete)
-    study = ixi_study(options)
+    options = IxiOptions(task, with_clinical, seed, prompt_mode, complete)
+    study = ixi_study(options, encoder)
     check_target(out, overwrite=overwrite)
     if source.resolve().is_relative_to(out.resolve()):
         raise DataError(f"{source}: the scans lie in {out}, which would be replaced; choose another --out")
-    sites, notes = ixi_federation(
-        source, options, lambda path: str(source.resolve() / path.relative_to(source))
-    )
-    return replace(write_federation(out, study, sites, overwrite), notes=notes)
+    rows, notes = _rows(source, options, lambda path: str(source.resolve() / path.relative_to(source)))
+    covariates = rows.set_index(ID)[[IxiTask.SEX.value, *_COVARIATES]]
+    sites = _tables(rows, options)
+    taken = take_away(sites, study, missing, covariates, usual="age", embed=embed)
+    prepared = write_federation(out, study, taken.sites, overwrite, amputation=taken.amputation)
+    return replace(prepared, notes=(*notes, *taken.notes))
 
 
 def ixi_federation(
@@ -169,11 +165,19 @@ def ixi_federation(
         written: How a manifest names a volume.
 
     Returns:
-        The sites, and sentences about what was left out, treated as missing and taken away.
+        The sites, and sentences about what was left out and treated as missing.
 
     Raises:
         DataError: As `prepare_ixi`.
     """
+    rows, notes = _rows(source, options, written)
+    return _tables(rows, options), notes
+
+
+def _rows(
+    source: Path, options: IxiOptions, written: Callable[[Path], str]
+) -> tuple[pd.DataFrame, tuple[str, ...]]:
+    """The cohort with label, split and the names of volumes, and what a person should know of it."""
     table = read_demographics(source)
     cohort = select_cohort(table, index_volumes(find_volumes(source)), complete=options.complete)
     rows = cohort.rows
@@ -182,18 +186,18 @@ def ixi_federation(
     rows[SPLIT] = split_cohort(bins, options.seed)
     rows[LABEL] = rows[IxiTask(options.task).value]
     notes = ["cohort: " + ", ".join(f"{number} {words}" for number, words in cohort.steps), *cohort.notes]
-    prompts = {CLINICAL: options.fields} if options.with_clinical else {}
-    if options.mechanism is not None:
-        columns = {name: (name,) for name in CONTRASTS} | prompts
-        notes.append(_take_away(rows, columns, options.missing_rate, options.seed))
     for name in CONTRASTS:
         rows[name] = [None if path is None else written(path) for path in rows[name]]
+    return rows, tuple(notes)
+
+
+def _tables(rows: pd.DataFrame, options: IxiOptions) -> list[SiteTables]:
+    prompts = {CLINICAL: options.fields} if options.with_clinical else {}
     keep = [ID, LABEL, SPLIT, *CONTRASTS, *options.fields]
-    sites = [
+    return [
         SiteTables(str(name), group[keep], columns=prompts, scans={name: name for name in CONTRASTS})
         for name, group in rows.groupby("site", sort=True)
     ]
-    return sites, tuple(notes)
 
 
 def ixi_study(options: IxiOptions, encoder: str = ENCODER, size: tuple[int, ...] = ()) -> Study:
@@ -257,21 +261,3 @@ def _cut(
     n_drawn = min(math.ceil(fraction * len(patients) - 1e-9), len(patients) - 1)
     kept, drawn = train_test_split(patients, test_size=n_drawn, random_state=seed, stratify=names)
     return kept, drawn
-
-
-def _take_away(rows: pd.DataFrame, columns: Mapping[str, tuple[str, ...]], rate: float, seed: int) -> str:
-    """Blank the cells of modalities that are taken away at random, and say how many those were."""
-    present = np.column_stack([rows[list(names)].notna().any(axis=1) for names in columns.values()])  # (N, M)
-    splits = rows[SPLIT].to_numpy(dtype="<U5")
-    kept = amputate(present, splits, rate, seed)
-    for slot, names in enumerate(columns.values()):
-        for name in names:
-            rows[name] = rows[name].where(kept[:, slot], None)
-    achieved = [
-        f"{split} {achieved_rate(present[splits == split.value], kept[splits == split.value]):.3f}"
-        for split in Split
-    ]
-    return (
-        f"mcar at {rate:g}: {achieved_rate(present, kept):.3f} of the modalities were taken away "
-        f"({', '.join(achieved)}); whoever would have had none was given one back"
-    )

@@ -9,7 +9,7 @@ from __future__ import annotations
 import zipfile
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +20,9 @@ from mmare.errors import DataError, StudyError
 from mmare.exchange import Split
 from mmare.study import Kind, ModalitySpec, PrivacySpec, PromptMode, Scaling, Study, TrainingSpec
 from sites.federation import Prepared, SiteTables, check_target, write_federation
+from sites.losses import Embed, take_away
 from sites.manifest import ID, LABEL, SPLIT, parse_splits
+from sites.missingness import Missingness
 from sites.options import Cohort, Grouping, SplitScheme, choose
 from sites.prompts import compile_prompt
 from sites.splits import stratified_split, three_way
@@ -128,7 +130,9 @@ def prepare_mmist(  # noqa: PLR0913 - the flags of the command, one to one
     min_patients: int = 30,
     *,
     prompt_mode: PromptMode = PromptMode.OMIT,
+    missing: Missingness = Missingness(),  # noqa: B008 - frozen, and nothing is taken away by it
     overwrite: bool = False,
+    embed: Embed | None = None,
 ) -> Prepared:
     """Write the MMIST-ccRCC release as a federation folder.
 
@@ -142,7 +146,10 @@ def prepare_mmist(  # noqa: PLR0913 - the flags of the command, one to one
         without: Modalities to leave out.
         min_patients: Fewest patients of a hospital that is a site of its own; the rest is ``tcga-other``.
         prompt_mode: What the clinical prompt says of missing fields.
+        missing: What is taken away; mar hangs on the tumor grade by default, the one field that nobody lacks
+            and that tells of survival.
         overwrite: Replace a federation folder that is there already.
+        embed: Makes the embeddings of prompts, on which mnar hangs.
 
     Raises:
         StudyError: If an option is none that exists, or no modality is left.
@@ -159,7 +166,7 @@ def prepare_mmist(  # noqa: PLR0913 - the flags of the command, one to one
     code = _find(source)
     table = read_table(code / _TABLE)
     exams = {name: _chosen(code, name) for name in _EXAMS}
-    rows = _rows(table, exams, names)
+    rows = _rows(table, exams)
     rows["official"] = parse_splits(table, "Split")
     if members is Cohort.THESIS:
         if not (rows[ID] == _NOT_IN_THESIS).any():
@@ -176,7 +183,10 @@ def prepare_mmist(  # noqa: PLR0913 - the flags of the command, one to one
         SiteTables(str(name), group[written], vectors, columns)
         for name, group in rows.groupby("site", sort=True)
     ]
-    return write_federation(out, study, sites, overwrite)
+    covariates = rows.set_index(ID)[[*_CODES, "race"]]
+    taken = take_away(sites, study, missing, covariates, usual="grade", embed=embed)
+    prepared = write_federation(out, study, taken.sites, overwrite, amputation=taken.amputation)
+    return replace(prepared, notes=taken.notes)
 
 
 def _kept(without: Sequence[str]) -> tuple[str, ...]:
@@ -251,7 +261,7 @@ def _chosen(code: Path, name: str) -> dict[str, Path]:
     return found
 
 
-def _rows(table: TextTable, exams: Mapping[str, Iterable[str]], names: Sequence[str]) -> pd.DataFrame:
+def _rows(table: TextTable, exams: Mapping[str, Iterable[str]]) -> pd.DataFrame:
     """One row per patient in table order: id, label, clinical columns in words, what is present."""
     ids = table.require_unique("case_id")
     labels = _decode(table, "vital_status_12", dict(enumerate(CLASSES)))
@@ -260,9 +270,7 @@ def _rows(table: TextTable, exams: Mapping[str, Iterable[str]], names: Sequence[
             raise DataError(f"{table.where(row)}: vital_status_12 is missing, expected 0 or 1")
     clinical = {name: _decode(table, column, words) for name, (column, words) in _CODES.items()}
     genomics = [gene is not None for gene in clinical["vhl"]]
-    content: dict[str, Sequence[object]] = {ID: ids, LABEL: labels}
-    if CLINICAL in names:
-        content |= clinical | {"race": _race(table)}
+    content: dict[str, Sequence[object]] = {ID: ids, LABEL: labels, **clinical, "race": _race(table)}
     content |= {f"has_{name}": [patient in set(exams[name]) for patient in ids] for name in ("mri", "ct")}
     return pd.DataFrame({**content, "has_genomics": genomics})
 

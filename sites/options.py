@@ -7,7 +7,17 @@ from typing import TypeVar
 
 from mmare.errors import StudyError
 
-__all__ = ["Cohort", "Grouping", "IxiTask", "Mechanism", "SplitScheme", "SyntheticKind", "choose"]
+__all__ = [
+    "Cohort",
+    "Grouping",
+    "IxiTask",
+    "Mechanism",
+    "Pattern",
+    "SplitScheme",
+    "SyntheticKind",
+    "SyntheticPattern",
+    "choose",
+]
 
 
 class Grouping(StrEnum):
@@ -49,6 +59,24 @@ class Mechanism(StrEnum):
     """Why modalities are missing that were taken away on purpose."""
 
     MCAR = "mcar"  # completely at random
+    MAR = "mar"  # by a column of the table
+    MNAR = "mnar"  # by the label, or by what the modality itself shows
+
+
+class Pattern(StrEnum):
+    """Which site never has which modality."""
+
+    NATURAL = "natural"  # as in the source
+    EXCLUSIVE = "exclusive"  # every site goes without one that another site keeps
+
+
+class SyntheticPattern(StrEnum):
+    """Which modalities the sites of the synthetic federation have."""
+
+    NATURAL = "natural"  # the gaps of the three hospitals
+    COMPLETE = "complete"  # no gap at all
+    EXCLUSIVE = "exclusive"  # complete, but every site goes without one that another site keeps
+    RARE = "rare"  # complete, but one modality lives at the first site alone
 
 
 Choice = TypeVar("Choice", bound=StrEnum)

@@ -5,17 +5,23 @@ from their sum alone::
 
     P(malignant) = sigmoid(1.2 * (cause_t1 + cause_t2 + cause_flair + cause_clinical))
 
+where ``signal`` can give a modality another weight than 1.
+
 An image's features are a fixed linear map of its own cause and of two nuisances (anatomy, say), plus an
 offset per hospital and modality (the scanner), plus noise. The clinical prompt words its cause in coarse
 steps. So each modality tells a quarter of the story, no scanner tells any of it, and only a combination
 comes near the oracle, who knows all
 causes: AUC 0.89 with everything present, against 0.69 for one cause alone (`expected_auc`).
+
+There can be more hospitals or fewer than three: the gaps of the three repeat. The pattern ``rare`` is for
+trials of aggregation: flair is at the first hospital alone, and nobody lacks anything else.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -25,16 +31,19 @@ from numpy.typing import NDArray
 from mmare.errors import StudyError
 from mmare.study import Kind, ModalitySpec, PrivacySpec, Scaling, Study, TrainingSpec
 from sites.federation import Prepared, SiteTables, check_target, write_federation
+from sites.losses import Embed, take_away
 from sites.manifest import ID, LABEL, SPLIT
-from sites.options import SyntheticKind, choose
+from sites.missingness import Missingness
+from sites.options import Pattern, SyntheticKind, SyntheticPattern, choose
 from sites.prompts import compile_prompt
 from sites.splits import three_way
 
-__all__ = ["SYNTHETIC_PROMPT", "Cohort", "draw_cohort", "expected_auc", "prepare_synthetic"]
+__all__ = ["SYNTHETIC_PROMPT", "Cohort", "draw_cohort", "expected_auc", "hospitals", "prepare_synthetic"]
 
 CLASSES = ("benign", "malignant")
 IMAGES = ("t1", "t2", "flair")
 CLINICAL = "clinical"
+RARE = "flair"  # what lives at the first hospital alone, in the pattern of this name
 WIDTH = 512
 
 SYNTHETIC_PROMPT = (
@@ -77,63 +86,117 @@ class Cohort:
     features: Mapping[str, Mapping[str, NDArray[np.float32]]]
 
 
-def prepare_synthetic(
+def prepare_synthetic(  # noqa: PLR0913 - the flags of the command, one to one
     kind: str = SyntheticKind.FEATURES,
     *,
     out: Path,
     patients: int | None = None,
     seed: int = 0,
+    n_sites: int | None = None,
+    pattern: str = SyntheticPattern.NATURAL,
+    signal: Mapping[str, float] | None = None,
+    missing: Missingness = Missingness(),  # noqa: B008 - frozen, and nothing is taken away by it
     overwrite: bool = False,
+    embed: Embed | None = None,
 ) -> Prepared:
     """Write the synthetic federation of this module, or that of `sites.phantoms`.
 
     Args:
         kind: A `SyntheticKind`: features are drawn here, scans there.
         out: Federation folder to write.
-        patients: Per hospital; there are three. Of features at least 20, by default 200; of scans at least
-            10, by default 40.
+        patients: Per hospital. Of features at least 20, by default 200; of scans at least 10, by default 40.
         seed: Of the patients and their split; also written as the study's.
+        n_sites: Hospitals, by default three. This and the next three are of features only.
+        pattern: A `SyntheticPattern`. The patients are the same in each; only what they lack differs.
+        signal: By modality, the weight of its cause; 1 where none is given.
+        missing: What is taken away on top; its own pattern is that of ``pattern``. Mar hangs on the marker by
+            default.
         overwrite: Replace a federation folder that is there already.
+        embed: Makes the embeddings of prompts, on which mnar hangs.
 
     Raises:
         StudyError: If an option is out of range.
         DataError: If ``out`` is in the way.
     """
+    shape = choose(SyntheticPattern, pattern, "--pattern")
     if choose(SyntheticKind, kind, "--kind") is SyntheticKind.SCANS:
+        if (n_sites, shape, signal or None) != (None, SyntheticPattern.NATURAL, None) or missing.active:
+            raise StudyError(
+                "--kind scans has three hospitals with their own gaps; to take scans away, run prepare ixi "
+                "--keep-incomplete on the folder scans in it"
+            )
         from sites.phantoms import prepare_synthetic_scans  # noqa: PLC0415 - features need no image library
 
         return prepare_synthetic_scans(out, 40 if patients is None else patients, seed, overwrite)
     patients = 200 if patients is None else patients
     if patients < 20:  # noqa: PLR2004 - fewer leave a class without test rows
         raise StudyError(f"--patients is {patients}, expected at least 20 per hospital")
+    n_sites = len(MISSING) if n_sites is None else n_sites
+    if n_sites < 1:
+        raise StudyError(f"--sites is {n_sites}, expected at least one hospital")
+    if shape is SyntheticPattern.EXCLUSIVE:
+        missing = replace(missing, pattern=Pattern.EXCLUSIVE)
     check_target(out, overwrite=overwrite)
-    cohort = draw_cohort(patients, seed)
+    cohort = draw_cohort(patients, seed, n_sites, shape, signal)
     columns = {CLINICAL: compile_prompt(SYNTHETIC_PROMPT).fields}
     written = [ID, LABEL, SPLIT, *columns[CLINICAL]]
     sites = [
         SiteTables(str(name), group[written], cohort.features, columns)
         for name, group in cohort.manifest.groupby("site", sort=True)
     ]
-    return write_federation(out, _study(seed), sites, overwrite)
+    study = _study(seed)
+    taken = take_away(sites, study, missing, _covariates(cohort.manifest), usual="marker", embed=embed)
+    prepared = write_federation(out, study, taken.sites, overwrite, amputation=taken.amputation)
+    return replace(prepared, notes=(*_notes(shape, cohort), *taken.notes))
 
 
-def draw_cohort(patients: int, seed: int) -> Cohort:
+def hospitals(n_sites: int) -> dict[str, Mapping[str, float]]:
+    """The gaps of each hospital by its name: the three of `MISSING`, then those again under other names.
+
+    Args:
+        n_sites: How many.
+
+    Example:
+        >>> list(hospitals(5))
+        ['east', 'north', 'west', 'hospital-04', 'hospital-05']
+    """
+    names, gaps = list(MISSING), list(MISSING.values())
+    names += [f"hospital-{number:02d}" for number in range(len(names) + 1, n_sites + 1)]
+    return {name: gaps[position % len(gaps)] for position, name in enumerate(names[:n_sites])}
+
+
+def draw_cohort(
+    patients: int,
+    seed: int,
+    n_sites: int = len(MISSING),
+    pattern: SyntheticPattern = SyntheticPattern.NATURAL,
+    signal: Mapping[str, float] | None = None,
+) -> Cohort:
     """Draw the patients of all hospitals.
 
     Args:
         patients: Per hospital.
         seed: Same numbers, same patients.
+        n_sites: Hospitals.
+        pattern: Which gaps they have; of ``exclusive`` none, since those are made by `sites.missingness`.
+        signal: By modality, the weight of its cause; 1 where none is given.
     """
     if seed < 0:
         raise StudyError(f"--seed is {seed}, expected a whole number from 0 up")
+    weights = _weights(signal or {})  # (4,)
     generator = np.random.default_rng(seed)
-    n_patients = patients * len(MISSING)
-    sites = [site for site in MISSING for _ in range(patients)]
-    ids = [f"{site}-{number:04d}" for site in MISSING for number in range(1, patients + 1)]
+    gaps = hospitals(n_sites)
+    n_patients = patients * n_sites
+    sites = [site for site in gaps for _ in range(patients)]
+    ids = [f"{site}-{number:04d}" for site in gaps for number in range(1, patients + 1)]
     causes = generator.standard_normal((n_patients, len(IMAGES) + 1))
-    malignant = generator.random(n_patients) < _sigmoid(_SLOPE * causes.sum(axis=1))
+    malignant = generator.random(n_patients) < _sigmoid(_SLOPE * (weights * causes).sum(axis=1))
     labels = [CLASSES[int(value)] for value in malignant]
-    absent = _absences(sites, generator)  # (n_patients, 4)
+    absent = _absences(sites, gaps, generator)  # (n_patients, 4)
+    if pattern is not SyntheticPattern.NATURAL:  # drawn all the same, so that the patients are no others
+        absent = np.zeros_like(absent)
+    if pattern is SyntheticPattern.RARE:
+        absent[patients:, IMAGES.index(RARE)] = True
     images = {
         name: _image(causes[:, slot], sites, generator)  # (n_patients, 512)
         for slot, name in enumerate(IMAGES)
@@ -148,15 +211,16 @@ def draw_cohort(patients: int, seed: int) -> Cohort:
     return Cohort(manifest, causes, features)
 
 
-def expected_auc(n_causes: int, draws: int = 200_000) -> float:
+def expected_auc(n_causes: int, draws: int = 200_000, signal: Mapping[str, float] | None = None) -> float:
     """The AUC of an oracle who knows some of the four causes, by simulation.
 
     Args:
-        n_causes: How many causes the oracle knows, 1 to 4.
+        n_causes: How many causes the oracle knows, 1 to 4, in the order t1, t2, flair, clinical.
         draws: Patients to simulate; 200,000 leave an error of about 0.001.
+        signal: As of `draw_cohort`.
     """
     generator = np.random.default_rng(0)
-    causes = generator.standard_normal((draws, len(IMAGES) + 1))
+    causes = _weights(signal or {}) * generator.standard_normal((draws, len(IMAGES) + 1))
     ill = generator.random(draws) < _sigmoid(_SLOPE * causes.sum(axis=1))
     ranks = np.empty(draws)
     ranks[np.argsort(causes[:, :n_causes].sum(axis=1))] = np.arange(1, draws + 1)
@@ -169,13 +233,40 @@ def _sigmoid(logit: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.asarray(1 / (1 + np.exp(-logit)), dtype=np.float64)
 
 
-def _absences(sites: list[str], generator: np.random.Generator) -> NDArray[np.bool_]:
+def _weights(signal: Mapping[str, float]) -> NDArray[np.float64]:
+    """``(4,)`` weights of the causes."""
+    names = (*IMAGES, CLINICAL)
+    for name, weight in signal.items():
+        if name not in names:
+            raise StudyError(f"--signal names {name!r}, expected one of {', '.join(names)}")
+        if not math.isfinite(weight) or weight < 0:
+            raise StudyError(f"--signal of {name} is {weight}, expected a number from 0 up")
+    return np.array([signal.get(name, 1.0) for name in names])
+
+
+def _covariates(manifest: pd.DataFrame) -> pd.DataFrame:
+    """What mar may hang on: the clinical columns, the coarse steps as numbers."""
+    columns = manifest[["sex", "age"]].set_axis(manifest[ID])
+    for name, words in _WORDS.items():
+        columns[name] = [None if pd.isna(word) else words.index(word) for word in manifest[name]]
+    return columns
+
+
+def _notes(pattern: SyntheticPattern, cohort: Cohort) -> Sequence[str]:
+    if pattern is not SyntheticPattern.RARE:
+        return ()
+    return (f"rare: {RARE} lives at {cohort.manifest['site'].iloc[0]} alone, all else is complete",)
+
+
+def _absences(
+    sites: list[str], gaps: Mapping[str, Mapping[str, float]], generator: np.random.Generator
+) -> NDArray[np.bool_]:
     """Who lacks what: independent draws, one modality given back to whoever would have none.
 
     Returns:
         ``(n_patients, 4)`` bool, true where the modality is missing.
     """
-    rates = np.array([[MISSING[site][name] for name in (*IMAGES, CLINICAL)] for site in sites])
+    rates = np.array([[gaps[site][name] for name in (*IMAGES, CLINICAL)] for site in sites])
     absent = np.asarray(generator.random(rates.shape) < rates, dtype=np.bool_)
     for row in np.flatnonzero(absent.all(axis=1)).tolist():
         absent[row, generator.choice(np.flatnonzero(rates[row] < 1))] = False
@@ -198,7 +289,7 @@ def _image(
     nuisances = generator.standard_normal((len(sites), _N_NUISANCES))
     latent = np.column_stack([cause, nuisances])  # (n_patients, 3)
     loadings = _LOADING * generator.standard_normal((latent.shape[1], WIDTH))
-    offsets = {site: _OFFSET * generator.standard_normal(WIDTH) for site in MISSING}
+    offsets = {site: _OFFSET * generator.standard_normal(WIDTH) for site in dict.fromkeys(sites)}
     scanner = np.stack([offsets[site] for site in sites])  # (n_patients, 512)
     noise = generator.standard_normal((len(sites), WIDTH))
     return (latent @ loadings + scanner + noise).astype(np.float32)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +15,9 @@ from mmare.errors import DataError, StudyError
 from mmare.study import Kind, ModalitySpec, PrivacySpec, Scaling, Study
 from sites.features import Vectors, load_features
 from sites.federation import Prepared, SiteTables, check_target, slug, write_federation
+from sites.losses import take_away
 from sites.manifest import ID, LABEL, SPLIT, parse_labels, parse_splits
+from sites.missingness import Missingness
 from sites.splits import three_way
 from sites.tabular import TextTable, read_table, unknown_column
 
@@ -53,6 +55,7 @@ def prepare_table(  # noqa: PLR0913 - the flags of the command, one to one
     missing_values: Sequence[str] = (),
     positive: str | None = None,
     seed: int = 0,
+    missing: Missingness = Missingness(),  # noqa: B008 - frozen, and nothing is taken away by it
     overwrite: bool = False,
 ) -> Prepared:
     """Write a table as a federation folder.
@@ -72,6 +75,7 @@ def prepare_table(  # noqa: PLR0913 - the flags of the command, one to one
         missing_values: Cells that mean missing, beside blank ones; a number also matches in another spelling.
         positive: Class of binary F1; with two classes the last one by default.
         seed: Of the split, drawn 70/10/20 and stratified by label and site; also written as the study's.
+        missing: What is taken away; mar hangs on any column of the table but id and label.
         overwrite: Replace a federation folder that is there already.
 
     Raises:
@@ -106,7 +110,10 @@ def prepare_table(  # noqa: PLR0913 - the flags of the command, one to one
         SiteTables(str(name), group[[ID, LABEL, SPLIT]], vectors)
         for name, group in rows.groupby("site", sort=True)
     ]
-    return write_federation(out, study, sites, overwrite)
+    covariates = content.frame.drop(columns=[columns.id, columns.label]).set_index(pd.Index(ids))
+    taken = take_away(sites, study, missing, covariates)
+    prepared = write_federation(out, study, taken.sites, overwrite, amputation=taken.amputation)
+    return replace(prepared, notes=taken.notes)
 
 
 def _check_names(columns: TableColumns, features: Iterable[str]) -> None:

@@ -1,15 +1,27 @@
 """The commands of ``mmare-sim prepare``: flags, what is shown, and what refuses."""
 
+import json
 import subprocess
 import sys
+from dataclasses import replace
 
+import pandas as pd
 import pytest
+from rich.console import Console
 from typer.testing import CliRunner
 
+from client.dataset import load_data
+from client.embed import embed_site
 from mmare.errors import DataError, InputError, StudyError
 from mmare.study import PromptMode, load_study
+from simulation.embed_first import embedding_first
 from simulation.prepare import app
-from sites.federation import site_folders
+from sites.federation import site_folders, write_federation
+from sites.ixi import IxiOptions, ixi_federation, ixi_study
+from sites.losses import take_away
+from sites.manifest import load_manifest
+from sites.missingness import Missingness
+from sites.synthetic import prepare_synthetic
 from tests.data_folder import data_folder
 
 
@@ -134,6 +146,152 @@ def test_synthetic_scans(tmp_path):
     assert study.modalities[-1].prompt_mode is PromptMode.EXPLICIT
 
 
+def test_synthetic_for_trials_of_aggregation(tmp_path):
+    more = ("--sites", 4, "--pattern", "rare", "--signal", "flair=2.5", "--patients", 20)
+    result = call("synthetic", "--out", tmp_path / "fed", *more)
+    assert result.exit_code == 0, result.exception
+    assert "- rare: flair lives at east alone" in result.output
+    assert len(site_folders(tmp_path / "fed")) == 4
+    wrong = call("synthetic", "--out", tmp_path / "no", "--signal", "flair=much")
+    with pytest.raises(StudyError, match="--signal is 'much', expected a number"):
+        raise wrong.exception
+
+
+def test_what_was_taken_away_is_shown_and_written(tmp_path):
+    loss = ("--mechanism", "mnar", "--missing-rate", "0.4", "--slope", "3", "--site-missing", "west=mar:0.1")
+    driven = ("--driver", "pc1", "--driver", "age")
+    results = [
+        call(
+            "synthetic", "--out", tmp_path / name, "--patients", 20, "--pattern", "exclusive", *loss, *driven
+        )
+        for name in ("a", "b")
+    ]
+    assert results[0].exit_code == 0, results[0].exception
+    assert [path.name for path in tmp_path.iterdir() if path.name not in {"a", "b"}] == []
+    trees = [
+        {path.relative_to(tmp_path / name): path.read_bytes() for path in (tmp_path / name).rglob("*.*")}
+        for name in ("a", "b")
+    ]
+    assert trees[0] == trees[1]
+    report = json.loads((tmp_path / "a" / "amputation.json").read_text())
+    assert (report["driver"], report["slope"], report["pattern"]) == ("pc1", 3.0, "exclusive")
+    assert report["sites"]["west"]["driver"] == "age"
+    rows = [
+        line.split()
+        for line in results[0].output.splitlines()
+        if "mnar on pc1" in line or "mar on age" in line
+    ]
+    for site, *words in rows[:3]:
+        assert words[:4] == [report["sites"][site]["mechanism"], "on", *words[2:4]]
+        assert float(words[3]) == report["sites"][site]["rate"]
+        cells = dict(zip(("t1", "t2", "flair", "clinical"), words[4:], strict=True))
+        assert [name for name, word in cells.items() if word == "never"] == report["sites"][site]["never"]
+        for name, cell in report["sites"][site]["modalities"].items():
+            assert float(cells[name]) == pytest.approx(cell["achieved"], abs=0.0051)
+    assert "mnar on pc1 at 0.4, west mar on age at 0.1: 0." in results[0].output
+    assert call("synthetic", "--out", tmp_path / "a", "--patients", 20, "--overwrite").exit_code == 0
+    assert not (tmp_path / "a" / "amputation.json").exists()
+
+
+def test_table_takes_modalities_away(heart):
+    heart.write_text(heart.read_text().replace("-9", "9"))
+    groups = ("--modality", "a=age", "--modality", "b=age")
+    loss = ("--mechanism", "mnar", "--missing-rate", "0.3", "--driver", "label")
+    result = call(*flags(heart, *groups, *loss))
+    assert result.exit_code == 0, result.exception
+    assert "- mnar on label at 0.3: 0." in result.output
+
+
+def test_the_prompt_is_embedded_first_and_nothing_of_it_stays(tmp_path):
+    """The first principal component of prompts, against scikit-learn on the same embeddings."""
+    out = tmp_path / "fed"
+    shape = {"patients": 20, "pattern": "complete"}
+    seen = {}
+    with embedding_first(out, Console(quiet=True)) as embed:
+
+        def watched(study, sites, names):
+            seen.update(embed(study, sites, names))
+            assert any(path.name.endswith(".embed") for path in tmp_path.iterdir())
+            return seen
+
+        prepare_synthetic(out=out, missing=Missingness("mnar", 0.4), embed=watched, **shape)
+    assert [path.name for path in tmp_path.iterdir()] == ["fed"]
+    assert set(seen) == {"clinical"}
+    whole = prepare_synthetic(out=tmp_path / "whole", **shape)
+    (east, *_) = site_folders(tmp_path / "whole")
+    data = load_data(east, whole.study)
+    ids = load_manifest(east.manifest, whole.study.classes, 0).patient_ids
+    for row, patient in enumerate(ids):
+        assert seen["clinical"][patient].tolist() == data.embedding[3][row].tolist()
+    assert len(seen["clinical"]) == 60
+
+
+def test_a_site_without_texts_is_passed_over(tmp_path):
+    seen = {}
+    with embedding_first(tmp_path / "fed", Console(quiet=True)) as embed:
+
+        def poorer(study, sites, names):
+            seen.update(embed(study, [replace(sites[0], columns={}), *sites[1:]], names))
+            return seen
+
+        prepare_synthetic(
+            out=tmp_path / "fed",
+            patients=20,
+            pattern="complete",
+            missing=Missingness("mnar", 0.4),
+            embed=poorer,
+        )
+    assert {patient.split("-")[0] for patient in seen["clinical"]} == {"north", "west"}
+
+
+def test_scans_are_embedded_first_and_their_embeddings_are_kept(tmp_path):
+    """Heads in volumes of 8 x 16 x 16: what mnar looked at is in the caches, a run encodes nothing anew."""
+    prepare_synthetic("scans", out=tmp_path / "drawn", patients=10)
+    options = IxiOptions("sex", with_clinical=True, complete=False)
+    source = tmp_path / "drawn" / "scans"
+    whole, _ = ixi_federation(source, options, lambda path: str(path.resolve()))
+    sites = [replace(site, manifest=site.manifest.head(4)) for site in whole]
+    study = ixi_study(options, "med3d-resnet18-random", (8, 16, 16))
+    ids = [str(patient) for site in sites for patient in site.manifest["patient_id"]]
+    out = tmp_path / "fed"
+    with embedding_first(out, Console(quiet=True)) as embed:
+        taken = take_away(sites, study, Missingness("mnar", 0.5), pd.DataFrame(index=ids), embed=embed)
+        prepared = write_federation(out, study, taken.sites, amputation=taken.amputation)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["drawn", "fed"]
+    for site in site_folders(out):
+        report = embed_site(site, prepared.study)
+        assert (report.encoded, report.refused) == (0, ())
+        assert report.cached == sum(
+            number
+            for name, number in next(s for s in prepared.sites if s.id == site.id).present.items()
+            if name != "clinical"
+        )
+    for site in taken.amputation["sites"].values():
+        assert site["driver"] == "pc1"
+
+
+def test_mnar_on_scans_without_weights_says_what_to_do(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    prepare_synthetic("scans", out=tmp_path / "drawn", patients=10)
+    source = tmp_path / "drawn" / "scans"
+    arguments = ("ixi", "--source", source, "--task", "sex", "--keep-incomplete", "--out", tmp_path / "fed")
+    loss = ("--mechanism", "mnar", "--missing-rate", "0.3")
+    sentence = "embeds t1 with med3d-resnet18 first, and its weights are missing; .*-random .* --driver label"
+    with pytest.raises(InputError, match=sentence):
+        raise call(*arguments, *loss).exception
+    (tmp_path / "weights").mkdir()
+    with pytest.raises(InputError, match="first, and its weights cannot be used"):
+        raise call(*arguments, *loss).exception
+    with pytest.raises(
+        StudyError, match=r"--encoder is 'resnet', expected one of med3d-resnet18, .*-random$"
+    ):
+        raise call(*arguments, "--encoder", "resnet").exception
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["drawn", "weights"]
+    result = call(*arguments, *loss, "--driver", "label", "--encoder", "med3d-resnet18-random")
+    assert result.exit_code == 0, result.exception
+    assert load_study(tmp_path / "fed" / "study.toml").modalities[0].encoder == "med3d-resnet18-random"
+
+
 @pytest.mark.parametrize(
     "wrong", [("--kind", "slides"), ("--seed", "x"), ("--patience", "3"), ("--patients", "many")]
 )
@@ -154,6 +312,17 @@ def test_mmist(tmp_path):
     assert [modality.name for modality in study.modalities] == ["ct", "clinical"]
     assert study.modalities[1].prompt_mode is PromptMode.EXPLICIT
     assert study.seed == 3
+
+
+@pytest.mark.data
+def test_mmist_by_what_each_modality_shows(tmp_path):
+    loss = ("--mechanism", "mnar", "--missing-rate", "0.4", "--site-missing", "cptac=0.2")
+    result = call("mmist", "--source", data_folder("mmist"), "--out", tmp_path / "fed", *loss)
+    assert result.exit_code == 0, result.exception
+    report = json.loads((tmp_path / "fed" / "amputation.json").read_text())
+    for site, rate in (("tcga", 0.4), ("cptac", 0.2)):
+        for cell in report["sites"][site]["modalities"].values():
+            assert cell["mean_probability"] == pytest.approx(rate, abs=1e-6)
 
 
 def test_mmist_refuses_another_folder(tmp_path):

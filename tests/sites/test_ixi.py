@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from sklearn.metrics import roc_auc_score
 
 from mmare.errors import DataError, StudyError
 from mmare.exchange import Split
@@ -24,6 +25,7 @@ from sites.ixi_cohort import (
     select_cohort,
 )
 from sites.manifest import load_manifest
+from sites.missingness import Missingness
 from sites.options import IxiTask
 from sites.prompts import compile_prompt
 from tests.data_folder import data_folder
@@ -182,7 +184,7 @@ def test_golden_prompts(sex, epoch):
 
 @pytest.mark.data
 def test_mcar_is_reported_and_leaves_everybody_something(source, tmp_path):
-    more = {"mechanism": "mcar", "missing_rate": 0.6, "with_clinical": True}
+    more = {"missing": Missingness("mcar", 0.6), "with_clinical": True}
     prepared = prepare_ixi(source, tmp_path / "a", "epoch", **more)
     rows = rows_of(prepared)
     fields = list(compile_prompt(IXI_PROMPTS[IxiTask.EPOCH]).fields)
@@ -197,6 +199,28 @@ def test_mcar_is_reported_and_leaves_everybody_something(source, tmp_path):
     assert rows_of(again).equals(rows)
     other = prepare_ixi(source, tmp_path / "c", "epoch", seed=1, **more)
     assert other.sites != prepared.sites
+
+
+@pytest.mark.data
+def test_mar_hangs_on_the_age_unless_told_otherwise(source, sex, tmp_path):
+    ages = rows_of(sex)["age"].astype(float)
+    prepared = prepare_ixi(source, tmp_path / "a", "sex", missing=Missingness("mar", 0.5))
+    lost = rows_of(prepared)[list(CONTRASTS)].isna()
+    for contrast in CONTRASTS:
+        assert roc_auc_score(lost[contrast], ages.loc[lost.index]) > 0.7
+    assert prepared.notes[-1].startswith("mar on age at 0.5: 0.4")
+    by_height = Missingness("mar", 0.5, ("height",))
+    lost = rows_of(prepare_ixi(source, tmp_path / "b", "sex", missing=by_height))["t1"].isna()
+    assert roc_auc_score(lost, ages.loc[lost.index]) < 0.6
+
+
+@pytest.mark.data
+def test_an_exclusive_hospital_does_not_even_name_the_contrast(source, tmp_path):
+    prepared = prepare_ixi(source, tmp_path / "fed", "sex", missing=Missingness(pattern="exclusive"))
+    for site, config in zip(prepared.sites, site_folders(prepared.folder), strict=True):
+        (never,) = prepared.amputation["sites"][site.id]["never"]
+        assert set(config.modalities) == set(CONTRASTS) - {never}
+        assert site.present[never] == 0
 
 
 @pytest.mark.data
@@ -482,13 +506,6 @@ def test_a_folder_that_may_not_be_read_is_named(tmp_path):
     ("options", "sentence"),
     [
         pytest.param({"task": "age"}, "--task is 'age', expected one of sex, epoch", id="task"),
-        pytest.param({"mechanism": "mnar"}, "--mechanism is 'mnar', expected one of mcar", id="mechanism"),
-        pytest.param({"missing_rate": 0.2}, "but no --mechanism such as mcar says how", id="rate-alone"),
-        pytest.param(
-            {"mechanism": "mcar", "missing_rate": 1.0},
-            "--missing-rate is 1.0, expected .* below 1",
-            id="rate",
-        ),
         pytest.param({"prompt_mode": "loud"}, "--prompt-mode is 'loud'", id="mode"),
         pytest.param({"seed": -1}, "seed must not be negative", id="seed"),
     ],

@@ -15,6 +15,7 @@ from mmare.study import Kind, PromptMode, Scaling
 from sites.features import load_features
 from sites.federation import site_folders
 from sites.manifest import load_manifest
+from sites.missingness import Missingness
 from sites.mmist import MMIST_PROMPT, prepare_mmist
 from sites.prompts import compile_prompt
 from tests.data_folder import data_folder
@@ -398,6 +399,33 @@ def test_the_clinical_text_tells_about_survival(patients):
 def test_the_inner_folder_is_found_too(code, prepared, tmp_path):
     again = prepare_mmist(code, tmp_path / "fed", "source", "stratified")
     assert again.sites == prepared.sites
+
+
+@pytest.mark.data
+def test_mar_hangs_on_the_grade_and_takes_vectors_and_prompts(release, patients, tmp_path):
+    plan = Missingness("mar", 0.4, slope=3.0)
+    prepared = prepare_mmist(release, tmp_path / "fed", missing=plan)
+    assert prepared.notes[0].startswith("mar on grade at 0.4: 0.")
+    grade = patients["grade"].str[1:].replace("X", "5").astype(int)
+    fields = list(compile_prompt(MMIST_PROMPT).fields)
+    for site in site_folders(prepared.folder):
+        rows = load_manifest(site.manifest, prepared.study.classes, 0).table.set_index("patient_id")
+        slides = load_features(site.modalities["wsi"].file)
+        for lost in (rows[fields].isna().all(axis=1), pd.Series(~rows.index.isin(slides), rows.index)):
+            assert roc_auc_score(lost, grade.loc[rows.index]) > 0.7
+    for site in prepared.sites:
+        cell = prepared.amputation["sites"][site.id]["modalities"]["wsi"]
+        assert site.present["wsi"] / site.n_patients == pytest.approx(1 - cell["achieved"])
+        assert cell["mean_probability"] == pytest.approx(0.4, abs=1e-6)
+
+
+@pytest.mark.data
+def test_a_driver_may_be_a_field_of_a_modality_that_is_left_out(release, tmp_path):
+    plan = Missingness("mar", 0.4, ("stage",))
+    prepared = prepare_mmist(release, tmp_path / "fed", without=["clinical"], missing=plan)
+    table = load_manifest(prepared.folder / "tcga" / "patients.csv", prepared.study.classes, 0).table
+    assert list(table.columns) == ["patient_id", "label", "split"]
+    assert prepared.amputation["driver"] == "stage"
 
 
 # --- bad input, on a release of four patients built here

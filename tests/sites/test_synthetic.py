@@ -9,9 +9,12 @@ from sklearn.preprocessing import StandardScaler
 
 from mmare.errors import StudyError
 from sites import synthetic
+from sites.features import load_features
 from sites.federation import site_folders
 from sites.manifest import load_manifest
-from sites.synthetic import draw_cohort, expected_auc, prepare_synthetic
+from sites.missingness import Missingness
+from sites.options import SyntheticPattern
+from sites.synthetic import draw_cohort, expected_auc, hospitals, prepare_synthetic
 
 
 def test_three_hospitals_with_their_gaps(tmp_path):
@@ -114,9 +117,83 @@ def test_nobody_is_without_any_modality():
         ({"patients": 19}, "--patients is 19, expected at least 20"),
         ({"kind": "slides"}, "--kind is 'slides', expected one of features, scans"),
         ({"seed": -1}, "--seed is -1"),
+        ({"n_sites": 0}, "--sites is 0, expected at least one"),
+        ({"pattern": "odd"}, "--pattern is 'odd', expected one of natural, complete, exclusive, rare"),
+        ({"signal": {"ct": 2}}, "--signal names 'ct', expected one of t1, t2, flair, clinical"),
+        ({"signal": {"t1": -2}}, "--signal of t1 is -2, expected a number from 0 up"),
+        ({"signal": {"t1": float("inf")}}, "--signal of t1 is inf, expected"),
+        ({"kind": "scans", "n_sites": 4}, "--kind scans has three hospitals with their own gaps"),
+        ({"kind": "scans", "missing": Missingness("mcar", 0.2)}, "run prepare ixi --keep-incomplete"),
+        ({"n_sites": 1, "pattern": "exclusive"}, "--pattern exclusive needs at least two sites"),
     ],
 )
 def test_settings_out_of_range_are_refused(tmp_path, options, sentence):
     with pytest.raises(StudyError, match=sentence):
         prepare_synthetic(out=tmp_path / "fed", **options)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_more_or_fewer_hospitals(tmp_path):
+    prepared = prepare_synthetic(out=tmp_path / "fed", patients=20, n_sites=5)
+    assert [site.id for site in prepared.sites] == ["east", "hospital-04", "hospital-05", "north", "west"]
+    assert [site.n_patients for site in prepared.sites] == [20] * 5
+    assert hospitals(6)["hospital-06"] == synthetic.MISSING["west"]
+    assert list(hospitals(2)) == ["east", "north"]
+
+
+def test_patterns_change_what_patients_lack_and_nothing_else():
+    cohorts = {pattern: draw_cohort(40, 3, 4, pattern) for pattern in SyntheticPattern}
+    natural = cohorts[SyntheticPattern.NATURAL]
+    for cohort in cohorts.values():
+        assert (cohort.causes == natural.causes).all()
+        assert (cohort.manifest["label"] == natural.manifest["label"]).all()
+        for name, vectors in natural.features.items():
+            for patient in set(vectors) & set(cohort.features[name]):
+                assert (vectors[patient] == cohort.features[name][patient]).all()
+
+
+def test_complete_and_rare(tmp_path):
+    for pattern in ("complete", "rare"):
+        prepared = prepare_synthetic(out=tmp_path / pattern, patients=20, n_sites=4, pattern=pattern)
+        for site in prepared.sites:
+            lacks = {name for name, number in site.present.items() if number != 20}
+            assert lacks == ({"flair"} if pattern == "rare" and site.id != "east" else set())
+        named = [site.id for site in site_folders(tmp_path / pattern) if "flair" in site.modalities]
+        assert len(named) == (1 if pattern == "rare" else 4)
+        assert not (tmp_path / pattern / "amputation.json").exists()
+    assert prepared.notes == ("rare: flair lives at east alone, all else is complete",)
+
+
+def test_exclusive(tmp_path):
+    prepared = prepare_synthetic(out=tmp_path / "fed", patients=20, pattern="exclusive", seed=1)
+    lacks = {
+        site.id: {name for name, number in site.present.items() if not number} for site in prepared.sites
+    }
+    assert [len(names) for names in lacks.values()] == [1, 1, 1]
+    assert len(set().union(*lacks.values())) == 3
+    assert all(set(site.present.values()) == {0, 20} for site in prepared.sites)
+
+
+def test_a_signal_makes_a_cause_count():
+    weights = {"flair": 3.0, "t1": 0.0}
+    cohort = draw_cohort(2000, seed=0, signal=weights)
+    ill = cohort.manifest["label"] == "malignant"
+    assert roc_auc_score(ill, cohort.causes[:, 2]) > 0.8
+    assert roc_auc_score(ill, cohort.causes[:, 0]) == pytest.approx(0.5, abs=0.03)
+    oracle = cohort.causes @ [0, 1, 3, 1]
+    assert roc_auc_score(ill, oracle) == pytest.approx(expected_auc(4, signal=weights), abs=0.015)
+    assert expected_auc(1, signal=weights) == pytest.approx(0.5, abs=0.01)
+
+
+def test_mar_hangs_on_the_marker(tmp_path):
+    plan = Missingness("mar", 0.5)
+    prepared = prepare_synthetic(out=tmp_path / "fed", patients=200, pattern="complete", missing=plan)
+    assert {site["driver"] for site in prepared.amputation["sites"].values()} == {"marker"}
+    marker = draw_cohort(200, 0, 3, SyntheticPattern.COMPLETE).manifest.set_index("patient_id")["marker"]
+    high = marker.isin(["high", "very high"])
+    for site in site_folders(tmp_path / "fed"):
+        ids = load_manifest(site.manifest, prepared.study.classes, 0).patient_ids
+        held = load_features(site.modalities["t1"].file)
+        lost = np.array([patient not in held for patient in ids])
+        own = high.loc[list(ids)].to_numpy()
+        assert lost[own].mean() > lost[~own].mean() + 0.3

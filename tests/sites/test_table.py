@@ -9,6 +9,7 @@ from mmare.study import Kind, Scaling
 from sites.features import load_features
 from sites.federation import site_folders
 from sites.manifest import load_manifest
+from sites.missingness import Missingness
 from sites.table import TableColumns, prepare_table
 
 ROWS = """
@@ -236,4 +237,25 @@ def test_feature_files_that_do_not_fit_are_refused(tmp_path):
     np.savez(path, p1=np.array([1, np.nan]))
     with pytest.raises(DataError, match="feature 2 is nan"):
         prepare(tmp_path, features={"ct": path})
+    assert not (tmp_path / "fed").exists()
+
+
+def test_mar_hangs_on_any_column(tmp_path):
+    rows = "id,hospital,outcome,age,crp,ldl,ward\n" + "\n".join(
+        f"p{row},{('Ost', 'West')[row % 2]},{('ill', 'healthy')[row % 3 == 0]},{row},1,2,{'abc'[row // 100]}"
+        for row in range(300)
+    )
+    spec = columns(modalities={"exam": ("age",), "lab": ("crp", "ldl")}, categorical=())
+    prepared = prepare(tmp_path, rows, spec=spec, missing=Missingness("mar", 0.4, ("ward",), 4.0))
+    assert prepared.notes[0].startswith("mar on ward at 0.4: ")
+    kept = [int(patient[1:]) for site in ("ost", "west") for patient in vectors(tmp_path, site, "lab")]
+    assert sum(row < 100 for row in kept) > 85
+    assert sum(row >= 200 for row in kept) < 60
+
+
+def test_mar_of_a_table_needs_a_column_that_is_there(tmp_path):
+    with pytest.raises(StudyError, match="expected one of hospital, part, age, sex, crp, ldl"):
+        prepare(tmp_path, missing=Missingness("mar", 0.4))
+    with pytest.raises(StudyError, match="--driver is 'outcome', expected a column: hospital"):
+        prepare(tmp_path, missing=Missingness("mar", 0.4, ("outcome",)))
     assert not (tmp_path / "fed").exists()
