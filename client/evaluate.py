@@ -7,20 +7,22 @@ from typing import TYPE_CHECKING, Final
 
 import torch
 
-from client.gate import withheld_patterns
+from client.gate import withheld_groups, withheld_patterns
 from mmare.batch import Batch
 from mmare.errors import SiteCode, SiteError
-from mmare.exchange import Evaluation
+from mmare.exchange import Comparison, Evaluation
 from mmare.metrics import MetricState
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from torch import Tensor
 
     from client.dataset import SiteData
     from mmare.exchange import Split
     from mmare.model import MultimodalModel
 
-__all__ = ["evaluate", "pattern_names"]
+__all__ = ["compare", "evaluate", "pattern_names", "predicted_right"]
 
 CHUNK: Final = 4096  # rows at a time: bounds memory, far above any hospital's validation set
 
@@ -73,6 +75,45 @@ def evaluate(
         else {},
         subsets=_subset_states(model, data, rows[told]) if subsets else {},
     )
+
+
+def predicted_right(model: MultimodalModel, data: SiteData, split: Split) -> Tensor:
+    """Which rows of a split the model predicts right, ``(N,)`` bool.
+
+    Raises:
+        SiteError: If the model's output is not finite.
+    """
+    rows = data.rows[split]
+    return _logits(model, data, rows, data.present[rows]).argmax(dim=1) == data.label[rows]
+
+
+def compare(
+    site: str, first: Tensor, second: Tensor, label: Tensor, classes: Sequence[str], min_count: int
+) -> Comparison:
+    """Count where two models differ, class by class; classes that are too small are withheld.
+
+    Args:
+        site: Id.
+        first: ``(N,)`` bool, rows that the first model predicts right.
+        second: The same of the second.
+        label: ``(N,)`` int64.
+        classes: Names.
+        min_count: Smallest class that may be told of.
+
+    Example:
+        >>> right, wrong = torch.tensor([True, True]), torch.tensor([True, False])
+        >>> compare("ash", right, wrong, torch.tensor([0, 0]), ["ill", "well"], 0).cells["ill"]
+        (1, 1, 0, 0)
+    """
+    sizes = {name: int((label == index).sum()) for index, name in enumerate(classes)}
+    withheld = withheld_groups(sizes, min_count)
+    cells = {}
+    for index, name in enumerate(classes):
+        if name not in withheld:
+            one, other = first[label == index], second[label == index]
+            parts = (one & other, one & ~other, ~one & other, ~one & ~other)
+            cells[name] = tuple(int(part.sum()) for part in parts)
+    return Comparison(site, cells)
 
 
 def _logits(model: MultimodalModel, data: SiteData, rows: Tensor, present: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ import torch
 
 from client.dataset import check_encoders
 from client.encoders.registry import encoder_notes
-from client.evaluate import evaluate, pattern_names
+from client.evaluate import compare, evaluate, pattern_names, predicted_right
 from client.gate import withheld_groups
 from client.optimizers import PhaseOptimizers
 from client.trainer import Pull, train_round
@@ -28,7 +28,9 @@ from mmare.adapters import moment_rows
 from mmare.blocks import block_tensors, without_parameters
 from mmare.errors import DataError, MmareError, SiteCode, SiteError
 from mmare.exchange import (
+    Comparison,
     Counts,
+    Layout,
     Moments,
     Refusal,
     Request,
@@ -158,7 +160,7 @@ class SiteService:
 
     def answer(
         self, request: Request, payload: bytes
-    ) -> tuple[RollCall | Statistics | Update, Tensor | None]:
+    ) -> tuple[RollCall | Statistics | Update | Comparison, Tensor | None]:
         """Answer a request with a header and, after training, the changed tensors as a flat uint8 run.
 
         Raises:
@@ -182,6 +184,8 @@ class SiteService:
                 raise WireError(f"layout {request.layout}, expected {layout.fingerprint}")
             if not payload:
                 raise WireError("no tensors")
+            if request.task is Task.COMPARE:
+                return self._compare(study, model, layout, payload), None
             received = unpack(torch.frombuffer(bytearray(payload), dtype=torch.uint8), layout)
             copy_tensors(sent, received)
             update, tensors = self._round(request, study, model, received)
@@ -247,6 +251,20 @@ class SiteService:
             seconds={"evaluate": evaluated - began, "train": finished - evaluated},
             layout=layout_of(upload).fingerprint,
         ), pack(upload)
+
+    def _compare(self, study: Study, model: MultimodalModel, layout: Layout, payload: bytes) -> Comparison:
+        """How two models, sent one after the other, do on the test rows."""
+        if study.federation.local:
+            raise WireError("models of which a part stays at the sites cannot be compared")
+        data = self._data_of(study)
+        run = torch.frombuffer(bytearray(payload), dtype=torch.uint8)
+        right = []
+        for half in (run[: layout.size], run[layout.size :]):
+            copy_tensors(global_tensors(model), unpack(half, layout))
+            right.append(predicted_right(model, data, Split.TEST))
+        limit = max(self._min_count, study.privacy.min_count)
+        label = data.label[data.rows[Split.TEST]]
+        return compare(self._site, right[0], right[1], label, study.classes, limit)
 
     def _kept(self, request: Request, study: Study) -> dict[str, Tensor]:
         """What the site kept after the round that the server counts on."""

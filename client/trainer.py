@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -12,7 +12,8 @@ from torch.nn import functional
 from mmare.adapters import add_noise
 from mmare.blocks import exposures
 from mmare.errors import SiteCode, SiteError
-from mmare.subsets import agreement, hide_modalities
+from mmare.study_rules import SUBSET
+from mmare.subsets import agreement, hide_modalities, keep_subset
 
 if TYPE_CHECKING:
     from torch import Generator, Tensor
@@ -109,7 +110,7 @@ def train_round(
             inputs, there = scaled[batch], present[batch]
             if training.noise_probability > 0:
                 inputs = add_noise(inputs, deviation, training.noise_probability, generator)
-            fewer.append(there if hiding is None else hide_modalities(there, hiding, generator))
+            fewer.append(there if hiding is None else hiding(there, generator))
             seen.append(there if whole else fewer[-1])
             drawn = _Drawn(inputs, seen[-1], fewer[-1], label[batch])
             losses.append(
@@ -173,9 +174,14 @@ def _pull_back(model: MultimodalModel, pull: Pull) -> None:
             value.grad.add_(value.detach() - pull.anchor[name].to(value.device), alpha=pull.strength)
 
 
-def _hiding(study: Study) -> Tensor | None:
-    """Probability per modality that it is hidden in a step, ``(M,)``; nothing where none is."""
+def _hiding(study: Study) -> Callable[[Tensor, Generator], Tensor] | None:
+    """What hides modalities of a batch in a step; nothing where none are hidden."""
     wanted = study.training.modality_dropout
+    if wanted == SUBSET:
+        return keep_subset
     names = [modality.name for modality in study.modalities]
-    each = [wanted.get(name, 0.0) if isinstance(wanted, Mapping) else wanted for name in names]
-    return torch.tensor(each) if any(each) else None
+    each = [wanted.get(name, 0.0) if isinstance(wanted, Mapping) else float(wanted) for name in names]
+    if not any(each):
+        return None
+    probability = torch.tensor(each)
+    return lambda present, generator: hide_modalities(present, probability, generator)

@@ -24,6 +24,7 @@ __all__ = [
     "PAYLOAD_KEY",
     "PAYLOAD_RECORD",
     "PAYLOAD_STYPE",
+    "Comparison",
     "Counts",
     "Endpoint",
     "Evaluation",
@@ -71,12 +72,13 @@ class Split(StrEnum):
 
 
 class Task(StrEnum):
-    """The four calls that a site answers."""
+    """The calls that a site answers."""
 
     DESCRIBE = "describe"
     STATISTICS = "statistics"
     TRAIN = "train"
     EVALUATE = "evaluate"
+    COMPARE = "compare"
 
 
 @dataclass(frozen=True)
@@ -262,6 +264,20 @@ class Update:
     layout: str = ""
     blocks: tuple[str, ...] = ()
     trained: Evaluation | None = None
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """How two models did on the same rows.
+
+    Args:
+        site: Id.
+        cells: Per class name, rows that both, the first alone, the second alone, neither predicted right; a
+            class that is too small to be told is not there.
+    """
+
+    site: str
+    cells: Mapping[str, tuple[int, ...]]
 
 
 @dataclass(frozen=True)

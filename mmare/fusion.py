@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from torch import Generator, Tensor
 
-__all__ = ["MergeOrder", "PairwiseFusion", "masked_mean", "merge_order"]
+__all__ = ["Merge", "MergeOrder", "PairwiseFusion", "masked_mean", "merge_order"]
 
 
 class MergeOrder(StrEnum):
@@ -23,6 +23,13 @@ class MergeOrder(StrEnum):
     FIXED = "fixed"
     BATCH = "batch"
     SAMPLE = "sample"
+
+
+class Merge(StrEnum):
+    """What the next embedding does to the fused one."""
+
+    THESIS = "thesis"
+    SYMMETRIC = "symmetric"
 
 
 def masked_mean(embedding: Tensor, present: Tensor) -> Tensor:
@@ -82,6 +89,12 @@ class PairwiseFusion(nn.Module):
 
     starting from the first embedding; a patient with one modality keeps it as it is.
 
+    In that merge the next embedding enters through the MLP alone, whose output is the larger of the two at
+    the start: a strong modality that is merged into weak ones is lost. The ``symmetric`` merge (ours) adds
+    both, and its MLP starts at nothing, so that fusion begins as a normalised sum:
+
+    .. math:: h \leftarrow \mathrm{LN}(h + e_{next} + \mathrm{MLP}([h, e_{next}]))
+
     The first layer of the MLP acts on ``h`` and ``e`` separately and adds, so the part for every ``e`` is one
     product over all merges of the batch; patients are sorted by how many modalities they have, so a step only
     computes the rows that still merge. Both are rearrangements: the result is that of the plain loop over
@@ -89,15 +102,20 @@ class PairwiseFusion(nn.Module):
 
     Args:
         width: D.
+        merge: Which of the two.
     """
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, merge: Merge = Merge.THESIS) -> None:
         super().__init__()
+        self.symmetric = merge is Merge.SYMMETRIC
         self.first = nn.Linear(2 * width, width)
         self.second = nn.Linear(width, width)
         self.norm = nn.LayerNorm(width)
         for layer in (self.first, self.second):
             nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+        if self.symmetric:
+            nn.init.zeros_(self.second.weight)
+            nn.init.zeros_(self.second.bias)
         self.width = width
 
     def forward(self, embedding: Tensor, present: Tensor, slots: Tensor) -> Tensor:
@@ -124,10 +142,11 @@ class PairwiseFusion(nn.Module):
             projected = torch.split(functional.linear(rows_next, from_next, self.first.bias), merging)
         fused = ordered[:, 0]  # (B, D)
         done: list[Tensor] = []
-        for count, pair in zip(merging, projected, strict=True):
+        for count, pair, partner in zip(merging, projected, following, strict=True):
             done.append(fused[count:])
             fused = fused[:count]
             hidden = functional.relu(pair + functional.linear(fused, from_fused))
-            fused = self.norm(fused + self.second(hidden))
+            merged = fused + self.second(hidden)
+            fused = self.norm(merged + partner if self.symmetric else merged)
         result = torch.cat([fused, *reversed(done)])  # (B, D) in the order of rows
         return result[rows.argsort()]

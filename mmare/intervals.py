@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from mmare.metrics import BINARY, MetricState, class_scores, ranked_auc
 
-__all__ = ["bootstrap_intervals"]
+__all__ = ["bootstrap_intervals", "draw_cells"]
 
 _CELLS_AT_ONCE = 2**22  # times resamples, held in memory at a time: 32 MiB of float64, a few times over
 
@@ -71,7 +71,9 @@ def _draw_binary(state: MetricState, resamples: int, generator: torch.Generator)
     """Confusion matrices ``(R, 2, 2)`` and AUCs ``(R,)`` of the same draws."""
     used = state.histogram.sum(dim=(0, 1)).nonzero().squeeze(1)  # (U,)
     cells = state.histogram[:, :, used]  # (2, 2, U)
-    drawn = torch.stack([_draw(of_class, resamples, generator) for of_class in cells], dim=1)  # (R, 2, 2, U)
+    drawn = torch.stack(
+        [draw_cells(of_class, resamples, generator) for of_class in cells], dim=1
+    )  # (R, 2, 2, U)
     negative, positive = drawn.sum(dim=2).unbind(dim=1)  # (R, U) each
     return drawn.sum(dim=3), ranked_auc(positive, negative)
 
@@ -80,18 +82,18 @@ def _draw_one_vs_rest(
     state: MetricState, resamples: int, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
     """Confusion matrices ``(R, K, K)`` and mean one-vs-rest AUCs ``(R,)`` of independent draws."""
-    rows = [_draw(row, resamples, generator) for row in state.confusion]
+    rows = [draw_cells(row, resamples, generator) for row in state.confusion]
     total = torch.zeros(resamples, dtype=torch.float64)
     for score, histogram in enumerate(state.histogram.unbind(dim=1)):  # (K, N)
         used = histogram.sum(dim=0).nonzero().squeeze(1)  # (U,)
         drawn = torch.stack(
-            [_draw(of_class[used], resamples, generator) for of_class in histogram]
+            [draw_cells(of_class[used], resamples, generator) for of_class in histogram]
         )  # (K, R, U)
         total += ranked_auc(drawn[score], drawn.sum(dim=0) - drawn[score])
     return torch.stack(rows, dim=1), total / state.n_classes
 
 
-def _draw(cells: Tensor, resamples: int, generator: torch.Generator) -> Tensor:
+def draw_cells(cells: Tensor, resamples: int, generator: torch.Generator) -> Tensor:
     """Draw as many rows as there are, with replacement, and count them by cell.
 
     The counts are multinomial, drawn by halving: how many of a group's rows fall into its left half is

@@ -14,8 +14,8 @@ from torch.nn import functional
 from mmare.adapters import InputScaling, WidthAdapters
 from mmare.blocks import Block, all_samples, merges, samples_with, samples_without
 from mmare.conditioning import MissingAwareConditioning
-from mmare.fusion import MergeOrder, PairwiseFusion, masked_mean, merge_order
-from mmare.head import TaskHead
+from mmare.fusion import Merge, MergeOrder, PairwiseFusion, masked_mean, merge_order
+from mmare.head import TaskHead, dropout
 from mmare.phases import Objective, Phase
 
 if TYPE_CHECKING:
@@ -124,6 +124,8 @@ class MMAREOptions:
         fusion: ``pairwise``, or ``mean`` for the ablation.
         order: Of merging while training.
         dropout: In the head.
+        merge: Of pairwise fusion: ``thesis``, or ``symmetric`` (see `PairwiseFusion`).
+        embedding_dropout: Of conditioned embeddings, element by element, while training; 0 in the thesis.
     """
 
     width: int = 512
@@ -131,10 +133,16 @@ class MMAREOptions:
     fusion: Fusion = Fusion.PAIRWISE
     order: MergeOrder = MergeOrder.BATCH
     dropout: float = 0.3
+    merge: Merge = Merge.THESIS
+    embedding_dropout: float = 0.0
 
 
 class MMARE(MultimodalModel):
-    """Adapters, missing-aware conditioning, fusion, head (thesis, chapter 4)."""
+    """Adapters, missing-aware conditioning, fusion, head (thesis, chapter 4).
+
+    Raises:
+        ValueError: If an option is out of its range.
+    """
 
     Options = MMAREOptions
 
@@ -145,13 +153,22 @@ class MMARE(MultimodalModel):
         width = options.width
         self.adapters = WidthAdapters(self.scaling.widths, width)
         self.conditioning = MissingAwareConditioning(len(modalities), width, enabled=options.conditioning)
-        self.fusion = PairwiseFusion(width) if options.fusion is Fusion.PAIRWISE else None
+        if not 0 <= options.embedding_dropout < 1:
+            raise ValueError(
+                f"embedding_dropout must be at least 0 and below 1, found {options.embedding_dropout}"
+            )
+        self.embedding_dropout = options.embedding_dropout
+        self.fusion = PairwiseFusion(width, options.merge) if options.fusion is Fusion.PAIRWISE else None
         self.head = TaskHead(width, classes, options.dropout)
         self.order = options.order
 
     def logits(self, scaled: Tensor, present: Tensor, generator: Generator | None = None) -> Tensor:
         """Classify scaled rows; order of merging is drawn while training and that of the slots otherwise."""
         conditioned = self.conditioning(self.adapters(scaled), present)  # (B, M, D)
+        if self.training and self.embedding_dropout > 0:
+            if generator is None:
+                raise ValueError("training draws from a generator: pass one")
+            conditioned = dropout(conditioned, self.embedding_dropout, generator)
         if self.fusion is None:
             fused = masked_mean(conditioned, present)  # (B, D)
         else:

@@ -64,6 +64,9 @@ RECIPES: Final[dict[str, dict[str, Recipe]]] = {
 }
 
 
+_OTHERS: Final = {name: Recipe(recipe.training) for name, recipe in _MMARE.items()}
+
+
 def recipe_of(model: str, name: str | None) -> tuple[str, Recipe]:
     """A model's recipe by name, or its first.
 
@@ -74,7 +77,7 @@ def recipe_of(model: str, name: str | None) -> tuple[str, Recipe]:
         >>> recipe_of("mmare", "thesis")[0]
         'thesis'
     """
-    known = RECIPES.get(model, _MMARE)
+    known = RECIPES.get(model, _OTHERS)
     chosen = next(iter(known)) if name is None else name
     if chosen not in known:
         raise StudyError(f"[training] recipe of {model} must be one of {', '.join(known)}, found {chosen!r}")

@@ -95,6 +95,7 @@ class Select(StrEnum):
     BALANCED_ACCURACY = "balanced_accuracy"
     WORST_SITE = "worst_site"
     AUC = "auc"
+    LOSS = "loss"
     BALANCED_LOSS = "balanced_loss"
 
 
@@ -181,7 +182,8 @@ class TrainingSpec:
         clip_norm: Largest L2 norm of a step's gradient; 0 leaves it as it is.
         select: What the selected round is best in; ties by lower loss.
         modality_dropout: Probability that a modality which a train patient has is hidden in a step, at least
-            one stays: one number, or a table by modality (absent ones 0).
+            one stays: one number, a table by modality (absent ones 0), or ``subset``: a patient keeps a
+            subset whose size is drawn evenly from one to all.
         distillation: Weight of what the hidden patient must agree on with the whole one, beside both losses;
             0 trains on the hidden patient alone.
     """
@@ -200,7 +202,7 @@ class TrainingSpec:
     schedule: Schedule = Schedule.CONSTANT
     clip_norm: float = 0.0
     select: Select = Select.BALANCED_ACCURACY
-    modality_dropout: Mapping[str, float] | float = 0.0
+    modality_dropout: Mapping[str, float] | float | str = 0.0
     distillation: float = 0.0
 
 

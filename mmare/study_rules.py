@@ -12,7 +12,9 @@ from mmare.strategies import strategy_options
 if TYPE_CHECKING:
     from mmare.study import ModalitySpec, Study
 
-__all__ = ["PARTS", "check_study"]
+__all__ = ["PARTS", "SUBSET", "check_study"]
+
+SUBSET: Final = "subset"  # of ``training.modality_dropout``: `mmare.subsets.keep_subset`
 
 PARTS: Final = ("adapters", "head", "norms")  # of a model, that can stay at a site
 
@@ -31,7 +33,7 @@ def check_study(study: Study) -> None:
     named = training.oversample if isinstance(training.oversample, Mapping) else {}
     dropout = training.modality_dropout
     hidden = dropout if isinstance(dropout, Mapping) else {}
-    probabilities = list(hidden.values()) if isinstance(dropout, Mapping) else [dropout]
+    probabilities = [*hidden.values(), *([dropout] if isinstance(dropout, float | int) else [])]
     widths = [modality.width for modality in study.modalities]
     rules = [
         (bool(study.name), "[study] name is empty"),
@@ -76,7 +78,11 @@ def check_study(study: Study) -> None:
             "[training] modality_dropout must be at least 0 and below 1",
         ),
         (
-            training.distillation == 0 or any(probabilities),
+            not isinstance(dropout, str) or dropout == SUBSET,
+            f"[training] modality_dropout must be a number, a table or 'subset', found {dropout!r}",
+        ),
+        (
+            training.distillation == 0 or any(probabilities) or dropout == SUBSET,
             "[training] distillation needs modality_dropout: nothing is hidden",
         ),
         (

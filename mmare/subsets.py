@@ -10,7 +10,7 @@ from torch.nn import functional
 if TYPE_CHECKING:
     from torch import Generator, Tensor
 
-__all__ = ["agreement", "hide_modalities"]
+__all__ = ["agreement", "hide_modalities", "keep_subset"]
 
 
 def hide_modalities(present: Tensor, probability: Tensor, generator: Generator) -> Tensor:
@@ -36,6 +36,32 @@ def hide_modalities(present: Tensor, probability: Tensor, generator: Generator) 
     rank = torch.rand(present.shape, generator=generator).to(present.device).masked_fill(~present, -1.0)
     lucky = torch.zeros_like(present).scatter_(1, rank.argmax(dim=1, keepdim=True), value=True)  # (B, M)
     return torch.where(kept.any(dim=1, keepdim=True), kept, lucky)
+
+
+def keep_subset(present: Tensor, generator: Generator) -> Tensor:
+    """Keep a subset of a patient's modalities whose size is drawn evenly from one to all.
+
+    No modality is named and no probability is tuned: a patient of n modalities keeps 1, 2, … or n of them,
+    each with chance 1/n, and every subset of a size alike.
+
+    Args:
+        present: ``(B, M)`` bool, at least one per patient.
+        generator: Source of the draws.
+
+    Returns:
+        ``(B, M)`` bool, true only where ``present`` is.
+
+    Example:
+        >>> there = torch.tensor([[True, False, True]])
+        >>> kept = keep_subset(there, torch.Generator().manual_seed(0))
+        >>> bool((kept & ~there).any()), bool(kept.any())
+        (False, True)
+    """
+    counts = present.sum(dim=1, keepdim=True)  # (B, 1)
+    share = torch.rand(len(present), 1, generator=generator).to(present.device)
+    size = (share * counts).floor() + 1  # 1 to n
+    order = torch.rand(present.shape, generator=generator).to(present.device).masked_fill(~present, 2.0)
+    return present & (order.argsort(dim=1).argsort(dim=1) < size)
 
 
 def agreement(whole: Tensor, subset: Tensor, temperature: float) -> Tensor:

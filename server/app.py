@@ -42,6 +42,7 @@ SETTLED_S: Final = 1.0  # that the number of nodes must stay the same where it i
 _TYPES: Final = {
     Task.TRAIN: "train",
     Task.EVALUATE: "evaluate",
+    Task.COMPARE: "evaluate",
     Task.DESCRIBE: "query",
     Task.STATISTICS: "query",
 }

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 __all__ = ["changes_gram", "points_of", "runs"]
 
-VALUES_AT_ONCE: Final = 2**22  # of all sites together: 16 MiB in float32
+VALUES_AT_ONCE: Final = 2**20  # of all sites together: 8 MiB in float64
 
 
 def runs(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 from mmare.study import Select
 
@@ -71,11 +71,13 @@ def _value(metrics: Mapping[str, Any], select: Select) -> float | None:
         known = [value for value in each if value is not None]
         return min(known) if known else None
     value: float | None = metrics["pooled"].get(_METRIC[select])
-    return -value if value is not None and select is Select.BALANCED_LOSS else value
+    return -value if value is not None and select in LOSSES else value
 
 
 _METRIC = {
     Select.BALANCED_ACCURACY: "balanced_accuracy",
     Select.AUC: "auc",
+    Select.LOSS: "log_loss",
     Select.BALANCED_LOSS: "balanced_log_loss",
 }
+LOSSES: Final = {Select.LOSS, Select.BALANCED_LOSS}

@@ -16,15 +16,31 @@ import pytest
 import torch
 from torch.nn import functional
 
-from client.trainer import make_optimizer
+from client.optimizers import PhaseOptimizers
 from mmare.flat import layout_of, trained_tensors
-from mmare.registry import build_model
-from mmare.study import Kind, ModalitySpec, PrivacySpec, Scaling, Study, TrainingSpec
-from server.aggregation import Contribution, weighted_mean
+from mmare.registry import MODELS, build_model
+from mmare.strategies import STRATEGY_OPTIONS
+from mmare.study import (
+    FederationSpec,
+    Kind,
+    ModalitySpec,
+    ModelSpec,
+    PrivacySpec,
+    Scaling,
+    Study,
+    TrainingSpec,
+    Wire,
+)
+from server.aggregation import Contribution
 from server.journal import read_journal
+from server.strategy import Gathered, strategy_of
+from server.upload import Upload
 from simulation.run import Backend, run_federation
 from sites.federation import SiteTables, write_federation
+from sites.mmist import prepare_mmist
+from sites.options import Grouping
 from tests.bench.plain import PlainMMARE
+from tests.data_folder import data_folder
 
 pytestmark = [pytest.mark.bench, pytest.mark.filterwarnings("default")]
 
@@ -34,7 +50,7 @@ PARAMETERS = 1_483_906
 MMARE_SIM = str(Path(sys.executable).parent / "mmare-sim")
 
 
-def study(**training):
+def study(model="mmare", **training):
     return Study(
         "bench",
         ("dead", "alive"),
@@ -42,6 +58,7 @@ def study(**training):
             ModalitySpec(name, Kind.FEATURES, width, scaling=Scaling.ZSCORE) for name, width in WIDTHS.items()
         ),
         "alive",
+        model=ModelSpec(model),
         training=TrainingSpec(patience=1000, noise_probability=0.3, **training),
         privacy=PrivacySpec(min_count=0),
     )
@@ -97,7 +114,7 @@ def test_local_step():
     assert sum(value.numel() for value in model.parameters()) == PARAMETERS
     assert sum(value.numel() for value in plain.parameters()) == PARAMETERS
     generator = torch.Generator().manual_seed(0)
-    optimizer = make_optimizer(model, study().training)
+    ((_, optimizer),) = PhaseOptimizers(model, model.phases()[0], study().training).steps
     default = torch.optim.Adam(plain.parameters(), lr=1e-4, weight_decay=1e-4)
     scaled = model.scaling(embedding, present)
 
@@ -146,7 +163,8 @@ def test_round_overhead_in_process_and_ray(tmp_path):
         result = run_federation(folder, tmp_path / backend, backend=backend)
         over, local = overheads(tmp_path / backend)
         assert result["parameters"]["federated"] == PARAMETERS
-        upload = layout_of(trained_tensors(build_model(study()))).size
+        whole = layout_of(trained_tensors(build_model(study()))).size
+        upload = whole - 2 * 2 * 512 * 4  # slides and texts are never missing: two columns of both maps stay
         assert 3 * upload < result["bytes"]["up_per_round"] < 3 * (upload + 20_000)
         report(
             f"round, three sites, {backend}",
@@ -191,11 +209,79 @@ def test_peak_memory(tmp_path, sites):
     shutil.rmtree(tmp_path)
 
 
+@pytest.mark.parametrize("strategy", sorted(STRATEGY_OPTIONS))
 @pytest.mark.parametrize("updates", [3, 30, 300])
-def test_aggregation(updates):
+def test_aggregation(updates, strategy):
+    """Tensors come from memory here; a run maps them from the spool."""
     torch.set_num_threads(1)
-    tensors = trained_tensors(build_model(study()))
-    contributions = [Contribution(f"{index:03d}", 10, {}, lambda: tensors) for index in range(updates)]
-    weights = {each.site: each.samples for each in contributions}
-    spent = median_ms(lambda: weighted_mean(contributions, weights), 5)
-    report(f"aggregation of {updates} updates", ms=f"{spent:.1f}", ms_each=f"{spent / updates:.2f}")
+    if strategy in {"fedmedian", "krum", "trimmed-mean"} and updates > 30:
+        pytest.skip("Flower's classes hold all updates at once: 300 are 1.8 GB and minutes")
+    model = build_model(study())
+    upload = Upload(model, study())
+    generator = torch.Generator().manual_seed(0)
+    sent = [
+        {
+            name: value + torch.randn(value.shape, generator=generator)
+            for name, value in upload.tensors.items()
+        }
+        for _ in range(3)
+    ]
+    blocks = tuple(upload.parts)
+    contributions = [
+        Contribution(
+            f"{index:03d}", 10, dict.fromkeys(blocks, 10), blocks, lambda index=index: sent[index % 3]
+        )
+        for index in range(updates)
+    ]
+    step = strategy_of(FederationSpec(strategy))
+    spent = median_ms(lambda: step(Gathered(upload.tensors, upload.parts, contributions)), 3)
+    report(
+        f"aggregation of {updates} updates, {strategy}", ms=f"{spent:.1f}", ms_each=f"{spent / updates:.2f}"
+    )
+
+
+@pytest.mark.parametrize("wire", list(Wire))
+@pytest.mark.parametrize("strategy", ["fedavg", "exposure", "fedadam"])
+def test_bytes_on_mmist_by_hospital(tmp_path, strategy, wire):
+    source = data_folder("mmist")
+    prepared = prepare_mmist(source, tmp_path / "federation", Grouping.HOSPITAL)
+    result = run_federation(
+        prepared.folder,
+        tmp_path / "run",
+        assignments=[f"federation.strategy={strategy}", f"federation.wire={wire}", "training.rounds=3"],
+    )
+    sites = len(prepared.sites)
+    whole = layout_of(trained_tensors(build_model(prepared.study))).size
+    up = result["bytes"]["up_per_round"] / sites
+    assert up < whole if wire is Wire.FLOAT32 else up < whole / 2 + 20_000
+    report(
+        f"bytes a round and site, MMIST by hospital, {strategy}, {wire}",
+        up=f"{up:.0f}",
+        down=f"{result['bytes']['down_per_round'] / sites:.0f}",
+    )
+
+
+@pytest.mark.parametrize("name", sorted(MODELS))
+def test_local_step_of_every_model(name):
+    torch.set_num_threads(1)
+    if name == "hypermm":
+        pytest.skip("needs images; hypermm-embedding is its form for features")
+    embedding, present, label = rows()
+    model = build_model(study(name))
+    generator = torch.Generator().manual_seed(0)
+    scaled = model.scaling(embedding, present)
+    for phase in model.phases():
+        steps = PhaseOptimizers(model, phase, study().training).steps
+
+        def step(steps=steps):
+            for objective, optimizer in steps:
+                optimizer.zero_grad(set_to_none=True)
+                objective.loss(scaled, present, label, generator).backward()
+                optimizer.step()
+
+        model.train()
+        report(
+            f"local step of {name}, phase {phase.name}, 64 patients",
+            ms=f"{median_ms(step, 3):.1f}",
+            parameters=sum(value.numel() for value in model.parameters()),
+        )

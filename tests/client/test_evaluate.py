@@ -1,3 +1,4 @@
+import itertools
 from collections import Counter
 
 import pytest
@@ -77,3 +78,37 @@ def test_evaluating_twice_is_the_same_and_leaves_the_model_alone():
     first = evaluate(model, data, Split.TRAIN, 0, patterns=True)
     assert evaluate(model, data, Split.TRAIN, 0, patterns=True) == first
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_a_subset_is_tested_on_the_rows_that_have_it_with_the_rest_hidden():
+    study = tiny_study()
+    data, model = tiny_data(study), build_model(study)
+    found = evaluate(model, data, Split.TRAIN, 0, patterns=True, subsets=True)
+    rows = data.rows[Split.TRAIN]
+    width = data.present.shape[1]
+    for name, state in found.subsets.items():
+        wanted = torch.tensor([letter == "1" for letter in name])
+        chosen = rows[(data.present[rows] | ~wanted).all(dim=1)]
+        there = wanted.expand(len(chosen), width)
+        with torch.no_grad():
+            logits = model.eval()(Batch(tuple(part[chosen] for part in data.embedding), there))
+        assert MetricState.of(logits, data.label[chosen]).to_dict() == state
+    everyone = {"".join(bits) for bits in itertools.product("01", repeat=width)} - {"0" * width}
+    assert set(found.subsets) <= everyone
+    assert set(found.patterns) <= set(found.subsets)
+
+
+def test_subsets_tell_no_size_that_patterns_do_not():
+    """Rows of withheld patterns are in no subset: every count is a sum of released ones."""
+    study = tiny_study()
+    data, model = tiny_data(study), build_model(study)
+    found = evaluate(model, data, Split.TRAIN, 3, patterns=True, subsets=True)
+    told = {name: MetricState.from_dict(dict(state), 2).counts for name, state in found.patterns.items()}
+    for name, state in found.subsets.items():
+        over = [
+            counts
+            for pattern, counts in told.items()
+            if all(a <= b for a, b in zip(name, pattern, strict=True))
+        ]
+        expected = tuple(sum(column) for column in zip(*over, strict=True)) if over else (0, 0)
+        assert MetricState.from_dict(dict(state), 2).counts == expected

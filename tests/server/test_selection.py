@@ -66,6 +66,7 @@ SITES = {"ash": {"balanced_accuracy": 0.4}, "birch": {"balanced_accuracy": 0.9},
         (Select.BALANCED_ACCURACY, 0.7),
         (Select.WORST_SITE, 0.4),
         (Select.AUC, 0.8),
+        (Select.LOSS, -0.5),
         (Select.BALANCED_LOSS, -0.6),
     ],
 )

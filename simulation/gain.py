@@ -1,0 +1,105 @@
+"""``mmare-sim gain``: what each site gains by joining, on its own test rows, paired."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from client.dataset import load_data
+from client.encoders.registry import pick_device
+from client.service import ModelPool, SiteService
+from client.state import StateStore
+from mmare.errors import InputError
+from mmare.flat import global_tensors
+from mmare.study import load_study
+from server.fleet import Answer
+from server.gain import gains
+from server.journal import Journal, read_journal
+from server.model_file import load_model
+from server.roll_call import roll_call
+from sites.federation import site_folders
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+    from mmare.exchange import Endpoint
+    from mmare.study import Study
+    from sites.config import SiteConfig
+
+__all__ = ["GAIN", "compare_runs"]
+
+GAIN: Final = "gain.json"
+
+
+class _Sites:
+    """The simulated sites of a federation, asked by a direct call."""
+
+    def __init__(self, services: Sequence[Endpoint]) -> None:
+        self._services = services
+
+    def nodes(self, at_least: int, deadline_s: float) -> Sequence[int]:  # noqa: ARG002 - of the protocol
+        """All are there at once."""
+        return range(len(self._services))
+
+    def ask(self, requests: Mapping[int, str], payload: bytes, deadline_s: float) -> Iterator[Answer]:  # noqa: ARG002 - of the protocol
+        """Ask one after the other."""
+        for node, header in requests.items():
+            yield Answer(node, *self._services[node](header, payload))
+
+
+def compare_runs(joined: Path, alone: Path) -> dict[str, Any]:
+    """Compare a federated run with a local one of the same study; writes ``gain.json`` beside the first.
+
+    Args:
+        joined: Run folder of mode federated (or centralised).
+        alone: Run folder of mode local.
+
+    Raises:
+        InputError: If a folder is no such run, or they are of different studies or federations.
+        RunError: If no site could compare.
+    """
+    federation = _federation(joined)
+    if _federation(alone) != federation:
+        raise InputError(f"{alone}: a run over {_federation(alone)}, expected {federation}")
+    study, other = load_study(joined / "study.toml"), load_study(alone / "study.toml")
+    if (study.hash, study.seed) != (other.hash, other.seed):
+        raise InputError(f"{alone}: a run of another study or seed than {joined}")
+    folders = sorted(path.parent.parent for path in alone.glob("local/*/model/model.json"))
+    if not folders:
+        raise InputError(
+            f"{alone}: no model that a site trained alone; expected a finished run of mode local"
+        )
+    fleet = _Sites([_service(site, study) for site in site_folders(federation)])
+    journal = Journal(joined / "gain.jsonl", "gain")
+    members = roll_call(fleet, study, "gain", journal, 1)
+    found = gains(
+        fleet,
+        study,
+        "gain",
+        members,
+        global_tensors(load_model(joined / "model")),
+        {folder.name: global_tensors(load_model(folder / "model")) for folder in folders},
+    )
+    (joined / GAIN).write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+    return found
+
+
+def _service(site: SiteConfig, study: Study) -> SiteService:
+    return SiteService(
+        site.id,
+        lambda wanted: load_data(site, wanted),
+        StateStore(site.cache),
+        ModelPool(pick_device(site.device)),
+        site.min_count,
+        frozenset({study.hash}),
+    )
+
+
+def _federation(run: Path) -> Path:
+    started = next(
+        (event for event in read_journal(run / "rounds.jsonl") if event["event"] == "run_started"), None
+    )
+    if started is None:
+        raise InputError(f"{run}: no run folder")
+    return Path(started["settings"]["federation"])
