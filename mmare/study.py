@@ -291,7 +291,9 @@ class Study:
             "modality": [_modality_table(modality) for modality in self.modalities],
             "model": {"name": self.model.name, **asdict(self.model)["options"]},  # a copy however deep
             "training": _present(asdict(self.training)),
-            "federation": _present(asdict(self.federation)),
+            "federation": {
+                key: value for key, value in _present(asdict(self.federation)).items() if value != {}
+            },
             "privacy": asdict(self.privacy),
         }
 

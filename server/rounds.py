@@ -114,9 +114,12 @@ class RoundLoop:
         self._plan = plan
         self._checkpoints = CheckpointStore(folder / "checkpoints")
         self._spool = folder / "spool"  # site updates on their way into the average
-        self._strategy = strategy_of(study.federation)
+        federation = study.federation
+        if plan.mode is not Mode.FEDERATED:  # one node trains: there is nothing to bring together
+            federation = replace(federation, strategy="fedavg", options={})
+        self._strategy = strategy_of(federation)
         self._strategy_state: dict[str, Tensor] = {}
-        options = strategy_options(study.federation.strategy, study.federation.options)
+        options = strategy_options(federation.strategy, federation.options)
         self._measures_gap = getattr(options, "gap_step", 0.0) > 0
         self._model = build_model(study)
         local = local_parameters(self._model, study)
