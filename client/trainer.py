@@ -99,8 +99,10 @@ def train_round(
     present, label = data.present[rows].to(device), data.label[rows].to(device)
     scaled = model.scaling([part[rows].to(device) for part in data.embedding], present)  # (N, W)
     deviation = model.scaling.noise_deviation()
-    hiding = _hiding(study)
-    whole = hiding is None or training.distillation > 0  # the patient as he is gives a gradient, too
+    last = optimizers.phase.rounds is None  # a part that is trained apart sees the patients as they are
+    hiding = _hiding(study) if last else None
+    weight = training.distillation if last else 0.0
+    whole = hiding is None or weight > 0  # the patient as he is gives a gradient, too
     model.train()
     seen: list[Tensor] = []  # presence of every draw
     fewer: list[Tensor] = []  # and of the same draws with modalities hidden
@@ -113,9 +115,7 @@ def train_round(
             fewer.append(there if hiding is None else hiding(there, generator))
             seen.append(there if whole else fewer[-1])
             drawn = _Drawn(inputs, seen[-1], fewer[-1], label[batch])
-            losses.append(
-                _step(model, optimizers, drawn, generator, training.distillation, pull) * len(batch)
-            )
+            losses.append(_step(model, optimizers, drawn, generator, weight, pull) * len(batch))
     total = torch.stack(losses).sum().item()
     if not torch.isfinite(torch.tensor(total)):
         raise SiteError(SiteCode.NON_FINITE)

@@ -183,7 +183,7 @@ class TrainingSpec:
         select: What the selected round is best in; ties by lower loss.
         modality_dropout: Probability that a modality which a train patient has is hidden in a step, at least
             one stays: one number, a table by modality (absent ones 0), or ``subset``: a patient keeps a
-            subset whose size is drawn evenly from one to all.
+            subset whose size is drawn evenly from one to all. In the last phase of a model only.
         distillation: Weight of what the hidden patient must agree on with the whole one, beside both losses;
             0 trains on the hidden patient alone.
     """

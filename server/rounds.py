@@ -291,7 +291,7 @@ class RoundLoop:
                 round=number,
                 selection=selection.to_dict(),
                 state_rounds={**progress.state_rounds, **dict.fromkeys(trained, number)},
-                own_losses={**progress.own_losses, **self._own_losses(trained)},
+                own_losses=self._own_losses(trained),
                 bytes_down=bytes_down,
                 bytes_up=sum(reply.size for reply in replies.values()),
             )

@@ -182,8 +182,9 @@ def _run(fleet: Fleet, study: Study, settings: RunSettings, journal: Journal, ru
             Plan(settings.mode, settings.trainer, settings.expected_nodes, settings.subsets),
         )
         outcome = loop.run()
-        save_model(out / "model", study, outcome.tensors, {"run": run, "round": outcome.best_round})
-        told = {"left_out": _left_out(out), "notes": _notes(out)}
+        facts = {"run": run, "round": outcome.best_round, "notes": _local_parts(study)}
+        save_model(out / "model", study, outcome.tensors, facts)
+        told = {"left_out": _left_out(out), "notes": [*_notes(out), *_local_parts(study)]}
         return {**common, **_facts(outcome), "metrics": outcome.metrics, **told}
     members = roll_call(fleet, study, run, journal, settings.expected_nodes or 1)
     trainers = [site for site, member in members.items() if member.call.samples > 0]
@@ -288,6 +289,13 @@ def _notes(out: Path) -> list[str]:
     """What sites said of their features at the roll call, each once."""
     events = read_journal(out / JOURNAL)
     return list(dict.fromkeys(note for event in events for note in event.get("notes", [])))
+
+
+def _local_parts(study: Study) -> list[str]:
+    """What a reader of the model must know of parts that stayed at the sites."""
+    parts = ", ".join(study.federation.local)
+    note = f"{parts} stay at each site: metrics are with the sites' own, the model has their starting values"
+    return [note] if parts else []
 
 
 def _versions() -> dict[str, str]:

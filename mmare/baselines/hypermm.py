@@ -245,7 +245,7 @@ class _SetModel(MultimodalModel):
         ]
         spare = tuple(f"hypernetwork.rows.{slot}" for slot in range(most, IDENTIFIERS))
         if spare:
-            found.append(Block("identifier.spare", spare, _nothing))
+            found.append(Block("identifier.spare", spare, _nothing, most=0))
         found += [
             Block(
                 f"adapter.{self.modality_names[int(slot)]}",

@@ -2,6 +2,7 @@
 
 import json
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -84,6 +85,11 @@ def no_evaluation(update):
     return update.__class__(**{**update.__dict__, "evaluations": ()})
 
 
+def exposing(**changes: int):
+    """Other exposures of some blocks than the true ones."""
+    return lambda update: replace(update, exposures={**update.exposures, **changes})
+
+
 def changed_text(old, new):
     def fault(site, header, payload):
         answer, tensors = site(header, payload)
@@ -106,7 +112,22 @@ FAULTS = [
     pytest.param(claiming(samples=10**9), "1000000000 samples, expected 1 to", id="too-many-samples"),
     pytest.param(claiming(samples=0), "0 samples, expected 1 to", id="no-samples"),
     pytest.param(claiming(samples=-5), "-5 samples, expected 1 to", id="negative-samples"),
-    pytest.param(claiming(exposures={"shared": 1}), "exposures of other blocks", id="unknown-block"),
+    pytest.param(claiming(exposures={"shared": 1}), "exposures of other blocks", id="few-exposures"),
+    pytest.param(
+        with_update(exposing(nonsense=1)), "blocks than the round's: 'nonsense'", id="exposure-unknown-block"
+    ),
+    pytest.param(with_update(exposing(shared=-1)), "exposure -1 of block shared", id="negative-exposure"),
+    pytest.param(with_update(exposing(shared=25)), "exposure 25 of block shared", id="too-much-exposure"),
+    pytest.param(with_update(exposing(merge=25)), "exposure 25 of block merge", id="too-many-merges"),
+    pytest.param(with_update(exposing(merge=0)), "'merge'", id="sends-what-it-did-not-exercise"),
+    pytest.param(claiming(blocks=("nonsense",)), "'nonsense'", id="unknown-block"),
+    pytest.param(claiming(blocks=("shared",)), "blocks ['shared'], expected", id="fewer-blocks"),
+    pytest.param(claiming(blocks=()), "blocks [], expected", id="no-blocks"),
+    pytest.param(
+        claiming(trained=Evaluation(Split.VAL, MetricState.empty(2).to_dict())),
+        "evaluation of the trained model that was not asked for",
+        id="unasked-evaluation",
+    ),
     pytest.param(claiming(seconds={"a": 1e308, "b": 1e308}), "seconds", id="endless-seconds"),
     pytest.param(with_update(other_state), "metric state", id="wrong-metric-state"),
     pytest.param(with_update(no_evaluation), "other splits than asked", id="no-evaluation"),
