@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich import box
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import Progress, TaskID
 from rich.table import Table
 
@@ -17,6 +19,10 @@ from mmare.console import run_command
 from mmare.study import Kind, Study, load_study
 from server.rounds import Mode
 from simulation import prepare
+from simulation.grid import list_cells, run_grid
+from simulation.grid_cell import Workplace
+from simulation.grid_plan import find_grid, load_grid, ready_grids
+from simulation.grid_records import is_grid
 from simulation.progress import live_rounds
 from simulation.report import write_comparison, write_report
 from simulation.results import find_runs
@@ -53,23 +59,104 @@ def run(
     ] = Backend.INPROCESS,
     settings: Settings = None,
     overwrite: Overwrite = False,
+    subsets: Annotated[
+        bool,
+        typer.Option(
+            "--subsets", help="Test every subset of modalities, too: what the model does with each."
+        ),
+    ] = False,
 ) -> None:
     """Run a federation: roll call, scaling, rounds, selection, test. Writes result, model, report."""
     console = Console(stderr=True)
-    result = _run(federation, out, mode, backend, settings or [], console, overwrite=overwrite)
+    result = _run(
+        federation, out, mode, backend, settings or [], console, overwrite=overwrite, subsets=subsets
+    )
     _print_result(result, out)
 
 
 @app.command(epilog="Example: mmare-sim report runs")
 def report(
     folder: Annotated[
-        Path, typer.Argument(help="A run folder, or a folder of runs of one study to compare.")
+        Path, typer.Argument(help="A run folder, a folder of runs of one study to compare, or of a grid.")
     ],
 ) -> None:
-    """Write report.html again, or a comparison of several runs side by side."""
+    """Write report.html again, or a comparison of several runs side by side; of a grid, report.md, too."""
+    if is_grid(folder):
+        from simulation.grid_report import write_grid_report  # noqa: PLC0415 - matplotlib takes seconds
+
+        for page in write_grid_report(folder):
+            typer.echo(page)
+        return
     runs = find_runs(folder)
-    page = write_report(folder) if runs == [folder] else write_comparison(folder)
-    typer.echo(page)
+    typer.echo(write_report(folder) if runs == [folder] else write_comparison(folder))
+
+
+@app.command(epilog="Example: mmare-sim grid mmist-vital12 --out runs/mmist-vital12 --jobs 8")
+def grid(
+    name: Annotated[
+        str,
+        typer.Argument(
+            metavar="GRID",
+            help=f"A TOML file, or the name of one that is ready: {', '.join(ready_grids())}.",
+        ),
+    ],
+    out: Annotated[Path, typer.Option(help="Folder of the grid; run again with the same one to go on.")],
+    jobs: Annotated[int, typer.Option(help="Cells that run at once, each in a thread of its own.")] = 1,
+    only: Annotated[
+        list[str] | None,
+        typer.Option(metavar="KEY=VALUE", help="Cells with this setting, such as model=mmare; repeat."),
+    ] = None,
+    source: Annotated[
+        list[str] | None, typer.Option(metavar="NAME=PATH", help="Where a source of the grid lies; repeat.")
+    ] = None,
+    weights: Annotated[
+        Path | None, typer.Option(help="Folder of encoders' weights; ./weights where there is one.")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="List and count the cells; run none.")] = False,
+    keep_models: Annotated[
+        bool, typer.Option("--keep-models", help="Keep the model of every cell; some are large.")
+    ] = False,
+) -> None:
+    """Many runs from one file; each that has ended is a line in results.jsonl. Goes on where it was."""
+    cells = load_grid(find_grid(name))
+    if dry_run:
+        list_cells(cells, out, only or [])
+        return
+    place = Workplace.make(cells.sources, out, source or [], weights, keep_models=keep_models)
+    done = run_grid(cells, place, Console(stderr=True), jobs=jobs, only=only or [])
+    typer.echo(f"{done} cells: {out / 'results.jsonl'}")
+
+
+@app.command(epilog="Example: mmare-sim gain runs/mmist-fed runs/mmist-local")
+def gain(
+    joined: Annotated[Path, typer.Argument(help="Run folder of mode federated.")],
+    alone: Annotated[Path, typer.Argument(help="Run folder of mode local, of the same study and seed.")],
+) -> None:
+    """What each site gains by joining: both models on its own test rows, paired. Writes gain.json."""
+    from simulation.gain import GAIN, compare_runs  # noqa: PLC0415 - torch takes seconds
+
+    found = compare_runs(joined, alone)
+    view = Table(title="balanced accuracy on a site's own test rows", box=box.SIMPLE)
+    for heading in ("site", "n", "joined", "alone", "gain", "95 % interval"):
+        view.add_column(heading, justify="left" if heading == "site" else "right")
+    for name, row in (*found["sites"].items(), ("all sites", found["pooled"])):
+        if row["difference"] is None:
+            view.add_row(escape(name), str(row["n"]), *["-"] * 4)
+        else:
+            numbers = [f"{row[key]:.3f}" for key in ("first", "second")]
+            low, high = row["ci95"]
+            view.add_row(
+                escape(name),
+                str(row["n"]),
+                *numbers,
+                f"{row['difference']:+.3f}",
+                f"{low:+.3f} to {high:+.3f}",
+            )
+    console = Console(highlight=False)
+    console.print(view)
+    for site, reason in found["left_out"].items():
+        console.print(f"left out: {escape(site)}: {escape(reason)}")
+    typer.echo(f"written: {joined / GAIN}")
 
 
 @app.command(epilog="Example: mmare-sim demo --out runs/demo")
@@ -105,6 +192,7 @@ def _run(
     console: Console,
     *,
     overwrite: bool = False,
+    subsets: bool = False,
 ) -> dict[str, Any]:
     study = load_study(federation / "study.toml").override(settings)
     _embed(federation, study, console)
@@ -116,6 +204,7 @@ def _run(
             backend=backend,
             assignments=settings,
             overwrite=overwrite,
+            subsets=subsets,
             listeners=(table,),
         )
 

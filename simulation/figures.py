@@ -33,17 +33,22 @@ from simulation.results import (
 
 __all__ = [
     "PALETTE",
+    "STYLE",
     "Drawing",
     "Interval",
     "Line",
+    "colour_holder",
     "comparison_figures",
     "curves_alone",
     "curves_of_run",
+    "dress",
     "figures_of_test",
     "interval_figure",
     "line_figure",
+    "shorten",
     "site_dash",
     "site_variable",
+    "to_svg",
 ]
 
 # (light page, dark page): Okabe and Ito's colours, yellow replaced by olive and wine for contrast on white.
@@ -61,12 +66,12 @@ PALETTE = (
 _MARKERS = {"local": "o", "federated": "D", "centralised": "s"}
 _DASHES: tuple[tuple[float, ...], ...] = ((), (5.0, 2.0), (1.5, 1.5), (6.0, 2.0, 1.5, 2.0))
 _NAMED = ("ink", "muted", "grid", "surface", "federated", "centralised")
-_HOLDER = re.compile(r"#51([0-9a-f]{2})a7")  # what `_colour` writes
+_HOLDER = re.compile(r"#51([0-9a-f]{2})a7")  # what `colour_holder` writes
 _SITE_BASE = 64  # place-holder numbers below are `_NAMED`, from here on sites
 _LABEL_CHARS = 20
 _WIDTH_IN = 5.0
 _TEXT_STYLE = re.compile(r"font-family: [^;]*;? ?")  # the page's own font is used
-_STYLE: dict[Any, Any] = {  # Any: matplotlib types the keys as a literal of every setting
+STYLE: dict[Any, Any] = {  # Any: matplotlib types the keys as a literal of every setting
     "svg.fonttype": "none",
     "svg.hashsalt": "mmare",
     "font.size": 10.5,
@@ -220,7 +225,7 @@ def comparison_figures(comparison: Comparison) -> list[Drawing]:
     return drawn
 
 
-@mpl.rc_context(_STYLE)
+@mpl.rc_context(STYLE)
 def line_figure(name: str, title: str, lines: Sequence[Line], marked: int | None = None) -> str:
     """Draw curves over rounds.
 
@@ -236,13 +241,13 @@ def line_figure(name: str, title: str, lines: Sequence[Line], marked: int | None
     figure = Figure(figsize=(_WIDTH_IN, 3.2))
     axes = figure.subplots()
     figure.subplots_adjust(left=0.09, right=0.97, top=0.91, bottom=0.15)
-    _dress(axes, grid="y")
+    dress(axes, grid="y")
     told = sorted({number for line in lines for number, _ in line.points})
     for line in sorted(lines, key=lambda line: line.site is None):
         points = dict(line.points)  # a round that says nothing of a site is a gap in its line
         _draw(axes, Line([(number, points.get(number)) for number in told], line.site))
     if marked is not None:
-        axes.axvline(marked, color=_colour("muted"), linewidth=1.0, dashes=(3, 3), zorder=1.5)
+        axes.axvline(marked, color=colour_holder("muted"), linewidth=1.0, dashes=(3, 3), zorder=1.5)
         here = (marked, 1.02)
         axes.annotate(
             f"round {marked}",
@@ -250,15 +255,15 @@ def line_figure(name: str, title: str, lines: Sequence[Line], marked: int | None
             xycoords=axes.get_xaxis_transform(),
             ha="center",
             fontsize=10,
-            color=_colour("muted"),
+            color=colour_holder("muted"),
         )
     axes.set_xlabel("round")
     axes.xaxis.set_major_locator(MaxNLocator(nbins=7, steps=[1, 2, 5, 10], integer=True))
     axes.yaxis.set_major_locator(MaxNLocator(nbins=6, steps=[1, 2, 5, 10]))
-    return _svg(figure, name, title)
+    return to_svg(figure, name, title)
 
 
-@mpl.rc_context(_STYLE)
+@mpl.rc_context(STYLE)
 def interval_figure(name: str, title: str, intervals: Sequence[Interval]) -> str:
     """Draw values with intervals, one row per label, in order from the top.
 
@@ -276,20 +281,20 @@ def interval_figure(name: str, title: str, intervals: Sequence[Interval]) -> str
     height = 0.5 + (0.16 + 0.15 * most) * max(len(rows), 2)
     figure = Figure(figsize=(_WIDTH_IN, height))
     axes = figure.subplots()
-    longest = max(len(_shorten(row)) for row in rows)
+    longest = max(len(shorten(row)) for row in rows)
     figure.subplots_adjust(
         left=(0.25 + 0.092 * longest) / _WIDTH_IN, right=0.96, top=1 - 0.1 / height, bottom=0.3 / height
     )
-    _dress(axes, grid="x")
+    dress(axes, grid="x")
     step = 0.62 / most  # of a row's height, between the marks that share it
     for number, row in enumerate(rows):
         for position, interval in enumerate(members[row]):
             _whisker(axes, interval, number + (position - (len(members[row]) - 1) / 2) * step)
     axes.set_ylim(len(rows) - 0.45, -0.55)
-    axes.set_yticks(range(len(rows)), [_shorten(row) for row in rows])
-    axes.tick_params(axis="y", length=0, labelcolor=_colour("ink"))
+    axes.set_yticks(range(len(rows)), [shorten(row) for row in rows])
+    axes.tick_params(axis="y", length=0, labelcolor=colour_holder("ink"))
     axes.xaxis.set_major_locator(MaxNLocator(nbins=6, steps=[1, 2, 5, 10]))
-    return _svg(figure, name, title)
+    return to_svg(figure, name, title)
 
 
 def _draw(axes: Axes, line: Line) -> None:
@@ -297,10 +302,10 @@ def _draw(axes: Axes, line: Line) -> None:
     values = [float("nan") if value is None else value for _, value in line.points]
     marker = "o" if len(rounds) == 1 else ""
     if line.site is None:
-        axes.plot(rounds, values, color=_colour("ink"), linewidth=2.4, zorder=3, marker=marker)
+        axes.plot(rounds, values, color=colour_holder("ink"), linewidth=2.4, zorder=3, marker=marker)
         return
     (drawn,) = axes.plot(
-        rounds, values, color=_colour(line.site), linewidth=1.4, alpha=0.9, zorder=2, marker=marker
+        rounds, values, color=colour_holder(line.site), linewidth=1.4, alpha=0.9, zorder=2, marker=marker
     )
     if dash := site_dash(line.site):
         drawn.set_dashes(dash)
@@ -314,10 +319,10 @@ def _whisker(axes: Axes, interval: Interval, height: float) -> None:
             xycoords=axes.get_yaxis_transform(),
             va="center",
             fontsize=9.5,
-            color=_colour("muted"),
+            color=colour_holder("muted"),
         )
         return
-    colour = _colour(interval.colour)
+    colour = colour_holder(interval.colour)
     if interval.low is not None and interval.high is not None:
         axes.plot(
             [interval.low, interval.high], [height] * 2, color=colour, linewidth=1.8, solid_capstyle="round"
@@ -325,20 +330,20 @@ def _whisker(axes: Axes, interval: Interval, height: float) -> None:
     axes.plot([interval.value], [height], marker=interval.marker, markersize=6.5, color=colour, linestyle="")
 
 
-def _dress(axes: Axes, grid: str) -> None:
+def dress(axes: Axes, grid: str) -> None:
     """Quiet axes in the page's colours."""
     axes.set_facecolor("none")
     for side, spine in axes.spines.items():
         spine.set_visible(side == "bottom")
-        spine.set_color(_colour("grid"))
-    axes.tick_params(color=_colour("grid"), labelcolor=_colour("muted"), labelsize=10.5, length=3)
+        spine.set_color(colour_holder("grid"))
+    axes.tick_params(color=colour_holder("grid"), labelcolor=colour_holder("muted"), labelsize=10.5, length=3)
     axes.tick_params(axis="y", length=0)
-    axes.xaxis.label.set_color(_colour("muted"))
-    axes.grid(axis=grid, color=_colour("grid"), linewidth=0.8)  # type: ignore[arg-type] # "x" or "y"
+    axes.xaxis.label.set_color(colour_holder("muted"))
+    axes.grid(axis=grid, color=colour_holder("grid"), linewidth=0.8)  # type: ignore[arg-type] # "x" or "y"
     axes.set_axisbelow(True)
 
 
-def _colour(variable: str | int) -> str:
+def colour_holder(variable: str | int) -> str:
     """The place-holder of a CSS variable; a number is a site's position."""
     if isinstance(variable, str) and variable.startswith("site-"):
         variable = int(variable.removeprefix("site-"))
@@ -351,12 +356,13 @@ def _variable(holder: re.Match[str]) -> str:
     return f"var(--{site_variable(number - _SITE_BASE) if number >= _SITE_BASE else _NAMED[number]})"
 
 
-def _shorten(label: str) -> str:
+def shorten(label: str, most: int = _LABEL_CHARS) -> str:
+    """A label that fits beside a figure, without letters that cannot be drawn."""
     label = "".join(letter if letter.isprintable() else "·" for letter in label)
-    return label if len(label) <= _LABEL_CHARS else f"{label[: _LABEL_CHARS - 1]}…"
+    return label if len(label) <= most else f"{label[: most - 1]}…"
 
 
-def _svg(figure: Figure, name: str, title: str) -> str:
+def to_svg(figure: Figure, name: str, title: str) -> str:
     """Save without metadata, and fit the drawing into a page: own ids, the page's colours, a title."""
     figure.patch.set_alpha(0.0)
     written = io.StringIO()

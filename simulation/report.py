@@ -30,7 +30,7 @@ from simulation.results import (
     site_names,
 )
 
-__all__ = ["write_comparison", "write_report"]
+__all__ = ["REASONS", "render_page", "replace_page", "write_comparison", "write_report"]
 
 SPLITS = {"train": "Train", "val": "Validation", "test": "Test"}
 METRICS = {
@@ -74,8 +74,8 @@ def write_report(run: Path) -> Path:
         InputError: If the folder lacks a file of a finished run, or one is damaged.
     """
     record = load_run(run)
-    return _write(
-        run / "report.html", _render(_local_view(record) if record.mode == "local" else _run_view(record))
+    return replace_page(
+        run / "report.html", render_page(_local_view(record) if record.mode == "local" else _run_view(record))
     )
 
 
@@ -96,7 +96,7 @@ def write_comparison(folder: Path) -> Path:
     if runs == [folder]:
         raise InputError(f"{folder}: a comparison needs a folder that holds runs, found a run")
     view = _comparison_view(line_up([load_run(run) for run in runs]), folder)
-    return _write(folder / "report.html", _render(view))
+    return replace_page(folder / "report.html", render_page(view))
 
 
 def _run_view(record: RunRecord) -> View:
@@ -331,7 +331,8 @@ def _matrices(comparison: Comparison) -> list[View]:
     ]
 
 
-def _render(view: View) -> str:
+def render_page(view: Mapping[str, Any], template: str = "report_template.html.j2") -> str:
+    """Fill a template of this folder; whatever a name holds is escaped."""
     import jinja2  # noqa: PLC0415 - loaded only when a page is written
 
     environment = jinja2.Environment(
@@ -345,10 +346,10 @@ def _render(view: View) -> str:
         number=_number, setting=_setting, megabytes=_megabytes, duration=_duration, moment=_moment
     )
     environment.globals["reasons"] = REASONS
-    return environment.get_template("report_template.html.j2").render(view)
+    return environment.get_template(template).render(view)
 
 
-def _write(path: Path, page: str) -> Path:
+def replace_page(path: Path, page: str) -> Path:
     """Replace the page as a whole, so that a reader never meets half of it."""
     written = path.with_name(f".{path.name}.part")
     written.write_text(page, encoding="utf-8")

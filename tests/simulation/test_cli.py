@@ -74,7 +74,7 @@ def test_bad_input_is_one_sentence(arguments, error, sentence):
         pytest.param("training.roundz=3", r"unknown key 'roundz'", id="unknown-key"),
         pytest.param("model.name=nothing", r"name must be one of .*mmare", id="unknown-model"),
         pytest.param("model.fusion=sum", r"fusion must be one of pairwise, mean", id="model-option"),
-        pytest.param("federation.strategy=magic", r"strategy must be one of fedavg", id="strategy"),
+        pytest.param("federation.strategy=magic", r"strategy must be one of exposure", id="strategy"),
     ],
 )
 def test_bad_settings_leave_nothing_behind(federation, tmp_path, setting, sentence):
