@@ -11,11 +11,22 @@ import json
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from enum import StrEnum
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from mmare.choices import (
+    Kind,
+    MaskUse,
+    OptimizerName,
+    OptimizerState,
+    PromptMode,
+    Scaling,
+    Schedule,
+    Select,
+    Untouched,
+    Wire,
+)
 from mmare.errors import StudyError
 from mmare.recipes import recipe_of
 from mmare.study_rules import check_study
@@ -41,83 +52,6 @@ __all__ = [
     "load_study",
     "parse_study",
 ]
-
-
-class Kind(StrEnum):
-    """What a site holds of a modality."""
-
-    VOLUME = "volume"
-    TEXT = "text"
-    FEATURES = "features"
-
-
-class Scaling(StrEnum):
-    """How an embedding is scaled before the model sees it."""
-
-    ZSCORE = "zscore"
-    L2 = "l2"
-    NONE = "none"
-
-
-class PromptMode(StrEnum):
-    """What a prompt says of a missing field."""
-
-    OMIT = "omit"
-    EXPLICIT = "explicit"
-
-
-class MaskUse(StrEnum):
-    """What becomes of the voxels outside a mask."""
-
-    NONE = "none"
-    STRIP = "strip"
-
-
-class OptimizerName(StrEnum):
-    """The optimisers that a site can run."""
-
-    ADAM = "adam"
-    ADAMW = "adamw"
-    SGD = "sgd"
-
-
-class Schedule(StrEnum):
-    """How the step size changes over rounds."""
-
-    CONSTANT = "constant"
-    COSINE = "cosine"
-    PLATEAU = "plateau"
-
-
-class Select(StrEnum):
-    """What the best round is best in, on the validation rows."""
-
-    BALANCED_ACCURACY = "balanced_accuracy"
-    WORST_SITE = "worst_site"
-    AUC = "auc"
-    LOSS = "loss"
-    BALANCED_LOSS = "balanced_loss"
-
-
-class Untouched(StrEnum):
-    """What becomes of parameters that no sample of a site exercised."""
-
-    STAY = "stay"
-    DRIFT = "drift"
-
-
-class Wire(StrEnum):
-    """Numbers that updates travel in."""
-
-    FLOAT32 = "float32"
-    FLOAT16 = "float16"
-
-
-class OptimizerState(StrEnum):
-    """What becomes of a site's optimiser moments between rounds."""
-
-    KEEP = "keep"
-    RESET = "reset"
 
 
 @dataclass(frozen=True)

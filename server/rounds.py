@@ -5,27 +5,21 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, replace
 from enum import StrEnum
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from mmare.errors import RunError
 from mmare.exchange import Request, Split, Statistics, Task, decode
-from mmare.federated import keeps_state, local_parameters
-from mmare.flat import copy_tensors, global_tensors, layout_of, pack, unpack
+from mmare.federated import keeps_state
 from mmare.phases import last_phase_start
-from mmare.registry import build_model
-from mmare.strategies import strategy_options
-from server.aggregation import Contribution
+from server.averaging import Averaging, GlobalModel
 from server.checkpoint import DamagedCheckpointError
-from server.inquiry import Inquiry, Reply, read_spooled
+from server.inquiry import Inquiry, Reply
 from server.roll_call import roll_call
-from server.round_metrics import collect_states, headline, metrics_of, trained_state
+from server.round_metrics import collect_states, headline, metrics_of
 from server.scaling import check_statistics, set_scaling
 from server.schedule import Plateau, rate_factor
 from server.selection import Selection
 from server.store import CheckpointStore, Progress
-from server.strategy import Gathered, strategy_of
-from server.upload import Upload
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -39,8 +33,6 @@ if TYPE_CHECKING:
     from server.roll_call import Member
 
 __all__ = ["Mode", "Outcome", "Plan", "RoundLoop"]
-
-STRATEGY = "strategy/"  # of a checkpoint: prefix of what the strategy keeps
 
 
 class Mode(StrEnum):
@@ -114,20 +106,9 @@ class RoundLoop:
         self._plan = plan
         self._checkpoints = CheckpointStore(folder / "checkpoints")
         self._spool = folder / "spool"  # site updates on their way into the average
-        federation = study.federation
-        if plan.mode is not Mode.FEDERATED:  # one node trains: there is nothing to bring together
-            federation = replace(federation, strategy="fedavg", options={})
-        self._strategy = strategy_of(federation)
-        self._strategy_state: dict[str, Tensor] = {}
-        options = strategy_options(federation.strategy, federation.options)
-        self._measures_gap = getattr(options, "gap_step", 0.0) > 0
-        self._model = build_model(study)
-        local = local_parameters(self._model, study)
-        self._tensors = global_tensors(self._model, without=local)  # shares memory with the model
-        self._upload = Upload(self._model, study)
-        self._selectable = last_phase_start(self._model.phases())
-        self._flat: Tensor | None = None
-        self._layout = layout_of(self._tensors).fingerprint
+        self._hand = GlobalModel(study)
+        self._averaging = Averaging(self._hand, study, federated=plan.mode is Mode.FEDERATED)
+        self._selectable = last_phase_start(self._hand.model.phases())
         self._members: dict[str, Member] = {}
         self._inquiry: Inquiry
         self._began = self._before = 0.0
@@ -148,7 +129,7 @@ class RoundLoop:
             self._members,
             self._journal,
             self._spool,
-            self._upload,
+            self._hand.upload,
         )
         self._require_quorum(len(self._trainers()), "took part in the roll call")
         progress = self._resume()
@@ -212,10 +193,8 @@ class RoundLoop:
                 self._journal.write("resumed", round=0, resumed_from=0)
             return Progress()
         tensors, progress = chosen
-        self._replace(unpack(tensors["model"], layout_of(self._tensors)))
-        self._strategy_state = {
-            name.removeprefix(STRATEGY): value for name, value in tensors.items() if name.startswith(STRATEGY)
-        }
+        self._hand.restore(tensors["model"])
+        self._averaging.restore(tensors)
         self._journal.write("resumed", round=progress.round, resumed_from=progress.round)
         if progress.trained:
             return progress
@@ -256,8 +235,8 @@ class RoundLoop:
 
         self._inquiry.ask(dict.fromkeys(trainers, request), b"", 0, check)
         self._require_quorum(len(found), "released scaling moments")
-        set_scaling(self._model, found, self._study, self._journal)
-        self._flat = None
+        set_scaling(self._hand.model, found, self._study, self._journal)
+        self._hand.scaled()
 
     # Rounds
 
@@ -279,7 +258,7 @@ class RoundLoop:
             progress = self._forget(progress, self._inquiry.without_state)
             trained = {site: reply for site, reply in replies.items() if reply.spooled is not None}
             self._require_quorum(len(trained), f"sent a good update in round {number}")
-            exposure = self._aggregate(trained, progress)
+            exposure = self._averaging.step(trained, progress.own_losses)
             aggregated = time.perf_counter()
             phases = {
                 "wait": waited - began,
@@ -291,7 +270,7 @@ class RoundLoop:
                 round=number,
                 selection=selection.to_dict(),
                 state_rounds={**progress.state_rounds, **dict.fromkeys(trained, number)},
-                own_losses=self._own_losses(trained),
+                own_losses=self._averaging.own_losses(trained),
                 bytes_down=bytes_down,
                 bytes_up=sum(reply.size for reply in replies.values()),
             )
@@ -316,10 +295,7 @@ class RoundLoop:
     def _save(self, progress: Progress) -> None:
         began = time.perf_counter()
         file, size = self._checkpoints.save(
-            {
-                "model": self._packed(),
-                **{f"{STRATEGY}{name}": value for name, value in self._strategy_state.items()},
-            },
+            {"model": self._hand.packed(), **self._averaging.tensors()},
             self._timed(progress),
         )
         seconds = time.perf_counter() - began
@@ -341,70 +317,22 @@ class RoundLoop:
                 state_round=progress.state_rounds.get(site),
                 keep_round=progress.best_states.get(site),
                 rate_factor=factor,
-                gap=trains and self._measures_gap,
+                gap=trains and self._averaging.measures_gap,
             )
         return self._collect(requests, number)
 
     def _request(self, task: Task, number: int, **details: Any) -> Request:  # noqa: ANN401 - fields of Request
-        return Request(task, self._run, self._study.to_dict(), round=number, layout=self._layout, **details)
+        return Request(
+            task,
+            self._run,
+            self._study.to_dict(),
+            round=number,
+            layout=self._hand.layout.fingerprint,
+            **details,
+        )
 
     def _collect(self, requests: Mapping[str, Request], number: int) -> tuple[dict[str, Reply], int]:
-        return self._inquiry.updates(requests, self._packed().numpy().tobytes(), number)
-
-    def _packed(self) -> Tensor:
-        """The model in hand as a flat run, made once per round."""
-        if self._flat is None:
-            self._flat = pack(self._tensors)
-        return self._flat
-
-    def _replace(self, tensors: Mapping[str, Tensor]) -> None:
-        """Put another model in hand."""
-        copy_tensors(self._tensors, tensors)
-        self._flat = None
-
-    def _aggregate(self, trained: Mapping[str, Reply], progress: Progress) -> dict[str, int]:
-        contributions = [
-            Contribution(
-                site,
-                reply.update.samples,
-                reply.update.exposures,
-                reply.update.blocks,
-                partial(self._read, reply),
-                self._gap(reply, progress.own_losses.get(site)),
-            )
-            for site, reply in trained.items()
-        ]
-        changed, self._strategy_state = self._strategy(
-            Gathered(self._upload.tensors, self._upload.parts, contributions, self._strategy_state)
-        )
-        copy_tensors(self._upload.tensors, changed)
-        self._flat = None
-        total: dict[str, int] = {}
-        for each in contributions:
-            for block, count in each.exposures.items():
-                total[block] = total.get(block, 0) + count
-        return total
-
-    def _gap(self, reply: Reply, own: float | None) -> float | None:
-        """How much the site's validation loss rose by averaging, where both are known."""
-        updates = {reply.update.site: reply.update}
-        received = collect_states(updates, Split.VAL, self._study).sites.get(reply.update.site)
-        loss = None if received is None else received.compute(None)["log_loss"]
-        return None if own is None or loss is None else loss - own
-
-    def _own_losses(self, trained: Mapping[str, Reply]) -> dict[str, float]:
-        """Validation loss of the model that each site trained, where it told."""
-        told = {site: reply.update for site, reply in trained.items() if reply.update.trained is not None}
-        losses = {
-            site: trained_state(update, self._study).compute(None)["log_loss"]
-            for site, update in told.items()
-        }
-        return {site: loss for site, loss in losses.items() if loss is not None}
-
-    def _read(self, reply: Reply) -> dict[str, Tensor]:
-        """The tensors of a spooled update, as tensors of the model."""
-        assert reply.spooled is not None  # noqa: S101 - only updates with tensors are gathered
-        return self._upload.read(read_spooled(reply.spooled, self._upload.layout(reply.update.blocks)))
+        return self._inquiry.updates(requests, self._hand.packed().numpy().tobytes(), number)
 
     def _validated(
         self, progress: Progress, selection: Selection, replies: Mapping[str, Reply]
@@ -433,10 +361,9 @@ class RoundLoop:
         """The selected model on every site's test rows; sites then forget what they kept for the run."""
         best = Selection.from_dict(progress.selection).round
         try:
-            tensors = unpack(self._checkpoints.load_best(best)["model"], layout_of(self._tensors))
+            self._hand.restore(self._checkpoints.load_best(best)["model"])
         except DamagedCheckpointError as error:
             raise RunError(f"the selected model cannot be read ({error}); run again to resume") from None
-        self._replace(tensors)
         validators, testers = self._validators(), self._evaluators()
         requests = {
             site: self._request(
@@ -465,7 +392,7 @@ class RoundLoop:
         self._journal.write("selected", round=best, metrics=metrics["validation"])
         self._journal.write("tested", round=best, metrics=metrics["test"])
         return Outcome(
-            {name: value.clone() for name, value in global_tensors(self._model).items()},
+            self._hand.copy(),
             progress,
             best,
             metrics,

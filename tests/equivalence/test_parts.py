@@ -20,8 +20,8 @@ from mmare.metrics import MetricState
 from mmare.randomness import generator_for
 from mmare.registry import build_model
 from mmare.study import ModelSpec
+from server.averaging import Averaging
 from server.checkpoint import read_checkpoint
-from server.rounds import RoundLoop
 from sites.federation import SiteTables, site_folders, write_federation
 from tests.federations import (
     SITES,
@@ -670,14 +670,14 @@ def test_a_round_in_which_nobody_exercised_anything_changes_nothing(tmp_path, st
 def test_a_gap_is_of_the_average_that_the_sites_model_went_into(tmp_path, monkeypatch):
     """A site that was left out of a round has no gap in the next: its own model is of the round before."""
     gaps = {}
-    gap_of = RoundLoop._gap
+    gap_of = Averaging._gap
 
     def noted(loop, reply, own):
         found = gap_of(loop, reply, own)
         gaps[reply.update.round, reply.update.site] = found
         return found
 
-    monkeypatch.setattr(RoundLoop, "_gap", noted)
+    monkeypatch.setattr(Averaging, "_gap", noted)
     study = tiny_study(federation={"options": {"gap_step": 0.1}}, training={"rounds": 4})
     federation = tiny_federation(tmp_path / "fed", study)
     run_nodes(federation, tmp_path / "run", faults={1: while_training(raises, 2)})
