@@ -36,6 +36,9 @@ app = typer.Typer(no_args_is_help=True, help="Make a federation folder: study.to
 
 Out = Annotated[Path, typer.Option(help="Federation folder to write, whole or not at all.")]
 Seed = Annotated[int, typer.Option(help="Of the split; also written as the study's seed.")]
+Without = Annotated[
+    list[str] | None, typer.Option(help="Modality to leave out, such as clinical; commas or repeat.")
+]
 Overwrite = Annotated[
     bool, typer.Option("--overwrite", help="Replace a federation folder that is there already.")
 ]
@@ -83,9 +86,7 @@ def mmist(  # noqa: PLR0913, PLR0917 - one parameter per flag
         Cohort, typer.Option(help="All 618 patients, or the 617 of the thesis.")
     ] = Cohort.RELEASE,
     seed: Seed = 0,
-    without: Annotated[
-        list[str] | None, typer.Option(help="Modality to leave out, such as clinical; commas or repeat.")
-    ] = None,
+    without: Without = None,
     min_patients: Annotated[
         int, typer.Option(help="Fewest patients of a hospital that is its own site; the rest is tcga-other.")
     ] = 30,
@@ -206,6 +207,7 @@ def synthetic(  # noqa: PLR0913, PLR0917 - one parameter per flag
             metavar="NAME=WEIGHT", help="Weight of a modality's cause in the disease; 1 by default."
         ),
     ] = None,
+    without: Without = None,
     mechanism: Mechanisms = None,
     missing_rate: Rate = None,
     driver: Drivers = None,
@@ -228,6 +230,7 @@ def synthetic(  # noqa: PLR0913, PLR0917 - one parameter per flag
             n_sites=sites,
             pattern=pattern,
             signal=weights,
+            without=_commas(without or []),
             missing=missing,
             overwrite=overwrite,
             embed=embed,

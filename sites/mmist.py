@@ -23,7 +23,7 @@ from sites.federation import Prepared, SiteTables, check_target, write_federatio
 from sites.losses import Embed, take_away
 from sites.manifest import ID, LABEL, SPLIT, parse_splits
 from sites.missingness import Missingness
-from sites.options import Cohort, Grouping, SplitScheme, choose
+from sites.options import Cohort, Grouping, SplitScheme, choose, kept_modalities
 from sites.prompts import compile_prompt
 from sites.splits import stratified_split, three_way
 from sites.tabular import TextTable, read_table
@@ -158,7 +158,7 @@ def prepare_mmist(  # noqa: PLR0913 - the flags of the command, one to one
     grouping = choose(Grouping, by, "--by")
     scheme = choose(SplitScheme, split, "--split")
     members = choose(Cohort, cohort, "--cohort")
-    names = _kept(without)
+    names = kept_modalities((*_EXAMS, CLINICAL), without)
     if min_patients < 1:
         raise StudyError(f"--min-patients is {min_patients}, expected a whole number from 1 up")
     study = _study(names, seed, choose(PromptMode, prompt_mode, "--prompt-mode"))
@@ -187,17 +187,6 @@ def prepare_mmist(  # noqa: PLR0913 - the flags of the command, one to one
     taken = take_away(sites, study, missing, covariates, usual="grade", embed=embed)
     prepared = write_federation(out, study, taken.sites, overwrite, amputation=taken.amputation)
     return replace(prepared, notes=taken.notes)
-
-
-def _kept(without: Sequence[str]) -> tuple[str, ...]:
-    every = (*_EXAMS, CLINICAL)
-    for name in without:
-        if name not in every:
-            raise StudyError(f"--without is {name!r}, expected one of {', '.join(every)}")
-    kept = tuple(name for name in every if name not in without)
-    if not kept:
-        raise StudyError("--without leaves no modality, expected at least one to stay")
-    return kept
 
 
 def _study(names: Sequence[str], seed: int, prompt_mode: PromptMode) -> Study:

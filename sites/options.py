@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from enum import StrEnum
 from typing import TypeVar
 
@@ -96,3 +97,26 @@ def choose(kind: type[Choice], value: str, flag: str) -> Choice:
     if value not in list(kind):
         raise StudyError(f"{flag} is {value!r}, expected one of {', '.join(kind)}")
     return kind(value)
+
+
+def kept_modalities(every: Sequence[str], without: Sequence[str]) -> tuple[str, ...]:
+    """What ``--without`` leaves.
+
+    Args:
+        every: Names of all modalities.
+        without: To leave out.
+
+    Raises:
+        StudyError: If a name is unknown, or nothing would be left.
+
+    Example:
+        >>> kept_modalities(["ct", "mri"], ["ct"])
+        ('mri',)
+    """
+    for name in without:
+        if name not in every:
+            raise StudyError(f"--without is {name!r}, expected one of {', '.join(every)}")
+    kept = tuple(name for name in every if name not in without)
+    if not kept:
+        raise StudyError("--without leaves no modality, expected at least one to stay")
+    return kept

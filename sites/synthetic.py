@@ -30,11 +30,11 @@ from numpy.typing import NDArray
 
 from mmare.errors import StudyError
 from mmare.study import Kind, ModalitySpec, PrivacySpec, Scaling, Study, TrainingSpec
-from sites.federation import Prepared, SiteTables, check_target, write_federation
+from sites.federation import Prepared, SiteTables, check_target, having, write_federation
 from sites.losses import Embed, take_away
 from sites.manifest import ID, LABEL, SPLIT
 from sites.missingness import Missingness
-from sites.options import Pattern, SyntheticKind, SyntheticPattern, choose
+from sites.options import Pattern, SyntheticKind, SyntheticPattern, choose, kept_modalities
 from sites.prompts import compile_prompt
 from sites.splits import three_way
 
@@ -95,6 +95,7 @@ def prepare_synthetic(  # noqa: PLR0913 - the flags of the command, one to one
     n_sites: int | None = None,
     pattern: str = SyntheticPattern.NATURAL,
     signal: Mapping[str, float] | None = None,
+    without: Sequence[str] = (),
     missing: Missingness = Missingness(),  # noqa: B008 - frozen, and nothing is taken away by it
     overwrite: bool = False,
     embed: Embed | None = None,
@@ -106,9 +107,10 @@ def prepare_synthetic(  # noqa: PLR0913 - the flags of the command, one to one
         out: Federation folder to write.
         patients: Per hospital. Of features at least 20, by default 200; of scans at least 10, by default 40.
         seed: Of the patients and their split; also written as the study's.
-        n_sites: Hospitals, by default three. This and the next three are of features only.
+        n_sites: Hospitals, by default three. This and the next four are of features only.
         pattern: A `SyntheticPattern`. The patients are the same in each; only what they lack differs.
         signal: By modality, the weight of its cause; 1 where none is given.
+        without: Modalities to leave out; patients who have no other go with them.
         missing: What is taken away on top; its own pattern is that of ``pattern``. Mar hangs on the marker by
             default.
         overwrite: Replace a federation folder that is there already.
@@ -120,7 +122,8 @@ def prepare_synthetic(  # noqa: PLR0913 - the flags of the command, one to one
     """
     shape = choose(SyntheticPattern, pattern, "--pattern")
     if choose(SyntheticKind, kind, "--kind") is SyntheticKind.SCANS:
-        if (n_sites, shape, signal or None) != (None, SyntheticPattern.NATURAL, None) or missing.active:
+        told = (n_sites, shape, signal or None, tuple(without))
+        if told != (None, SyntheticPattern.NATURAL, None, ()) or missing.active:
             raise StudyError(
                 "--kind scans has three hospitals with their own gaps; to take scans away, run prepare ixi "
                 "--keep-incomplete on the folder scans in it"
@@ -138,13 +141,15 @@ def prepare_synthetic(  # noqa: PLR0913 - the flags of the command, one to one
         missing = replace(missing, pattern=Pattern.EXCLUSIVE)
     check_target(out, overwrite=overwrite)
     cohort = draw_cohort(patients, seed, n_sites, shape, signal)
-    columns = {CLINICAL: compile_prompt(SYNTHETIC_PROMPT).fields}
-    written = [ID, LABEL, SPLIT, *columns[CLINICAL]]
+    names = kept_modalities((*IMAGES, CLINICAL), without)
+    study = _study(seed, names)
+    columns = {CLINICAL: compile_prompt(SYNTHETIC_PROMPT).fields} if CLINICAL in names else {}
+    features = {name: vectors for name, vectors in cohort.features.items() if name in names}
+    written = [ID, LABEL, SPLIT, *columns.get(CLINICAL, ())]
     sites = [
-        SiteTables(str(name), group[written], cohort.features, columns)
+        _with_something(SiteTables(str(name), group[written], features, columns), study)
         for name, group in cohort.manifest.groupby("site", sort=True)
     ]
-    study = _study(seed)
     taken = take_away(sites, study, missing, _covariates(cohort.manifest), usual="marker", embed=embed)
     prepared = write_federation(out, study, taken.sites, overwrite, amputation=taken.amputation)
     return replace(prepared, notes=(*_notes(shape, cohort), *taken.notes))
@@ -313,7 +318,14 @@ def _clinical(
     }
 
 
-def _study(seed: int) -> Study:
+def _with_something(site: SiteTables, study: Study) -> SiteTables:
+    """The site without patients who have none of the study's modalities."""
+    ids = [str(patient) for patient in site.manifest[ID]]
+    anything = set().union(*(having(ids, site, modality) for modality in study.modalities))
+    return replace(site, manifest=site.manifest[[patient in anything for patient in ids]])
+
+
+def _study(seed: int, names: Sequence[str]) -> Study:
     images = [ModalitySpec(name, Kind.FEATURES, WIDTH, scaling=Scaling.ZSCORE) for name in IMAGES]
     clinical = ModalitySpec(CLINICAL, Kind.TEXT, WIDTH, "hashing-text", Scaling.L2, prompt=SYNTHETIC_PROMPT)
     return Study(
@@ -321,7 +333,7 @@ def _study(seed: int) -> Study:
         classes=CLASSES,
         positive="malignant",
         seed=seed,
-        modalities=(*images, clinical),
+        modalities=tuple(modality for modality in (*images, clinical) if modality.name in names),
         training=TrainingSpec(rounds=40, learning_rate=3e-4, patience=15),
         privacy=PrivacySpec(min_count=0),
     )

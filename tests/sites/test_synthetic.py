@@ -197,3 +197,25 @@ def test_mar_hangs_on_the_marker(tmp_path):
         lost = np.array([patient not in held for patient in ids])
         own = high.loc[list(ids)].to_numpy()
         assert lost[own].mean() > lost[~own].mean() + 0.3
+
+
+def test_without_a_modality_patients_who_have_no_other_go_too(tmp_path):
+    whole = prepare_synthetic(out=tmp_path / "whole", patients=40)
+    left = prepare_synthetic(out=tmp_path / "left", patients=40, without=["clinical"])
+    assert [modality.name for modality in left.study.modalities] == ["t1", "t2", "flair"]
+    for before, after in zip(whole.sites, left.sites, strict=True):
+        assert 0 < after.n_patients <= before.n_patients
+    manifest = pd.read_csv(tmp_path / "left" / left.sites[0].id / "patients.csv")
+    assert set(manifest.columns) == {"patient_id", "label", "split"}
+
+
+@pytest.mark.parametrize(
+    ("without", "sentence"),
+    [
+        (["pet"], "--without is 'pet', expected one of t1, t2, flair, clinical"),
+        (["t1", "t2", "flair", "clinical"], "--without leaves no modality"),
+    ],
+)
+def test_leaving_out_what_cannot_be_is_refused(tmp_path, without, sentence):
+    with pytest.raises(StudyError, match=sentence):
+        prepare_synthetic(out=tmp_path / "out", without=without)
