@@ -40,6 +40,7 @@ from sites.federation import SiteTables, write_federation
 from sites.mmist import prepare_mmist
 from sites.options import Grouping
 from tests.bench.plain import PlainMMARE
+from tests.bench.printed import report
 from tests.data_folder import data_folder
 
 pytestmark = [pytest.mark.bench, pytest.mark.filterwarnings("default")]
@@ -85,10 +86,6 @@ def federation(folder, sites, patients, **training):
         tables.append(SiteTables(f"site{site:03d}", manifest, features, {}))
     write_federation(folder, study(**training), tables)
     return folder
-
-
-def report(title, **figures):
-    print(f"\n{title}: " + ", ".join(f"{name} {value}" for name, value in figures.items()))  # noqa: T201 - a benchmark
 
 
 def median_ms(call, times):
