@@ -24,7 +24,7 @@ from simulation.grid_cell import Workplace
 from simulation.grid_plan import find_grid, load_grid, ready_grids
 from simulation.grid_records import is_grid
 from simulation.progress import live_rounds
-from simulation.report import write_comparison, write_report
+from simulation.report import GAIN, write_comparison, write_report
 from simulation.results import find_runs
 from simulation.run import Backend, run_federation
 from sites.options import SyntheticKind
@@ -133,7 +133,7 @@ def gain(
     alone: Annotated[Path, typer.Argument(help="Run folder of mode local, of the same study and seed.")],
 ) -> None:
     """What each site gains by joining: both models on its own test rows, paired. Writes gain.json."""
-    from simulation.gain import GAIN, compare_runs  # noqa: PLC0415 - torch takes seconds
+    from simulation.gain import compare_runs  # noqa: PLC0415 - torch takes seconds
 
     found = compare_runs(joined, alone)
     view = Table(title="balanced accuracy on a site's own test rows", box=box.SIMPLE)
@@ -156,7 +156,7 @@ def gain(
     console.print(view)
     for site, reason in found["left_out"].items():
         console.print(f"left out: {escape(site)}: {escape(reason)}")
-    typer.echo(f"written: {joined / GAIN}")
+    typer.echo(f"written: {joined / GAIN}, {joined / 'report.html'}")
 
 
 @app.command(epilog="Example: mmare-sim demo --out runs/demo")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 from client.dataset import load_data
 from client.encoders.registry import pick_device
@@ -18,6 +18,7 @@ from server.gain import gains
 from server.journal import Journal, read_journal
 from server.model_file import load_model
 from server.roll_call import roll_call
+from simulation.report import GAIN, write_report
 from sites.federation import site_folders
 
 if TYPE_CHECKING:
@@ -27,9 +28,7 @@ if TYPE_CHECKING:
     from mmare.study import Study
     from sites.config import SiteConfig
 
-__all__ = ["GAIN", "compare_runs"]
-
-GAIN: Final = "gain.json"
+__all__ = ["compare_runs"]
 
 
 class _Sites:
@@ -49,7 +48,9 @@ class _Sites:
 
 
 def compare_runs(joined: Path, alone: Path) -> dict[str, Any]:
-    """Compare a federated run with a local one of the same study; writes ``gain.json`` beside the first.
+    """Compare a federated run with a local one of the same study.
+
+    Writes ``gain.json`` into the first, and its report anew.
 
     Args:
         joined: Run folder of mode federated (or centralised).
@@ -82,6 +83,7 @@ def compare_runs(joined: Path, alone: Path) -> dict[str, Any]:
         {folder.name: global_tensors(load_model(folder / "model")) for folder in folders},
     )
     (joined / GAIN).write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+    write_report(joined)
     return found
 
 

@@ -7,6 +7,7 @@ cheap.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from mmare.errors import InputError
-from mmare.study import Study
+from mmare.study import Select, Study
 from simulation.results import (
     HEADLINE,
     MODES,
@@ -30,7 +31,7 @@ from simulation.results import (
     site_names,
 )
 
-__all__ = ["REASONS", "render_page", "replace_page", "write_comparison", "write_report"]
+__all__ = ["GAIN", "REASONS", "render_page", "replace_page", "write_comparison", "write_report"]
 
 SPLITS = {"train": "Train", "val": "Validation", "test": "Test"}
 METRICS = {
@@ -41,6 +42,14 @@ METRICS = {
 }
 BINARY_METRICS = {"f1": "F1", "precision": "Precision", "recall": "Recall"}
 CALIBRATION = {"log_loss": "Log loss", "brier": "Brier score", "ece": "ECE"}
+SELECTED_BY = {
+    Select.BALANCED_ACCURACY: "best validation balanced accuracy over all sites, ties to the lower loss",
+    Select.WORST_SITE: "best validation balanced accuracy of the worst site, ties to the lower loss",
+    Select.AUC: "best validation AUC over all sites, ties to the lower loss",
+    Select.LOSS: "lowest validation loss over all sites",
+    Select.BALANCED_LOSS: "lowest validation loss over all sites, classes alike",
+}
+GAIN = "gain.json"
 PHASES = {
     "setup": "Setup (data, roll call, scaling)",
     "wait": "Training at the sites, and waiting for them",
@@ -114,6 +123,7 @@ def _run_view(record: RunRecord) -> View:
         "validation": record.result["metrics"].get("validation") or {},
         "withheld_rows": _withheld_rows(test, sites),
         "spread": _spread(test),
+        "gain": _gain(record),
         "curves": figures.curves_of_run(record, sites),
         "forests": figures.figures_of_test(test, sites),
         "times": _times(record),
@@ -210,11 +220,24 @@ def _common(record: RunRecord, sites: Sequence[str], events: Sequence[Event]) ->
             (event for event in reversed(record.events) if event["event"] == "run_finished"), None
         ),
         "absences": absences(record),
+        "selected_by": SELECTED_BY[record.study.training.select],
         "least": record.study.privacy.min_count,
         "rows": {site: told.get("splits") or {} for site, told in counts.items()},
         "patterns": _patterns(counts),
         "scaling": {event["modality"]: event for event in events if event["event"] == "scaling"},
     }
+
+
+def _gain(record: RunRecord) -> View | None:
+    """What each site gains by joining, where ``mmare-sim gain`` has compared."""
+    path = record.folder / GAIN
+    if not path.exists():
+        return None
+    try:
+        found: View = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        raise InputError(f"{path}: not JSON; expected what mmare-sim gain writes") from None
+    return found
 
 
 def _patterns(counts: Mapping[str, Mapping[str, Any]]) -> list[View]:

@@ -39,6 +39,7 @@ def right(model, data):
 def test_the_gain_is_that_of_the_two_models_on_the_sites_rows(runs):
     found = compare_runs(runs / "federated", runs / "local")
     assert json.loads((runs / "federated" / "gain.json").read_text()) == found
+    assert "What each site gains by joining" in (runs / "federated" / "report.html").read_text()
     study = load_study(runs / "federation" / "study.toml")
     joined = load_model(runs / "federated" / "model")
     for site in site_folders(runs / "federation"):
