@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -65,12 +66,21 @@ def run(
             "--subsets", help="Test every subset of modalities, too: what the model does with each."
         ),
     ] = False,
+    metrics_port: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            max=65535,
+            help="Meanwhile serve what mmare-server export serves, on this port of this machine.",
+        ),
+    ] = None,
 ) -> None:
     """Run a federation: roll call, scaling, rounds, selection, test. Writes result, model, report."""
     console = Console(stderr=True)
-    result = _run(
-        federation, out, mode, backend, settings or [], console, overwrite=overwrite, subsets=subsets
-    )
+    with _metrics(out, metrics_port):
+        result = _run(
+            federation, out, mode, backend, settings or [], console, overwrite=overwrite, subsets=subsets
+        )
     _print_result(result, out)
 
 
@@ -207,6 +217,15 @@ def _run(
             subsets=subsets,
             listeners=(table,),
         )
+
+
+def _metrics(out: Path, port: int | None) -> AbstractContextManager[object]:
+    """Serves the metrics of a run folder, where a port is given."""
+    if port is None:
+        return nullcontext()
+    from server.exporter import Exporter, serving  # noqa: PLC0415 - the metrics are rarely asked for
+
+    return serving(Exporter(out), port, "127.0.0.1")
 
 
 def _embed(federation: Path, study: Study, console: Console) -> None:

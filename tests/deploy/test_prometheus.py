@@ -1,0 +1,315 @@
+"""Rules, dashboards and the table of metrics say the same; a real Prometheus sees a real run."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.parse
+import urllib.request
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+from server.exporter_metrics import METRICS, Kind, metrics_table
+from tests.federations import run_nodes, tiny_federation, tiny_study, while_training
+
+DEPLOY = Path(__file__).parents[2] / "deploy"
+RULES = DEPLOY / "prometheus" / "mmare.rules.yml"
+DASHBOARDS = sorted((DEPLOY / "grafana").glob("*.json"))
+GROUPS = yaml.safe_load(RULES.read_text())["groups"]
+ALERTS = [rule for group in GROUPS for rule in group["rules"] if "alert" in rule]
+RECORDS = [rule for group in GROUPS for rule in group["rules"] if "record" in rule]
+EXPORTED = {metric.name: metric for metric in METRICS}
+NAME = re.compile(r"\bmmare[_:][a-z0-9_:]+")
+MOST_PANELS = 5  # in a row
+NEVER = (  # what there is nothing of after the run of the system test, whose site cedar is well
+    *(
+        "mmare_run_failed{",
+        "mmare_sites_not_admitted",
+        "mmare_block_starved_rounds",
+        "mmare_modality_absent_rounds",
+    ),
+    *('site_left_out_total{study="$study", site="$site"', "mmare_site_left_out_timestamp_seconds"),
+    "mmare:site_silent:seconds and",
+)
+
+
+def tool(name):
+    found = shutil.which(name)
+    if found is None:
+        pytest.skip(f"{name} is not installed (Debian: prometheus, prometheus-alertmanager)")
+    return found
+
+
+def check(*command):
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def panels(dashboard):
+    return [panel for panel in json.loads(dashboard.read_text())["panels"] if panel["type"] != "row"]
+
+
+def expressions(dashboard):
+    found = charts(dashboard)
+    variables = json.loads(dashboard.read_text())["templating"]["list"]
+    return found + [each["definition"] for each in variables if each["type"] == "query"]
+
+
+def charts(dashboard):
+    return [target["expr"] for panel in panels(dashboard) for target in panel["targets"]]
+
+
+def filled(expression, runs):
+    """An expression of a dashboard for site cedar of the only run."""
+    journal = (runs / "one" / "rounds.jsonl").read_text()
+    run = json.loads(journal.split("\n")[0])["run"].rsplit("-", 1)[1]
+    for name, value in (("$study", "tiny"), ("$run", run), ("$site", "cedar")):
+        expression = expression.replace(name, value)
+    return expression
+
+
+def unknown(expression):
+    names = {re.sub(r"_bucket$", "", name) for name in NAME.findall(expression)}
+    return names - set(EXPORTED) - {rule["record"] for rule in RECORDS}
+
+
+@pytest.mark.parametrize("rule", [*ALERTS, *RECORDS], ids=lambda rule: rule.get("alert", rule.get("record")))
+def test_rules_name_metrics_that_are_exported(rule):
+    assert not unknown(rule["expr"])
+
+
+@pytest.mark.parametrize("dashboard", DASHBOARDS, ids=lambda path: path.stem)
+def test_dashboards_name_metrics_that_are_exported(dashboard):
+    assert not {name for expression in expressions(dashboard) for name in unknown(expression)}
+
+
+def test_labels_that_rules_and_dashboards_select_by_exist():
+    texts = [rule["expr"] for rule in (*ALERTS, *RECORDS)]
+    texts += [expression for dashboard in DASHBOARDS for expression in expressions(dashboard)]
+    for text in texts:
+        for name, selector in re.findall(r"\b(mmare_[a-z0-9_]+)\{([^}]*)\}", text):
+            labels = set(re.findall(r"(\w+)\s*[!=]~?", selector))
+            assert labels <= set(EXPORTED[name].labels), text
+
+
+def test_every_metric_is_of_use_to_a_rule_or_a_dashboard():
+    texts = [rule["expr"] for rule in (*ALERTS, *RECORDS)]
+    texts += [expression for dashboard in DASHBOARDS for expression in expressions(dashboard)]
+    used = {re.sub(r"_bucket$", "", name) for text in texts for name in NAME.findall(text)}
+    assert set(EXPORTED) <= used
+
+
+def test_the_table_in_the_readme_is_that_of_the_exporter():
+    text = (DEPLOY / "README.md").read_text()
+    table = text.split("<!-- metrics -->\n")[1].split("\n<!-- /metrics -->")[0]
+    assert table == metrics_table()
+
+
+def test_metrics_keep_the_conventions():
+    for name, metric in EXPORTED.items():
+        assert name.startswith("mmare_")
+        assert name.endswith("_total") == (metric.kind is Kind.COUNTER)
+        assert metric.text.endswith(".")
+        assert "patient" not in metric.labels
+        assert "round" not in metric.labels
+        assert not ("run" in metric.labels and metric.kind is not Kind.GAUGE)
+
+
+def test_every_alert_has_a_severity_a_sentence_and_a_runbook():
+    headings = re.findall(r"^### (\w+)$", (DEPLOY / "README.md").read_text(), flags=re.MULTILINE)
+    assert sorted(headings) == sorted({rule["alert"] for rule in ALERTS})
+    for rule in ALERTS:
+        assert rule["labels"]["severity"] in {"critical", "warning", "info", "none"}
+        summary = rule["annotations"]["summary"]
+        assert summary.endswith(".")
+        assert "\n" not in summary
+        assert rule["annotations"]["runbook_url"] == f"deploy/README.md#{rule['alert'].lower()}"
+
+
+def test_every_alert_is_tested_firing_and_not_firing():
+    tests = yaml.safe_load((DEPLOY / "prometheus" / "mmare.rules.test.yml").read_text())["tests"]
+    cases = [case for test in tests for case in test.get("alert_rule_test", [])]
+    fires = {case["alertname"] for case in cases if case.get("exp_alerts")}
+    quiet = {case["alertname"] for case in cases if not case.get("exp_alerts")}
+    names = {rule["alert"] for rule in ALERTS}
+    assert fires == names
+    assert quiet == names - {"Watchdog"}  # it never is
+
+
+def test_dashboards_have_fixed_uids_and_rows_that_can_be_read():
+    assert [path.stem for path in DASHBOARDS] == ["mmare-fleet", "mmare-run", "mmare-site"]
+    for path in DASHBOARDS:
+        content = json.loads(path.read_text())
+        assert content["uid"] == path.stem
+        ids = [panel["id"] for panel in content["panels"]]
+        assert len(ids) == len(set(ids))
+        rows = {}
+        for panel in panels(path):
+            assert panel["title"]
+            assert panel["datasource"]["uid"] == "${datasource}"
+            rows.setdefault(panel["gridPos"]["y"], []).append(panel["gridPos"]["w"])
+        assert all(len(widths) <= MOST_PANELS and sum(widths) <= 24 for widths in rows.values())
+        for link in content["links"]:
+            assert link["url"].removeprefix("/d/") in {other.stem for other in DASHBOARDS}
+
+
+def test_promtool_agrees():
+    promtool = tool("promtool")
+    check(promtool, "check", "rules", str(RULES))
+    check(promtool, "check", "config", str(DEPLOY / "prometheus" / "prometheus.yml"))
+    check(promtool, "test", "rules", str(DEPLOY / "prometheus" / "mmare.rules.test.yml"))
+
+
+@pytest.mark.parametrize(
+    ("labels", "receiver"),
+    [
+        (("alertname=QuorumLost", "severity=critical"), "on-call"),
+        (("alertname=SiteSilent", "severity=warning"), "coordinator"),
+        (("alertname=WorstSiteGap", "severity=info"), "digest"),
+        (("alertname=Watchdog", "severity=none"), "dead-mans-switch"),
+    ],
+)
+def test_amtool_agrees(labels, receiver):
+    amtool, config = tool("amtool"), str(DEPLOY / "prometheus" / "alertmanager.yml")
+    check(amtool, "check-config", config)
+    check(
+        amtool, "config", "routes", "test", "--config.file", config, f"--verify.receivers={receiver}", *labels
+    )
+
+
+# A real Prometheus
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def end(process):
+    if process.poll() is None:
+        process.send_signal(signal.SIGTERM)
+        try:
+            process.wait(10)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait(10)
+
+
+class Prometheus:
+    """One in a folder of its own, at short intervals, with the real rules less their waiting times."""
+
+    def __init__(self, folder, target):
+        self.port = free_port()
+        folder.mkdir()
+        (folder / "rules.yml").write_text(re.sub(r"(?m)^ *for: .*\n", "", RULES.read_text()))
+        config = {
+            "global": {"scrape_interval": "200ms", "scrape_timeout": "200ms", "evaluation_interval": "200ms"},
+            "rule_files": ["rules.yml"],
+            "scrape_configs": [
+                {"job_name": "mmare", "static_configs": [{"targets": [f"127.0.0.1:{target}"]}]}
+            ],
+        }
+        (folder / "prometheus.yml").write_text(yaml.safe_dump(config))
+        options = {
+            "config.file": folder / "prometheus.yml",
+            "storage.tsdb.path": folder / "data",
+            "web.listen-address": f"127.0.0.1:{self.port}",
+            "log.level": "error",
+        }
+        with (folder / "log").open("wb") as log:
+            self.process = subprocess.Popen(
+                [tool("prometheus"), *(f"--{name}={value}" for name, value in options.items())],
+                stdout=log, stderr=log, env={**os.environ, "GOMAXPROCS": "1"}, cwd=folder,
+            )  # fmt: skip
+
+    def query(self, expression):
+        url = f"http://127.0.0.1:{self.port}/api/v1/query?" + urllib.parse.urlencode({"query": expression})
+        try:
+            with urllib.request.urlopen(url, timeout=5) as answer:
+                found = json.load(answer)["data"]["result"]
+        except urllib.error.HTTPError as error:
+            raise AssertionError(f"{expression}: {error.read().decode()}") from None
+        except (urllib.error.URLError, ConnectionError):
+            return []
+        return [(each["metric"], float(each["value"][1])) for each in found]
+
+    def wait_for(self, expression, seconds=15):
+        """What a query gives once it gives something."""
+        end_at = time.monotonic() + seconds
+        while time.monotonic() < end_at:
+            found = self.query(expression)
+            if found:
+                return found
+            time.sleep(0.1)
+        raise AssertionError(f"nothing for {expression}")
+
+
+def lost(*_):
+    raise ConnectionError("the line is dead")
+
+
+def not_a_number(site, header, payload):
+    answer, tensors = site(header, payload)
+    return answer, np.full(len(tensors) // 4, np.nan, np.float32).tobytes()
+
+
+@pytest.mark.system
+def test_prometheus_sees_a_run_with_a_lost_site_and_an_update_of_nan(tmp_path):
+    tool("prometheus")
+    runs = tmp_path / "runs"
+    runs.mkdir()
+    program, port = str(Path(sys.executable).parent / "mmare-server"), free_port()
+    exporter = subprocess.Popen(
+        [program, "export", "--runs", str(runs), "--port", str(port), "--interval", "0.1"],
+        stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    prometheus = Prometheus(tmp_path / "prometheus", port)
+    try:
+        prometheus.wait_for("mmare_exporter_last_read_timestamp_seconds", 30)
+        federation = tiny_federation(tmp_path / "federation", tiny_study(federation={"min_sites": 1}))
+        seen = {}
+
+        def look(event):
+            """While the run is under way: after three rounds Prometheus must have noticed."""
+            if event["event"] == "checkpoint" and event["round"] == 3:
+                for alert in ("SiteSilent", "NonFinite"):
+                    query = f'ALERTS{{alertname="{alert}", alertstate="firing"}}'
+                    seen[alert] = {labels["site"] for labels, _ in prometheus.wait_for(query)}
+
+        faults = {0: while_training(lost), 1: while_training(not_a_number)}
+        run_nodes(federation, runs / "one", faults=faults, listeners=(look,))
+        assert seen == {"SiteSilent": {"ash", "birch"}, "NonFinite": {"birch"}}
+        prometheus.wait_for("mmare_runs_finished_total == 1")
+        assert prometheus.query("mmare_rounds_finished_total")[0][1] == 4
+        left_out = {
+            (labels["site"], labels["reason"]): count
+            for labels, count in prometheus.query("mmare_site_left_out_total")
+        }
+        assert {key: count >= 4 for key, count in left_out.items()} == {
+            ("ash", "node_failed"): True,
+            ("birch", "non_finite"): True,
+        }
+        assert prometheus.query("mmare_sites_expected")[0][1] == 3
+        assert prometheus.query('mmare_score{split="test", metric="balanced_accuracy"}')
+        prometheus.wait_for("absent(ALERTS{alertname='SiteSilent', alertstate='firing'})")
+        assert prometheus.query('ALERTS{alertname="Watchdog", alertstate="firing"}')
+        assert not prometheus.query('ALERTS{alertname="ExporterSilent"}')
+        for expression in {each for dashboard in DASHBOARDS for each in charts(dashboard)}:
+            happened = not any(name in expression for name in NEVER)
+            assert bool(prometheus.query(filled(expression, runs))) == happened, expression
+        end(exporter)
+        assert exporter.returncode == 0
+    finally:
+        end(prometheus.process)
+        end(exporter)
+        exporter.stderr.close()
