@@ -249,6 +249,13 @@ def _increments(grid: GridRecord) -> list[Section]:
                     tuple(increment_tables(grid, head, whole)),
                 )
             )
+            if axis == "strategy":
+                read = (
+                    "AUC on each site's own test rows: a step can serve one hospital and leave the mean. "
+                    + _PAIRED
+                )
+                tables = [by_site.step_table(grid, name, steps, "auc") for name, steps in whole.items()]
+                sections.append(Section("steps-sites", f"{title}: site by site", read, tuple(tables)))
     return sections
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -13,7 +14,16 @@ from simulation.grid_statistics import Verdict, paired
 from simulation.grid_tables import change, differences, pooled, show, told, values, worst
 from simulation.results import HEADLINE, MODES, estimate
 
-__all__ = ["cross_table", "federated_arms", "gain_table", "modes_table", "sites_of", "twin", "worst_table"]
+__all__ = [
+    "cross_table",
+    "federated_arms",
+    "gain_table",
+    "modes_table",
+    "sites_of",
+    "step_table",
+    "twin",
+    "worst_table",
+]
 
 _CROSS = {"balanced_accuracy": "balanced accuracy", "auc": "AUC"}
 _ALONE = f"{MODES['local']}, mean over sites"
@@ -196,3 +206,24 @@ def worst_table(grid: GridRecord, mode: str, first: Mapping[Any, Arm | None]) ->
         "Which site (seeds)",
     )
     return Table(f"{MODES[mode]}, mean ± sd over seeds", "Method", columns, tuple(groups))
+
+
+def step_table(grid: GridRecord, heading: str, steps: Sequence[tuple[str, Arm]], metric: str) -> Table:
+    """What each step of a chain did on each site's own test rows, less the step before.
+
+    Args:
+        grid: Whose results.
+        heading: Of the chain.
+        steps: Named, in order.
+        metric: That is compared.
+    """
+    rows = []
+    for site in sites_of(grid, steps[0][1]):
+        pick = partial(on_site, site=site)
+        first = steps[0][1]
+        cells = [show(told(grid, first, metric, pick), len(grid.runs[first]))]
+        for (_, before), (_, arm) in itertools.pairwise(steps):
+            cells.append(change(differences(grid, arm, before, metric, pick)))
+        rows.append(Row(site, tuple(cells)))
+    columns = (steps[0][0], *(name for name, _ in steps[1:]))
+    return Table(f"{heading}, less the step before", "Rows of", columns, (Group("", tuple(rows)),))

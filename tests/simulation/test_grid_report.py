@@ -227,6 +227,17 @@ def test_increments_are_told_to_the_step_before_and_to_the_first(tmp_path):
         interval(wide["+ two"], wide["+ one"]),
         interval(wide["+ two"], wide["plain"]),
     ]
+    records = [json.loads(line) for line in (tmp_path / "results.jsonl").read_text().splitlines()]
+    site = min(records[0]["result"]["metrics"]["test"]["sites"])
+    own = {
+        (line["settings"]["strategy"], line["settings"]["seed"]): line["result"]["metrics"]["test"]["sites"][
+            site
+        ]["auc"]
+        for line in records
+    }
+    one, two = (pd.Series({seed: own[name, seed] for seed in range(4)}) for name in ("+ one", "+ two"))
+    by_site = rows_of(page, "with clinical: MMARE, less the step before")
+    assert next(row for row in by_site if row[0] == site)[3] == interval(two, one)
     assert "Worst site's balanced accuracy: mean ± sd" in markdown
     assert "+ two" in after(rows_of(page, "vital12, federated"), "with clinical")[2][0]
 
