@@ -1,7 +1,8 @@
 """Flower's ClientApp: a relay between Flower messages and the site's service. It can ask; it cannot read.
 
-It imports neither torch nor a reader of data. The node's configuration says where the service is: a factory
-that whoever runs the node has registered, or the one that is installed as ``mmare.site_factory``.
+It imports neither torch nor a reader of data. The node's configuration says where the service is: ``socket``
+names that of the site worker, ``site-factory`` a factory that whoever runs the node has registered or
+installed. Without either it is the factory that is installed as ``mmare.site_factory``.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import logging
 from collections.abc import Callable, Mapping
 from functools import cache
 from importlib.metadata import entry_points
+from pathlib import Path
 from typing import Final
 
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordDict
@@ -30,6 +32,7 @@ __all__ = ["Factory", "app", "register_factory"]
 LOG = logging.getLogger(__name__)
 
 FACTORY_KEY: Final = "site-factory"  # of the node's configuration
+SOCKET_KEY: Final = "socket"
 ENTRY_POINTS: Final = "mmare.site_factory"
 
 Factory = Callable[[Mapping[str, object], Mapping[str, object]], Endpoint]  # of node and run configuration
@@ -46,9 +49,17 @@ def register_factory(name: str, factory: Factory) -> None:
 
 def _factory(context: Context) -> Factory:
     name = context.node_config.get(FACTORY_KEY)
+    if name is None and SOCKET_KEY in context.node_config:
+        return _worker
     if isinstance(name, str) and name in _FACTORIES:
         return _FACTORIES[name]
     return _installed_factory(None if name is None else str(name))
+
+
+def _worker(node_config: Mapping[str, object], _run_config: Mapping[str, object]) -> Endpoint:
+    from client.link import WorkerLink  # noqa: PLC0415 - gRPC takes a moment, which nodes without it need not
+
+    return WorkerLink(Path(str(node_config[SOCKET_KEY])))
 
 
 @cache

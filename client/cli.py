@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import logging
+import os
 import sys
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
 
@@ -112,6 +115,68 @@ def embed(
     )
     if report.refused:
         raise RunError(f"{config.manifest}: {len(report.refused)} scans cannot be used and count as missing")
+
+
+@app.command(epilog="Example: mmare-site approve study.toml --site hospital/site.toml")
+def approve(
+    study: Annotated[Path, typer.Argument(help="The study.toml that the coordinator sent.")],
+    site: Annotated[Path, typer.Option(help="The site's site.toml.")],
+    *,
+    yes: Annotated[bool, typer.Option("--yes", help="Agree without being asked.")] = False,
+    revoke: Annotated[bool, typer.Option("--revoke", help="Take an approval back.")] = False,
+) -> None:
+    """Say in plain words what a study computes and what leaves, and record that you agree.
+
+    A running worker knows at once. Approved again, the count of answers that may leave begins anew.
+    """
+    from client.approval import ApprovalFolder, default_releases  # noqa: PLC0415 - as below
+    from client.plain_words import study_in_words  # noqa: PLC0415 - torch takes seconds
+
+    config, wanted = load_site(site), load_study(study)
+    folder = ApprovalFolder(config.folder)
+    if revoke:
+        folder.revoke(wanted.hash)
+        typer.echo(f"no longer approved: {wanted.name}, hash {wanted.hash}")
+        return
+    most = config.max_releases or default_releases(wanted)
+    typer.echo(study_in_words(wanted, config, most) + "\n")
+    if not yes and not typer.confirm(f"Approve this for the site {config.id}?"):
+        raise RunError(f"{study}: not approved")
+    typer.echo(f"approved: {folder.record(wanted, most)}")
+
+
+@app.command(epilog="Example: mmare-site start hospital/site.toml")
+def start(site: Annotated[Path, typer.Argument(help="The site's site.toml.")]) -> None:
+    """Run the site worker until it is told to stop (Ctrl-C or SIGTERM).
+
+    It answers approved studies on the socket that the table worker of site.toml names, and finishes the
+    message in hand before it stops. Flower's SuperNode is started beside it, with socket="..." in its
+    --node-config.
+    """
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    from client.worker import run_worker  # noqa: PLC0415 - torch takes seconds
+
+    config = load_site(site)
+    socket = config.worker.socket.absolute()
+    if not run_worker(config, lambda: typer.echo(f"site worker of {config.id}: {socket}")):
+        typer.echo("stopped in the middle of its work; the server asks again", err=True)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(1)  # a thread that is still at work would keep the process alive
+
+
+@app.command(epilog="Example: mmare-site status hospital/site.toml")
+def status(site: Annotated[Path, typer.Argument(help="The site's site.toml.")]) -> None:
+    """Ask the running worker what it does and what has left; exit code 1 when none runs."""
+    from client.link import WorkerLink  # noqa: PLC0415 - gRPC takes a moment
+    from client.status import status_text  # noqa: PLC0415 - as above
+
+    config = load_site(site)
+    found = WorkerLink(config.worker.socket).status()
+    if found is None:
+        typer.echo("not running")
+        raise typer.Exit(1)
+    typer.echo(status_text(found, datetime.now(UTC)))
 
 
 weights_app = typer.Typer(

@@ -7,7 +7,6 @@ behind a socket, hands over a header and a flat run of bytes and gets the same b
 from __future__ import annotations
 
 import logging
-import math
 import re
 import time
 from collections import Counter
@@ -18,10 +17,11 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from client.approval import Agreed
 from client.dataset import check_encoders
 from client.encoders.registry import encoder_notes
 from client.evaluate import compare, evaluate, pattern_names, predicted_right
-from client.gate import withheld_groups
+from client.gate import Gate, withheld_groups
 from client.optimizers import PhaseOptimizers
 from client.trainer import Pull, train_round
 from mmare.adapters import moment_rows
@@ -49,7 +49,7 @@ from mmare.phases import phase_at
 from mmare.randomness import generator_for
 from mmare.registry import build_model
 from mmare.strategies import FedProxOptions, strategy_options
-from mmare.study import OptimizerState, Scaling, Untouched, parse_study
+from mmare.study import OptimizerState, Scaling, Untouched
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -112,6 +112,8 @@ class SiteService:
         models: Shared by the services of one process.
         min_count: The site's own limit; the study's applies too, the larger one wins.
         approved: Hashes of the studies that the hospital agreed to.
+        gate: That every answer passes, where it is more than ``min_count`` and ``approved``: with a log and
+            limits of its own.
     """
 
     def __init__(
@@ -120,23 +122,25 @@ class SiteService:
         load: Callable[[Study], SiteData],
         store: StateStore,
         models: ModelPool,
-        min_count: int,
-        approved: frozenset[str],
+        min_count: int = 0,
+        approved: frozenset[str] = frozenset(),
+        gate: Gate | None = None,
     ) -> None:
         self._site = site
         self._load = load
         self._store = store
         self._models = models
-        self._min_count = min_count
-        self._approved = approved
+        self._gate = gate or Gate(site, Agreed(approved), min_count)
+        self._min_count = self._gate.min_count
         self._data: tuple[str, SiteData] | None = None
 
     def __call__(self, header: str, payload: bytes) -> tuple[str, bytes]:
         """Answer one message; every failure becomes a code here, its detail stays in the site's log."""
+        request = None
         try:
             request = decode(Request, header)
             answer, tensors = self.answer(request, payload)
-            return encode(answer), b"" if tensors is None else tensors.numpy().tobytes()
+            return self._gate.release(request, payload, answer, tensors, self._train_rows())
         except SiteError as error:
             code = error.code
         except WireError:
@@ -145,9 +149,10 @@ class SiteService:
         except MmareError:
             LOG.exception("the site's data or the study cannot be used")
             code = SiteCode.DATA
-        except Exception:  # whatever it is, only a code may leave
+        except (Exception, SystemExit):  # whatever it is, only a code may leave
             LOG.exception("unexpected failure")
             code = SiteCode.INTERNAL
+        self._gate.refuse(request, code)
         return encode(Refusal(code)), b""
 
     def prepare(self, study: Study) -> None:
@@ -163,6 +168,8 @@ class SiteService:
     ) -> tuple[RollCall | Statistics | Update | Comparison, Tensor | None]:
         """Answer a request with a header and, after training, the changed tensors as a flat uint8 run.
 
+        What it gives has not passed the gate, which also measures the length of the change.
+
         Raises:
             SiteError: If the study is not an approved one, or training fails.
             DataError: If the data cannot be used.
@@ -170,9 +177,7 @@ class SiteService:
         """
         if not _RUN.fullmatch(request.run):
             raise WireError("the name of the run is none")
-        study = parse_study(request.study, source="request")
-        if study.hash not in self._approved:
-            raise SiteError(SiteCode.STUDY)
+        study = self._gate.admit(request.study)
         if request.task is Task.DESCRIBE:
             return self._describe(request, study), None
         if request.task is Task.STATISTICS:
@@ -225,9 +230,6 @@ class SiteService:
         local = local_parameters(model, study)
         sent = without_parameters(blocks, local)
         changed, origin = (block_tensors(sent, tensors) for tensors in (trained_tensors(model), received))
-        norm = _distance(changed, origin)
-        if not math.isfinite(norm):
-            raise SiteError(SiteCode.NON_FINITE)
         after = evaluate(model, data, Split.VAL, limit) if request.gap else None
         finished = time.perf_counter()
         state = {f"{LOCAL}{name}": value for name, value in trained_tensors(model).items() if name in local}
@@ -247,7 +249,6 @@ class SiteService:
             evaluations=evaluations,
             trained=after,
             train_loss=trained.loss,
-            norm=norm,
             seconds={"evaluate": evaluated - began, "train": finished - evaluated},
             layout=layout_of(upload).fingerprint,
         ), pack(upload)
@@ -321,6 +322,9 @@ class SiteService:
             )
         return Statistics(self._site, tuple(found))
 
+    def _train_rows(self) -> int:
+        return len(self._data[1].rows[Split.TRAIN]) if self._data else 0
+
     def _data_of(self, study: Study) -> SiteData:
         key = f"{study.hash}/{study.seed}"
         if self._data is None or self._data[0] != key:
@@ -383,9 +387,3 @@ def _owned(state: dict[str, Tensor], local: frozenset[str]) -> dict[str, Tensor]
     """A state that training will not change: moments die with their optimiser, parameters live on."""
     lent = {f"{LOCAL}{name}" for name in local}
     return {name: value.to("cpu", copy=name in lent).contiguous() for name, value in state.items()}
-
-
-def _distance(changed: dict[str, Tensor], received: dict[str, Tensor]) -> float:
-    """L2 norm of the change; not finite where a value is not."""
-    norms = [torch.dist(value.cpu(), received[name]) for name, value in changed.items()]
-    return float(torch.linalg.vector_norm(torch.stack(norms))) if norms else 0.0

@@ -51,6 +51,12 @@ class SiteCode(StrEnum):
     NON_FINITE = "S203"  # training or evaluation produced NaN or infinity
     STATE = "S204"  # the site's kept optimiser state is missing or damaged
     EMPTY = "S205"  # no rows to train on
+    RELEASE = "S301"  # what was to leave is not what the approved study lets out
+    NORM = "S302"  # the update is longer than the site lets out
+    RELEASES = "S303"  # as many answers have left for this study as the site allows
+    AUDIT = "S304"  # the release could not be written to the site's audit log, so nothing left
+    WORKER = "S401"  # the site worker does not answer: it is not running, or ended in the middle
+    LATE = "S402"  # the site worker did not answer before the study's deadline
     INTERNAL = "S500"  # anything else; the detail is in the site's own log
 
 

@@ -54,6 +54,7 @@ def on_wire(changed: Mapping[str, Tensor], origin: Mapping[str, Tensor], wire: W
     parameter would keep three digits of something hundreds of times larger.
 
     Example:
+        >>> import torch
         >>> on_wire({"w": torch.tensor([1.5])}, {"w": torch.tensor([1.0])}, Wire.FLOAT16)
         {'w': tensor([0.5000], dtype=torch.float16)}
     """
@@ -66,6 +67,7 @@ def from_wire(received: Mapping[str, Tensor], origin: Mapping[str, Tensor], wire
     """What `on_wire` sent, as tensors of the model again.
 
     Example:
+        >>> import torch
         >>> from_wire({"w": torch.tensor([0.5]).half()}, {"w": torch.tensor([1.0])}, Wire.FLOAT16)
         {'w': tensor([1.5000])}
     """

@@ -10,9 +10,12 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from client.approval import Agreed
+from client.audit import AuditLog
 from client.dataset import SiteData, load_data
 from client.embed import embed_site
 from client.encoders.registry import pick_device
+from client.gate import Gate
 from client.service import ModelPool, SiteService
 from client.state import StateStore
 from mmare.errors import SiteCode
@@ -86,14 +89,17 @@ def _service(federation: str, overrides: str, trainer: str, partition: int, part
     if partitions != len(sites) + pools:
         LOG.error("%s nodes for %s sites of %s", partitions, len(sites) + pools, folder)
         return _refusing(SiteCode.NODES)
-    approved = frozenset({study.hash})  # a simulation agrees to its own study
+    approved = Agreed([study.hash])  # a simulation agrees to its own study
     torch.set_num_threads(max(site.threads for site in sites))
     if partition == len(sites):
-        store = StateStore(folder / ".pooled")
-        return SiteService(trainer, _pool(sites), store, _models("auto"), 0, approved)
+        kept = folder / ".pooled"
+        gate = Gate(trainer, approved, 0, AuditLog(kept / "audit.jsonl"))
+        return SiteService(trainer, _pool(sites), StateStore(kept), _models("auto"), gate=gate)
     site = sites[partition]
     load: Callable[[Study], SiteData] = lambda wanted: load_data(site, wanted)  # noqa: E731 - closes over the site
-    return SiteService(site.id, load, StateStore(site.cache), _models(site.device), site.min_count, approved)
+    audit = AuditLog(site.cache / "audit.jsonl")
+    gate = Gate(site.id, approved, site.min_count, audit, site.max_norm, site.max_releases)
+    return SiteService(site.id, load, StateStore(site.cache), _models(site.device), gate=gate)
 
 
 @lru_cache

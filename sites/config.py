@@ -11,9 +11,9 @@ from typing import Any
 from mmare.errors import DataError
 from mmare.tables import TableError, read_toml
 
-__all__ = ["MaskSource", "ModalitySource", "SiteConfig", "load_site"]
+__all__ = ["MaskSource", "ModalitySource", "SiteConfig", "WorkerConfig", "load_site"]
 
-_TABLES = ("site", "data", "modality", "compute", "policy")
+_TABLES = ("site", "data", "modality", "compute", "policy", "worker")
 
 # An id names folders, journal entries and metric labels: letters, digits, dot, dash, underscore.
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -59,6 +59,22 @@ class ModalitySource:
 
 
 @dataclass(frozen=True)
+class WorkerConfig:
+    """How the site worker is reached.
+
+    Args:
+        socket: The Unix socket. Its folder is closed to other users.
+        group: Unix group whose members may ask too, where relays run as another user; none for the owner
+            alone.
+        grace_s: How long a worker that is told to stop goes on with the message in hand.
+    """
+
+    socket: Path
+    group: str | None = None
+    grace_s: int = 30
+
+
+@dataclass(frozen=True)
 class SiteConfig:
     """One site: who it is, where its data lie, what it computes with, and its own limits.
 
@@ -72,6 +88,9 @@ class SiteConfig:
         min_count: Smallest group whose size leaves the site; it can only be stricter than the study's.
         cache: Folder for what is computed once, such as embeddings.
         weights: Folder that ``mmare-site weights import`` fills; none where no encoder needs weights.
+        max_norm: Longest update (L2 norm of the change of a round) that leaves; none for any finite one.
+        max_releases: Answers that may leave for one study; none for what its approval says.
+        worker: How the site worker is reached.
     """
 
     id: str
@@ -83,6 +102,9 @@ class SiteConfig:
     min_count: int = 5
     cache: Path = field(kw_only=True)
     weights: Path | None = None
+    max_norm: float | None = None
+    max_releases: int | None = None
+    worker: WorkerConfig = field(kw_only=True)
 
 
 def load_site(path: Path) -> SiteConfig:
@@ -110,7 +132,8 @@ def _parse(content: Mapping[str, Any], folder: Path) -> SiteConfig:
     site = _table(content, "site", ("id",))
     data = _table(content, "data", ("manifest",))
     compute = _table(content, "compute", ("device", "cache", "threads", "weights"))
-    policy = _table(content, "policy", ("min_count",))
+    policy = _table(content, "policy", ("min_count", "max_norm", "max_releases"))
+    worker = _table(content, "worker", ("socket", "group", "grace_s"))
     identity = _text(site, "site", "id")
     if not _ID.fullmatch(identity):
         raise DataError(
@@ -132,6 +155,15 @@ def _parse(content: Mapping[str, Any], folder: Path) -> SiteConfig:
         min_count=_whole(policy, "policy", "min_count", default=5, least=0),
         cache=folder / _text(compute, "compute", "cache", "cache"),
         weights=folder / _text(compute, "compute", "weights") if "weights" in compute else None,
+        max_norm=_number(policy, "policy", "max_norm") if "max_norm" in policy else None,
+        max_releases=_whole(policy, "policy", "max_releases", default=1, least=1)
+        if "max_releases" in policy
+        else None,
+        worker=WorkerConfig(
+            socket=folder / _text(worker, "worker", "socket", "run/worker.sock"),
+            group=_text(worker, "worker", "group") if "group" in worker else None,
+            grace_s=_whole(worker, "worker", "grace_s", default=30, least=0),
+        ),
     )
 
 

@@ -17,7 +17,9 @@ FLOWER = {
     "simulation/engine.py",
     "simulation/flower_simulation.py",
 }
-SOURCES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
+SOURCES = sorted(
+    path for package in PACKAGES for path in (ROOT / package).rglob("*.py") if path.parent.name != "worker_pb"
+)  # less what a program wrote
 
 
 def imported(path):

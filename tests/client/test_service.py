@@ -7,6 +7,7 @@ import torch
 
 from client.service import ModelPool, SiteService
 from client.state import StateStore
+from mmare.blocks import block_tensors
 from mmare.errors import DataError, SiteCode
 from mmare.exchange import (
     Refusal,
@@ -19,7 +20,6 @@ from mmare.exchange import (
     decode,
     encode,
 )
-from mmare.blocks import block_tensors
 from mmare.flat import copy_tensors, global_tensors, layout_of, pack, trained_tensors, unpack
 from mmare.registry import build_model
 from tests.federations import tiny_data, tiny_study

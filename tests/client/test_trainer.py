@@ -7,8 +7,8 @@ from client.optimizers import PhaseOptimizers
 from client.trainer import Pull, draw_rows, train_round
 from mmare.errors import SiteCode, SiteError
 from mmare.exchange import Split
-from mmare.randomness import generator_for
 from mmare.phases import phase_at
+from mmare.randomness import generator_for
 from mmare.registry import build_model
 from tests.federations import tiny_data, tiny_study
 

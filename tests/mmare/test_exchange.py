@@ -14,6 +14,7 @@ from mmare import exchange
 from mmare.errors import SiteCode
 from mmare.exchange import (
     WIRE_VERSION,
+    Comparison,
     Counts,
     Evaluation,
     Layout,
@@ -53,7 +54,7 @@ def by_word(values):
 
 TENSORS = st.builds(TensorSpec, WORDS, st.sampled_from(sorted(ITEM_BYTES)), tuples(st.integers(0, 1000)))
 GROUPS = by_word(by_word(st.none() | COUNTS))
-EVALUATIONS = st.builds(Evaluation, st.sampled_from(Split), TABLES, by_word(TABLES))
+EVALUATIONS = st.builds(Evaluation, st.sampled_from(Split), TABLES, by_word(TABLES), by_word(TABLES))
 MOMENTS = st.builds(Moments, WORDS, COUNTS, tuples(NUMBERS), tuples(NUMBERS))
 MESSAGES = {
     TensorSpec: TENSORS,
@@ -73,9 +74,14 @@ MESSAGES = {
         patterns=st.booleans(),
         train=st.booleans(),
         state_round=st.none() | COUNTS,
+        keep_round=st.none() | COUNTS,
         layout=WORDS,
+        rate_factor=NUMBERS,
+        gap=st.booleans(),
+        subsets=st.booleans(),
         final=st.booleans(),
     ),
+    Comparison: st.builds(Comparison, WORDS, by_word(tuples(COUNTS))),
     RollCall: st.builds(
         RollCall,
         site=WORDS,
@@ -97,6 +103,8 @@ MESSAGES = {
         norm=st.none() | NUMBERS,
         seconds=by_word(NUMBERS),
         layout=WORDS,
+        blocks=tuples(WORDS),
+        trained=st.none() | EVALUATIONS,
     ),
 }
 

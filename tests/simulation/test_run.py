@@ -235,7 +235,9 @@ def test_patience_ends_a_run(federation, tmp_path):
         pytest.param("training.rounds=0", "at least 1", id="too-small"),
         pytest.param("modality.mri.scaling=l2", "no section 'mri'", id="unknown-modality"),
         pytest.param("model.breadth=3", "unknown key 'breadth'", id="unknown-option"),
-        pytest.param("federation.strategy=fedsum", "strategy must be one of exposure, fedadam", id="strategy"),
+        pytest.param(
+            "federation.strategy=fedsum", "strategy must be one of exposure, fedadam", id="strategy"
+        ),
     ],
 )
 def test_a_setting_that_cannot_be_used_is_named_and_nothing_written(federation, tmp_path, setting, sentence):

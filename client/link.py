@@ -1,0 +1,93 @@
+"""The relay's end of the socket: a site worker as an endpoint. Imports neither torch nor a reader of data."""
+
+from __future__ import annotations
+
+import json
+import logging
+from typing import TYPE_CHECKING, Any, Final
+
+import grpc
+
+from client.worker_pb.site_worker_pb2 import Question, StatusQuestion
+from client.worker_pb.site_worker_pb2_grpc import SiteWorkerStub
+from mmare.errors import SiteCode
+from mmare.exchange import Refusal, encode
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from client.worker_pb.site_worker_pb2 import StatusAnswer
+
+__all__ = ["CHANNEL_OPTIONS", "WorkerLink", "address_of"]
+
+LOG = logging.getLogger(__name__)
+
+MOST_BYTES: Final = 1 << 30  # of one message; gRPC's own limit of 4 MiB is less than most models
+CHANNEL_OPTIONS: Final = (
+    ("grpc.max_receive_message_length", MOST_BYTES),
+    ("grpc.max_send_message_length", MOST_BYTES),
+    ("grpc.enable_http_proxy", 0),  # a hospital's proxy is for the way out, not for this machine
+)
+STATUS_S: Final = 5.0  # a worker that is at work answers this beside it
+NO_DEADLINE_S: Final = 600.0  # where a message names none that can be read
+
+
+class WorkerLink:
+    """Asks the worker behind a socket; whatever is wrong with the socket or the worker is a code.
+
+    Each question has a channel of its own: a worker that was started again is found at once.
+
+    Args:
+        socket: Its path.
+    """
+
+    def __init__(self, socket: Path) -> None:
+        self._address = address_of(socket)
+
+    def __call__(self, header: str, payload: bytes) -> tuple[str, bytes]:
+        """The worker's answer, or a refusal with a code."""
+        try:
+            with grpc.insecure_channel(self._address, options=CHANNEL_OPTIONS) as channel:
+                question = Question(header=header, payload=payload)
+                answer = _stub(channel).Ask(question, timeout=deadline_s(header))
+        except grpc.RpcError as error:
+            late = error.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+            LOG.error("the site worker does not answer: %s", error.code())  # noqa: TRY400 - no traceback of gRPC
+            return encode(Refusal(SiteCode.LATE if late else SiteCode.WORKER)), b""
+        return answer.header, answer.payload
+
+    def status(self) -> StatusAnswer | None:
+        """What the worker says of itself; nothing where none runs."""
+        try:
+            with grpc.insecure_channel(self._address, options=CHANNEL_OPTIONS) as channel:
+                found: StatusAnswer = _stub(channel).Status(StatusQuestion(), timeout=STATUS_S)
+        except grpc.RpcError:
+            return None
+        return found
+
+
+def _stub(channel: grpc.Channel) -> Any:  # noqa: ANN401 - generated code has no types
+    return SiteWorkerStub(channel)  # type: ignore[no-untyped-call] # as above
+
+
+def address_of(socket: Path) -> str:
+    """A socket as gRPC names it."""
+    return f"unix:{socket.absolute()}"
+
+
+def deadline_s(header: str) -> float:
+    """How long the server waits for the answer to a message: the study's deadline.
+
+    A relay that waited longer would keep its node from taking the next message.
+
+    Example:
+        >>> deadline_s('{"body": {"study": {"federation": {"deadline_s": 20}}}}')
+        20.0
+        >>> deadline_s("not a message")
+        600.0
+    """
+    try:
+        found = float(json.loads(header)["body"]["study"]["federation"]["deadline_s"])
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return NO_DEADLINE_S
+    return found if 0 < found < float("inf") else NO_DEADLINE_S

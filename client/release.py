@@ -1,0 +1,355 @@
+"""What an approved study lets out, derived from the study alone, and whether an answer is that.
+
+Nothing here asks the trainer: which tensors may leave follows from the study's model and the round's phase,
+how often a block can have been exercised from the rows that the site has, which groups may be told from the
+limit. Both ends check updates (see ``server/upload.py``); here the reason is the patient, there the average.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+
+from client.encoders.registry import encoder_notes
+from mmare.blocks import block_tensors, without_parameters
+from mmare.exchange import Comparison, Evaluation, Layout, RollCall, Split, Statistics, Task, Update
+from mmare.federated import local_parameters, on_wire
+from mmare.flat import global_tensors, layout_of, trained_tensors
+from mmare.metrics import MetricState
+from mmare.phases import phase_at
+from mmare.registry import build_model
+from mmare.study import Untouched, Wire
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+    from torch import Generator, Tensor
+
+    from mmare.exchange import Request, TensorSpec
+    from mmare.study import Study
+
+__all__ = ["Answer", "Facts", "ReleaseError", "StudyRules", "check_answer"]
+
+Answer = RollCall | Statistics | Update | Comparison
+
+_KINDS: Final[Mapping[Task, type]] = {
+    Task.DESCRIBE: RollCall,
+    Task.STATISTICS: Statistics,
+    Task.TRAIN: Update,
+    Task.EVALUATE: Update,
+    Task.COMPARE: Comparison,
+}
+_CELLS: Final = 4  # of a class in a comparison: both right, the first alone, the second alone, neither
+_FINGERPRINT: Final = re.compile(r"[A-Za-z0-9][^\s\\]{0,499}")  # of an encoder: one word, no absolute path
+_PHASES: Final = {"evaluate", "train"}  # of a round that seconds are told of
+_PIECE: Final = 1 << 15  # numbers
+
+
+class ReleaseError(ValueError):
+    """An answer that the approved study does not let out; the sentence is for the site's own log."""
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What the site knows of itself when it checks an answer.
+
+    Args:
+        site: Id.
+        limit: Smallest group that may be told of: the larger of the site's and the study's.
+        train_rows: Rows that a round trains on.
+    """
+
+    site: str
+    limit: int
+    train_rows: int
+
+
+@dataclass(frozen=True)
+class _Part:
+    """One tensor of a block: how it travels, and where in the received tensors it comes from."""
+
+    spec: TensorSpec
+    source: str
+    column: int | None
+
+
+class StudyRules:
+    """Which tensors a study's model can send: plain data, no model is kept.
+
+    Args:
+        study: An approved one.
+
+    Raises:
+        StudyError: If it names a model that does not exist.
+    """
+
+    def __init__(self, study: Study) -> None:
+        self.study = study
+        model = build_model(study)
+        local = local_parameters(model, study)
+        tensors = trained_tensors(model)
+        blocks = {block.name: block for block in model.blocks()}
+        federated = without_parameters(blocks.values(), local)
+        self.received = layout_of(global_tensors(model, without=local))
+        self._phases = tuple(
+            replace(phase, objectives=tuple(replace(each, loss=_no_loss) for each in phase.objectives))
+            for phase in model.phases()
+        )
+        self._most = {name: block.most for name, block in blocks.items()}
+        self._parts: dict[str, tuple[_Part, ...]] = {}
+        for block in federated:
+            sent = block_tensors((block,), tensors)
+            specs = layout_of(on_wire(sent, sent, study.federation.wire)).tensors
+            self._parts[block.name] = tuple(
+                _Part(spec, name, block.column) for spec, name in zip(specs, block.parameters, strict=True)
+            )
+
+    def most_bytes(self) -> int:
+        """The longest run of tensors that a round can send."""
+        return max(self._layout(self._of_round(phase.blocks)).size for phase in self._phases)
+
+    def most_numbers(self) -> int:
+        """The most parameters that a round can send."""
+        return max(
+            sum(
+                math.prod(part.spec.shape)
+                for name in self._of_round(phase.blocks)
+                for part in self._parts[name]
+            )
+            for phase in self._phases
+        )
+
+    def check_blocks(self, update: Update) -> Layout:
+        """The layout of an update's tensors, once its blocks and exposures are possible.
+
+        Raises:
+            ReleaseError: If they are not.
+        """
+        trained = phase_at(self._phases, update.round).blocks
+        _require(set(update.exposures) == trained, "exposures of other blocks than the round's")
+        for name, count in update.exposures.items():
+            most = update.samples * self._most[name]
+            _require(0 <= count <= most, f"exposure {count} of block {name}, possible are 0 to {most}")
+        stay = self.study.federation.untouched is Untouched.STAY
+        wanted = [name for name in self._of_round(trained) if update.exposures[name] > 0 or not stay]
+        _require(list(update.blocks) == wanted, "tensors of other blocks than those that were exercised")
+        layout = self._layout(wanted)
+        _require(update.layout == layout.fingerprint, "tensors of another layout")
+        return layout
+
+    def change(self, update: Update, layout: Layout, sent: NDArray[np.uint8], received: bytes) -> float:
+        """L2 norm of the change that a run of tensors brings; not finite where a value is not.
+
+        Args:
+            update: Whose blocks they are.
+            layout: Of the run.
+            sent: The run, ``(bytes,)``.
+            received: Tensors that the round started from.
+
+        Raises:
+            ReleaseError: If the run has another length, or something between its tensors.
+        """
+        _require(len(sent) == layout.size, f"{len(sent)} bytes of tensors, the study has {layout.size}")
+        _require(len(received) == self.received.size, "tensors without those that they changed")
+        origin = np.frombuffer(received, dtype=np.uint8)
+        starts = dict(zip((spec.name for spec in self.received.tensors), self.received.offsets, strict=False))
+        specs = {spec.name: spec for spec in self.received.tensors}
+        parts = [part for name in update.blocks for part in self._parts[name]]
+        total = 0.0
+        with np.errstate(all="ignore"):  # not finite is an answer here
+            for part, (start, end) in zip(parts, pairwise(layout.offsets), strict=True):
+                stop = start + part.spec.size
+                _require(end == stop or not sent[stop:end].any(), "something between the tensors")
+                value = _view(sent, start, part.spec)
+                before = None
+                if self.study.federation.wire is Wire.FLOAT32:
+                    before = _view(origin, starts[part.source], specs[part.source])
+                    before = before if part.column is None else before[:, part.column]
+                total += _squares(value.reshape(-1), None if before is None else before.reshape(-1))
+        return math.sqrt(total) if math.isfinite(total) else math.inf
+
+    def _of_round(self, trained: frozenset[str]) -> list[str]:
+        return [name for name in self._parts if name in trained]
+
+    def _layout(self, blocks: Sequence[str]) -> Layout:
+        return Layout(tuple(part.spec for name in blocks for part in self._parts[name]))
+
+
+def check_answer(answer: Answer, request: Request, rules: StudyRules, facts: Facts) -> tuple[str, ...]:
+    """Check all of an answer but its tensors.
+
+    Args:
+        answer: That would leave.
+        request: That it answers.
+        rules: Of the approved study.
+        facts: Of the site.
+
+    Returns:
+        Kinds of content, for the audit log.
+
+    Raises:
+        ReleaseError: If anything in it is not what the study lets out.
+    """
+    _require(type(answer) is _KINDS[request.task], f"{type(answer).__name__} for {request.task}")
+    _require(answer.site == facts.site, "the id of another site")
+    if isinstance(answer, RollCall):
+        return _roll_call(answer, rules.study, facts)
+    if isinstance(answer, Statistics):
+        return _statistics(answer, rules.study, facts)
+    if isinstance(answer, Comparison):
+        return _comparison(answer, rules.study, facts)
+    return _update(answer, request, rules.study, facts)
+
+
+def _roll_call(call: RollCall, study: Study, facts: Facts) -> tuple[str, ...]:
+    names = {modality.name for modality in study.modalities}
+    _require(call.study_hash == study.hash, "the hash of another study")
+    _require(call.software == version("federated-mmare"), "another software version")
+    _require(set(call.encoders) <= names, "an encoder of a modality that the study does not have")
+    _require(all(map(_FINGERPRINT.fullmatch, call.encoders.values())), "an encoder's fingerprint is none")
+    _require(call.notes == encoder_notes(study, call.encoders), "notes that are not the encoders' own")
+    enough = facts.train_rows if facts.train_rows >= facts.limit else 0
+    _require(call.samples == enough, f"{call.samples} train rows, there are {enough} to tell")
+    splits, patterns = call.counts.splits, call.counts.patterns
+    known = {split.value for split in Split}
+    _require(set(splits) | set(patterns) <= known, "counts of a split that the study does not have")
+    for split, sizes in splits.items():
+        _require(set(sizes) == set(study.classes), "counts of other classes than the study's")
+        _sizes(sizes, facts.limit)
+        told = patterns.get(split, {})
+        _sizes(told, facts.limit)
+        for name in told:
+            _pattern(name, study)
+        hidden = any(size is None for size in sizes.values())
+        _require(not hidden or not any(told.values()), "patterns that tell a withheld class")
+    _require(set(patterns) <= set(splits), "patterns of a split whose classes are not told")
+    return ("counts", "encoders")
+
+
+def _statistics(statistics: Statistics, study: Study, facts: Facts) -> tuple[str, ...]:
+    names = [moments.modality for moments in statistics.moments]
+    _require(names == [modality.name for modality in study.modalities], "moments of other modalities")
+    for moments, modality in zip(statistics.moments, study.modalities, strict=True):
+        _large(moments.n, facts.limit)
+        sums = (*moments.total, *moments.squares)
+        wide = len(moments.total) == len(moments.squares) == modality.width
+        _require(wide, f"moments of {modality.name} of another width")
+        _require(all(map(math.isfinite, sums)), f"moments of {modality.name} are not finite")
+        _require(moments.n > 0 or not any(sums), f"sums of {modality.name} over no rows")
+    return ("moments",)
+
+
+def _comparison(comparison: Comparison, study: Study, facts: Facts) -> tuple[str, ...]:
+    _require(set(comparison.cells) <= set(study.classes), "a comparison of other classes")
+    for cells in comparison.cells.values():
+        _require(len(cells) == _CELLS and min(cells) >= 0, "cells that are no counts")
+        _large(sum(cells), facts.limit)
+    return ("comparison",)
+
+
+def _update(update: Update, request: Request, study: Study, facts: Facts) -> tuple[str, ...]:
+    _require(update.round == request.round, "the update of another round")
+    found = tuple(evaluation.split for evaluation in update.evaluations)
+    _require(found == request.splits, "metrics of other splits than those asked for")
+    for evaluation in update.evaluations:
+        _evaluation(evaluation, request, study, facts.limit)
+    _require(update.norm is None, "a norm, which is the gate's to measure")
+    _require(set(update.seconds) <= _PHASES, "seconds of something else")
+    _require(all(0 <= value < math.inf for value in update.seconds.values()), "seconds that are none")
+    what = tuple(f"metrics {split}" for split in found)
+    if not request.train:
+        bare = Update(
+            update.site, update.round, evaluations=update.evaluations, seconds=update.seconds
+        )  # nothing of training
+        _require(update == bare, "something of a training that was not asked for")
+        return what
+    draws = facts.train_rows * study.training.local_epochs
+    _require(update.samples == draws, f"{update.samples} draws, the site makes {draws}")
+    _require(facts.train_rows >= facts.limit, "an update from fewer rows than may be told of")
+    loss = update.train_loss
+    _require(loss is not None and math.isfinite(loss), "a loss that is not finite")
+    _require((update.trained is not None) == request.gap, "metrics of the trained model, asked for or not")
+    if update.trained is not None:
+        _require(update.trained.split is Split.VAL, "metrics of the trained model on another split")
+        _evaluation(update.trained, replace(request, patterns=False, subsets=False), study, facts.limit)
+        what += ("metrics trained",)
+    return (*what, "update")
+
+
+def _evaluation(evaluation: Evaluation, request: Request, study: Study, limit: int) -> None:
+    """Check the metric states of a split: no class of any group is small, nor is any that is held back."""
+    whole = _counts(evaluation.state, study, limit)
+    _require(request.patterns or not evaluation.patterns, "patterns that were not asked for")
+    _require(request.subsets or not evaluation.subsets, "subsets that were not asked for")
+    told = [_group(name, state, study, limit) for name, state in evaluation.patterns.items()]
+    for index, count in enumerate(whole if told else ()):
+        rest = count - sum(counts[index] for counts in told)
+        _require(rest >= 0, "patterns of more rows than the split has")
+        _large(rest, limit)
+    for name, state in evaluation.subsets.items():
+        _group(name, state, study, limit)
+
+
+def _group(name: str, state: Mapping[str, Any], study: Study, limit: int) -> tuple[int, ...]:
+    _pattern(name, study)
+    return _counts(state, study, limit)
+
+
+def _counts(content: Mapping[str, Any], study: Study, limit: int) -> tuple[int, ...]:
+    """Rows per class of a metric state, once it is one of the study whose classes are large enough."""
+    try:
+        state = MetricState.from_dict(content, len(study.classes))
+    except ValueError as error:
+        raise ReleaseError(f"a metric state that is none: {error}") from None
+    for count in state.counts:
+        _large(count, limit)
+    return state.counts
+
+
+def _pattern(name: str, study: Study) -> None:
+    known = len(name) == len(study.modalities) and set(name) <= {"0", "1"} and "1" in name
+    _require(known, "a presence pattern that the study does not have")
+
+
+def _sizes(sizes: Mapping[str, int | None], limit: int) -> None:
+    """Check the sizes of one partition: none is small, and none follows from those that are told."""
+    told = [size for size in sizes.values() if size is not None]
+    for size in told:
+        _large(size, limit)
+    alone = len(sizes) - len(told) == 1
+    _require(not alone or not any(told), "one withheld size, which the others tell")
+
+
+def _large(size: int, limit: int) -> None:
+    _require(size == 0 or size >= limit, f"a group of {size}, smaller than {limit}")
+
+
+def _require(fine: object, sentence: str) -> None:
+    if not fine:
+        raise ReleaseError(sentence)
+
+
+def _squares(value: NDArray[Any], before: NDArray[Any] | None) -> float:
+    """Sum of squares of ``value``, or of its difference from ``before``; a piece at a time stays in cache."""
+    total = 0.0
+    for start in range(0, len(value), _PIECE):
+        part = slice(start, start + _PIECE)
+        piece = value[part].astype(np.float32) if before is None else value[part] - before[part]
+        total += float(np.dot(piece, piece))
+    return total
+
+
+def _view(run: NDArray[np.uint8], start: int, spec: TensorSpec) -> NDArray[Any]:
+    return run[start : start + spec.size].view(spec.dtype).reshape(spec.shape)
+
+
+def _no_loss(_scaled: Tensor, _present: Tensor, _label: Tensor, _generator: Generator) -> Tensor:
+    raise RuntimeError("rules train nothing")
