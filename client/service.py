@@ -194,9 +194,7 @@ class SiteService:
             received = unpack(torch.frombuffer(bytearray(payload), dtype=torch.uint8), layout)
             copy_tensors(sent, received)
             update, tensors = self._round(request, study, model, received)
-        if (
-            request.final and not study.federation.local
-        ):  # local parts are half of the model: the site's to keep
+        if request.final and not study.federation.local:  # local parts are half a model, the site's to keep
             self._store.drop(request.run)
         return update, tensors
 
