@@ -312,7 +312,8 @@ def test_killed_and_run_again_results_are_the_same(undisturbed, tmp_path, quiet,
 @pytest.mark.slow
 def test_a_killed_worker_costs_its_cell_and_ctrl_c_is_one_sentence(tmp_path, quiet):
     out = tmp_path / "out"
-    plain = write(tmp_path, GRID.replace("seeds = [0, 1]", "seeds = [0]"), rounds=40)
+    endless = GRID.replace("seeds = [0, 1]", "seeds = [0]").replace("patience=100", "patience=9999")
+    plain = write(tmp_path, endless, rounds=9999)  # no cell ends before it is killed
     process = start(plain, out)
     first, second = load_grid(plain).cells
     wait_until((out / "runs" / first.id / "rounds.jsonl").exists, process)
@@ -331,8 +332,14 @@ def test_a_killed_worker_costs_its_cell_and_ctrl_c_is_one_sentence(tmp_path, qui
     assert told.rstrip().endswith("error: interrupted; the same command goes on")
     assert "Traceback" not in told
     assert ends(process)
-    assert run_grid(load_grid(plain), Workplace.make({}, out), quiet) == 2
+    rounds = out / "runs" / first.id / "rounds.jsonl"
+    before = rounds.stat().st_size
+    again = start(plain, out)  # the killed cell is tried again, and goes on from its checkpoint
+    wait_until(lambda: rounds.stat().st_size > before, again)
     assert not (out / "failures.jsonl").exists()
+    os.killpg(again.pid, signal.SIGINT)
+    assert "interrupted" in again.communicate(timeout=20)[1]
+    assert ends(again)
 
 
 # What is refused, and what is said
