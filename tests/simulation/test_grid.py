@@ -310,7 +310,7 @@ def test_killed_and_run_again_results_are_the_same(undisturbed, tmp_path, quiet,
 
 
 @pytest.mark.slow
-def test_a_killed_worker_costs_its_cell_and_ctrl_c_is_one_sentence(tmp_path, quiet):
+def test_a_killed_worker_costs_its_cell_and_ctrl_c_is_one_sentence(tmp_path):
     out = tmp_path / "out"
     endless = GRID.replace("seeds = [0, 1]", "seeds = [0]").replace("patience=100", "patience=9999")
     plain = write(tmp_path, endless, rounds=9999)  # no cell ends before it is killed
