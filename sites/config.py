@@ -11,9 +11,17 @@ from typing import Any
 from mmare.errors import DataError
 from mmare.tables import TableError, read_toml
 
-__all__ = ["MaskSource", "ModalitySource", "SiteConfig", "WorkerConfig", "load_site"]
+__all__ = [
+    "CoordinatorConfig",
+    "MaskSource",
+    "MetricsConfig",
+    "ModalitySource",
+    "SiteConfig",
+    "WorkerConfig",
+    "load_site",
+]
 
-_TABLES = ("site", "data", "modality", "compute", "policy", "worker")
+_TABLES = ("site", "data", "modality", "compute", "policy", "worker", "metrics", "coordinator")
 
 # An id names folders, journal entries and metric labels: letters, digits, dot, dash, underscore.
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -75,6 +83,32 @@ class WorkerConfig:
 
 
 @dataclass(frozen=True)
+class MetricsConfig:
+    """Where the site worker tells Prometheus what it does.
+
+    Args:
+        port: Of ``/metrics``; none for no such page.
+        address: To listen on; this machine alone by default.
+    """
+
+    port: int | None = None
+    address: str = "127.0.0.1"
+
+
+@dataclass(frozen=True)
+class CoordinatorConfig:
+    """How a site joins a federation.
+
+    Args:
+        kit: Folder of the site's key, the coordinator's certificate and address (``mmare-site kit``).
+        runtime_port: On 127.0.0.1, between SuperNode and SuperExec; another one for each site of a machine.
+    """
+
+    kit: Path
+    runtime_port: int = 9094
+
+
+@dataclass(frozen=True)
 class SiteConfig:
     """One site: who it is, where its data lie, what it computes with, and its own limits.
 
@@ -91,6 +125,8 @@ class SiteConfig:
         max_norm: Longest update (L2 norm of the change of a round) that leaves; none for any finite one.
         max_releases: Answers that may leave for one study; none for what its approval says.
         worker: How the site worker is reached.
+        metrics: Where it is watched.
+        coordinator: How the site joins a federation.
     """
 
     id: str
@@ -105,6 +141,8 @@ class SiteConfig:
     max_norm: float | None = None
     max_releases: int | None = None
     worker: WorkerConfig = field(kw_only=True)
+    metrics: MetricsConfig = MetricsConfig()
+    coordinator: CoordinatorConfig = field(kw_only=True)
 
 
 def load_site(path: Path) -> SiteConfig:
@@ -134,6 +172,8 @@ def _parse(content: Mapping[str, Any], folder: Path) -> SiteConfig:
     compute = _table(content, "compute", ("device", "cache", "threads", "weights"))
     policy = _table(content, "policy", ("min_count", "max_norm", "max_releases"))
     worker = _table(content, "worker", ("socket", "group", "grace_s"))
+    metrics = _table(content, "metrics", ("port", "address"))
+    coordinator = _table(content, "coordinator", ("kit", "runtime_port"))
     identity = _text(site, "site", "id")
     if not _ID.fullmatch(identity):
         raise DataError(
@@ -163,6 +203,14 @@ def _parse(content: Mapping[str, Any], folder: Path) -> SiteConfig:
             socket=folder / _text(worker, "worker", "socket", "run/worker.sock"),
             group=_text(worker, "worker", "group") if "group" in worker else None,
             grace_s=_whole(worker, "worker", "grace_s", default=30, least=0),
+        ),
+        metrics=MetricsConfig(
+            port=_port(metrics, "metrics", "port") if "port" in metrics else None,
+            address=_text(metrics, "metrics", "address", "127.0.0.1"),
+        ),
+        coordinator=CoordinatorConfig(
+            kit=folder / _text(coordinator, "coordinator", "kit", "kit"),
+            runtime_port=_port(coordinator, "coordinator", "runtime_port", 9094),
         ),
     )
 
@@ -244,6 +292,13 @@ def _number(table: Mapping[str, Any], where: str, key: str) -> float:
     if type(value) not in (int, float) or not 0 < value < float("inf"):
         raise DataError(f"[{where}] {key} is {value!r}, expected a positive number")
     return float(value)
+
+
+def _port(table: Mapping[str, Any], where: str, key: str, default: int = 0) -> int:
+    value = _whole(table, where, key, default=default, least=1)
+    if value > 65535:  # noqa: PLR2004 - the highest there is
+        raise DataError(f"[{where}] {key} is {value}, expected a port from 1 to 65535")
+    return value
 
 
 def _whole(table: Mapping[str, Any], where: str, key: str, *, default: int, least: int) -> int:

@@ -42,9 +42,22 @@ def test_every_setting_is_read(tmp_path):
     assert (site.device, str(site.cache), site.threads, site.min_count) == ("cuda:1", "/elsewhere", 3, 0)
 
 
+def test_where_it_is_watched_and_whom_it_joins(tmp_path):
+    plain = load_site(write(tmp_path, GOOD))
+    assert (plain.metrics.port, plain.metrics.address) == (None, "127.0.0.1")
+    assert (plain.coordinator.kit, plain.coordinator.runtime_port) == (tmp_path / "kit", 9094)
+    more = '[metrics]\nport = 9465\naddress = "::"\n[coordinator]\nkit = "/etc/kit"\nruntime_port = 9194\n'
+    site = load_site(write(tmp_path, GOOD + more))
+    assert (site.metrics.port, site.metrics.address) == (9465, "::")
+    assert (str(site.coordinator.kit), site.coordinator.runtime_port) == ("/etc/kit", 9194)
+
+
 @pytest.mark.parametrize(
     ("old", "new", "sentence"),
     [
+        pytest.param(
+            "[data]", "[metrics]\nport = 70000\n[data]", "port is 70000, expected a port", id="port"
+        ),
         pytest.param("[site]", "[sight]", "unknown table 'sight', expected one of site, data", id="table"),
         pytest.param("id =", "name =", r"\[site\] has an unknown key 'name'", id="key"),
         pytest.param("file =", "files =", r"\[modality\.ct\] has an unknown key 'files'", id="modality-key"),
