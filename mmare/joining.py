@@ -2,7 +2,7 @@
 
 ::
 
-    hospital: kit request ─► SITE.request.json ─► coordinator: kit admit ─► SITE.bundle.zip ─► hospital: kit install
+    hospital: kit request ─► request.json ─► coordinator: kit admit ─► SITE.zip ─► hospital: kit install
 
 Neither holds a secret: the site's private key never leaves it, the bundle holds the coordinator's certificate
 authority, its address and the study.
