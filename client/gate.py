@@ -183,8 +183,9 @@ class Gate:
         if not math.isfinite(change):
             LOG.error("held back: an update with values that are not finite")
             raise SiteError(SiteCode.NON_FINITE)
-        if self._max_norm is not None and change > self._max_norm:
-            LOG.error("held back: an update of norm %.6g, at most %.6g may leave", change, self._max_norm)
+        longest = min(self._max_norm or math.inf, rules.study.federation.max_norm or math.inf)
+        if change > longest:
+            LOG.error("held back: an update of norm %.6g, at most %.6g may leave", change, longest)
             raise SiteError(SiteCode.NORM)
         return sent.tobytes(), change
 

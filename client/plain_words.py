@@ -42,7 +42,7 @@ def study_in_words(study: Study, site: SiteConfig, max_releases: int) -> str:
     lines += ["", "What will leave"]
     lines += _listed(_leaving(study, StudyRules(study), limit))
     lines += ["", "What holds it back"]
-    lines += _listed(_limits(site, limit, max_releases))
+    lines += _listed(_limits(study, site, limit, max_releases))
     lines += ["", "What never leaves"]
     lines += _listed(
         (
@@ -100,15 +100,16 @@ def _leaving(study: Study, rules: StudyRules, limit: int) -> Iterator[str]:
         yield f"Not sent: {', '.join(study.federation.local)} of the model, which stay at this site."
 
 
-def _limits(site: SiteConfig, limit: int, max_releases: int) -> Iterator[str]:
+def _limits(study: Study, site: SiteConfig, limit: int, max_releases: int) -> Iterator[str]:
     if limit > 1:
         yield f"The smallest group that is told of has {limit} rows: the stricter limit of study and site."
     else:
         yield "Groups of any size are told of: neither study nor site sets a limit ([policy] min_count)."
-    if site.max_norm is None:
-        yield "An update may change the model by any finite length ([policy] max_norm sets a limit)."
+    limits = [most for most in (site.max_norm, study.federation.max_norm) if most]
+    if limits:
+        yield f"An update may change the model by a length (L2 norm) of at most {min(limits):g}."
     else:
-        yield f"An update may change the model by a length (L2 norm) of at most {site.max_norm:g}."
+        yield "An update may change the model by any finite length ([policy] max_norm sets a limit)."
     yield (
         f"At most {max_releases:,} answers leave from now on; then the study must be approved again. Each is "
         "a line in the audit log."

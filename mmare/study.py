@@ -153,6 +153,7 @@ class FederationSpec:
         wire: Numbers that updates travel in; ``float16`` sends the change at half the bytes.
         untouched: Whether parameters that none of a site's samples exercised ``stay`` what the server sent
             and do not travel back, or ``drift`` with weight decay and moments, as in plain averaging.
+        max_norm: Longest update (L2 norm of a round's change) that a site may send; 0 for any finite one.
     """
 
     strategy: str = "fedavg"
@@ -162,6 +163,7 @@ class FederationSpec:
     local: tuple[str, ...] = ()
     wire: Wire = Wire.FLOAT32
     untouched: Untouched = Untouched.STAY
+    max_norm: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -67,6 +67,7 @@ def check_study(study: Study) -> None:
             f"[training] oversample names a class that is not one: {sorted(named)}",
         ),
         (all(weight > 0 for weight in named.values()), "[training] oversample weights must be positive"),
+        (study.federation.max_norm >= 0, "[federation] max_norm must not be negative"),
         (training.clip_norm >= 0, "[training] clip_norm must not be negative"),
         (training.distillation >= 0, "[training] distillation must not be negative"),
         (

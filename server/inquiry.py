@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
 
 from mmare.errors import SiteCode
 from mmare.exchange import Layout, Request, Update, WireError, decode, encode
-from mmare.flat import is_finite, unpack
+from mmare.flat import unpack
 from server.roll_call import Member, explain
 from server.round_metrics import collect_states, trained_state
 
@@ -172,9 +172,8 @@ class Inquiry:
             raise WireError(f"{len(answer.payload)} bytes of tensors, expected {layout.size}")
         path = self._spool / f"{answer.node}.bin"
         _write_over(path, answer.payload)
-        if not is_finite(read_spooled(path, layout)):
-            raise WireError("values that are not finite")
-        return Reply(update, path, size)
+        norm = self._upload.check_step(read_spooled(path, layout))
+        return Reply(replace(update, norm=norm), path, size)
 
 
 def _check_numbers(update: Update) -> None:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from functools import cache
 from typing import TYPE_CHECKING
+
+import torch
+from torch.linalg import vector_norm
 
 from mmare.blocks import block_tensors
 from mmare.exchange import Layout, Update, WireError
 from mmare.federated import federated_blocks, from_wire, on_wire
-from mmare.flat import layout_of, trained_tensors
+from mmare.flat import is_finite, layout_of, trained_tensors
 from mmare.phases import phase_at
 from mmare.study import Untouched
 
@@ -83,3 +87,18 @@ class Upload:
     def read(self, received: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """A site's tensors as tensors of the model."""
         return from_wire(received, self.tensors, self._study.federation.wire)
+
+    def check_step(self, received: Mapping[str, Tensor]) -> float:
+        """L2 norm of the change that a site's tensors bring, measured here: what a site claims is no rule.
+
+        Raises:
+            WireError: If a value is not finite, or the change longer than the study allows.
+        """
+        if not is_finite(received):
+            raise WireError("values that are not finite")
+        changes = (tensor - self.tensors[name] for name, tensor in self.read(received).items())
+        norm = math.hypot(*(float(vector_norm(change, dtype=torch.float64)) for change in changes))
+        longest = self._study.federation.max_norm
+        if not math.isfinite(norm) or 0 < longest < norm:
+            raise WireError(f"a change of norm {norm:.3g}, expected at most {longest:g}")
+        return norm

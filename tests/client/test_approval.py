@@ -135,6 +135,8 @@ def test_the_stricter_limit_of_the_site_is_told(site):
     text = study_in_words(STUDY, replace(site, min_count=12, max_norm=2.5), 40)
     assert "has 12 rows" in text
     assert "(L2 norm) of at most 2.5" in text
+    stricter = tiny_study(federation={"min_sites": 1, "max_norm": 1.5})
+    assert "(L2 norm) of at most 1.5" in study_in_words(stricter, replace(site, max_norm=2.5), 40)
 
 
 def test_a_site_without_limits_is_told_so(site):

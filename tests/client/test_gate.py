@@ -451,6 +451,16 @@ def test_the_length_of_the_change_is_that_of_the_bytes(tmp_path, wire):
             assert error.value.code is SiteCode.NORM
 
 
+@pytest.mark.parametrize("site_limit", [None, 1e9])
+def test_the_study_s_own_limit_of_a_step_holds_too(tmp_path, site_limit):
+    study = tiny_study(federation={"min_sites": 1, "max_norm": 1e-6})
+    case = answered(tmp_path, asked(Task.TRAIN, study), study)
+    sent = pack(global_tensors(build_model(study))).numpy().tobytes()
+    with pytest.raises(SiteError) as error:
+        case.through(make_gate(study, max_norm=site_limit), sent)
+    assert error.value.code is SiteCode.NORM
+
+
 @pytest.mark.parametrize("name", ["adacomed", "drim"])
 def test_the_rules_of_every_phase_are_the_model_s(tmp_path, name):
     study = a_study((16, 16, 16), model=name, **small_options(name, width=16, hidden=16, in_dim=16, heads=2))

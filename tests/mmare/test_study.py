@@ -575,7 +575,7 @@ OTHER = SimpleNamespace(
         0.25,
     ),
     federation=FederationSpec(
-        "fedprox", 4, 61.0, {"weighting": "exposure"}, ("norms",), Wire.FLOAT16, Untouched.DRIFT
+        "fedprox", 4, 61.0, {"weighting": "exposure"}, ("norms",), Wire.FLOAT16, Untouched.DRIFT, 5.0
     ),
     privacy=PrivacySpec(11),
 )

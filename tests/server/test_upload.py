@@ -198,6 +198,32 @@ def test_what_is_read_is_what_the_site_has(wire):
         torch.testing.assert_close(found[name], value, rtol=0, atol=0 if wire is Wire.FLOAT32 else 3e-5)
 
 
+@pytest.mark.parametrize("wire", list(Wire))
+def test_how_long_a_step_is_is_measured_and_limited(wire):
+    blocks = tuple(name for name in EVERY if EXPOSURES[name])
+
+    def sent(upload):
+        layout = upload.check(update_of(layout=layout_by_hand(blocks, wire=wire).fingerprint), 1)
+        source = torch.Generator().manual_seed(3)
+        changes = [torch.randn(spec.shape, generator=source).half() for spec in layout.tensors]
+        length = sum(float(change.double().square().sum()) for change in changes) ** 0.5
+        values = [
+            change if wire is Wire.FLOAT16 else upload.tensors[spec.name] + change.float()
+            for spec, change in zip(layout.tensors, changes, strict=True)
+        ]
+        return {spec.name: value for spec, value in zip(layout.tensors, values, strict=True)}, length
+
+    free = upload_of(wire=wire.value)
+    tensors, length = sent(free)
+    assert free.check_step(tensors) == pytest.approx(length, rel=1e-5)
+    assert upload_of(wire=wire.value, max_norm=length * 1.01).check_step(tensors) > 0
+    with pytest.raises(WireError, match=rf"a change of norm {length:.3g}, expected at most"):
+        upload_of(wire=wire.value, max_norm=length * 0.99).check_step(tensors)
+    first = min(tensors)
+    with pytest.raises(WireError, match="not finite"):
+        free.check_step({**tensors, first: tensors[first] * float("nan")})
+
+
 def test_its_tensors_are_those_of_the_model_in_hand():
     study = tiny_study()
     model = build_model(study)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from mmare.errors import RunError, SiteCode
-from mmare.exchange import Evaluation, Refusal, Request, Split, Task, decode, encode
+from mmare.exchange import Evaluation, Refusal, Request, Split, Task, Update, decode, encode
 from mmare.metrics import MetricState
 from simulation.engine import run_in_process
 from tests.federations import (
@@ -158,6 +158,24 @@ def test_a_faulty_site_is_left_out_of_that_round_and_asked_again(federation, tmp
     ]
     assert result["rounds_run"] == 3
     assert (out / "model" / "model.safetensors").exists()
+
+
+def far_away(site, header, payload):
+    answer, tensors = site(header, payload)
+    values = np.frombuffer(tensors, dtype=np.float32) * np.float32(1e6)
+    return encode(replace(decode(Update, answer), norm=0.1)), values.tobytes()
+
+
+def test_a_long_step_is_measured_by_the_server_and_left_out_where_the_study_says_so(federation, tmp_path):
+    out = tmp_path / "run"
+    limit = (*SHORT, "federation.max_norm=50")
+    result = run_nodes(federation, out, settings=limit, faults={1: while_training(far_away, 2)})
+    (left_out,) = result["left_out"]
+    assert (left_out["site"], left_out["round"]) == ("birch", 2)
+    assert left_out["reason"].endswith("expected at most 50")
+    norms = [event["norm"] for event in events(out, "site_update") if event["train_loss"] is not None]
+    assert len(norms) == 8
+    assert 0 < max(norms) < 50
 
 
 def test_a_fault_changes_the_model_only_through_the_missing_update(federation, healthy, tmp_path):
