@@ -188,6 +188,7 @@ def test_a_rule_that_cannot_be_is_one_sentence(exported):
     assert "expected plane axial" in embed_site(where, study("t1")).refused[0].reason
 
 
+@pytest.mark.slow
 @pytest.mark.data
 def test_a_slide_becomes_a_vector_and_what_is_none_a_reason(tmp_path):
     with torch.device("meta"):

@@ -138,6 +138,7 @@ def moments_of(out):
     return [key_of(event) for event in all_events(out) if (event["event"], event.get("site")) not in skipped]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", sorted(CASES))
 def test_a_run_killed_at_one_event_after_the_other_ends_the_same(tmp_path, case):
     """Each attempt gets further than the one before and dies there."""
@@ -585,6 +586,7 @@ def test_cosine_factors_reach_every_site(tmp_path):
 PLATEAU = {"rounds": 9, "schedule": "plateau", "learning_rate": 1e-12}  # no loss falls
 
 
+@pytest.mark.slow
 def test_a_plateau_lowers_the_factor_and_a_resumed_run_goes_on_with_it(tmp_path):
     study = tiny_study(training=PLATEAU)
     federation = tiny_federation(tmp_path / "fed", study)

@@ -85,6 +85,7 @@ def test_the_moments_are_all_there_are(federation, tmp_path):
     assert {event["event"] for event in all_events(tmp_path / "run")} == {kind for kind, _, _ in MOMENTS}
 
 
+@pytest.mark.slow
 def test_a_run_killed_in_every_round_ends_the_same(federation, straight, tmp_path):
     for number in range(1, ROUNDS + 1):
         die(federation, tmp_path / "run", killer("checkpoint", number))
@@ -111,6 +112,7 @@ def flip(path):
     path.write_bytes(bytes(content))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("harm", [flip, lambda path: path.write_bytes(b"")], ids=["flipped", "cut"])
 @pytest.mark.parametrize("number", [2, 3])
 def test_a_damaged_newest_checkpoint_is_noticed_and_the_one_before_used(
@@ -127,6 +129,7 @@ def test_a_damaged_newest_checkpoint_is_noticed_and_the_one_before_used(
     assert told == [[f"round-{number:06d}.safetensors"]]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [1, 3])
 def test_without_a_whole_checkpoint_a_run_starts_again_and_ends_the_same(
     federation, straight, tmp_path, number
@@ -215,6 +218,7 @@ def other_mode(request, federation, tmp_path_factory):
     return request.param, run_nodes(federation, out, mode=request.param, settings=SHORT), out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "number"), [("aggregated", 2), ("validated", 3), ("tested", None)])
 def test_the_other_modes_resume_too(federation, other_mode, tmp_path, kind, number):
     mode, wanted, straight_out = other_mode

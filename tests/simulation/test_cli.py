@@ -39,6 +39,7 @@ def test_a_run_prints_its_result_and_leaves_a_report(federation, tmp_path):
     assert "round 2:" not in again.stderr
 
 
+@pytest.mark.slow
 def test_runs_of_one_study_are_compared(federation, tmp_path):
     for mode in ("federated", "local"):
         invoke(["run", federation, "--out", tmp_path / mode, "--mode", mode, *SMALL])
@@ -108,6 +109,7 @@ def test_check_counts_what_a_site_holds(federation):
     assert "clinical" in told.stdout
 
 
+@pytest.mark.slow
 def test_demo_runs_the_three_modes(tmp_path):
     result = invoke(["demo", "--kind", "features", "--out", tmp_path / "demo", *SMALL])
     assert result.exit_code == 0

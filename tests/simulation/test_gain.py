@@ -17,6 +17,8 @@ from simulation.run import run_federation
 from sites.federation import site_folders
 from tests.federations import tiny_federation
 
+pytestmark = pytest.mark.slow
+
 SHORT = ["training.rounds=3"]
 
 

@@ -244,6 +244,7 @@ def test_a_site_without_texts_is_passed_over(tmp_path):
     assert {patient.split("-")[0] for patient in seen["clinical"]} == {"north", "west"}
 
 
+@pytest.mark.slow
 def test_scans_are_embedded_first_and_their_embeddings_are_kept(tmp_path):
     """Heads in volumes of 8 x 16 x 16: what mnar looked at is in the caches, a run encodes nothing anew."""
     prepare_synthetic("scans", out=tmp_path / "drawn", patients=10)

@@ -13,6 +13,8 @@ from sites.federation import site_folders
 from sites.phantoms import prepare_synthetic_scans
 from tests.federations import outcome
 
+pytestmark = pytest.mark.slow
+
 RUNNER = CliRunner(env={"COLUMNS": "160", "NO_COLOR": "1"})
 SMALL = ["--set", "training.rounds=2", "--set", "model.width=16"]
 

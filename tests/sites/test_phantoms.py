@@ -117,6 +117,7 @@ def test_volumes_are_stored_as_each_scanner_does(prepared):
     )
 
 
+@pytest.mark.slow
 def test_the_volume_of_a_head_tells_the_sex_as_well_as_documented(people, heads):
     """Known answer .880; with 60 of either sex its standard error is .03."""
     assert expected_volume_auc() == pytest.approx(0.88, abs=0.005)

@@ -15,7 +15,7 @@ from client.ingest.nifti import read_nifti
 from client.ingest.reasons import Correction, Reason
 from tests.data_folder import data_folder
 
-pytestmark = pytest.mark.data
+pytestmark = [pytest.mark.data, pytest.mark.slow]
 
 AFFINE_MM = 1e-3
 
