@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -44,7 +45,7 @@ def read_journal(path: Path) -> list[dict[str, Any]]:
 
 
 class Journal:
-    """Writes events; each line is whole or, after a crash, skipped by the reader.
+    """Writes events, a line each; one that a crash has cut is skipped by readers and taken away on a resume.
 
     Args:
         path: The file.
@@ -57,14 +58,25 @@ class Journal:
         self._run = run
         self.listeners = listeners
         self.taken_up = path.exists()  # by an earlier attempt at the run
-        if path.exists() and not path.read_bytes().endswith(b"\n"):
+        if path.exists() and not (found := path.read_bytes()).endswith(b"\n"):
             with path.open("ab") as file:
-                file.write(b"\n")  # ends a line that a crash has cut
+                file.truncate(found.rfind(b"\n") + 1)
 
     def write(self, event: str, **content: Any) -> None:  # noqa: ANN401 - whatever JSON can hold
-        """Append one event."""
+        """Append one event.
+
+        Raises:
+            OSError: If it cannot be written, as where the disk is full; nothing of it is left then.
+        """
         entry = {"event": event, "time": datetime.now(UTC).isoformat(), "run": self._run, **content}
-        with self._path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(entry, allow_nan=False) + "\n")
+        line = json.dumps(entry, allow_nan=False).encode() + b"\n"
+        with self._path.open("ab", buffering=0) as file:
+            size = file.seek(0, os.SEEK_END)
+            try:
+                while line:  # a full disk takes a part, and says why when it is asked again
+                    line = line[file.write(line) :]
+            except OSError:
+                file.truncate(size)
+                raise
         for listener in self.listeners:
             listener(entry)

@@ -1,4 +1,6 @@
 import json
+import subprocess
+import sys
 
 import pytest
 
@@ -27,6 +29,25 @@ def test_a_line_is_never_glued_to_one_that_was_cut(tmp_path):
     path = write(tmp_path / "rounds.jsonl", [{"event": "run_started"}], b'{"event": "agg')
     Journal(path, "run").write("resumed", round=0, resumed_from=0)
     assert [event["event"] for event in read_journal(path)] == ["run_started", "resumed"]
+    assert [json.loads(line)["event"] for line in path.read_text().splitlines()] == ["run_started", "resumed"]
+
+
+def test_a_line_that_does_not_fit_on_the_disk_leaves_nothing_of_itself(tmp_path):
+    script = f"""
+import pathlib, resource, signal
+from server.journal import Journal
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (200, 200))
+journal = Journal(pathlib.Path({str(tmp_path)!r}) / "rounds.jsonl", "run")
+journal.write("scaling", n=3)
+try:
+    journal.write("round_started", text="x" * 300)
+except OSError:
+    journal.write("run_failed")
+"""
+    subprocess.run([sys.executable, "-c", script], check=True, timeout=60)
+    lines = (tmp_path / "rounds.jsonl").read_text().splitlines()
+    assert [json.loads(line)["event"] for line in lines] == ["scaling", "run_failed"]
 
 
 @pytest.mark.parametrize(("resumed_from", "kept"), [(2, [1, 2, 3]), (0, [3])])
