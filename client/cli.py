@@ -14,7 +14,9 @@ from rich.console import Console
 from rich.progress import TaskID
 
 from client.ingest.summary import converted_table
+from client.kit_cli import app as kit_app
 from client.progress import scan_progress
+from client.start import Part, has_joined, keep_site
 from mmare.console import run_command
 from mmare.errors import RunError
 from mmare.study import Study, load_study
@@ -39,8 +41,19 @@ app = typer.Typer(
 def check(
     site: Annotated[Path, typer.Argument(help="The site's site.toml.")],
     study: StudyOption = None,
+    *,
+    network: Annotated[
+        bool,
+        typer.Option(
+            "--network",
+            help="Look at the way to the coordinator and at this machine instead; reads no data of patients.",
+        ),
+    ] = False,
 ) -> None:
     """Read everything a study would use of this site and say what is there; nothing leaves."""
+    if network:
+        _check_network(load_site(site), study)
+        return
     from client.check import check_site, report_table  # noqa: PLC0415 - pandas and torch take seconds
 
     config = load_site(site)
@@ -146,19 +159,29 @@ def approve(
 
 
 @app.command(epilog="Example: mmare-site start hospital/site.toml")
-def start(site: Annotated[Path, typer.Argument(help="The site's site.toml.")]) -> None:
-    """Run the site worker until it is told to stop (Ctrl-C or SIGTERM).
+def start(
+    site: Annotated[Path, typer.Argument(help="The site's site.toml.")],
+    part: Annotated[
+        Part, typer.Option(help="One part alone, where worker and relay run as users of their own.")
+    ] = Part.ALL,
+) -> None:
+    """Run the site until it is told to stop (Ctrl-C or SIGTERM).
 
-    It answers approved studies on the socket that the table worker of site.toml names, and finishes the
-    message in hand before it stops. Flower's SuperNode is started beside it, with socket="..." in its
-    --node-config.
+    The worker answers approved studies on the socket that the table worker of site.toml names. Once a
+    coordinator's bundle is installed (mmare-site kit install), Flower's SuperNode and SuperExec, the relay,
+    run beside it; what ends is started again. Told to stop, the site takes no message more and finishes the
+    one in hand.
     """
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    from client.worker import run_worker  # noqa: PLC0415 - torch takes seconds
-
     config = load_site(site)
-    socket = config.worker.socket.absolute()
-    if not run_worker(config, lambda: typer.echo(f"site worker of {config.id}: {socket}")):
+    if part is Part.RELAY or (part is Part.ALL and has_joined(config)):
+        finished = keep_site(config, site, worker=part is Part.ALL)
+    else:
+        from client.worker import run_worker  # noqa: PLC0415 - torch takes seconds
+
+        socket = config.worker.socket.absolute()
+        finished = run_worker(config, lambda: typer.echo(f"site worker of {config.id}: {socket}"))
+    if not finished:
         typer.echo("stopped in the middle of its work; the server asks again", err=True)
         sys.stdout.flush()
         sys.stderr.flush()
@@ -167,22 +190,25 @@ def start(site: Annotated[Path, typer.Argument(help="The site's site.toml.")]) -
 
 @app.command(epilog="Example: mmare-site status hospital/site.toml")
 def status(site: Annotated[Path, typer.Argument(help="The site's site.toml.")]) -> None:
-    """Ask the running worker what it does and what has left; exit code 1 when none runs."""
+    """Say what the worker and the relay do and what has left; exit code 1 when one of them does not run."""
     from client.link import WorkerLink  # noqa: PLC0415 - gRPC takes a moment
-    from client.status import status_text  # noqa: PLC0415 - as above
+    from client.status import relay_text, status_text  # noqa: PLC0415 - as above
 
-    config = load_site(site)
+    config, now = load_site(site), datetime.now(UTC)
     found = WorkerLink(config.worker.socket).status()
-    if found is None:
-        typer.echo("not running")
+    typer.echo("not running" if found is None else status_text(found, now))
+    relay = relay_text(config, now)
+    if relay.lines:
+        typer.echo("\n" + relay.lines)
+    if found is None or not relay.runs:
         raise typer.Exit(1)
-    typer.echo(status_text(found, datetime.now(UTC)))
 
 
 weights_app = typer.Typer(
     no_args_is_help=True, help="Weights of frozen encoders, which you download yourself."
 )
 app.add_typer(weights_app, name="weights")
+app.add_typer(kit_app, name="kit")
 
 
 @weights_app.callback()
@@ -209,6 +235,21 @@ def import_(
         typer.echo(f"still needed beside it: {path}")
 
 
+def _check_network(site: SiteConfig, study: Path | None) -> None:
+    """The rows of the doctor; an error where one of them is a problem."""
+    from client.doctor.examination import examine  # noqa: PLC0415 - cryptography and gRPC take a moment
+    from client.doctor.findings import Verdict, findings_table  # noqa: PLC0415 - as above
+
+    with Console(stderr=True).status("looking"):
+        findings = examine(site, study)
+    Console().print(findings_table(findings), highlight=False)
+    problems = sum(finding.verdict is Verdict.PROBLEM for finding in findings)
+    if problems:
+        raise RunError(
+            f"{problems} problem{'s' * (problems > 1)}; the line below each says what to do about it"
+        )
+
+
 def _study(site: SiteConfig, path: Path | None) -> Study:
     return load_study(path or site.folder.parent / "study.toml")
 
@@ -216,3 +257,7 @@ def _study(site: SiteConfig, path: Path | None) -> Study:
 def main() -> None:
     """The console script."""
     sys.exit(run_command(lambda arguments: app(arguments, standalone_mode=True), sys.argv[1:]))
+
+
+if __name__ == "__main__":
+    main()

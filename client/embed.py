@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import logging
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -22,6 +22,7 @@ from client.ingest.reasons import Reason
 from client.ingest.wsi import Tiling, plan_of, tiles_of
 from client.preprocess import VolumeReason, noise_seed, preprocess
 from client.scans import mask_of, read_scan, rule_of, steps_of
+from client.telemetry.embed_record import watched
 from mmare.errors import DataError, RunError
 from mmare.study import Kind
 from sites.manifest import load_manifest
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 
     from client.encoders.registry import VolumeEncoder
     from client.ingest.choose import SeriesRule
+    from client.telemetry.embed_record import EmbedWatch
     from mmare.study import ModalitySpec, Study
     from sites.config import SiteConfig
     from sites.manifest import Manifest
@@ -226,42 +228,62 @@ def embed_site(
     check_encoders(study)
     cache = site_cache(site)
     scans = scans_of(site, study)
-    refused: list[Refusal] = []
-    todo: list[tuple[Scan, str]] = []
-    for scan in scans:
-        try:
-            key = cache_key(cache, site, scan)
-        except OSError as error:
-            refused.append(Refusal(scan.modality.name, scan.row, reason_of(error)))
-            continue
-        why = cache.refusal(key)
-        if why is not None:
-            refused.append(Refusal(scan.modality.name, scan.row, why))
-        elif cache.get(key) is None:
-            todo.append((scan, key))
-    _save(cache)
-    done = len(scans) - len(todo)
-    cached = done - len(refused)
-    progress(done, len(scans))
-    encoded = 0
-    for scan, key, outcome in _encoded(site, todo):
-        try:
-            if isinstance(outcome, Exception):
-                refused.append(Refusal(scan.modality.name, scan.row, reason_of(outcome)))
-                cache.put_refusal(key, reason_of(outcome), lasting=_lasting(outcome))
-            else:
-                cache.put(key, outcome.numpy())
-                encoded += 1
-        except OSError as error:
-            if error.errno == errno.ENOSPC:
-                raise RunError(f"{site.cache}: the disk is full; make room and run again to go on") from None
-            raise
-        done += 1
+    totals = Counter(scan.modality.name for scan in scans)
+    with watched(site.cache, totals, frozenset(site.modalities)) as watch:
+        todo, refused = _sort_out(cache, site, scans, watch)
+        done = len(scans) - len(todo)
+        cached = done - len(refused)
         progress(done, len(scans))
+        encoded = 0
+        for scan, key, outcome in _encoded(site, todo):
+            try:
+                if isinstance(outcome, Exception):
+                    why = reason_of(outcome)
+                    refused.append(Refusal(scan.modality.name, scan.row, why))
+                    cache.put_refusal(key, why, lasting=_lasting(outcome))
+                    watch.count(scan.modality.name, cached=False, refused=why)
+                else:
+                    cache.put(key, outcome.numpy())
+                    watch.count(scan.modality.name, cached=False)
+                    encoded += 1
+            except OSError as error:
+                if error.errno == errno.ENOSPC:
+                    raise RunError(
+                        f"{site.cache}: the disk is full; make room and run again to go on"
+                    ) from None
+                raise
+            done += 1
+            progress(done, len(scans))
     notes = {
         ENCODERS[scan.modality.encoder].note: None for scan in scans if ENCODERS[scan.modality.encoder].note
     }
     return EmbedReport(encoded, cached, tuple(refused), tuple(notes))
+
+
+def _sort_out(
+    cache: EmbeddingCache, site: SiteConfig, scans: list[Scan], watch: EmbedWatch
+) -> tuple[list[tuple[Scan, str]], list[Refusal]]:
+    """Scans that must be read, with their keys, and those of which is known that they cannot be used."""
+    todo: list[tuple[Scan, str]] = []
+    refused: list[Refusal] = []
+    for scan in scans:
+        name = scan.modality.name
+        try:
+            key = cache_key(cache, site, scan)
+        except OSError as error:
+            refused.append(Refusal(name, scan.row, reason_of(error)))
+            watch.count(name, cached=False, refused=reason_of(error))
+            continue
+        why = cache.refusal(key)
+        if why is not None:
+            refused.append(Refusal(name, scan.row, why))
+            watch.count(name, cached=True, refused=why)
+        elif cache.get(key) is None:
+            todo.append((scan, key))
+        else:
+            watch.count(name, cached=True)
+    _save(cache)
+    return todo, refused
 
 
 def _save(cache: EmbeddingCache) -> None:

@@ -23,6 +23,7 @@ from client.encoders.registry import encoder_notes
 from client.evaluate import compare, evaluate, pattern_names, predicted_right
 from client.gate import Gate, withheld_groups
 from client.optimizers import PhaseOptimizers
+from client.telemetry.seen import unobserved
 from client.trainer import Pull, train_round
 from mmare.adapters import moment_rows
 from mmare.blocks import block_tensors, without_parameters
@@ -57,7 +58,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from client.dataset import SiteData
+    from client.release import Answer
     from client.state import StateStore
+    from client.telemetry.seen import Observer
     from client.trainer import Trained
     from mmare.blocks import Block
     from mmare.model import MultimodalModel
@@ -114,6 +117,7 @@ class SiteService:
         approved: Hashes of the studies that the hospital agreed to.
         gate: That every answer passes, where it is more than ``min_count`` and ``approved``: with a log and
             limits of its own.
+        observe: Told of every answer that was made, before it passes the gate; it stays at the site.
     """
 
     def __init__(
@@ -125,6 +129,7 @@ class SiteService:
         min_count: int = 0,
         approved: frozenset[str] = frozenset(),
         gate: Gate | None = None,
+        observe: Observer = unobserved,
     ) -> None:
         self._site = site
         self._load = load
@@ -132,6 +137,7 @@ class SiteService:
         self._models = models
         self._gate = gate or Gate(site, Agreed(approved), min_count)
         self._min_count = self._gate.min_count
+        self._observe = observe
         self._data: tuple[str, SiteData] | None = None
 
     def __call__(self, header: str, payload: bytes) -> tuple[str, bytes]:
@@ -163,9 +169,7 @@ class SiteService:
         """
         self._data_of(study)
 
-    def answer(
-        self, request: Request, payload: bytes
-    ) -> tuple[RollCall | Statistics | Update | Comparison, Tensor | None]:
+    def answer(self, request: Request, payload: bytes) -> tuple[Answer, Tensor | None]:
         """Answer a request with a header and, after training, the changed tensors as a flat uint8 run.
 
         What it gives has not passed the gate, which also measures the length of the change.
@@ -178,6 +182,11 @@ class SiteService:
         if not _RUN.fullmatch(request.run):
             raise WireError("the name of the run is none")
         study = self._gate.admit(request.study)
+        answer, tensors = self._made(request, study, payload)
+        self._observe(study, request, answer)
+        return answer, tensors
+
+    def _made(self, request: Request, study: Study, payload: bytes) -> tuple[Answer, Tensor | None]:
         if request.task is Task.DESCRIBE:
             return self._describe(request, study), None
         if request.task is Task.STATISTICS:

@@ -1,14 +1,79 @@
-"""A screenful about a running worker: ``mmare-site status``."""
+"""A screenful about a site's worker and relay: ``mmare-site status``."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
+
+from client.relay import RelayFolder
+from client.relay_state import last_contact, read_state
+from mmare.joining import SiteKit
 
 if TYPE_CHECKING:
+    from client.relay_state import ProgramState
     from client.worker_pb.site_worker_pb2 import StatusAnswer, StudyTally
+    from sites.config import SiteConfig
 
-__all__ = ["status_text"]
+__all__ = ["RelayText", "relay_text", "status_text"]
+
+RECENT_S: Final = 60.0  # a coordinator that has not answered for longer may not be reached
+
+
+@dataclass(frozen=True)
+class RelayText:
+    """What there is to say of a relay.
+
+    Args:
+        lines: For people; empty where the site has joined no federation.
+        runs: Whether all that should run does.
+    """
+
+    lines: str = ""
+    runs: bool = True
+
+
+def relay_text(site: SiteConfig, now: datetime) -> RelayText:
+    """What ``mmare-site start`` says of SuperNode and SuperExec.
+
+    Args:
+        site: Of the relay.
+        now: To say for how long.
+
+    Raises:
+        InputError: If the kit's files cannot be used.
+    """
+    try:
+        if not SiteKit(site.coordinator.kit).joined.exists():
+            return RelayText()
+        coordinator = SiteKit(site.coordinator.kit).coordinator()
+        folder = RelayFolder.of(site)
+        state, contact = read_state(folder), last_contact(folder)
+    except PermissionError:
+        return RelayText(f"relay: {site.coordinator.kit} is another user's; ask as that user")
+    where = f"coordinator: {coordinator.address}, federation {coordinator.federation}"
+    if state is None:
+        return RelayText(f"{where}\nrelay: not running", runs=False)
+    lines = [where, f"last contact: {_ago(contact, now)}", ""]
+    lines += [_program(program, now) for program in state.programs]
+    return RelayText("\n".join(lines), all(program.pid is not None for program in state.programs))
+
+
+def _ago(then: datetime | None, now: datetime) -> str:
+    if then is None:
+        return "none yet"
+    seconds = (now - then).total_seconds()
+    late = "; the coordinator may not be reached" if seconds > RECENT_S else ""
+    return f"{then:%Y-%m-%d %H:%M:%S} UTC, {_span(seconds)} ago{late}"
+
+
+def _program(program: ProgramState, now: datetime) -> str:
+    again = f", started {program.starts} times" if program.starts > 1 else ""
+    last = f"; before that: {program.ended}" if program.ended else ""
+    if program.pid is None:
+        return f"{program.name}: not running" + (f"; {program.ended}" if program.ended else " yet")
+    since = now - datetime.fromtimestamp(program.since, UTC)
+    return f"{program.name}: running for {_span(since.total_seconds())} (process {program.pid}){again}{last}"
 
 
 def status_text(status: StatusAnswer, now: datetime) -> str:

@@ -17,8 +17,7 @@ import stat
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, Final
 
@@ -33,6 +32,7 @@ from client.gate import Gate
 from client.link import CHANNEL_OPTIONS, address_of
 from client.service import ModelPool, SiteService
 from client.state import StateStore
+from client.telemetry.seen import Seen, unobserved
 from client.worker_pb.site_worker_pb2 import Answer, StatusAnswer, StudyTally
 from client.worker_pb.site_worker_pb2_grpc import SiteWorkerServicer, add_SiteWorkerServicer_to_server
 from mmare.errors import InputError, MmareError, RunError, SiteCode
@@ -40,9 +40,11 @@ from mmare.exchange import Refusal, encode
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from contextlib import AbstractContextManager
     from pathlib import Path
     from types import FrameType
 
+    from client.telemetry.seen import Observer
     from client.worker_pb.site_worker_pb2 import Question, StatusQuestion
     from mmare.exchange import Endpoint
     from sites.config import SiteConfig, WorkerConfig
@@ -93,30 +95,23 @@ class SiteStatus:
             answer.studies.append(told)
 
 
-@dataclass
-class _Seen:
-    """What a worker has seen since it started; times are of the monotonic clock but the last contact's."""
-
-    began: float = field(default_factory=time.monotonic)
-    messages: int = 0
-    last_contact: float | None = None
-    busy_since: float | None = None
-
-
 class Worker(SiteWorkerServicer):
     """Answers questions one at a time, whatever happens inside.
 
     Args:
         endpoint: The site service.
         status: Tells the rest of the status.
+        seen: Gets what comes and how long it takes.
     """
 
-    def __init__(self, endpoint: Endpoint, status: SiteStatus | None = None) -> None:
+    def __init__(
+        self, endpoint: Endpoint, status: SiteStatus | None = None, seen: Seen | None = None
+    ) -> None:
         self._endpoint = endpoint
         self._status = status
         self._turn = threading.Lock()
         self._stopping = False
-        self._seen = _Seen()
+        self._seen = seen or Seen()
 
     def Ask(self, request: Question, context: Any) -> Answer:  # noqa: ANN401, N802 - names and types are gRPC's
         """One message of the server; a failure is a code, gRPC would send its words."""
@@ -126,7 +121,7 @@ class Worker(SiteWorkerServicer):
         if not self._turn.acquire(timeout=-1 if left_s is None else max(left_s, 0.0)):
             return Answer(header=encode(Refusal(SiteCode.LATE)))
         try:
-            self._seen.busy_since = time.monotonic()
+            self._seen.begin()
             if not context.is_active():  # nobody waits any more: no training for nothing
                 return Answer(header=encode(Refusal(SiteCode.LATE)))
             if self._stopping:
@@ -137,18 +132,18 @@ class Worker(SiteWorkerServicer):
             LOG.exception("the service failed")
             return Answer(header=encode(Refusal(SiteCode.INTERNAL)))
         finally:
-            self._seen.busy_since = None
+            self._seen.end()
             self._turn.release()
 
     def Status(self, request: StatusQuestion, context: Any) -> StatusAnswer:  # noqa: ANN401, ARG002, N802 - gRPC's
         """What ``mmare-site status`` shows."""
-        now = time.monotonic()
-        answer = StatusAnswer(uptime_s=now - self._seen.began, messages=self._seen.messages)
+        uptime_s = time.monotonic() - self._seen.began
+        answer = StatusAnswer(uptime_s=uptime_s, messages=self._seen.messages)
         if self._seen.last_contact is not None:
             answer.last_contact = self._seen.last_contact
-        busy_since = self._seen.busy_since
-        if busy_since is not None:
-            answer.busy_s = now - busy_since
+        busy_for_s = self._seen.busy_for_s
+        if busy_for_s is not None:
+            answer.busy_s = busy_for_s
         if self._status is not None:
             self._status.fill(answer)
         return answer
@@ -174,8 +169,16 @@ def audit_log(site: SiteConfig) -> AuditLog:
     return AuditLog(site.folder / "audit.jsonl", durable=True)
 
 
-def make_service(site: SiteConfig, approvals: ApprovalFolder, audit: AuditLog) -> SiteService:
+def make_service(
+    site: SiteConfig, approvals: ApprovalFolder, audit: AuditLog, observe: Observer = unobserved
+) -> SiteService:
     """The service that a worker holds, with the hospital's approvals, limits and log.
+
+    Args:
+        site: Whose data it reads.
+        approvals: Of the site.
+        audit: Of the site.
+        observe: As of `SiteService`.
 
     Raises:
         InputError: If the site names a device that this machine has not.
@@ -187,6 +190,7 @@ def make_service(site: SiteConfig, approvals: ApprovalFolder, audit: AuditLog) -
         StateStore(site.cache),
         ModelPool(pick_device(site.device)),
         gate=gate,
+        observe=observe,
     )
 
 
@@ -205,12 +209,13 @@ def run_worker(
 
     Raises:
         RunError: If a worker of this site runs already.
-        InputError: If socket, group or device cannot be used.
+        InputError: If socket, group, device or the port of the metrics cannot be used.
     """
     torch.set_num_threads(site.threads)
-    approvals, audit = ApprovalFolder(site.folder), audit_log(site)
-    service = make_service(site, approvals, audit)
-    worker = Worker(service, SiteStatus(site.id, approvals, audit, site.max_releases))
+    approvals, audit, seen = ApprovalFolder(site.folder), audit_log(site), Seen()
+    observe, page = _watched(site, approvals, audit, seen)
+    service = make_service(site, approvals, audit, observe)
+    worker = Worker(service, SiteStatus(site.id, approvals, audit, site.max_releases), seen)
 
     def prepare() -> None:
         latest = next((each.study for each in approvals.all() if each.study is not None), None)
@@ -218,10 +223,24 @@ def run_worker(
             service.prepare(latest)
 
     def begin() -> None:
+        open_until_the_end.enter_context(page)
         ready()
         threading.Thread(target=worker.warm_up, args=(prepare,), daemon=True).start()
 
-    return serve(worker, site.worker, begin, stop)
+    with ExitStack() as open_until_the_end:
+        return serve(worker, site.worker, begin, stop)
+
+
+def _watched(
+    site: SiteConfig, approvals: ApprovalFolder, audit: AuditLog, seen: Seen
+) -> tuple[Observer, AbstractContextManager[object]]:
+    """What is told of the service's answers, and the page of metrics; neither where nobody watches."""
+    if site.metrics.port is None:
+        return unobserved, nullcontext()
+    from client.telemetry.endpoint import SiteMetrics, serving  # noqa: PLC0415 - who is not watched needs no Prometheus
+
+    metrics = SiteMetrics(site, approvals, audit.path, seen)
+    return metrics.observe, serving(metrics, site.metrics.port, site.metrics.address)
 
 
 def serve(
@@ -260,7 +279,11 @@ def serve(
             os.chown(socket, -1, group)
             socket.chmod(0o660)
         server.start()
-        begin()
+        try:
+            begin()
+        except BaseException:
+            server.stop(None).wait()
+            raise
         told.wait()
         LOG.info("told to stop; the message in hand has %s s", config.grace_s)
         end = time.monotonic() + config.grace_s

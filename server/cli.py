@@ -13,10 +13,14 @@ from rich.console import Console
 
 from mmare.console import run_command
 from mmare.errors import InputError
+from server.kit_cli import app as kit_app
 from server.status import run_status
 from server.watch import watch_run
 
 __all__ = ["app", "main"]
+
+DEFAULT_KIT = Path("coordinator")
+KitOption = Annotated[Path, typer.Option("--kit", help="The coordinator's folder.")]
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -24,25 +28,102 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="The coordinator's side. Errors are one sentence and an exit code; --debug shows the traceback.",
 )
+app.add_typer(kit_app, name="kit")
 
 
-@app.command(epilog="Example: mmare-server status runs/mmist-fed --watch")
+@app.command(epilog="Example: mmare-server start study.toml --kit coordinator")
+def start(  # noqa: PLR0913 - a command line's options
+    source: Annotated[
+        Path, typer.Argument(metavar="FEDERATION-or-STUDY", help="A study.toml, or a folder with one.")
+    ],
+    *,
+    kit: KitOption = DEFAULT_KIT,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Run folder; by default one in the kit's runs/, named after the study."),
+    ] = None,
+    mode: Annotated[
+        str, typer.Option(help="federated, or local: each site trains alone, tested on all.")
+    ] = "federated",
+    assignments: Annotated[
+        list[str] | None, typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Change the study; repeat.")
+    ] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace a run with other settings.")
+    ] = False,
+    min_nodes: Annotated[
+        int, typer.Option(min=0, help="Sites that the roll call waits for; by default all that are admitted.")
+    ] = 0,
+    tries: Annotated[
+        int, typer.Option(min=1, help="Give up after so many attempts in a row without a new checkpoint.")
+    ] = 5,
+    metrics_port: Annotated[
+        int | None, typer.Option(min=0, max=65535, help="Serve the runs' metrics on this port, too.")
+    ] = None,
+    proxy: Annotated[
+        bool, typer.Option("--proxy/--no-proxy", help="Run nginx as the public door, or leave it to another.")
+    ] = True,
+) -> None:
+    """Run a study with the sites that were admitted: SuperLink, the public door, and the run to its end.
+
+    What dies on the way is started again and the run resumed. Ctrl-C or SIGTERM stops everything; the same
+    command goes on. Exit code 0 only when the result is there.
+    """
+    from server.start import StartSettings, start_run  # noqa: PLC0415 - cryptography serves few commands
+
+    found = StartSettings(
+        *(kit, source, out, mode, tuple(assignments or ()), overwrite, min_nodes, tries, metrics_port, proxy)
+    )
+    result = start_run(found, Console(stderr=True)) / "result.json"
+    typer.echo(f"result: {result}")
+
+
+@app.command(epilog="Example: mmare-server status; mmare-server status runs/mmist-fed --watch")
 def status(
-    run: Annotated[Path, typer.Argument(help="Run folder, of a run under way or over.")],
+    run: Annotated[
+        Path | None,
+        typer.Argument(
+            help="Run folder, of a run under way or over; without it, the coordinator and its run."
+        ),
+    ] = None,
+    kit: KitOption = DEFAULT_KIT,
+    *,
     watch: Annotated[
         bool, typer.Option("--watch", help="Stay and show the run, its curves and alerts until it ends.")
     ] = False,
 ) -> None:
-    """State, rounds and sites of a run, from its journal."""
-    if watch:
-        watch_run(run, Console())
-    else:
-        Console().print(run_status(run), highlight=False)
+    """State, rounds and sites of a run, from its journal; or programs, sites and run of a coordinator."""
+    console = Console()
+    if run is None:
+        run = _status_of_kit(kit, console, watch=watch)
+    if watch and run is not None:
+        watch_run(run, console)
+    elif run is not None:
+        console.print(run_status(run), highlight=False)
+
+
+def _status_of_kit(kit: Path, console: Console, *, watch: bool) -> Path | None:
+    """Print what a coordinator does; gives the folder of its run, if that has begun."""
+    from server.kit import load_kit  # noqa: PLC0415 - cryptography serves few commands
+    from server.kit_status import kit_status  # noqa: PLC0415 - as above
+    from server.supervision import last_run  # noqa: PLC0415 - as above
+
+    loaded = load_kit(kit)
+    found = last_run(loaded)
+    if not watch:
+        console.print(kit_status(loaded), "", highlight=False)
+    elif found is None:
+        raise InputError(f"{loaded.folder}: no run is under way; expected a run folder to watch")
+    begun = found is not None and (found[0] / "rounds.jsonl").exists()
+    return found[0] if found is not None and begun else None
 
 
 @app.command(epilog="Example: mmare-server export --runs runs --port 9464")
 def export(
     runs: Annotated[Path, typer.Option(help="Folder of run folders; new ones are found as they come.")],
+    kit: Annotated[
+        Path | None, typer.Option(help="The coordinator's folder: certificates, sites and programs, too.")
+    ] = None,
     port: Annotated[int, typer.Option(min=0, max=65535, help="Where /metrics is served.")] = 9464,
     address: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 is every one.")] = "127.0.0.1",
     min_count: Annotated[
@@ -56,10 +137,12 @@ def export(
 
     if not runs.is_dir():
         raise InputError(f"{runs}: no folder; expected the folder in which runs lie")
+    if kit is not None and not (kit / "kit.toml").is_file():
+        raise InputError(f"{kit}: no kit here (kit.toml is missing); mmare-server kit init makes one")
     stopped = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stopped.set())
-    with serving(Exporter(runs, min_count), port, address, interval) as served:
+    with serving(Exporter(runs, min_count, kit), port, address, interval) as served:
         typer.echo(f"metrics of {runs}: http://{address}:{served}/metrics", err=True)
         stopped.wait()
 

@@ -17,9 +17,11 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.registry import Collector
 
 from mmare.errors import InputError
-from server.exporter_metrics import METRICS, Kind, Sample, run_samples
+from mmare.labels import Names, safe
+from mmare.monitoring import Kind, Sample
+from server.exporter_kit import KitReader
+from server.exporter_metrics import METRICS, run_samples
 from server.followed_run import FollowedRun
-from server.labels import Names, safe
 from server.run_state import RunState
 from server.tally import BUCKETS, Tally
 
@@ -46,10 +48,12 @@ class Exporter(Collector):
     Args:
         runs: Folder of run folders, or a run folder.
         min_count: Numbers of patients below this are not told.
+        kit: The coordinator's folder, where there is a deployment.
     """
 
-    def __init__(self, runs: Path, min_count: int = MIN_COUNT) -> None:
+    def __init__(self, runs: Path, min_count: int = MIN_COUNT, kit: Path | None = None) -> None:
         self._runs = runs
+        self._kit = None if kit is None else KitReader(kit)
         self._lock = threading.Lock()
         self._tally = Tally()
         self._new_state = partial(RunState, min_count, self._tally, studies=Names(MOST_STUDIES))
@@ -120,6 +124,8 @@ class Exporter(Collector):
             shown.setdefault((state.study, state.run), state)  # of a copied folder, the one written to last
         for state in shown.values():
             yield from run_samples(state)
+        if self._kit is not None:
+            yield from self._kit.samples()
         yield from self._own_samples()
 
     def _shown(self) -> list[RunState]:

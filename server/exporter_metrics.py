@@ -7,48 +7,13 @@ and nodes are never labels.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from enum import StrEnum
 from typing import Final
 
+from mmare.monitoring import Kind, Metric, Sample
+from server.exporter_kit import KIT_METRICS
 from server.run_state import PACKAGES, SITE_SCORES, RunState, SiteState
 
-__all__ = ["INFO_LABELS", "METRICS", "Kind", "Metric", "Sample", "metrics_table", "run_samples"]
-
-
-class Kind(StrEnum):
-    """What Prometheus calls the type."""
-
-    COUNTER = "counter"
-    GAUGE = "gauge"
-    HISTOGRAM = "histogram"
-
-
-@dataclass(frozen=True)
-class Metric:
-    """One metric.
-
-    Args:
-        name: As it is exposed; a counter with ``_total``.
-        kind: Its type.
-        text: One sentence.
-        labels: In order.
-    """
-
-    name: str
-    kind: Kind
-    text: str
-    labels: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Sample:
-    """One value: of which metric, of which labels."""
-
-    metric: str
-    labels: tuple[str, ...]
-    value: float
-
+__all__ = ["INFO_LABELS", "METRICS", "run_samples"]
 
 INFO_LABELS: Final = (
     *("mode", "backend", "model", "strategy"),
@@ -149,6 +114,7 @@ METRICS: Final = (
     Metric("mmare_checkpoint_bytes", _G, "Size of the last checkpoint.", _RUN),
     Metric("mmare_disk_free_bytes", _G, "Space left where the runs lie."),
     Metric("mmare_disk_size_bytes", _G, "Size of the disk where the runs lie."),
+    *KIT_METRICS,
     Metric("mmare_exporter_info", _G, "Versions of the exporter.", ("federated_mmare", "python")),
     Metric("mmare_exporter_last_read_timestamp_seconds", _G, "When the journals were last looked at."),
     Metric("mmare_exporter_backlog_bytes", _G, "Bytes of journals that are still to be read."),
@@ -156,15 +122,6 @@ METRICS: Final = (
     Metric("mmare_exporter_events_total", _C, "Events that were read."),
     Metric("mmare_exporter_skipped_lines_total", _C, "Lines of journals that were cut or odd."),
 )
-
-
-def metrics_table() -> str:
-    """The metrics as a table in Markdown, as it stands in ``deploy/README.md``."""
-    rows = [
-        f"| `{metric.name}` | {metric.kind} | {', '.join(metric.labels) or '-'} | {metric.text} |"
-        for metric in METRICS
-    ]
-    return "\n".join(("| metric | type | labels | what it is |", "|---|---|---|---|", *rows))
 
 
 def run_samples(state: RunState) -> Iterator[Sample]:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Final, Protocol
 
-__all__ = ["Answer", "Fleet"]
+__all__ = ["LATE", "Answer", "Fleet"]
+
+LATE: Final = "no answer before the deadline"
 
 
 @dataclass(frozen=True)
@@ -18,12 +20,14 @@ class Answer:
         header: Of the site's message; nothing where the node failed.
         payload: Flat run of bytes; may be empty.
         failure: Why there is no header.
+        name: Under which the coordinator admitted the node; empty where nodes have no names.
     """
 
     node: int
     header: str | None
     payload: bytes = b""
     failure: str = ""
+    name: str = ""
 
 
 class Fleet(Protocol):
@@ -35,5 +39,6 @@ class Fleet(Protocol):
     def ask(self, requests: Mapping[int, str], payload: bytes, deadline_s: float) -> Iterator[Answer]:
         """Send a header per node, the same payload to all, and give the answers as they come.
 
-        Ends when all have answered or the deadline has passed; who did not answer is not in it.
+        Ends when all have answered or the deadline has passed; who did not answer is not in it, or in it with
+        `LATE` as its failure.
         """

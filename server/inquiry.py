@@ -10,7 +10,8 @@ import torch
 from mmare.errors import SiteCode
 from mmare.exchange import Layout, Request, Update, WireError, decode, encode
 from mmare.flat import unpack
-from server.roll_call import Member, explain
+from server.fleet import LATE
+from server.roll_call import explain
 from server.round_metrics import collect_states, trained_state
 
 if TYPE_CHECKING:
@@ -22,11 +23,11 @@ if TYPE_CHECKING:
     from mmare.study import Study
     from server.fleet import Answer, Fleet
     from server.journal import Journal
+    from server.roll_call import RollCalls
     from server.upload import Upload
 
 __all__ = ["Inquiry", "Reply", "read_spooled"]
 
-LATE = "no answer before the deadline"
 MOST_SECONDS = 1e9  # 30 years: sums of what sites claim stay finite
 
 
@@ -51,7 +52,7 @@ class Inquiry:
     Args:
         fleet: The nodes.
         study: Of the run.
-        members: Sites that take part.
+        calls: Know the sites that take part.
         journal: Of the run.
         spool: Folder for tensors on their way; a file per node, overwritten each round.
         upload: What sites may return.
@@ -61,14 +62,14 @@ class Inquiry:
         self,
         fleet: Fleet,
         study: Study,
-        members: Mapping[str, Member],
+        calls: RollCalls,
         journal: Journal,
         spool: Path,
         upload: Upload,
     ) -> None:
         self._fleet = fleet
         self._study = study
-        self._members = members
+        self._calls = calls
         self._journal = journal
         self._spool = spool
         self._upload = upload
@@ -95,7 +96,7 @@ class Inquiry:
             accept: Takes an answer or raises `WireError`.
         """
         self.without_state.clear()
-        nodes = {self._members[site].node: site for site in requests}
+        nodes = {self._calls.members[site].node: site for site in requests}
         waiting = set(requests)
         headers = {node: encode(requests[site]) for node, site in nodes.items()}
         for answer in self._fleet.ask(headers, payload, self._study.federation.deadline_s):
@@ -164,7 +165,7 @@ class Inquiry:
             trained_state(update, self._study)
         if not request.train:
             return Reply(update, None, size)
-        draws = self._members[site].call.samples * self._study.training.local_epochs
+        draws = self._calls.members[site].call.samples * self._study.training.local_epochs
         if not 0 < update.samples <= draws:
             raise WireError(f"{update.samples} samples, expected 1 to {draws}")
         layout = self._upload.check(update, request.round)

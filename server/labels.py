@@ -1,42 +1,17 @@
-"""Label values of metrics: short, of plain signs, and never more of them than a limit."""
+"""The short id of a run, as a label value; the others are those of `mmare.labels`."""
 
 from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable
-from typing import Any, Final
+from typing import Any
 
-__all__ = ["OTHER", "Names", "run_label", "safe", "slug"]
+__all__ = ["run_label"]
 
-OTHER: Final = "other"
-LONGEST: Final = 64
-_SAFE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
 _RUN = re.compile(r".*-([0-9a-f]{8})")
 
 
-def safe(value: Any) -> str:  # noqa: ANN401 - whatever a journal holds
-    """A name as it is, or ``other`` where it is too long or of signs that names and site ids do not have.
-
-    Example:
-        >>> safe("conditioning.ct"), safe("/data/patients/0001"), safe(None)
-        ('conditioning.ct', 'other', 'other')
-    """
-    plain = isinstance(value, str) and len(value) <= LONGEST and _SAFE.fullmatch(value)
-    return value if plain else OTHER
-
-
-def slug(value: Any) -> str:  # noqa: ANN401 - as above
-    """A name of several words as one; what looks like a path is ``other``.
-
-    Example:
-        >>> slug("MMIST ccRCC, 12 months"), slug("/data/study")
-        ('MMIST-ccRCC-12-months', 'other')
-    """
-    return safe(re.sub(r"[ ,:;()]+", "-", str(value)).strip("-"))
-
-
-def run_label(run: Any) -> str:  # noqa: ANN401 - as above
+def run_label(run: Any) -> str:  # noqa: ANN401 - whatever a journal holds
     """The short id of a run: the end of its name, or eight signs of a digest of a name of another form.
 
     Example:
@@ -45,32 +20,3 @@ def run_label(run: Any) -> str:  # noqa: ANN401 - as above
     """
     found = _RUN.fullmatch(str(run))
     return found[1] if found else hashlib.sha256(str(run).encode(errors="replace")).hexdigest()[:8]
-
-
-class Names:
-    """The first names of one kind, up to a limit; all others are ``other``.
-
-    Args:
-        most: How many.
-
-    Example:
-        >>> sites = Names(most=1)
-        >>> sites("ash"), sites("birch"), sites("ash")
-        ('ash', 'other', 'ash')
-    """
-
-    def __init__(self, most: int) -> None:
-        self._most = most
-        self._known: set[str] = set()
-
-    def __call__(self, value: Any) -> str:  # noqa: ANN401 - as above
-        """The label of a name."""
-        name = safe(value)
-        if name not in self._known and len(self._known) >= self._most:
-            return OTHER
-        self._known.add(name)
-        return name
-
-    def add_all(self, values: Iterable[Any]) -> tuple[str, ...]:
-        """The labels of several names, in order."""
-        return tuple(self(value) for value in values)

@@ -14,7 +14,7 @@ from mmare.phases import last_phase_start
 from server.averaging import Averaging, GlobalModel
 from server.checkpoint import DamagedCheckpointError
 from server.inquiry import Inquiry, Reply
-from server.roll_call import roll_call
+from server.roll_call import RollCalls
 from server.round_metrics import collect_states, headline, metrics_of
 from server.scaling import check_statistics, set_scaling
 from server.schedule import Plateau, rate_factor
@@ -109,7 +109,7 @@ class RoundLoop:
         self._hand = GlobalModel(study)
         self._averaging = Averaging(self._hand, study, federated=plan.mode is Mode.FEDERATED)
         self._selectable = last_phase_start(self._hand.model.phases())
-        self._members: dict[str, Member] = {}
+        self._calls = RollCalls(fleet, study, run, journal)
         self._inquiry: Inquiry
         self._began = self._before = 0.0
 
@@ -122,11 +122,11 @@ class RoundLoop:
         self._began = time.perf_counter()
         self._spool.mkdir(parents=True, exist_ok=True)
         expected = self._plan.expected_nodes or self._quorum(self._study.federation.min_sites)
-        self._members = roll_call(self._fleet, self._study, self._run, self._journal, expected)
+        self._calls.begin(expected)
         self._inquiry = Inquiry(
             self._fleet,
             self._study,
-            self._members,
+            self._calls,
             self._journal,
             self._spool,
             self._hand.upload,
@@ -149,17 +149,17 @@ class RoundLoop:
     # Who does what
 
     def _trainers(self) -> dict[str, Member]:
-        with_rows = {site: member for site, member in self._members.items() if member.call.samples > 0}
+        with_rows = {site: member for site, member in self._calls.members.items() if member.call.samples > 0}
         if self._plan.mode is Mode.FEDERATED:
             return with_rows
         return {site: member for site, member in with_rows.items() if site == self._plan.trainer}
 
     def _evaluators(self) -> dict[str, Member]:
         """Sites whose rows count: all but the one that only pools the others' train rows."""
-        pools = self._plan.mode is Mode.CENTRALISED and len(self._members) > 1
+        pools = self._plan.mode is Mode.CENTRALISED and len(self._calls.members) > 1
         return {
             site: member
-            for site, member in self._members.items()
+            for site, member in self._calls.members.items()
             if not (pools and site == self._plan.trainer)
         }
 
@@ -230,7 +230,7 @@ class RoundLoop:
 
         def check(site: str, answer: Answer) -> None:
             statistics = decode(Statistics, answer.header or "")
-            check_statistics(statistics, self._study, self._members[site].call.samples)
+            check_statistics(statistics, self._study, self._calls.members[site].call.samples)
             found[site] = statistics
 
         self._inquiry.ask(dict.fromkeys(trainers, request), b"", 0, check)
@@ -246,6 +246,7 @@ class RoundLoop:
         selection = Selection.from_dict(progress.selection) if progress.selection else Selection()
         while progress.round < training.rounds:
             number = progress.round + 1
+            progress = self._let_in(number, progress)
             self._journal.write("round_started", round=number)
             began = time.perf_counter()
             replies, bytes_down = self._round(number, progress)
@@ -291,6 +292,12 @@ class RoundLoop:
         progress = replace(progress, selection=selection.to_dict(), trained=True)
         self._save(progress)
         return progress
+
+    def _let_in(self, number: int, progress: Progress) -> Progress:
+        """Take in sites that were away at the roll call, as after a cut or a restart of theirs."""
+        late = self._calls.look(number)
+        held = self._held_rounds(progress)
+        return self._forget(progress, {site for site in late if not held.get(site, True)})
 
     def _save(self, progress: Progress) -> None:
         began = time.perf_counter()
@@ -379,7 +386,7 @@ class RoundLoop:
                 state_round=progress.best_states.get(site),
                 final=True,
             )
-            for site in self._members
+            for site in self._calls.members
         }
         self._inquiry.begin_test()
         replies, _ = self._collect(requests, best)

@@ -24,8 +24,9 @@ if TYPE_CHECKING:
 __all__ = ["dashboard", "sparkline", "watch_run"]
 
 INTERVAL_S: Final = 1.0
-WIDTH: Final = 60  # signs of a sparkline
+WIDTH: Final = 50  # signs of a sparkline
 HISTORY: Final = 600  # rounds that it shows
+LONGEST_WORD: Final = 12  # of why a site was left out
 BARS: Final = "▁▂▃▄▅▆▇█"
 
 
@@ -91,7 +92,7 @@ def sparkline(values: Iterable[float], width: int = WIDTH) -> str:
 
 
 def _summary(state: RunState, now: float) -> Table:
-    table = Table(box=None, show_header=False, padding=(0, 2))
+    table = Table(box=None, show_header=False, padding=(0, 1))
     best = "-" if state.best is None else f"round {state.best[0]}, balanced accuracy {state.best[1]:.3f}"
     for name, value in (
         ("run", f"{state.study} {state.run}, {state.mode}, {state.info.get('model', '-')}"),
@@ -128,9 +129,10 @@ def _curve(state: RunState, name: str) -> str:
 
 
 def _sites(state: RunState, now: float) -> Table:
-    table = Table(box=None, padding=(0, 2))
-    for heading in ("site", "last seen", "samples", "norm", "train loss", "bal. accuracy", "left out"):
-        table.add_column(heading, justify="left" if heading in {"site", "left out"} else "right")
+    table = Table(box=None, padding=(0, 1))
+    for heading in ("site", "seen", "samples", "norm", "loss", "bal. acc."):
+        table.add_column(heading, justify="left" if heading == "site" else "right", no_wrap=True)
+    table.add_column("left out", min_width=LONGEST_WORD)
     for name, site in sorted(state.sites.items()):
         table.add_row(
             escape(name),
@@ -153,14 +155,14 @@ def _left_out(site: SiteState) -> str:
     if not site.left_out:
         return "-"
     last = max(site.left_out, key=lambda reason: site.left_out[reason])
-    return f"{last}, {site.missed} rounds in a row" if site.missed else f"{last}, back since"
+    return f"{last}, {site.missed} rounds in a row" if site.missed else f"{last}, but back"
 
 
 def _alerts(state: RunState, now: float) -> Group | Text:
     alerts = run_alerts(state, now)
     if not alerts:
-        return Text("no alerts", style="green")
-    return Group(*(Text(f"{name}: {sentence}", style="bold red") for name, sentence in alerts))
+        return Text(" no alerts", style="green")
+    return Group(*(Text(f" {name}: {sentence}", style="bold red") for name, sentence in alerts))
 
 
 def _ago(seconds: float) -> str:

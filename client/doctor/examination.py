@@ -5,7 +5,8 @@
     keys, bundle                                                    client.doctor.kit
     name ─► TCP or proxy ─► TLS ─► /health, clock, /v1/fleet/       client.doctor.network
     disk, memory, versions, device                                  client.doctor.machine
-    worker, relay, open ports                                       client.doctor.running, client.doctor.sockets
+    worker and relay                                                client.doctor.running
+    open ports                                                      client.doctor.sockets
     study, approval, encoders and their weights                     client.doctor.study
 
 It opens neither the manifest nor a scan nor a table of features: it can be run and shown to anyone. Nothing

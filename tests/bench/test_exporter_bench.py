@@ -1,17 +1,32 @@
 """What the exporter costs: reading a long journal, a scrape, memory, and a round of a run that is watched."""
 
+import itertools
 import json
+import statistics
 import subprocess
 import sys
 import threading
+import time
+import timeit
 import urllib.request
+from functools import partial
 
 import pytest
+from prometheus_client import CollectorRegistry, generate_latest
 
+from client.approval import ApprovalFolder
+from client.telemetry.embed_record import watched
+from client.telemetry.endpoint import SiteMetrics
+from client.telemetry.endpoint import serving as site_serving
+from client.telemetry.seen import Seen
+from client.worker import audit_log, make_service
+from mmare.exchange import Request, Task, decode
+from mmare.study import load_study
 from server.exporter import Exporter, serving
 from simulation.run import run_federation
+from sites.config import load_site
 from tests.bench.printed import report
-from tests.federations import tiny_federation, tiny_study
+from tests.federations import run_nodes, tiny_federation, tiny_study
 from tests.server.journals import a_round, called, started, validated, write
 
 pytestmark = [pytest.mark.bench, pytest.mark.filterwarnings("default")]
@@ -99,20 +114,179 @@ def test_cost_of_metrics_to_a_round(tmp_path):
     plain, watched = [], []
     for turn in range(3):
         plain.append(seconds(tmp_path / f"plain{turn}"))
-        stop = threading.Event()
         with serving(Exporter(tmp_path), 0, "127.0.0.1") as port:
-
-            def scrape(port=port, stop=stop):
-                while not stop.wait(1.0):
-                    urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5).read()
-
-            scraper = threading.Thread(target=scrape)
-            scraper.start()
-            watched.append(seconds(tmp_path / f"watched{turn}"))
-            stop.set()
-            scraper.join()
+            watched.append(_scraped(port, partial(seconds, tmp_path / f"watched{turn}")))
     report(
         "one round of 3 tiny sites",
         plain_ms=f"{min(plain) * 1e3:.1f}",
         with_exporter_and_a_scrape_a_second_ms=f"{min(watched) * 1e3:.1f}",
+        ratio=f"{min(watched) / min(plain):.4f}",
     )
+
+
+# The site worker
+
+LINES = 100_000  # of an audit log: hundreds of runs
+FILES = 20_000  # in the cache
+SITE_READER = """
+import json, pathlib, sys, time
+from prometheus_client import CollectorRegistry, generate_latest
+from client.approval import ApprovalFolder
+from client.worker import audit_log
+from sites.config import load_site
+
+def memory(kind):
+    lines = pathlib.Path("/proc/self/status").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith(kind)).split()[1]) * 1024
+
+site = load_site(pathlib.Path(sys.argv[1]))
+before = memory("VmRSS")
+from client.telemetry.endpoint import SiteMetrics
+from client.telemetry.seen import Seen
+registry = CollectorRegistry()
+metrics = SiteMetrics(site, ApprovalFolder(site.folder), audit_log(site).path, Seen())
+registry.register(metrics)
+began = time.perf_counter()
+metrics.cache_size.measure()
+size = time.perf_counter() - began
+scrapes = []
+for _ in range(20):
+    began = time.perf_counter()
+    page = generate_latest(registry)
+    scrapes.append(time.perf_counter() - began)
+series = sum(not line.startswith(b"#") for line in page.splitlines())
+print(json.dumps({"first": scrapes[0], "scrape": sorted(scrapes)[10], "size": size, "bytes": len(page),
+                  "series": series, "memory": memory("VmHWM") - before}))
+"""
+
+
+def measure_site(site):
+    done = subprocess.run(
+        [sys.executable, "-c", SITE_READER, str(site)],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=600,
+    )
+    return json.loads(done.stdout)
+
+
+def test_exporter_of_a_site(tmp_path):
+    federation = tiny_federation(tmp_path / "federation", sites=("ash",))
+    site = load_site(federation / "ash" / "site.toml")
+    study = load_study(federation / "study.toml")
+    ApprovalFolder(site.folder).record(study, 2 * LINES)
+    with watched(site.cache, {"ct": 600}, frozenset({"ct"})) as watch:
+        for number in range(600):
+            watch.count("ct", cached=False, refused="The file holds no bytes." if number % 20 == 0 else None)
+    short = measure_site(site.folder / "site.toml")
+    line = json.dumps(
+        {
+            "time": "2999-01-01T00:00:00.000+00:00",
+            "event": "released",
+            "task": "train",
+            "study": study.hash,
+            "run": "tiny-0123abcd",
+            "round": 7,
+            "what": ["blocks", "exposures", "metrics"],
+            "bytes": 5_600_000,
+            "sha256": "0" * 64,
+        }
+    )
+    (site.folder / "audit.jsonl").write_text(f"{line}\n" * LINES)
+    for number in range(FILES):
+        path = site.cache / "embeddings" / f"{number % 256:02x}" / f"{number}.npy"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"")
+    found = measure_site(site.folder / "site.toml")
+    report(
+        f"exporter of a site, {LINES} lines of audit log, {FILES} files in the cache",
+        log_MB=f"{(site.folder / 'audit.jsonl').stat().st_size / 1e6:.0f}",
+        first_scrape_s=f"{found['first']:.2f}",
+        scrape_ms=f"{found['scrape'] * 1e3:.1f}",
+        cache_look_s=f"{found['size']:.2f}",
+        series=found["series"],
+        page_kB=f"{found['bytes'] / 1e3:.0f}",
+        memory_MB=f"{found['memory'] / 1e6:.1f}",
+        memory_MB_of_an_empty_log=f"{short['memory'] / 1e6:.1f}",
+    )
+    assert found["series"] == short["series"]
+
+
+WIDTH, TURN_ROUNDS, PAIRS = 512, 6, 16
+
+
+def test_cost_of_metrics_to_a_round_at_a_site(tmp_path):
+    """One hospital with a model of the thesis's size; turns alternate, so that what else runs is in both."""
+    study = tiny_study(
+        model={"width": WIDTH},
+        training={"rounds": TURN_ROUNDS, "batch_size": 64},
+        federation={"min_sites": 1},
+    )
+    federation = tiny_federation(tmp_path / "federation", study, sites=("ash",), patients=600)
+    site = load_site(federation / "ash" / "site.toml")
+    approvals = ApprovalFolder(site.folder)
+    approvals.record(study, 10**6)
+    metrics = SiteMetrics(site, approvals, audit_log(site).path, Seen())
+    answers = []
+
+    def observe(*answer):
+        answers.append(answer)
+        metrics.observe(*answer)
+
+    services = {
+        "plain": make_service(site, approvals, audit_log(site)),
+        "watched": make_service(site, approvals, audit_log(site), observe),
+    }
+    turns = itertools.count()
+
+    def turn(name):
+        """Median of the seconds of a round."""
+        seconds = []
+
+        def instead(_site, header, payload):
+            began = time.perf_counter()
+            answer = services[name](header, payload)
+            if decode(Request, header).task is Task.TRAIN:
+                seconds.append(time.perf_counter() - began)
+            return answer
+
+        run_nodes(federation, tmp_path / f"run{next(turns)}", faults={0: instead})
+        return statistics.median(seconds)
+
+    with site_serving(metrics, 0, "127.0.0.1") as port:
+        found = [(turn("plain"), _scraped(port, lambda: turn("watched"))) for _ in range(PAIRS + 1)][1:]
+    round_s = statistics.median(plain for plain, _ in found)
+    hook_s = min(timeit.repeat(lambda: metrics.observe(*answers[-2]), number=1000, repeat=5)) / 1000
+    registry = CollectorRegistry()
+    registry.register(metrics)
+    before = time.process_time()
+    for _ in range(100):
+        generate_latest(registry)
+    scrape_s = (time.process_time() - before) / 100
+    report(
+        f"one round of a site, {PAIRS} pairs of {TURN_ROUNDS} rounds",
+        plain_ms=f"{round_s * 1e3:.1f}",
+        with_metrics_and_a_scrape_a_second_ms=f"{statistics.median(each for _, each in found) * 1e3:.1f}",
+        ratio=f"{statistics.median(watched / plain for plain, watched in found):.4f}",
+        hook_us=f"{hook_s * 1e6:.1f}",
+        processor_ms_of_a_scrape=f"{scrape_s * 1e3:.2f}",
+        share_of_a_round_at_a_scrape_in_15_s=f"{hook_s / round_s + scrape_s / 15:.5f}",
+    )
+
+
+def _scraped(port, work):
+    """What some work gives while the page is read every second."""
+    stop = threading.Event()
+
+    def scrape():
+        while not stop.wait(1.0):
+            urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5).read()
+
+    scraper = threading.Thread(target=scrape)
+    scraper.start()
+    try:
+        return work()
+    finally:
+        stop.set()
+        scraper.join()

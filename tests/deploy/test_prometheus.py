@@ -1,33 +1,36 @@
 """Rules, dashboards and the table of metrics say the same; a real Prometheus sees a real run."""
 
 import json
-import os
 import re
-import shutil
-import signal
-import socket
 import subprocess
-import sys
-import time
-import urllib.error
-import urllib.parse
-import urllib.request
-from pathlib import Path
 
 import numpy as np
 import pytest
 import yaml
 
-from server.exporter_metrics import METRICS, Kind, metrics_table
+from client.telemetry.catalogue import SITE_METRICS
+from mmare.monitoring import Kind, metrics_table
+from server.exporter_kit import KIT_METRICS
+from server.exporter_metrics import METRICS
+from tests.deploy.watching import (
+    DASHBOARDS,
+    DEPLOY,
+    RULES,
+    SITE_RULES,
+    Prometheus,
+    charts,
+    end,
+    expressions,
+    panels,
+    start_exporter,
+    tool,
+)
 from tests.federations import run_nodes, tiny_federation, tiny_study, while_training
 
-DEPLOY = Path(__file__).parents[2] / "deploy"
-RULES = DEPLOY / "prometheus" / "mmare.rules.yml"
-DASHBOARDS = sorted((DEPLOY / "grafana").glob("*.json"))
-GROUPS = yaml.safe_load(RULES.read_text())["groups"]
+GROUPS = [group for rules in (RULES, SITE_RULES) for group in yaml.safe_load(rules.read_text())["groups"]]
 ALERTS = [rule for group in GROUPS for rule in group["rules"] if "alert" in rule]
 RECORDS = [rule for group in GROUPS for rule in group["rules"] if "record" in rule]
-EXPORTED = {metric.name: metric for metric in METRICS}
+EXPORTED = {metric.name: metric for metric in (*METRICS, *SITE_METRICS)}
 NAME = re.compile(r"\bmmare[_:][a-z0-9_:]+")
 MOST_PANELS = 5  # in a row
 NEVER = (  # what there is nothing of after the run of the system test, whose site cedar is well
@@ -39,33 +42,14 @@ NEVER = (  # what there is nothing of after the run of the system test, whose si
     ),
     *('site_left_out_total{study="$study", site="$site"', "mmare_site_left_out_timestamp_seconds"),
     "mmare:site_silent:seconds and",
+    *("mmare_site_worker_", "mmare:site_worker_"),  # of tests/system/test_site_metrics.py
+    *(metric.name for metric in KIT_METRICS),  # as above
 )
-
-
-def tool(name):
-    found = shutil.which(name)
-    if found is None:
-        pytest.skip(f"{name} is not installed (Debian: prometheus, prometheus-alertmanager)")
-    return found
 
 
 def check(*command):
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
     assert done.returncode == 0, done.stdout + done.stderr
-
-
-def panels(dashboard):
-    return [panel for panel in json.loads(dashboard.read_text())["panels"] if panel["type"] != "row"]
-
-
-def expressions(dashboard):
-    found = charts(dashboard)
-    variables = json.loads(dashboard.read_text())["templating"]["list"]
-    return found + [each["definition"] for each in variables if each["type"] == "query"]
-
-
-def charts(dashboard):
-    return [target["expr"] for panel in panels(dashboard) for target in panel["targets"]]
 
 
 def filled(expression, runs):
@@ -108,10 +92,29 @@ def test_every_metric_is_of_use_to_a_rule_or_a_dashboard():
     assert set(EXPORTED) <= used
 
 
-def test_the_table_in_the_readme_is_that_of_the_exporter():
+@pytest.mark.parametrize(
+    ("mark", "metrics"),
+    [
+        pytest.param("metrics", METRICS, id="coordinator"),
+        pytest.param("site metrics", SITE_METRICS, id="site"),
+    ],
+)
+def test_the_tables_in_the_readme_are_those_of_the_exporters(mark, metrics):
     text = (DEPLOY / "README.md").read_text()
-    table = text.split("<!-- metrics -->\n")[1].split("\n<!-- /metrics -->")[0]
-    assert table == metrics_table()
+    table = text.split(f"<!-- {mark} -->\n")[1].split(f"\n<!-- /{mark} -->")[0]
+    assert table == metrics_table(metrics)
+
+
+def test_the_names_of_both_exporters_do_not_clash():
+    assert len(EXPORTED) == len(METRICS) + len(SITE_METRICS)
+    assert all(metric.name.startswith("mmare_site_worker_") for metric in SITE_METRICS)
+    assert not any(metric.name.startswith("mmare_site_worker_") for metric in METRICS)
+
+
+def test_rules_of_one_end_name_no_metric_of_the_other():
+    for rules, others in ((RULES, SITE_METRICS), (SITE_RULES, METRICS)):
+        named = set(NAME.findall(rules.read_text()))
+        assert not named & {metric.name for metric in others}
 
 
 def test_metrics_keep_the_conventions():
@@ -136,13 +139,19 @@ def test_every_alert_has_a_severity_a_sentence_and_a_runbook():
 
 
 def test_every_alert_is_tested_firing_and_not_firing():
-    tests = yaml.safe_load((DEPLOY / "prometheus" / "mmare.rules.test.yml").read_text())["tests"]
-    cases = [case for test in tests for case in test.get("alert_rule_test", [])]
-    fires = {case["alertname"] for case in cases if case.get("exp_alerts")}
-    quiet = {case["alertname"] for case in cases if not case.get("exp_alerts")}
-    names = {rule["alert"] for rule in ALERTS}
-    assert fires == names
-    assert quiet == names - {"Watchdog"}  # it never is
+    for rules in (RULES, SITE_RULES):
+        tests = yaml.safe_load(rules.with_suffix(".test.yml").read_text())["tests"]
+        cases = [case for test in tests for case in test.get("alert_rule_test", [])]
+        fires = {
+            (case["alertname"], alert["exp_labels"]["severity"])
+            for case in cases
+            for alert in case.get("exp_alerts", [])
+        }
+        quiet = {case["alertname"] for case in cases if not case.get("exp_alerts")}
+        found = [rule for group in yaml.safe_load(rules.read_text())["groups"] for rule in group["rules"]]
+        alerts = [rule for rule in found if "alert" in rule]
+        assert fires == {(rule["alert"], rule["labels"]["severity"]) for rule in alerts}
+        assert quiet == {rule["alert"] for rule in alerts} - {"Watchdog"}  # it never is
 
 
 def test_dashboards_have_fixed_uids_and_rows_that_can_be_read():
@@ -164,9 +173,11 @@ def test_dashboards_have_fixed_uids_and_rows_that_can_be_read():
 
 def test_promtool_agrees():
     promtool = tool("promtool")
-    check(promtool, "check", "rules", str(RULES))
-    check(promtool, "check", "config", str(DEPLOY / "prometheus" / "prometheus.yml"))
-    check(promtool, "test", "rules", str(DEPLOY / "prometheus" / "mmare.rules.test.yml"))
+    for rules in (RULES, SITE_RULES):
+        check(promtool, "check", "rules", str(rules))
+        check(promtool, "test", "rules", str(rules.with_suffix(".test.yml")))
+    for name in ("prometheus.yml", "prometheus-site.yml"):
+        check(promtool, "check", "config", str(DEPLOY / "prometheus" / name))
 
 
 @pytest.mark.parametrize(
@@ -174,6 +185,7 @@ def test_promtool_agrees():
     [
         (("alertname=QuorumLost", "severity=critical"), "on-call"),
         (("alertname=SiteSilent", "severity=warning"), "coordinator"),
+        (("alertname=CertExpiry", "severity=critical"), "on-call"),
         (("alertname=WorstSiteGap", "severity=info"), "digest"),
         (("alertname=Watchdog", "severity=none"), "dead-mans-switch"),
     ],
@@ -187,71 +199,6 @@ def test_amtool_agrees(labels, receiver):
 
 
 # A real Prometheus
-
-
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
-def end(process):
-    if process.poll() is None:
-        process.send_signal(signal.SIGTERM)
-        try:
-            process.wait(10)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait(10)
-
-
-class Prometheus:
-    """One in a folder of its own, at short intervals, with the real rules less their waiting times."""
-
-    def __init__(self, folder, target):
-        self.port = free_port()
-        folder.mkdir()
-        (folder / "rules.yml").write_text(re.sub(r"(?m)^ *for: .*\n", "", RULES.read_text()))
-        config = {
-            "global": {"scrape_interval": "200ms", "scrape_timeout": "200ms", "evaluation_interval": "200ms"},
-            "rule_files": ["rules.yml"],
-            "scrape_configs": [
-                {"job_name": "mmare", "static_configs": [{"targets": [f"127.0.0.1:{target}"]}]}
-            ],
-        }
-        (folder / "prometheus.yml").write_text(yaml.safe_dump(config))
-        options = {
-            "config.file": folder / "prometheus.yml",
-            "storage.tsdb.path": folder / "data",
-            "web.listen-address": f"127.0.0.1:{self.port}",
-            "log.level": "error",
-        }
-        with (folder / "log").open("wb") as log:
-            self.process = subprocess.Popen(
-                [tool("prometheus"), *(f"--{name}={value}" for name, value in options.items())],
-                stdout=log, stderr=log, env={**os.environ, "GOMAXPROCS": "1"}, cwd=folder,
-            )  # fmt: skip
-
-    def query(self, expression):
-        url = f"http://127.0.0.1:{self.port}/api/v1/query?" + urllib.parse.urlencode({"query": expression})
-        try:
-            with urllib.request.urlopen(url, timeout=5) as answer:
-                found = json.load(answer)["data"]["result"]
-        except urllib.error.HTTPError as error:
-            raise AssertionError(f"{expression}: {error.read().decode()}") from None
-        except (urllib.error.URLError, ConnectionError):
-            return []
-        return [(each["metric"], float(each["value"][1])) for each in found]
-
-    def wait_for(self, expression, seconds=15):
-        """What a query gives once it gives something."""
-        end_at = time.monotonic() + seconds
-        while time.monotonic() < end_at:
-            found = self.query(expression)
-            if found:
-                return found
-            time.sleep(0.1)
-        raise AssertionError(f"nothing for {expression}")
 
 
 def lost(*_):
@@ -268,12 +215,8 @@ def test_prometheus_sees_a_run_with_a_lost_site_and_an_update_of_nan(tmp_path):
     tool("prometheus")
     runs = tmp_path / "runs"
     runs.mkdir()
-    program, port = str(Path(sys.executable).parent / "mmare-server"), free_port()
-    exporter = subprocess.Popen(
-        [program, "export", "--runs", str(runs), "--port", str(port), "--interval", "0.1"],
-        stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
-    prometheus = Prometheus(tmp_path / "prometheus", port)
+    exporter, port = start_exporter(runs)
+    prometheus = Prometheus(tmp_path / "prometheus", {"mmare": port}, (RULES,))
     try:
         prometheus.wait_for("mmare_exporter_last_read_timestamp_seconds", 30)
         federation = tiny_federation(tmp_path / "federation", tiny_study(federation={"min_sites": 1}))
@@ -283,8 +226,7 @@ def test_prometheus_sees_a_run_with_a_lost_site_and_an_update_of_nan(tmp_path):
             """While the run is under way: after three rounds Prometheus must have noticed."""
             if event["event"] == "checkpoint" and event["round"] == 3:
                 for alert in ("SiteSilent", "NonFinite"):
-                    query = f'ALERTS{{alertname="{alert}", alertstate="firing"}}'
-                    seen[alert] = {labels["site"] for labels, _ in prometheus.wait_for(query)}
+                    seen[alert] = {labels["site"] for labels in prometheus.wait_for_alert(alert)}
 
         faults = {0: while_training(lost), 1: while_training(not_a_number)}
         run_nodes(federation, runs / "one", faults=faults, listeners=(look,))

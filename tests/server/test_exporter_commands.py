@@ -15,7 +15,9 @@ from typer.testing import CliRunner
 
 from mmare.errors import InputError
 from server.cli import app as server_app
+from server.kit import init_kit
 from simulation.cli import app as simulation_app
+from tests.deploy.watching import end, start_exporter
 from tests.federations import tiny_federation
 from tests.server.journals import a_round, called, event, started, write
 
@@ -102,3 +104,20 @@ def test_a_simulation_serves_its_metrics_while_it_runs(tmp_path):
     assert any('mmare_rounds_started_total{study="tiny"}' in page for page in pages)
     with pytest.raises(urllib.error.URLError):
         fetch(port)
+
+
+def test_export_of_a_kit_tells_of_the_deployment(tmp_path):
+    kit = init_kit(tmp_path / "coordinator", "localhost", days=20)
+    (tmp_path / "runs").mkdir()
+    process, port = start_exporter(tmp_path / "runs", "--kit", str(kit.folder))
+    try:
+        assert 'mmare_certificate_expiry_timestamp_seconds{certificate="server"} ' in fetch(port)
+    finally:
+        end(process)
+        process.stderr.close()
+    assert process.returncode == 0
+
+
+def test_export_needs_a_kit_that_is_one(tmp_path):
+    with pytest.raises(InputError, match=r"no kit here \(kit.toml is missing\)"):
+        invoke(["export", "--runs", tmp_path, "--kit", tmp_path])

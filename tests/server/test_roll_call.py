@@ -5,8 +5,9 @@ import pytest
 
 from mmare.errors import SiteCode
 from mmare.exchange import Counts, Endpoint, Refusal, Request, RollCall, Task, decode, encode
+from server.fleet import Answer
 from server.journal import Journal, read_journal
-from server.roll_call import roll_call
+from server.roll_call import ABSENT_S, AGAIN_S, RollCalls, roll_call
 from tests.federations import CallableFleet, tiny_study
 
 STUDY = tiny_study()
@@ -112,3 +113,125 @@ def test_a_modality_that_a_site_never_has_is_no_mismatch(tmp_path):
 
 def test_nobody_there(tmp_path):
     assert call(tmp_path) == ({}, {})
+
+
+class NamedFleet(CallableFleet):
+    """Nodes that were admitted under names."""
+
+    def __init__(self, **endpoints: Endpoint | None):
+        super().__init__(*endpoints.values())
+        self._names = dict(enumerate(endpoints, start=1))
+
+    def ask(self, requests, payload, deadline_s):
+        for answer in super().ask(requests, payload, deadline_s):
+            yield replace(answer, name=self._names[answer.node])
+
+
+def test_a_node_that_answers_as_another_site_is_refused_under_its_own_name(tmp_path):
+    fleet = NamedFleet(
+        cedar=site("ash", encoders={"ct": "wrong", "wsi": "wrong"}), ash=site("ash"), birch=raises
+    )
+    members = roll_call(fleet, STUDY, "run", Journal(tmp_path / "rounds.jsonl", "run"), 3)
+    assert {name: member.node for name, member in members.items()} == {"ash": 2}
+    told = {event["site"]: event["reason"] for event in read_journal(tmp_path / "rounds.jsonl")}
+    assert told == {
+        "ash": None,
+        "cedar": "answers as the site 'ash', but its key was admitted for 'cedar'",
+        "birch": "node failed (OSError)",
+    }
+
+
+class LateFleet(CallableFleet):
+    """Notes how long it was waited for how many."""
+
+    def __init__(self, *there):
+        super().__init__(*there)
+        self.waits = []
+
+    def nodes(self, at_least, deadline_s):
+        self.waits.append((at_least, round(deadline_s)))
+        return super().nodes(at_least, deadline_s)
+
+
+@pytest.mark.parametrize(
+    ("there", "earlier", "waits"),
+    [
+        pytest.param(("ash", "birch"), False, [(3, 600)], id="a run that begins"),
+        pytest.param(("ash", "birch"), True, [(3, ABSENT_S)], id="a run that is taken up"),
+        pytest.param(("ash",), True, [(3, ABSENT_S), (2, 600)], id="taken up with too few"),
+    ],
+)
+def test_who_is_away_is_waited_for_less_long_when_a_run_is_taken_up(tmp_path, there, earlier, waits):
+    study = tiny_study(federation={"deadline_s": 600, "min_sites": 2})
+    if earlier:
+        Journal(tmp_path / "rounds.jsonl", "run").write("run_started")
+    fleet = LateFleet(*(raises for _ in there))
+    roll_call(fleet, study, "run", Journal(tmp_path / "rounds.jsonl", "run"), 3)
+    assert fleet.waits == waits
+
+
+class Comers:
+    """A fleet whose nodes come and go."""
+
+    def __init__(self, **sites):
+        self.sites = sites
+        self.there: list[str] = []
+        self.asked: list[str] = []
+
+    def nodes(self, _at_least, _deadline_s):
+        return [list(self.sites).index(name) for name in self.there]
+
+    def ask(self, requests, payload, _deadline_s):
+        names = list(self.sites)
+        self.asked = [names[node] for node in requests]
+        for node, header in requests.items():
+            answer, tensors = self.sites[names[node]](header, payload)
+            yield Answer(node, answer, tensors)
+
+
+def test_who_was_away_is_let_in_later_and_who_was_refused_is_asked_again_in_a_minute(tmp_path):
+    fleet = Comers(ash=site("ash"), birch=site("birch"), odd=site("odd", study_hash="0" * 16))
+    clock = [0.0]
+    journal = Journal(tmp_path / "rounds.jsonl", "run")
+    calls = RollCalls(fleet, STUDY, "run", journal, now=lambda: clock[0])
+    fleet.there = ["ash", "odd"]
+    calls.begin(1)
+    assert list(calls.members) == ["ash"]
+    fleet.there = ["birch", "ash", "odd"]
+    assert list(calls.look(3)) == ["birch"]
+    assert fleet.asked == ["birch"]
+    assert list(calls.members) == ["ash", "birch"]
+    fleet.asked = []
+    assert calls.look(4) == {}
+    assert fleet.asked == []
+    clock[0] += AGAIN_S
+    assert calls.look(5) == {}
+    assert fleet.asked == ["odd"]
+    events = read_journal(tmp_path / "rounds.jsonl")
+    told = [(event["site"], event["accepted"], event.get("round")) for event in events]
+    assert told == [("ash", True, None), ("odd", False, None), ("birch", True, 3), ("odd", False, 5)]
+
+
+def test_a_site_comes_back_on_another_node_only_once_the_first_is_gone(tmp_path):
+    fleet = Comers(ash=site("ash"), again=site("ash"))
+    calls = RollCalls(fleet, STUDY, "run", Journal(tmp_path / "rounds.jsonl", "run"))
+    fleet.there = ["ash"]
+    calls.begin(1)
+    fleet.there = ["ash", "again"]
+    assert calls.look(1) == {}
+    assert calls.members["ash"].node == 0
+    late = RollCalls(fleet, STUDY, "run", Journal(tmp_path / "rounds.jsonl", "run"))
+    fleet.there = ["ash"]
+    late.begin(1)
+    fleet.there = ["again"]
+    assert late.look(1)["ash"].node == late.members["ash"].node == 1
+
+
+def test_one_who_comes_late_must_have_the_encoders_of_those_inside(tmp_path):
+    fleet = Comers(ash=site("ash"), other=site("other", encoders={"ct": "another"}))
+    calls = RollCalls(fleet, STUDY, "run", Journal(tmp_path / "rounds.jsonl", "run"))
+    fleet.there = ["ash"]
+    calls.begin(1)
+    fleet.there = ["ash", "other"]
+    assert calls.look(2) == {}
+    assert read_journal(tmp_path / "rounds.jsonl")[-1]["reason"] == "encoder of ct is another, expected given"

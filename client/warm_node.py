@@ -1,0 +1,164 @@
+"""SuperNode with short pauses, which takes its leave of the coordinator even after it was killed.
+
+Three things that Flower has no settings for, around its own SuperNode:
+
+- pauses between looks for messages, replies and objects: short while there is work;
+- a connection that was lost: tried again every two seconds at most, not every twenty;
+- a SuperNode that was killed: the coordinator holds its connection for a minute, in which it lets no other in
+  and waits for an answer that will not come. The next one of the same site says first that the last one is
+  gone, so that the message is given up at once and the site is back in seconds.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import signal
+import time
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import httpx
+from flwr.proto.fleet_pb2 import DeactivateNodeRequest
+from flwr.supercore import heartbeat
+from flwr.supercore.interceptors.http.runtime_version import RuntimeVersionHttpInterceptor
+from flwr.supernode import start_client_internal
+from flwr.supernode.fleet_http_client import FleetHttpClient
+from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
+
+from client.seams import apply_default, replace
+from client.warm_clock import BriskClock
+from client.warm_seams import HEARTBEAT, PULL, RETRY, SUPERNODE, WIRE
+from mmare.files import write_whole
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from types import FrameType
+
+__all__ = ["warm_up"]
+
+LOG = logging.getLogger("flwr.mmare")  # under Flower's own, which the program shows
+
+LOOK_S: Final = 3  # Flower's pause between looks for a message, and what it says that none is in hand
+WORK_S: Final = 0.5  # Flower's pause between looks for the reply
+BUSY: Final = {LOOK_S: 0.2, WORK_S: 0.05}
+BACKOFF_S: Final = 0.05  # until an object that was not there is asked for again; Flower's is 1 s, doubling
+LONGEST_BACKOFF_S: Final = 2.0  # Flower's is 10 s
+MOST_TRIES: Final = 2500  # as long as Flower's 500 tries of 10 s
+RETRY_S: Final = 2  # the longest pause before a lost connection is tried again; Flower's is 20 s
+CONNECT: Final = httpx.Timeout(30.0, connect=5.0)  # Flower's is 30 s for all
+LEAVE_S: Final = 5.0  # for the coordinator to see that the last one is gone: it looks every 0.2 s
+CONTACT_S: Final = 2.0  # between notes of a contact
+
+
+def warm_up(folder: Path) -> None:
+    """Change Flower's SuperNode, which is started after this.
+
+    Args:
+        folder: Where it notes its number (``node``) and its last contact (``contact``).
+    """
+    life = _Life(folder)
+    clock = BriskClock(BUSY, on_pause=life.paused)
+    life.worked = clock.worked
+    signal.signal(signal.SIGUSR1, life.finish)
+    stock_connection: Any = start_client_internal.http_request_response  # type: ignore[attr-defined] # a seam
+    stock_pauses: Any = heartbeat.exponential  # type: ignore[attr-defined] # as above
+
+    @contextmanager
+    def connection(*args: Any, **kwargs: Any) -> Iterator[Any]:  # noqa: ANN401 - Flower's
+        life.leave(*args)
+        with stock_connection(*args, **kwargs) as found:
+            node_id, receive, *others = found
+            life.joined(node_id)
+            yield (node_id, life.receiving(receive), *others)
+
+    def pauses(base_delay: float = 1, multiplier: float = 2, max_delay: int | None = None) -> Any:  # noqa: ANN401
+        return stock_pauses(base_delay, multiplier, min(max_delay or RETRY_S, RETRY_S))
+
+    replace(SUPERNODE, "time", clock)
+    replace(SUPERNODE, "http_request_response", connection)
+    replace(HEARTBEAT, "exponential", pauses)
+    replace(RETRY, "MAX_RETRY_DELAY", RETRY_S)
+    apply_default(PULL, "pull_objects", "initial_backoff", BACKOFF_S)
+    apply_default(PULL, "pull_objects", "backoff_cap", LONGEST_BACKOFF_S)
+    apply_default(PULL, "pull_objects", "max_tries_per_object", MOST_TRIES)
+    apply_default(WIRE, "ProtobufClient.__init__", "timeout", CONNECT)
+
+
+class _Life:
+    """What a SuperNode of this site does and leaves behind."""
+
+    def __init__(self, folder: Path) -> None:
+        self._node = folder / "node"
+        self._contact = folder / "contact"
+        self._noted = 0.0
+        self._in_hand = False
+        self._finishing = False
+        self.worked: Callable[[], None] = lambda: None
+
+    def leave(
+        self,
+        address: str,
+        insecure: bool,
+        certificates: bytes | str | None,
+        keys: tuple[Any, Any] | None,
+        *_: object,
+    ) -> None:
+        """Say that this site's last SuperNode is gone, if there was one and nobody has said so."""
+        try:
+            last = json.loads(self._node.read_text())
+        except (OSError, ValueError):
+            return
+        if keys is None or last.get("boot") != _boot():  # after a restart of the machine a minute has gone by
+            return
+        interceptors: list[Any] = [
+            RuntimeVersionHttpInterceptor(component_name="SuperNode"),
+            NodeAuthHttpInterceptor(*keys),
+        ]
+        with suppress(
+            httpx.HTTPError, RuntimeError, ValueError
+        ):  # offline already, or nobody there: no matter
+            with FleetHttpClient.from_server_address(address, insecure, certificates, interceptors) as client:
+                client.DeactivateNode(DeactivateNodeRequest(node_id=int(last["node_id"])))
+            LOG.info("Told the coordinator that the last SuperNode of this site is gone.")
+            time.sleep(LEAVE_S)
+
+    def joined(self, node_id: int) -> None:
+        """Note who we are, for the next one."""
+        write_whole(self._node, json.dumps({"node_id": node_id, "boot": _boot()}).encode(), mode=0o600)
+
+    def receiving(self, receive: Callable[[], Any]) -> Callable[[], Any]:
+        """Flower's function that asks for a message, which says whether one is in hand."""
+
+        def ask() -> Any:  # noqa: ANN401 - as Flower's
+            self._in_hand = False
+            if self._finishing:
+                raise SystemExit(0)
+            found = receive()
+            self._in_hand = found is not None
+            if found is not None:
+                self.worked()
+            return found
+
+        return ask
+
+    def paused(self, seconds: float) -> None:
+        """Flower's loop pauses; for `LOOK_S` only once the coordinator has said that nothing is there."""
+        if self._in_hand:
+            self.worked()
+        now = time.monotonic()
+        if seconds == LOOK_S and now - self._noted > CONTACT_S:
+            self._noted = now
+            self._contact.touch()
+
+    def finish(self, _number: int, _frame: FrameType | None) -> None:
+        """Take no message more, and end once none is in hand."""
+        self._finishing = True
+        if not self._in_hand:
+            raise SystemExit(0)
+
+
+def _boot() -> str:
+    """This start of this machine: the number of a SuperNode is of use to no other."""
+    return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()

@@ -1,0 +1,127 @@
+"""What the warm relay replaces or calls of Flower that Flower never promised; seen in 1.41, there in 1.42.
+
+Checked by `client.seams` before anything is touched.
+"""
+
+from __future__ import annotations
+
+from types import ModuleType
+from typing import Final
+
+from client.seams import Seam
+
+__all__ = [
+    "CLIENTAPP",
+    "CLIENTAPP_SEAMS",
+    "HEARTBEAT",
+    "PULL",
+    "RETRY",
+    "SUPEREXEC",
+    "SUPEREXEC_SEAMS",
+    "SUPERNODE",
+    "SUPERNODE_SEAMS",
+    "WIRE",
+]
+
+SUPERNODE: Final = "flwr.supernode.start_client_internal"
+SUPEREXEC: Final = "flwr.supercore.superexec.run_superexec"
+CLIENTAPP: Final = "flwr.supernode.runtime.run_clientapp"
+HEARTBEAT: Final = "flwr.supercore.heartbeat"
+RETRY: Final = "flwr.supercore.retry.http_retry"
+WIRE: Final = "flwr.supercore.protobuf.client"
+PULL: Final = "flwr.supercore.inflatable.inflatable_utils"
+
+_EXECUTOR: Final = "flwr.supercore.superexec.executor.subprocess_executor"
+_TYPES: Final = "flwr.supercore.superexec.executor.types"
+_FLEET: Final = "flwr.supernode.fleet_http_client"
+_BACKOFF: Final = (
+    "max_concurrent_pulls",
+    "max_time",
+    "max_tries_per_object",
+    "initial_backoff",
+    "backoff_cap",
+)
+
+SUPERNODE_SEAMS: Final = (
+    Seam(SUPERNODE, "time", kind=ModuleType),
+    Seam(
+        SUPERNODE,
+        "http_request_response",
+        (
+            *("server_address", "insecure", "root_certificates", "authentication_keys"),
+            *("max_retries", "max_wait_time"),
+        ),
+    ),
+    Seam(PULL, "pull_objects", ("object_ids", "pull_object_fn", *_BACKOFF), _BACKOFF),
+    Seam(RETRY, "MAX_RETRY_DELAY", kind=int),
+    Seam(HEARTBEAT, "exponential", ("base_delay", "multiplier", "max_delay")),
+    Seam(
+        WIRE,
+        "ProtobufClient.__init__",
+        ("self", "base_url", "interceptors", "verify", "timeout", "retry_invoker"),
+        ("timeout",),
+    ),
+    Seam(_FLEET, "FleetHttpClient.DeactivateNode", ("self", "request")),
+    Seam(
+        _FLEET,
+        "FleetHttpClient.from_server_address",
+        ("server_address", "insecure", "root_certificates", "interceptors", "retry_invoker"),
+    ),
+    Seam(
+        "flwr.supernode.node_auth_http_interceptor", "NodeAuthHttpInterceptor", ("private_key", "public_key")
+    ),
+    Seam(
+        "flwr.supercore.interceptors.http.runtime_version",
+        "RuntimeVersionHttpInterceptor",
+        ("component_name",),
+    ),
+    Seam("flwr.proto.fleet_pb2", "DeactivateNodeRequest"),
+)
+
+SUPEREXEC_SEAMS: Final = (
+    Seam(SUPEREXEC, "time", kind=ModuleType),
+    Seam(
+        SUPEREXEC, "get_executor", ("executor_type", "executor_config", "insecure", "root_certificates_path")
+    ),
+    Seam("flwr.supercore.constant", "TaskType.CLIENT_APP"),
+    Seam("flwr.supercore.constant", "ExecutorType.SUBPROCESS"),
+    Seam(_EXECUTOR, "SubprocessExecutor", ()),
+    Seam(_EXECUTOR, "SubprocessExecutor.launch", ("self", "spec")),
+    Seam(_EXECUTOR, "SubprocessExecutor.reconcile", ("self",)),
+    Seam(_EXECUTOR, "SubprocessExecutor.close", ("self",)),
+    Seam(
+        _EXECUTOR,
+        "SubprocessExecutor.get_eligible_capacity",
+        ("self", "supported_task_types", "insecure", "root_certificates_path"),
+    ),
+    Seam(
+        _TYPES,
+        "ExecutionSpec",
+        (
+            *("task_type", "runtime_api_address", "token", "insecure", "root_certificates_path"),
+            *("runtime_dependency_install", "parent_pid", "suppress_output", "task_id", "fab_hash"),
+        ),
+    ),
+    Seam(_TYPES, "LaunchResult.accepted", ()),
+)
+
+CLIENTAPP_SEAMS: Final = (
+    Seam(
+        CLIENTAPP,
+        "run_clientapp",
+        (
+            *("runtime_api_address", "token", "insecure", "certificates", "parent_pid"),
+            "runtime_dependency_install",
+        ),
+    ),
+    Seam(CLIENTAPP, "push_message", ("client", "message", "context")),
+    Seam(CLIENTAPP, "install_from_fab", ("fab_file", "install_dir", "skip_prompt")),
+    Seam(CLIENTAPP, "get_load_client_app_fn", ("default_app_ref", "app_path", "multi_app")),
+    Seam(
+        CLIENTAPP,
+        "pull_and_inflate_object_from_tree",
+        ("object_tree", "pull_object_fn", "confirm_object_received_fn", "return_type", *_BACKOFF),
+        _BACKOFF,
+    ),
+)
+"""Of the process that answers one message; SuperExec forks it."""

@@ -1,0 +1,348 @@
+"""Three hospitals behind firewalls, real TLS, real kills: the weights are those of the updates that arrived.
+
+Each host is a network namespace; a hospital drops whatever comes in and lets out TCP 443 to the coordinator
+alone. After every run the same federation is run in one process, less the updates that the journal says were
+left out: the weights must be the same, bit for bit.
+"""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from client.relay import RelayFolder
+from client.relay_state import read_state
+from server.kit import load_kit, renew
+from tests.federations import (
+    events,
+    run_nodes,
+    tiny_federation,
+    tiny_study,
+    weights,
+    while_training,
+)
+from tests.system.deployment import (
+    Coordinator,
+    Hospital,
+    Running,
+    command,
+    free_ports,
+    needs_nginx,
+    tails,
+    until,
+)
+from tests.system.network import COORDINATOR, PUBLIC_PORT, Host, needs_namespaces, network, open_ports
+
+pytestmark = [pytest.mark.system, needs_nginx]
+
+LONG_S = 600  # for a run with faults on a busy machine
+DEADLINE_S = 15
+CUT_S = 60
+STUDY = {
+    "training": {"patience": 500},
+    "federation": {"deadline_s": DEADLINE_S, "max_norm": 100, "min_sites": 2},
+}
+NAMES = ("ash", "birch", "cedar")
+
+
+@pytest.fixture(scope="module")
+def hosts():
+    needs_namespaces()
+    with network(3) as found:
+        yield found
+
+
+class Walled(Hospital):
+    """A site on a host of its own, run by ``mmare-site start``."""
+
+    def __init__(self, folder: Path, runtime_port: int, host: Host) -> None:
+        super().__init__(folder, runtime_port)
+        self.host = host
+
+    def start(self, *parts: str) -> None:
+        for part in parts or ("all",):
+            words = ("mmare-site", "start", self.file, "--part", part)
+            log = self.folder / f"start-{part}.log"
+            self.running[part] = Running(
+                log, *words, environment={"OMP_NUM_THREADS": "1"}, inside=self.host.inside()
+            )
+
+    def stop(self) -> None:
+        for part in list(self.running):
+            self.running.pop(part).stop()
+
+    def kill(self, part: str, number: int = signal.SIGKILL) -> None:
+        os.kill(self.pid(part), number)
+
+    def pid(self, part: str) -> int:
+        """Of a program that `mmare-site start` keeps, once it runs."""
+        found: list[int] = []
+
+        def runs() -> bool:
+            state = read_state(RelayFolder.of(self.site))
+            programs = () if state is None else state.programs
+            found[:] = [each.pid for each in programs if each.name == part and each.pid is not None]
+            return bool(found)
+
+        until(runs, f"{part} runs", 60, self.logs)
+        return found[0]
+
+    def logs(self) -> str:
+        relay = RelayFolder.of(self.site).folder
+        return super().logs() + "\n" + tails(sorted(relay.glob("*.log")))
+
+
+class Deployment:
+    """A coordinator and its hospitals, each on a host of its own, with a federation folder between them."""
+
+    def __init__(self, folder: Path, hosts, rounds: int, **study: dict) -> None:
+        changes = {name: {**STUDY.get(name, {}), **study.get(name, {})} for name in {*STUDY, *study}}
+        changes["training"]["rounds"] = rounds
+        self.hosts = hosts
+        self.federation = tiny_federation(folder / "fed", tiny_study(**changes))
+        self.study = self.federation / "study.toml"
+        self.out = folder / "run"
+        self.coordinator = Coordinator(folder / "kit", COORDINATOR, PUBLIC_PORT, hosts.coordinator.inside())
+        self.hospitals = {
+            name: Walled(self.federation / name, port, host)
+            for name, port, host in zip(NAMES, free_ports(3), hosts.hospitals, strict=True)
+        }
+        self.coordinator.hospitals += self.hospitals.values()
+
+    def join(self) -> None:
+        for hospital in self.hospitals.values():
+            hospital.join(self.coordinator, self.study)
+
+    def start(self, *options: object) -> None:
+        self.coordinator.start(self.study, self.out, *options)
+
+    def close(self) -> None:
+        self.coordinator.close()
+        for hospital in self.hospitals.values():
+            hospital.stop()
+
+    def rounds(self) -> int:
+        """Rounds that have been finished, counted each time."""
+        return sum(event["event"] == "aggregated" for event in self._lines())
+
+    def after(self, more: int, timeout_s: float = 240) -> None:
+        """Until some more rounds are finished."""
+        wanted = self.rounds() + more
+        until(lambda: self.rounds() >= wanted, f"{more} more rounds", timeout_s, self.coordinator.logs)
+
+    def back(self, site: str, timeout_s: float = 150) -> float:
+        """Seconds until the next good update of a site."""
+        since = time.time()
+
+        def there() -> bool:
+            return any(
+                event["event"] == "site_update" and event["site"] == site and moment(event) > since
+                for event in self._lines()
+            )
+
+        until(there, f"{site} is back", timeout_s, self.coordinator.logs)
+        return time.time() - since
+
+    def _lines(self) -> list[dict]:
+        """Events that are whole by now."""
+        text = (self.out / "rounds.jsonl").read_text() if (self.out / "rounds.jsonl").exists() else ""
+        return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
+
+    def left_out(self) -> list[tuple[int, str, str]]:
+        found = events(self.out, "site_left_out")
+        return [(event["round"], event["site"], event["reason"]) for event in found if "phase" not in event]
+
+    def ends_as_in_one_process(self, folder: Path) -> None:
+        """The weights are those of a run in one process that lacks the same updates."""
+        arrived = {
+            (event["round"], event["site"])
+            for event in events(self.out, "site_update")
+            if event["train_loss"] is not None
+        }
+        rounds = {event["round"] for event in events(self.out, "round_started")}
+        missing = {name: [each for each in rounds if (each, name) not in arrived] for name in NAMES}
+
+        def absent(_site, _header, _payload):
+            raise ConnectionError
+
+        faults = {NAMES.index(site): while_training(absent, *lost) for site, lost in missing.items() if lost}
+        run_nodes(self.federation, folder, faults=faults)
+        assert weights(self.out) == weights(folder), self.left_out()
+
+
+@contextmanager
+def deployed(hosts, rounds: int, **study: dict):
+    with tempfile.TemporaryDirectory(prefix="mmare-") as folder:
+        found = Deployment(Path(folder), hosts, rounds, **study)
+        found.join()
+        for hospital in found.hospitals.values():
+            hospital.start()
+        try:
+            yield found
+        finally:
+            found.close()
+
+
+def moment(event) -> float:
+    return datetime.fromisoformat(event["time"]).timestamp()
+
+
+def test_whatever_dies_at_a_hospital_the_run_ends_with_what_arrived(hosts, tmp_path):
+    with deployed(hosts, rounds=150) as place:
+        place.start()
+        place.after(2)
+        took = {}
+        for site, part in (("ash", "worker"), ("birch", "superexec"), ("cedar", "supernode")):
+            place.hospitals[site].kill(part)
+            took[part] = place.back(site)
+        host = place.hospitals["birch"].host
+        host.cut()
+        time.sleep(CUT_S)
+        host.mend()
+        took[f"a cut of {CUT_S} s"] = place.back("birch")
+        place.coordinator.finish(LONG_S)
+        sys.stderr.write("".join(f"{what}: back after {seconds:.1f} s\n" for what, seconds in took.items()))
+        assert "birch" in {site for _, site, _ in place.left_out()}  # it was away for a minute
+        place.ends_as_in_one_process(tmp_path / "plain")
+
+
+def test_only_the_public_door_is_open_and_hospitals_have_none(hosts):
+    with deployed(hosts, rounds=4000) as place:
+        place.start()
+        place.after(1)
+        hospital, coordinator = place.hospitals["ash"].host, hosts.coordinator
+        wanted = sorted(
+            {22, 80, PUBLIC_PORT, 8000, 8080, 9094, 9095, 9464, place.coordinator.superlink_port}
+            | {each.site.coordinator.runtime_port for each in place.hospitals.values()}
+        )
+        assert open_ports(hospital, coordinator, wanted) == [PUBLIC_PORT]
+        for each in hosts.hospitals:
+            assert open_ports(coordinator, each, wanted) == []
+        for path in ("/v1/control/list-runs", "/v1/runtime/acquire-task", "/docs", "/v1/fleet/../control/x"):
+            told = hospital.run(
+                *("curl", "-sk", "--path-as-is", "-o", "/dev/null", "-w", "%{http_code}", "-X", "POST"),
+                f"https://{COORDINATOR}{path}",
+            )
+            assert told in ("403", "404"), path
+
+
+LYING = "nan:3 huge:5 stale:7 late:9"
+
+
+def test_a_site_that_sends_what_it_should_not_is_left_out_by_name(hosts, tmp_path):
+    with deployed(hosts, rounds=12) as place:
+        odd = place.hospitals["cedar"]
+        odd.stop()
+        odd.start("relay")
+        log = odd.folder / "odd.log"
+        with log.open("ab") as file:
+            worker = subprocess.Popen(
+                [sys.executable, "-m", "tests.system.odd_worker", str(odd.file), *LYING.split()],
+                stdout=file,
+                stderr=file,
+                cwd=Path(__file__).parents[2],
+            )
+        try:
+            until(odd.serving, "the odd worker answers", 120, place.coordinator.logs)
+            place.start()
+            place.coordinator.finish(LONG_S)
+        finally:
+            worker.send_signal(signal.SIGTERM)
+            worker.wait(60)
+        told = {number: reason for number, site, reason in place.left_out() if site == "cedar"}
+        assert set(told) == {3, 5, 7, 9}
+        assert told[3] == "values that are not finite"
+        assert told[5].startswith("a change of norm")
+        assert told[7] == "an answer of 'cedar' to round 6"
+        assert told[9] in ("no answer before the deadline", "refused: S402")
+        assert {site for _, site, _ in place.left_out()} == {"cedar"}
+        place.ends_as_in_one_process(tmp_path / "plain")
+
+
+def test_who_does_not_belong_is_named_at_the_roll_call_or_not_heard_at_all(hosts, tmp_path):
+    """Another study at one hospital; at another a key that nobody admitted."""
+    with deployed(hosts, rounds=2, federation={"min_sites": 1}) as place:
+        other, stranger = place.hospitals["birch"], place.hospitals["cedar"]
+        changed = tmp_path / "other.toml"
+        changed.write_text(place.study.read_text().replace("learning_rate = 0.01", "learning_rate = 0.02"))
+        assert changed.read_text() != place.study.read_text()
+        command("mmare-site", "approve", place.study, "--site", other.file, "--revoke")
+        other.approve(changed)
+        stranger.stop()
+        bundle = stranger.folder / "bundle.zip"
+        command(
+            "mmare-site", "kit", "request", stranger.file, "--new-key", "--out", tmp_path / "request.json"
+        )
+        stranger.start()
+        place.start("--min-nodes", 2)
+        place.coordinator.finish(LONG_S)
+        called = {event["site"]: event for event in events(place.out, "roll_call") if event.get("site")}
+        assert called["ash"]["accepted"] is True
+        assert "cedar" not in called
+        refused = [event for event in events(place.out, "roll_call") if not event["accepted"]]
+        assert [event["reason"] for event in refused] == ["refused: S102"]
+        assert bundle.exists()
+        until(
+            lambda: "not admitted" in stranger.logs() or "305" in stranger.logs(),
+            "the stranger is told",
+            60,
+            stranger.logs,
+        )
+
+
+def test_an_expired_certificate_stops_nobody_silently(hosts, tmp_path):
+    with tempfile.TemporaryDirectory(prefix="mmare-") as folder:
+        place = Deployment(Path(folder), hosts, 2)
+        place.join()
+        kit = load_kit(place.coordinator.folder)
+        renew(kit, days=2, start=datetime.now(UTC) - timedelta(days=5))
+        place.start()
+        assert place.coordinator.wait(60) == 2
+        assert place.coordinator.says("expired")
+        renew(kit)
+        for hospital in place.hospitals.values():
+            hospital.start()
+        try:
+            place.start()
+            place.coordinator.finish(LONG_S)
+        finally:
+            place.close()
+        place.ends_as_in_one_process(tmp_path / "plain")
+
+
+def test_a_full_disk_is_said_and_the_same_command_goes_on(hosts, tmp_path):
+    with deployed(hosts, rounds=25) as place, small_disk(place.out.parent / "disk", "96k") as disk:
+        place.out = disk / "run"
+        place.start("--tries", 2)
+        assert place.coordinator.wait(LONG_S) == 1
+        assert place.coordinator.says("No space left on device") or place.coordinator.says("disk")
+        assert not place.coordinator.processes()
+        done = place.rounds()
+        subprocess.run(["mount", "-o", "remount,size=64m", str(disk)], check=True, timeout=10)
+        place.start()
+        place.coordinator.finish(LONG_S)
+        assert place.rounds() >= done
+        place.ends_as_in_one_process(tmp_path / "plain")
+
+
+@contextmanager
+def small_disk(folder: Path, size: str):
+    if shutil.which("mount") is None or os.geteuid() != 0:
+        pytest.skip("a small disk needs root")
+    folder.mkdir()
+    subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", f"size={size}", "mmare", str(folder)], check=True, timeout=10
+    )
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "-l", str(folder)], check=False, timeout=10)
