@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-__all__ = ["Seam", "apply_default", "differences", "replace"]
+__all__ = ["Seam", "apply_default", "differences", "named", "replace"]
 
 
 @dataclass(frozen=True)
@@ -39,9 +39,7 @@ class Seam:
         """What is not as written down, in a few words; none where all is."""
         where = f"{self.module}.{self.name}"
         try:
-            found: Any = importlib.import_module(self.module)
-            for part in self.name.split("."):
-                found = getattr(found, part)
+            found = named(self.module, self.name)
         except (ImportError, AttributeError):
             return f"{where} is not there"
         if self.kind is not None and not isinstance(found, self.kind):
@@ -53,7 +51,8 @@ class Seam:
         parameters = tuple(inspect.signature(found).parameters)
         if parameters != self.parameters:
             return f"{where} takes {', '.join(parameters)}; expected {', '.join(self.parameters)}"
-        lacking = [name for name in self.defaults if name not in (found.__kwdefaults__ or {})]
+        given = getattr(found, "__kwdefaults__", None) or {}
+        lacking = [name for name in self.defaults if name not in given]
         if lacking:
             return f"{where} has no default of {', '.join(lacking)}"
         return None
@@ -67,6 +66,19 @@ def differences(seams: Iterable[Seam]) -> list[str]:
         ['time.nap is not there']
     """
     return [found for seam in seams if (found := seam.difference()) is not None]
+
+
+def named(module: str, name: str) -> Any:  # noqa: ANN401 - whatever it is
+    """What a module has under a name, with dots for what is inside of it.
+
+    Raises:
+        ImportError: If there is no such module.
+        AttributeError: If it has no such name.
+    """
+    found: Any = importlib.import_module(module)
+    for part in name.split("."):
+        found = getattr(found, part)
+    return found
 
 
 def replace(module: str, name: str, value: object) -> None:
@@ -83,9 +95,7 @@ def apply_default(module: str, name: str, parameter: str, value: object) -> None
     Raises:
         KeyError: If it has none.
     """
-    function: Any = importlib.import_module(module)
-    for part in name.split("."):
-        function = getattr(function, part)
+    function = named(module, name)
     if parameter not in (function.__kwdefaults__ or {}):
         raise KeyError(f"{module}.{name}({parameter}=)")
     function.__kwdefaults__[parameter] = value

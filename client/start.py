@@ -116,6 +116,7 @@ def keep_site(
             household.keep(worker_program(site, file))
         keeper = _Keeper(site, household, [WORKER] * worker, relay)
         keeper.say()
+        LOG.info("the relay to %s starts once the site worker answers", keeper.address)
         while not told.wait(LOOK_S):
             keeper.look()
         finished = keeper.finish(site.worker.grace_s)
@@ -140,6 +141,7 @@ class _Keeper:
         self._folder = RelayFolder.of(site)
         self._relay = {program.name: program for program in relay}
         self._coordinator = SiteKit(site.coordinator.kit).coordinator()
+        self.address = self._coordinator.address
         self._began = time.time()
         names = [*kept, *self._relay]
         self._seen = {name: _Seen(ProgramState(name, 0, self._began)) for name in names}
@@ -187,7 +189,7 @@ class _Keeper:
             os.getpid(),
             self._began,
             self._coordinator.federation,
-            self._coordinator.address,
+            self.address,
             tuple(seen.state for seen in self._seen.values()),
         )
         try:

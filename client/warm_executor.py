@@ -12,11 +12,10 @@ from multiprocessing import forkserver, get_context
 from typing import TYPE_CHECKING, Any, Final
 
 from flwr.supercore.constant import ExecutorType, TaskType
-from flwr.supercore.superexec import run_superexec
 from flwr.supercore.superexec.executor.subprocess_executor import SubprocessExecutor
 from flwr.supercore.superexec.executor.types import LaunchResult
 
-from client.seams import replace
+from client.seams import named, replace
 from client.warm_clock import BriskClock
 from client.warm_seams import SUPEREXEC
 
@@ -100,7 +99,7 @@ class WarmExecutor(SubprocessExecutor):
 def warm_up() -> None:
     """Make Flower's SuperExec, which is started after this, use a warm process."""
     clock = BriskClock(busy={}, quiet={POLL_S: QUIET_POLL_S})
-    stock: Any = run_superexec.get_executor  # type: ignore[attr-defined] # a seam: imported there
+    stock = named(SUPEREXEC, "get_executor")
 
     def get_executor(executor_type: ExecutorType, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 - Flower's
         if executor_type is ExecutorType.SUBPROCESS:

@@ -21,13 +21,11 @@ from typing import TYPE_CHECKING, Any, Final
 
 import httpx
 from flwr.proto.fleet_pb2 import DeactivateNodeRequest
-from flwr.supercore import heartbeat
 from flwr.supercore.interceptors.http.runtime_version import RuntimeVersionHttpInterceptor
-from flwr.supernode import start_client_internal
 from flwr.supernode.fleet_http_client import FleetHttpClient
 from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 
-from client.seams import apply_default, replace
+from client.seams import apply_default, named, replace
 from client.warm_clock import BriskClock
 from client.warm_seams import HEARTBEAT, PULL, RETRY, SUPERNODE, WIRE
 from mmare.files import write_whole
@@ -62,8 +60,8 @@ def warm_up(folder: Path) -> None:
     clock = BriskClock(BUSY, on_pause=life.paused)
     life.worked = clock.worked
     signal.signal(signal.SIGUSR1, life.finish)
-    stock_connection: Any = start_client_internal.http_request_response  # type: ignore[attr-defined] # a seam
-    stock_pauses: Any = heartbeat.exponential  # type: ignore[attr-defined] # as above
+    stock_connection = named(SUPERNODE, "http_request_response")
+    stock_pauses = named(HEARTBEAT, "exponential")
 
     @contextmanager
     def connection(*args: Any, **kwargs: Any) -> Iterator[Any]:  # noqa: ANN401 - Flower's

@@ -6,6 +6,7 @@ What a bundle brings is not run: the app is `client.app` as it is installed here
 from __future__ import annotations
 
 import ctypes
+import logging
 import os
 import signal
 import sys
@@ -23,7 +24,9 @@ from client.warm_seams import CLIENTAPP
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["ANSWERED", "UNANSWERED", "Task", "run_task"]
+__all__ = ["ANSWERED", "UNANSWERED", "Task", "fresh_numbers", "run_task"]
+
+LOG = logging.getLogger("flwr.mmare")  # under Flower's own, which SuperExec shows
 
 ANSWERED: Final = 0  # or nobody waits any more
 UNANSWERED: Final = 70  # SuperNode would wait for ever
@@ -49,7 +52,7 @@ class Task:
 def run_task(task: Task) -> None:
     """Answer one message and end this process; it also ends with the warm one, and with SuperExec."""
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    np.random.seed()  # noqa: NPY002, TID251 - from the system: forks share what was drawn before
+    fresh_numbers()
     push = _Noted(stock.push_message)
     replace(CLIENTAPP, "push_message", push)
     replace(CLIENTAPP, "install_from_fab", lambda *_args, **_kwargs: None)
@@ -62,10 +65,17 @@ def run_task(task: Task) -> None:
         )
     except SystemExit as end:  # Flower's own way to end; 0 also where it was told to stop
         failed = end.code not in (None, 0)
+    except BaseException:
+        LOG.exception("The process of a message failed.")
     finally:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(UNANSWERED if failed and not push.done else ANSWERED)  # no thread may hold it up
+
+
+def fresh_numbers() -> None:
+    """Begin anew, where forks of one process would draw the same; Python sees to its own `random`."""
+    np.random.seed()  # noqa: NPY002, TID251 - no seed is the point
 
 
 class _Noted:

@@ -42,6 +42,7 @@ __all__ = [
     "proxy_answers",
     "recorded",
     "server_app_pid",
+    "server_app_pids",
     "started_at",
     "superlink_answers",
     "write_record",
@@ -144,17 +145,21 @@ def check_ports(kit: Kit, *, proxy: bool = True) -> None:
 # Processes
 
 
-def server_app_pid(superexec: int | None) -> int | None:
-    """The ServerApp that a SuperExec runs, if it lives."""
-    if superexec is None:
-        return None
-    for folder in _PROC.glob("[0-9]*"):
+def server_app_pids(superexec: int | None) -> list[int]:
+    """The ServerApps that a SuperExec runs and that live: one, but for a moment between two attempts."""
+    found = []
+    for folder in _PROC.glob("[0-9]*") if superexec is not None else ():
         with suppress(OSError, ValueError):
             state, parent = _stat(int(folder.name))[:2]
             command = (folder / "cmdline").read_bytes().split(b"\0")
             if parent == str(superexec) and state != "Z" and any(b"flwr-serverapp" in c for c in command[:2]):
-                return int(folder.name)
-    return None
+                found.append(int(folder.name))
+    return sorted(found)
+
+
+def server_app_pid(superexec: int | None) -> int | None:
+    """One of `server_app_pids`, or nothing."""
+    return next(iter(server_app_pids(superexec)), None)
 
 
 def started_at(pid: int) -> str | None:

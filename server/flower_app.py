@@ -27,7 +27,16 @@ if TYPE_CHECKING:
 
     from server.kit import Kit
 
-__all__ = ["FlowerRun", "app_files", "flower_status", "run_log", "stop_run", "submit_run", "write_app"]
+__all__ = [
+    "FlowerRun",
+    "app_files",
+    "flower_status",
+    "run_log",
+    "stop_run",
+    "stop_runs",
+    "submit_run",
+    "write_app",
+]
 
 COMMAND_S: Final = 60.0  # a call takes one or two seconds; longer is a machine in trouble
 SERVER_APP, CLIENT_APP = "coordinator_app", "relay_app"
@@ -141,6 +150,20 @@ def stop_run(kit: Kit, run: int) -> bool:
     except RunError:
         return False  # over already, or unknown
     return True
+
+
+def stop_runs(kit: Kit) -> list[int]:
+    """Stop every run that is not over, as a crash may leave some behind.
+
+    Returns:
+        Their numbers.
+
+    Raises:
+        RunError: If SuperLink does not list its runs.
+    """
+    runs = _flwr(kit, "list", CONNECTION).get("runs") or []
+    left = [int(run["run-id"]) for run in runs if not str(run["status"]).startswith("finished")]
+    return [run for run in left if stop_run(kit, run)]
 
 
 def run_log(kit: Kit, run: int) -> str:

@@ -18,6 +18,7 @@ from server.deployment import (
     programs,
     proxy_answers,
     server_app_pid,
+    server_app_pids,
     started_at,
     superlink_answers,
     write_record,
@@ -112,14 +113,14 @@ class Services:
         return pid if since is not None else None
 
     def end_app(self) -> None:
-        """End a ServerApp that still lives."""
-        pid = self.app()
+        """End every ServerApp that still lives."""
+        superexec = self._household.pid(SUPEREXEC)
         for number in (signal.SIGTERM, signal.SIGKILL):
             end = time.monotonic() + APP_S
-            if pid is not None and self.app() == pid:
+            for pid in server_app_pids(superexec):
                 with suppress(ProcessLookupError):
                     os.kill(pid, number)
-            while pid is not None and self.app() == pid and time.monotonic() < end:
+            while server_app_pids(superexec) and time.monotonic() < end:
                 time.sleep(LOOK_S)
 
     def stop_runs(self) -> None:
@@ -173,7 +174,10 @@ class Services:
                 lines = file.read().decode(errors="replace").strip().splitlines()
         except OSError:
             lines = []
-        return f"{path} ends with {lines[-1].strip()[:200]!r}" if lines else f"{path} is empty"
+        if not lines:
+            return f"{path} is empty"
+        telling = [line for line in lines if "ERROR" in line or "[emerg]" in line] or lines
+        return f"{path} says {telling[-1].strip()[:200]!r}"
 
 
 def _written(path: Path) -> int:

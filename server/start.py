@@ -28,7 +28,7 @@ from server.proxy import write_proxy
 from server.registration import register_admitted, write_connection
 from server.services import Services
 from server.start_view import StartView
-from server.supervision import Supervision, stop_last_run
+from server.supervision import Supervision
 from server.supervisor import Limits
 
 if TYPE_CHECKING:
@@ -116,7 +116,6 @@ def start_run(settings: StartSettings, console: Console) -> Path:
         if not services.begin(stopped):
             raise RunError("stopped before the run began")
         _register(kit, view)
-        stop_last_run(kit)
         limits = Limits(silent_s=2 * study.federation.deadline_s + MARGIN_S, tries=settings.tries)
         Supervision(kit, config, limits, services, view, stopped).run()
     return out

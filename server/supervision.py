@@ -12,10 +12,9 @@ from typing import TYPE_CHECKING, Final
 
 from mmare.errors import InputError, RunError
 from mmare.files import write_whole
-from server.flower_app import FlowerRun, flower_status, run_log, stop_run, submit_run
+from server.flower_app import FlowerRun, flower_status, run_log, stop_run, stop_runs, submit_run
 from server.journal import Journal
 from server.supervisor import (
-    BAD_INPUT,
     COMPLETED,
     JOURNAL,
     Attempt,
@@ -25,6 +24,7 @@ from server.supervisor import (
     Step,
     Tries,
     decide,
+    is_permanent,
 )
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from server.services import Services
     from server.start_view import StartView
 
-__all__ = ["Supervision", "last_run", "stop_last_run"]
+__all__ = ["Supervision", "last_run"]
 
 RECORD: Final = "run.json"  # of the kit's state: the run under way, for a successor and for `status`
 LOOK_S: Final = 0.25
@@ -97,6 +97,7 @@ class Supervision:
         self._attempts = 0
         self._due = time.monotonic()
         self._reached = time.monotonic()  # SuperLink, last
+        self._tidy = False  # whether SuperLink holds no run but ours for unfinished
 
     def run(self) -> None:
         """Until the run's result is there.
@@ -154,6 +155,10 @@ class Supervision:
         self._progress.begin()
         self._attempts += 1
         try:
+            if not self._tidy:
+                stop_runs(self._kit)
+                self._services.end_app()
+            self._tidy = False
             run = submit_run(self._kit, self._config)
         except RunError as error:
             self._again(str(error), None, progress=False)
@@ -168,7 +173,9 @@ class Supervision:
         assert attempt is not None  # noqa: S101 - asked before
         self._view.take(self._progress.read())
         self._services.end_app()
-        status = None if stop_run(self._kit, attempt.run) else self._status()
+        self._tidy = stop_run(self._kit, attempt.run)
+        status = None if self._tidy else self._status()
+        self._tidy |= status is not None
         if status is not None and status.status == COMPLETED and (self._out / RESULT).exists():
             return True
         if status is not None:
@@ -182,7 +189,7 @@ class Supervision:
         """Let the next attempt be due, or give up."""
         decision = self._tries.after(reason, status, progress=progress)
         if decision.step is Step.GIVE_UP:
-            self._give_up(decision.reason, permanent=status is not None and BAD_INPUT in status.details)
+            self._give_up(decision.reason, permanent=status is not None and is_permanent(status))
         self._due = time.monotonic() + self._tries.pause_s
         self._view.say(f"attempt {self._attempts} ended: {reason}; the next one follows")
 
@@ -242,10 +249,3 @@ def last_run(kit: Kit) -> tuple[Path, int] | None:
         return kit.folder / str(found["out"]), int(found["run"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
-
-
-def stop_last_run(kit: Kit) -> None:
-    """Let SuperLink forget the run of a predecessor that was killed: no site is to work for it any more."""
-    found = last_run(kit)
-    if found is not None:
-        stop_run(kit, found[1])

@@ -29,6 +29,7 @@ __all__ = [
     "Step",
     "Tries",
     "decide",
+    "is_permanent",
 ]
 
 BAD_INPUT: Final = "cannot be run as it is: "  # how Flower's record of a run says that trying again is no use
@@ -36,6 +37,9 @@ BAD_INPUT: Final = "cannot be run as it is: "  # how Flower's record of a run sa
 JOURNAL: Final = "rounds.jsonl"
 COMPLETED, FAILED, STOPPED = "finished:completed", "finished:failed", "finished:stopped"
 LONGEST_PAUSE_S: Final = 60.0
+_BUSY: Final = (
+    "another process is running this run"  # the ServerApp of an earlier attempt, which is about to end
+)
 
 
 class Step(StrEnum):
@@ -153,6 +157,11 @@ def ending(status: FlowerRun) -> str:
     return status.details or status.status
 
 
+def is_permanent(status: FlowerRun) -> bool:
+    """Whether a run ended for a reason that will be the same next time."""
+    return BAD_INPUT in status.details and _BUSY not in status.details
+
+
 class Tries:
     """Counts attempts that brought nothing.
 
@@ -175,7 +184,7 @@ class Tries:
         Returns:
             `Step.SUBMIT` with the reason, or `Step.GIVE_UP` with a sentence.
         """
-        if status is not None and BAD_INPUT in status.details:
+        if status is not None and is_permanent(status):
             return Decision(Step.GIVE_UP, status.details.split(BAD_INPUT, 1)[1])
         if status is not None and status.status == STOPPED:
             return Decision(Step.GIVE_UP, f"{ending(status)}; the same command resumes the run")

@@ -11,8 +11,9 @@ ROOT = Path(__file__).parents[1]
 PACKAGES = ("mmare", "sites", "client", "server", "simulation")
 FLOWER = {
     "client/app.py",
-    "client/warm_executor.py",  # these three make Flower's own processes of a site quick
+    "client/warm_executor.py",  # these make Flower's own processes of a site quick
     "client/warm_node.py",
+    "client/warm_relay.py",
     "client/warm_task.py",
     "server/app.py",
     "server/rounds.py",

@@ -30,6 +30,7 @@ from server.deployment import (
     programs,
     recorded,
     server_app_pid,
+    server_app_pids,
     started_at,
     write_record,
 )
@@ -322,7 +323,7 @@ def test_one_that_does_not_start_is_said_with_its_last_words(kit, monkeypatch):
     with kept.household, pytest.raises(RunError) as found:
         kept.services.begin(threading.Event())
     assert str(found.value).startswith("superlink does not start: ")
-    assert str(found.value).endswith("superlink.log ends with 'no room on this machine'")
+    assert str(found.value).endswith("superlink.log says 'no room on this machine'")
 
 
 def test_who_is_told_to_stop_while_it_starts_stops(kept):
@@ -343,6 +344,7 @@ def test_a_server_app_that_lingers_is_ended(kept, monkeypatch, tmp_path):
     child = subprocess.Popen([sys.executable, str(script)])
     monkeypatch.setattr(services, "APP_S", 0.5)
     monkeypatch.setattr(services, "server_app_pid", lambda _: server_app_pid(os.getpid()))
+    monkeypatch.setattr(services, "server_app_pids", lambda _: server_app_pids(os.getpid()))
     until(lambda: ready.exists() and kept.services.app() == child.pid, "seen")
     kept.services.end_app()
     assert child.wait(WAIT_S) == -signal.SIGKILL
@@ -358,7 +360,7 @@ class Coordinator:
 
     def __init__(self, kit, out, monkeypatch, *attempts, tries=3):
         self.kit, self.out, self.attempts = kit, out, list(attempts)
-        self.configs, self.stopped_runs, self.ended = [], [], False
+        self.configs, self.stopped_runs, self.swept, self.ended = [], [], [], False
         self.alive = False
         self.state = FlowerRun("running")
         self.stopped = threading.Event()
@@ -367,6 +369,7 @@ class Coordinator:
         monkeypatch.setattr(supervision, "submit_run", self.submit)
         monkeypatch.setattr(supervision, "flower_status", lambda _kit, _run: self.state)
         monkeypatch.setattr(supervision, "stop_run", self.stop)
+        monkeypatch.setattr(supervision, "stop_runs", lambda _kit: self.swept.append(len(self.configs)))
         monkeypatch.setattr(supervision, "run_log", lambda _kit, run: f"log of {run}")
         config = {"federation": "f", "out": str(out), "overwrite": True}
         view = StartView(self.console, out)
@@ -471,6 +474,7 @@ def test_a_killed_one_is_taken_up_at_once_and_never_overwritten_again(coordinato
     assert time.monotonic() - began < 1.0  # attempts with a new checkpoint do not wait
     assert [config["overwrite"] for config in place.configs] == [True, False, False]
     assert place.stopped_runs == [1, 2]
+    assert place.swept == [0]  # at the beginning, of what an earlier start may have left
     assert "attempt 1 ended: its ServerApp is gone" in place.said()
 
 
@@ -545,6 +549,7 @@ def test_what_superlink_does_not_take_is_tried_again(coordinator, monkeypatch):
     monkeypatch.setattr(supervision, "submit_run", first_refused)
     place.supervision.run()
     assert "attempt 1 ended: flwr run: no answer after 60 s" in place.said()
+    assert place.swept == [0, 0]  # it may have taken it after all
 
 
 def test_told_to_stop_it_lets_go_in_order_and_the_journal_says_so(kit, coordinator):

@@ -153,6 +153,12 @@ def test_what_cannot_be_run_as_it_is_is_not_tried_again(progress):
     assert found == Decision(Step.GIVE_UP, "study.toml: [model] width is 0, expected 1")
 
 
+def test_an_earlier_server_app_that_has_not_ended_yet_is_no_reason_to_give_up():
+    details = f"ServerApp failed with exception: {BAD_INPUT}/runs/x: another process is running this run"
+    found = Tries(most=5).after("busy", FlowerRun("finished:failed", details), progress=False)
+    assert found.step is Step.SUBMIT
+
+
 def test_a_run_that_somebody_stopped_is_not_started_again():
     found = Tries(most=5).after("gone", STOPPED, progress=True)
     assert found.step is Step.GIVE_UP

@@ -1,0 +1,243 @@
+"""Seconds that a deployed round takes over the sites' own compute: stock Flower, and what is here.
+
+Three sites and their coordinator on this machine, through the real door: nginx, TLS, node keys, SuperLink with
+its database. ``MMARE_BENCH_ROUNDS`` sets the rounds (30 for a report). What is gated is exact: bytes a round,
+and that every update arrived.
+"""
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from contextlib import contextmanager
+from datetime import datetime
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+
+from client.relay import SUPERNODE, RelayFolder, relay_programs
+from client.warm_relay import STOCK_VARIABLE
+from tests.bench.printed import report
+from tests.bench.test_bench import PARAMETERS, federation
+from tests.system.deployment import BIN, Coordinator, Hospital, Running, free_ports, needs_nginx, tails
+
+pytestmark = [pytest.mark.bench, needs_nginx, pytest.mark.filterwarnings("default")]
+
+SITES = ("site000", "site001", "site002")
+ROUNDS = int(os.environ.get("MMARE_BENCH_ROUNDS", "10"))
+ROUND_S = 60  # at most, on a busy machine
+TICK = os.sysconf("SC_CLK_TCK")
+ROLES = (  # the first that is in a command line
+    ("forkserver", "processes of messages"),
+    ("resource_tracker", "resource tracker"),
+    ("warm_relay supernode", "SuperNode"),
+    ("warm_relay superexec", "site's SuperExec"),
+    ("clientapp", "processes of messages"),
+    ("flower-superlink", "SuperLink"),
+    ("flwr-serverapp", "ServerApp"),
+    ("flower-superexec", "SuperExec"),
+    ("--part worker", "worker"),
+    ("nginx", "nginx"),
+    ("mmare-site start", "mmare-site start"),
+    ("mmare-server", "mmare-server start"),
+)
+
+
+class StockSite(Hospital):
+    """Flower alone: a ClientApp that imports torch, reads the data and trains, in a process of its own."""
+
+    def start(self, *_: str) -> None:
+        RelayFolder.of(self.site).make()
+        place = f"partition-id={SITES.index(self.name)} num-partitions={len(SITES)}"
+        for program in relay_programs(self.site):
+            words = list(program.command)
+            if program.name == SUPERNODE:
+                words[words.index("--node-config") + 1] = place
+            self.running[program.name] = Running(
+                program.log, "python3", *words[1:], environment={**program.environment, **STOCK}
+            )
+
+
+class StockRelay(Hospital):
+    """Flower's relay as it is, with a resident worker."""
+
+    def start(self, *_: str) -> None:
+        log = self.folder / "start-all.log"
+        self.running["all"] = Running(log, "mmare-site", "start", self.file, environment=STOCK)
+
+
+STOCK = {STOCK_VARIABLE: "1", "OMP_NUM_THREADS": "1"}
+VARIANTS = {
+    "stock Flower, torch in the ClientApp": StockSite,
+    "stock relay, resident worker": StockRelay,
+    "warm relay, resident worker": Hospital,
+}
+
+
+@contextmanager
+def deployed(kind: type[Hospital]):
+    with tempfile.TemporaryDirectory(prefix="mmare-") as name:
+        folder = Path(name)
+        source = federation(folder / "fed", len(SITES), 60, rounds=ROUNDS)
+        coordinator = Coordinator(folder / "kit")
+        sites = [kind(source / site, port) for site, port in zip(SITES, free_ports(3), strict=True)]
+        coordinator.hospitals += sites
+        try:
+            for site in sites:
+                site.join(coordinator, source / "study.toml")
+                site.start()
+            coordinator.start(source, folder / "run")
+            yield folder, coordinator
+        finally:
+            for site in sites:
+                site.stop()
+            coordinator.close()
+
+
+# What processes use
+
+
+def members(folder: Path) -> dict[int, str]:
+    """Roles by process id: processes that name the folder, and those of their groups."""
+    lines, groups = {}, {}
+    for path in Path("/proc").glob("[0-9]*"):
+        try:
+            lines[int(path.name)] = (
+                (path / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+            )
+            groups[int(path.name)] = int((path / "stat").read_text().rpartition(")")[2].split()[2])
+        except OSError:
+            continue
+    leaders = {pid for pid, line in lines.items() if str(folder) in line}
+    leaders |= {groups[pid] for pid in leaders if pid in groups}
+    return {
+        pid: next((role for mark, role in ROLES if mark in line), "other")
+        for pid, line in lines.items()
+        if groups.get(pid) in leaders and line
+    }
+
+
+def cpu_s(folder: Path) -> dict[str, float]:
+    """CPU seconds so far by role, those of ended children in their parents'."""
+    spent: dict[str, float] = {}
+    for pid, role in members(folder).items():
+        try:
+            fields = (Path("/proc") / str(pid) / "stat").read_text().rpartition(")")[2].split()
+        except OSError:
+            continue
+        spent[role] = spent.get(role, 0.0) + sum(map(int, fields[11:15])) / TICK
+    return spent
+
+
+def memory_mb(folder: Path) -> dict[str, float]:
+    """Proportional set size by role: all processes of it together."""
+    found: dict[str, float] = {}
+    for pid, role in members(folder).items():
+        try:
+            text = (Path("/proc") / str(pid) / "smaps_rollup").read_text()
+        except OSError:
+            continue
+        kilobytes = next((int(line.split()[1]) for line in text.splitlines() if line.startswith("Pss:")), 0)
+        found[role] = found.get(role, 0.0) + kilobytes / 1024
+    return found
+
+
+# What the journal says
+
+
+def lines(run: Path) -> list[dict]:
+    found = [json.loads(line) for line in (run / "rounds.jsonl").read_text().splitlines()]
+    return [event for event in found if "phase" not in event]
+
+
+def at(event: dict) -> float:
+    return datetime.fromisoformat(event["time"]).timestamp()
+
+
+def over_compute_s(run: Path) -> list[float]:
+    """Per round but the first, seconds beyond those that the slowest site spent on it."""
+    found = lines(run)
+    begun = {event["round"]: at(event) for event in found if event["event"] == "round_started"}
+    spent: dict[int, float] = {}
+    for event in found:
+        if event["event"] == "site_update" and event["train_loss"] is not None:
+            spent[event["round"]] = max(spent.get(event["round"], 0.0), event["seconds"])
+    return [
+        begun[after] - begun[number] - spent[number]
+        for number, after in pairwise(sorted(begun))
+        if number > 1
+    ]
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_a_round(name):
+    with deployed(VARIANTS[name]) as (folder, coordinator):
+        run = folder / "run"
+        coordinator.until_round(run, 2, ROUND_S * 5)
+        before, began, load = cpu_s(folder), time.monotonic(), os.getloadavg()[0]
+        coordinator.until_round(run, ROUNDS, ROUND_S * ROUNDS)
+        after, wall = cpu_s(folder), time.monotonic() - began
+        memory = memory_mb(folder)
+        coordinator.finish(ROUND_S * 5)
+        rounds = ROUNDS - 2
+        updates = [
+            event
+            for event in lines(run)
+            if event["event"] == "site_update" and event["train_loss"] is not None
+        ]
+        assert len(updates) == ROUNDS * len(SITES), tails([coordinator.folder / "logs" / "start.log"])
+        up, down = ({event[key] for event in updates} for key in ("bytes_up", "bytes_down"))
+        assert all(PARAMETERS * 4 < each < PARAMETERS * 4 * 1.02 for each in up | down)
+        seconds = over_compute_s(run)
+        report(
+            f"deployed round, {name}",
+            rounds=len(seconds),
+            median_s=round(statistics.median(seconds), 2),
+            least_s=round(min(seconds), 2),
+            most_s=round(max(seconds), 2),
+            wall_s=round(wall / rounds, 2),
+            load=f"{load:.1f} on {os.cpu_count()} cores",
+            up_bytes=f"{min(up):,} a site",
+            down_bytes=f"{max(down):,} a site",
+        )
+        used = {role: (after[role] - before.get(role, 0.0)) / rounds for role in after}
+        report("CPU seconds a round", all=round(sum(used.values()), 2), **_rounded(used, 2))
+        report("memory, PSS in MB, all of a kind", **_rounded(memory, 0))
+
+
+def _rounded(values: dict[str, float], digits: int) -> dict[str, str]:
+    return {name: f"{value:.{digits}f}" for name, value in sorted(values.items(), key=lambda item: -item[1])}
+
+
+def test_a_process_of_a_message():
+    """What Flower starts for each message, against a fork of a process that has imported the same."""
+    began = time.perf_counter()
+    subprocess.run([str(BIN / "flwr-clientapp"), "--help"], check=True, capture_output=True, timeout=60)
+    started = time.perf_counter() - began
+    code = (
+        "import time\n"
+        "from multiprocessing import get_context, forkserver\n"
+        "def nothing(): pass\n"
+        "if __name__ == '__main__':\n"
+        "    context = get_context('forkserver')\n"
+        "    context.set_forkserver_preload(['client.warm_task'])\n"
+        "    forkserver.ensure_running()\n"
+        "    for _ in range(6):\n"
+        "        began = time.perf_counter()\n"
+        "        process = context.Process(target=nothing)\n"
+        "        process.start(); process.join()\n"
+        "        print(time.perf_counter() - began)\n"
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "forks.py"
+        file.write_text(code)
+        done = subprocess.run(
+            [sys.executable, str(file)], check=True, capture_output=True, text=True, timeout=60
+        )
+    forked = statistics.median(map(float, done.stdout.split()[1:]))
+    report("process of a message", started_s=round(started, 2), forked_s=round(forked, 3))
+    assert forked < started

@@ -1,0 +1,266 @@
+"""``mmare-site start`` as a hospital runs it: all is back after a kill, and nothing is left behind."""
+
+import json
+import os
+import signal
+import sys
+import tempfile
+import time
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+
+import pytest
+
+from client.relay import RelayFolder
+from client.relay_state import read_state
+from tests.federations import events, run_nodes, tiny_federation, tiny_study, weights
+from tests.system.deployment import Coordinator, Hospital, command, free_ports, needs_nginx, until
+
+pytestmark = [pytest.mark.system, needs_nginx]
+
+NAMES = ("ash", "birch", "cedar")
+RUN_S = 600  # on a busy machine
+BACK_S = 150
+
+
+class Place:
+    """A coordinator and three sites on this machine, joined but not started."""
+
+    def __init__(self, folder: Path, rounds: int, deadline_s: int = 60) -> None:
+        study = tiny_study(
+            training={"rounds": rounds, "patience": 5000},
+            federation={"min_sites": 2, "deadline_s": deadline_s},
+        )
+        self.folder = folder
+        self.federation = tiny_federation(folder / "fed", study)
+        self.out = folder / "run"
+        self.coordinator = Coordinator(folder / "kit")
+        self.sites = {
+            name: Hospital(self.federation / name, port)
+            for name, port in zip(NAMES, free_ports(3), strict=True)
+        }
+        self.coordinator.hospitals += self.sites.values()
+        for site in self.sites.values():
+            site.join(self.coordinator, self.federation / "study.toml")
+
+    def begin(self) -> None:
+        """Start all, and wait for two rounds."""
+        for site in self.sites.values():
+            site.start()
+        self.coordinator.start(self.federation / "study.toml", self.out)
+
+    def after(self, more: int) -> None:
+        """Until some more rounds are finished."""
+        wanted = self.rounds() + more
+        until(lambda: self.rounds() >= wanted, f"{more} more rounds", BACK_S, self.coordinator.logs)
+
+    def rounds(self) -> int:
+        if not (self.out / "rounds.jsonl").exists():
+            return 0
+        return sum(b'"aggregated"' in line for line in (self.out / "rounds.jsonl").read_bytes().splitlines())
+
+    def back(self, site: str) -> float:
+        """Seconds until the next good update of a site."""
+        since = time.time()
+
+        def there() -> bool:
+            lines = (self.out / "rounds.jsonl").read_bytes().splitlines(keepends=True)
+            (self.folder / "so-far.jsonl").write_bytes(
+                b"".join(line for line in lines if line.endswith(b"\n"))
+            )
+            return any(
+                event["site"] == site and datetime.fromisoformat(event["time"]).timestamp() > since
+                for event in _events(self.folder / "so-far.jsonl", "site_update")
+            )
+
+        until(there, f"{site} is back", BACK_S, self.coordinator.logs)
+        return time.time() - since
+
+    def close(self) -> None:
+        for site in self.sites.values():
+            site.stop()
+        self.coordinator.close()
+
+
+def _events(path: Path, kind: str):
+    return [event for line in path.read_text().splitlines() if (event := json.loads(line))["event"] == kind]
+
+
+@contextmanager
+def place(rounds: int, **settings):
+    with tempfile.TemporaryDirectory(prefix="mmare-") as folder:
+        found = Place(Path(folder), rounds, **settings)
+        try:
+            yield found
+        finally:
+            found.close()
+
+
+# Processes
+
+
+def processes() -> dict[int, tuple[int, int, str]]:
+    """Living ones by id: parent, process group, command line."""
+    found = {}
+    for path in Path("/proc").glob("[0-9]*"):
+        try:
+            words = (path / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+            state, parent, group = (path / "stat").read_text().rpartition(")")[2].split()[:3]
+        except OSError:
+            continue
+        if state != "Z":
+            found[int(path.name)] = (int(parent), int(group), words)
+    return found
+
+
+def of_site(site: Hospital) -> set[int]:
+    """All processes of a site: those that name its folder, and their groups."""
+    everything = processes()
+    named = {pid for pid, (_, _, words) in everything.items() if f"{site.folder}/" in words}
+    return {pid for pid, (_, group, _) in everything.items() if pid in named or group in named}
+
+
+def message_process(site: Hospital) -> int | None:
+    """The process that answers a message: a child of SuperExec's warm process."""
+    superexec = site.pid("superexec")
+    found = [
+        pid
+        for pid, (parent, group, _) in processes().items()
+        if group == superexec and superexec not in (parent, pid)
+    ]
+    return found[0] if found else None
+
+
+def holds_torch(pid: int) -> bool:
+    return "/torch/lib/" in Path(f"/proc/{pid}/maps").read_text()
+
+
+@contextmanager
+def in_hand(site: Hospital):
+    """A message of the site in the middle of its work, whose process this gives."""
+    worker = site.pid("worker")
+    found: list[int] = []
+
+    def there() -> bool:
+        pid = message_process(site)
+        found[:] = [] if pid is None else [pid]
+        return bool(found)
+
+    os.kill(worker, signal.SIGSTOP)
+    try:
+        until(there, "a message is in hand", BACK_S, site.logs)
+        time.sleep(1.0)  # so that it has come as far as the worker
+        yield found[0]
+    finally:
+        os.kill(worker, signal.SIGCONT)
+
+
+def test_a_run_gives_the_same_bits_and_its_relay_is_light(tmp_path):
+    with place(rounds=5) as found:
+        found.begin()
+        found.coordinator.until_round(found.out, 2)
+        site = found.sites["birch"]
+        with in_hand(site) as pid:
+            assert holds_torch(site.pid("worker"))
+            light = of_site(site) - {site.pid("worker")}
+            assert {pid, site.pid("superexec"), site.pid("supernode")} <= light
+            assert [each for each in light if holds_torch(each)] == []
+        found.coordinator.finish(RUN_S)
+        run_nodes(found.federation, tmp_path / "plain")
+        assert weights(found.out) == weights(tmp_path / "plain")
+        assert events(found.out, "site_left_out") == []
+
+        told = command("mmare-site", "status", site.file)
+        assert f"localhost:{found.coordinator.port}, federation test" in told
+        assert "the coordinator may not be reached" not in told
+        assert all(f"{name}: running for" in told for name in ("worker", "supernode", "superexec"))
+        second = command("mmare-site", "start", site.file, expect=1)
+        assert "mmare-site start of this site is running already" in second
+
+        assert site.running["all"].stop() == 0
+        assert of_site(site) == set()
+        assert not RelayFolder.of(site.site).state.exists()
+        assert "not running" in command("mmare-site", "status", site.file, expect=1)
+
+
+def test_whatever_is_killed_is_back_in_seconds():
+    took = {}
+    with place(rounds=4000) as found:
+        found.begin()
+        until(lambda: found.rounds() > 1, "two rounds", RUN_S, found.coordinator.logs)
+        for name, part in zip(NAMES, ("worker", "supernode", "superexec"), strict=True):
+            site = found.sites[name]
+            pid = site.pid(part)
+            site.kill(part)
+            took[part] = found.back(name)
+            assert site.pid(part) != pid
+            found.after(1)
+        site = found.sites["ash"]
+        with in_hand(site) as pid:
+            os.kill(pid, signal.SIGKILL)
+            until(lambda: not Path(f"/proc/{pid}/root").exists(), "it is gone", 30)
+            since = time.time()
+        found.back("ash")
+        took["process of a message"] = time.time() - since
+        sys.stderr.write("".join(f"killed {what}: back after {took[what]:.1f} s\n" for what in took))
+        assert max(took.values()) < 60, took  # Flower alone needs a minute to notice
+
+        everything = of_site(site)
+        assert len(everything) >= 5
+        site.running["all"].kill()  # who keeps them all
+        until(lambda: not of_site(site), "no orphan", 60, site.logs)
+        site.running.pop("all").wait(10)
+        site.start()
+        found.back("ash")
+        assert found.coordinator.running.alive()
+
+
+def test_told_to_stop_it_finishes_the_message_in_hand():
+    with place(rounds=4000) as found:
+        found.begin()
+        until(lambda: found.rounds() > 1, "two rounds", RUN_S, found.coordinator.logs)
+        site = found.sites["cedar"]
+        with in_hand(site):
+            left = site.running["all"]
+            left.kill(signal.SIGTERM)
+            time.sleep(2.0)
+            assert left.alive()
+            number = found.rounds() + 1
+        assert left.wait(60) == 0
+        assert of_site(site) == set()
+        found.after(1)
+        given = {
+            (event["site"], event["round"]) for event in _events(found.out / "rounds.jsonl", "site_update")
+        }
+        assert ("cedar", number) in given
+        late = [
+            event
+            for event in _events(found.out / "rounds.jsonl", "site_left_out")
+            if event["round"] <= number
+        ]
+        assert late == []
+
+
+def test_the_worker_alone_and_the_relay_alone():
+    """As two users would start them; the relay is told, and waits, until there is a worker."""
+    with place(rounds=3) as found:
+        for name in NAMES[:2]:
+            found.sites[name].start()
+        apart = found.sites["cedar"]
+        apart.start("relay")
+        until(lambda: "starts once the site worker answers" in apart.logs(), "it says so", 60, apart.logs)
+        state = read_state(RelayFolder.of(apart.site))
+        assert {program.name: program.starts for program in state.programs} == {
+            "supernode": 0,
+            "superexec": 0,
+        }
+        apart.start("worker")
+        found.coordinator.start(found.federation / "study.toml", found.out)
+        found.coordinator.finish(RUN_S)
+        assert events(found.out, "site_left_out") == []
+        assert {event["site"] for event in events(found.out, "site_update")} == set(NAMES)
+        assert apart.running["relay"].stop() == 0
+        assert apart.running["worker"].alive()
+        assert apart.running["worker"].stop() == 0
+        assert of_site(apart) == set()
