@@ -44,6 +44,8 @@ POLL_S: Final = 0.2  # between looks for replies; the in-process Grid waits by i
 SETTLED_S: Final = 1.0  # that the number of nodes must stay the same where it is not known
 BLOCKED_S: Final = 2.0  # a look for replies that took longer waited for tensors still on their way
 LEFT_S: Final = 1.0  # for tensors that were announced, once the deadline has passed
+PUSHES: Final = 2  # of the same message; SuperLink, killed in the middle of one, does not know what it took
+LOST: Final = (3, 4)  # of Flower's codes: the message, or the reply to it, is unavailable
 OUTLIVES_S: Final = (
     60.0  # a message its deadline, so that clocks may differ; then no node is given it any more
 )
@@ -133,19 +135,21 @@ class GridFleet:
             time.sleep(self._poll_s)
 
     def ask(self, requests: Mapping[int, str], payload: bytes, deadline_s: float) -> Iterator[Answer]:
-        """Push one message per node and yield replies as they come, until all are in or the deadline."""
+        """Push one message per node and yield replies as they come, until all are in or the deadline.
+
+        Where SuperLink has lost a message or its reply, as when it was killed in the middle, the node is
+        asked once more: a site that does the same work again gives the same answer.
+        """
         _TENSORS.end = end = time.monotonic() + deadline_s
         tensors = ArrayRecord({PAYLOAD_KEY: Array("uint8", (len(payload),), PAYLOAD_STYPE, payload)})
-        messages = [
-            _message(node, header, tensors if payload else None, deadline_s + OUTLIVES_S)
-            for node, header in requests.items()
-        ]
-        waiting: dict[str, int] = {}
-        for node, identity in zip(requests, self._grid.push_messages(messages), strict=True):
-            if identity:
-                waiting[identity] = node
-            else:
-                yield self._none(node, "node failed (no longer admitted)")
+
+        def message(node: int) -> Message:
+            return _message(node, requests[node], tensors if payload else None, deadline_s + OUTLIVES_S)
+
+        waiting = self._pushed({node: message(node) for node in requests})
+        for node in sorted(set(requests) - set(waiting.values())):
+            yield self._none(node, "node failed (no longer admitted)")
+        once_more = set(requests)
         blocked = False
         while waiting and (blocked or time.monotonic() < end):
             began = time.monotonic()
@@ -154,12 +158,27 @@ class GridFleet:
             blocked = began < end < now and now - began > BLOCKED_S  # others came meanwhile: one more look
             for reply in replies:
                 node = waiting.pop(reply.metadata.reply_to_message_id, 0)
-                if node:  # a second answer to the same message is none
+                if node in once_more and _is_lost(reply) and time.monotonic() < end:
+                    once_more.remove(node)
+                    waiting |= self._pushed({node: message(node)})
+                elif node:  # a second answer to the same message is none
                     yield self._answer(node, reply)
             if not replies:
                 time.sleep(self._poll_s)
         for node in waiting.values():
             yield self._none(node, LATE)
+
+    def _pushed(self, messages: Mapping[int, Message]) -> dict[str, int]:
+        """Push messages; gives the nodes of those that were taken by what identifies the message."""
+        for left in reversed(range(PUSHES)):
+            try:
+                identities = list(self._grid.push_messages(list(messages.values())))
+                break
+            except Exception:
+                if not left:
+                    raise
+                LOG.warning("SuperLink did not take all of a message, it is pushed again", exc_info=True)
+        return {identity: node for identity, node in zip(identities, messages, strict=True) if identity}
 
     def _none(self, node: int, why: str) -> Answer:
         return Answer(node, None, failure=why, name=self._names.get(node, ""))
@@ -180,6 +199,10 @@ class GridFleet:
             return self._none(node, "tensors in another form")
         payload = b"" if tensors is None else tensors[PAYLOAD_KEY].data
         return Answer(node, header, payload, name=self._names.get(node, ""))
+
+
+def _is_lost(reply: Message) -> bool:
+    return reply.has_error() and reply.error.code in LOST
 
 
 def _message(node: int, header: str, tensors: ArrayRecord | None, ttl_s: float) -> Message:

@@ -89,7 +89,13 @@ def programs(kit: Kit, *, proxy: bool = True) -> tuple[Program, ...]:
     if proxy:
         commands.append((PROXY, nginx_command(kit)))
     return tuple(
-        Program(name, command, kit.logs / f"{name}.log", environment, first_pause_s=0.2, stop_s=8.0)
+        Program(
+            *(name, command, kit.logs / f"{name}.log", environment),
+            first_pause_s=0.2,
+            longest_pause_s=10.0,
+            healthy_s=15.0,  # three times what SuperLink needs to answer
+            stop_s=8.0,
+        )
         for name, command in commands
     )
 

@@ -1,8 +1,8 @@
 """Seconds that a deployed round takes over the sites' own compute: stock Flower, and what is here.
 
-Three sites and their coordinator on this machine, through the real door: nginx, TLS, node keys, SuperLink with
-its database. ``MMARE_BENCH_ROUNDS`` sets the rounds (30 for a report). What is gated is exact: bytes a round,
-and that every update arrived.
+Three sites and their coordinator on this machine, through the real door: nginx, TLS, node keys, SuperLink
+with its database. ``MMARE_BENCH_ROUNDS`` sets the rounds (30 for a report). What is gated: bytes a round, and
+that every update arrived.
 """
 
 import json
@@ -191,7 +191,7 @@ def test_a_round(name):
         ]
         assert len(updates) == ROUNDS * len(SITES), tails([coordinator.folder / "logs" / "start.log"])
         up, down = ({event[key] for event in updates} for key in ("bytes_up", "bytes_down"))
-        assert all(PARAMETERS * 4 < each < PARAMETERS * 4 * 1.02 for each in up | down)
+        assert all(abs(each / (PARAMETERS * 4) - 1) < 0.02 for each in up | down), (up, down)
         seconds = over_compute_s(run)
         report(
             f"deployed round, {name}",

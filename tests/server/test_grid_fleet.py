@@ -21,18 +21,22 @@ SUPERLINK = 1
 class Grid:
     """Answers of each node, by node; what is not there is never answered."""
 
-    def __init__(self, answers, refused=(), pull_s=0.0):
+    def __init__(self, answers, refused=(), pull_s=0.0, broken_pushes=0):
         TaskIdentity.run_id, TaskIdentity.task_id, TaskIdentity.node_id = 1, 1, SUPERLINK
         self._answers = answers
         self._refused = refused
         self._pull_s = pull_s
         self.sent = {}
         self.pulls = []
+        self.pushes, self._broken_pushes = 0, broken_pushes
 
     def get_nodes(self):
         return [SimpleNamespace(node_id=node, name=name) for node, name in NODES.items()]
 
     def push_messages(self, messages):
+        self.pushes += 1
+        if self.pushes <= self._broken_pushes:
+            raise OSError("the push session may have been replaced")
         self.sent = {f"m{message.metadata.dst_node_id}": message for message in messages}
         return [
             "" if message.metadata.dst_node_id in self._refused else key for key, message in self.sent.items()
@@ -84,10 +88,28 @@ def test_answers_carry_the_name_that_the_node_was_admitted_under():
 
 def test_what_flower_says_of_a_node_is_told_of_that_node():
     """Flower's own error messages have SuperLink as their source."""
-    found = asked(Grid({11: error(SUPERLINK, 3), 12: answer(12), 13: error(13, 2)}))
-    assert found[11] == ("ash", None, "node failed (Flower error 3)")
+    found = asked(Grid({11: error(SUPERLINK, 5), 12: answer(12), 13: error(13, 2)}))
+    assert found[11] == ("ash", None, "node failed (Flower error 5)")
     assert found[12] == ("birch", "header", "")
     assert found[13] == ("cedar", None, "node failed (Flower error 2)")
+
+
+@pytest.mark.parametrize("code", [3, 4])
+def test_a_node_whose_message_superlink_has_lost_is_asked_once_more(code):
+    grid = Grid({11: answer(11), 12: answer(12)})
+    grid._answers[13] = lambda key: [*(error(SUPERLINK, code) if grid.pushes == 1 else answer(13))(key)]
+    assert asked(grid)[13] == ("cedar", "header", "")
+    assert grid.pushes == 2
+    grid = Grid({11: answer(11), 12: answer(12), 13: error(SUPERLINK, code)})
+    assert asked(grid)[13] == ("cedar", None, f"node failed (Flower error {code})")
+    assert grid.pushes == 2
+
+
+def test_what_superlink_did_not_take_whole_is_pushed_once_more():
+    found = asked(Grid({node: answer(node) for node in NODES}, broken_pushes=1))
+    assert [header for _, header, _ in found.values()] == ["header"] * 3
+    with pytest.raises(OSError, match="replaced"):
+        asked(Grid({}, broken_pushes=2))
 
 
 def test_a_second_answer_to_a_message_is_passed_over():
