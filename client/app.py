@@ -34,7 +34,6 @@ LOG = logging.getLogger(__name__)
 FACTORY_KEY: Final = "site-factory"  # of the node's configuration
 SOCKET_KEY: Final = "socket"
 ENTRY_POINTS: Final = "mmare.site_factory"
-PART_BYTES: Final = 8 << 20  # of one part of the tensors: the coordinator's door lets 16 MiB through at once
 
 Factory = Callable[[Mapping[str, object], Mapping[str, object]], Endpoint]  # of node and run configuration
 
@@ -74,30 +73,6 @@ def _installed_factory(name: str | None) -> Factory:
     raise LookupError(f"no site factory {name!r}; installed: {', '.join(entry.name for entry in installed)}")
 
 
-def _payload(content: RecordDict) -> bytes:
-    """Tensors of a message, whichever of the two ways they came."""
-    tensors = content.array_records.get(PAYLOAD_RECORD)
-    if tensors is not None:
-        return tensors[PAYLOAD_KEY].data
-    parts: list[object] = []
-    while (record := content.config_records.get(f"{PAYLOAD_RECORD}.{len(parts)}")) is not None:
-        parts.append(record[PAYLOAD_KEY])
-    return b"".join(part for part in parts if isinstance(part, bytes))
-
-
-def _in_parts(payload: bytes) -> Mapping[str, ConfigRecord]:
-    """Flower moves a record of bytes in one request; an array it cuts into several, each with its own."""
-    return {
-        f"{PAYLOAD_RECORD}.{index}": ConfigRecord({PAYLOAD_KEY: payload[start : start + PART_BYTES]})
-        for index, start in enumerate(range(0, len(payload), PART_BYTES))
-    }
-
-
-def _as_array(payload: bytes) -> Mapping[str, ArrayRecord]:
-    array = Array("uint8", (len(payload),), PAYLOAD_STYPE, payload)
-    return {PAYLOAD_RECORD: ArrayRecord({PAYLOAD_KEY: array})}
-
-
 @app.query()
 @app.train()
 @app.evaluate()
@@ -110,11 +85,12 @@ def relay(message: Message, context: Context) -> Message:
     try:
         site = _factory(context)(context.node_config, context.run_config)
         header = str(message.content.config_records[HEADER_RECORD][HEADER_KEY])
-        asked_in_parts = f"{PAYLOAD_RECORD}.0" in message.content
-        answer, payload = site(header, _payload(message.content))
+        tensors = message.content.array_records.get(PAYLOAD_RECORD)
+        answer, payload = site(header, b"" if tensors is None else tensors[PAYLOAD_KEY].data)
         content = RecordDict({HEADER_RECORD: ConfigRecord({HEADER_KEY: answer})})
         if payload:
-            content.update(_in_parts(payload) if asked_in_parts else _as_array(payload))
+            array = Array("uint8", (len(payload),), PAYLOAD_STYPE, payload)
+            content[PAYLOAD_RECORD] = ArrayRecord({PAYLOAD_KEY: array})
     except (Exception, SystemExit):  # the detail stays here; a process that ends would leave no answer
         LOG.exception("the site could not be asked")
         code = SiteCode.INTERNAL

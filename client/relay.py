@@ -37,6 +37,7 @@ SUPEREXEC: Final = "superexec"
 LOOPBACK: Final = ("127.0.0.1", "localhost")
 NO_PROXY: Final = ("NO_PROXY", "no_proxy")  # programs differ in which one they read
 TASK_POLL_S: Final = 0.1
+CHUNK_BYTES: Final = 8 << 20  # of an array in one request: a usual model goes in one; the door lets 16 MiB in
 SUPERNODE_STOP_S: Final = 12.0  # Flower gives itself 5 s after it has been told
 SUPEREXEC_STOP_S: Final = 8.0
 
@@ -159,6 +160,7 @@ def relay_environment(folder: RelayFolder, around: Mapping[str, str]) -> dict[st
         "FLWR_DISABLE_UPDATE_CHECK": "1",
         "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
         "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": str(TASK_POLL_S),
+        "FLWR_PRIVATE_MAX_ARRAY_CHUNK_SIZE": str(CHUNK_BYTES),
         "FLWR_HOME": str(folder.home),
         FOLDER_VARIABLE: str(folder.folder),
         "PATH": f"{programs}{os.pathsep}{path}",

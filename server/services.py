@@ -63,6 +63,7 @@ class Services:
         self._programs = programs(kit, proxy=proxy)
         self._files = self._new_files = self._stamp()
         self._app: tuple[int, str] | None = None  # process id and time of start
+        self.shaken = 0.0  # when SuperLink or the door was last started again: a message may be lost then
 
     def begin(self, stopped: threading.Event) -> bool:
         """Start everything and wait until it answers.
@@ -135,6 +136,8 @@ class Services:
             )
         elif self._household.starts(change.name) > 1:
             self._tell(f"{change.name} started again")
+            if change.name in self._answers:
+                self.shaken = time.monotonic()
 
     def _ask(self) -> None:
         self._asked = now = time.monotonic()

@@ -134,6 +134,8 @@ class Supervision:
             self._progress.failed,
             self._progress.word,
             (self._out / RESULT).exists(),
+            self._services.shaken if self._services.shaken > self._progress.round_since else 0.0,
+            self._progress.round_s,
         )
         decision = decide(self._attempt, seen, self._limits)
         if decision.step is Step.ASK:

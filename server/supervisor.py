@@ -6,8 +6,11 @@ from the last checkpoint. Attempts that bring a new checkpoint are free, the oth
 
 from __future__ import annotations
 
+from collections import deque
 from dataclasses import dataclass
 from enum import StrEnum
+from math import inf
+from statistics import median
 from typing import TYPE_CHECKING, Any, Final
 
 from server.journal_tail import JournalTail
@@ -37,6 +40,8 @@ BAD_INPUT: Final = "cannot be run as it is: "  # how Flower's record of a run sa
 JOURNAL: Final = "rounds.jsonl"
 COMPLETED, FAILED, STOPPED = "finished:completed", "finished:failed", "finished:stopped"
 LONGEST_PAUSE_S: Final = 60.0
+ROUNDS_OF_CALM: Final = 3.0
+KEPT_ROUNDS: Final = 21  # whose median is how long a round takes
 _BUSY: Final = (
     "another process is running this run"  # the ServerApp of an earlier attempt, which is about to end
 )
@@ -71,6 +76,8 @@ class Limits:
         ask_s: Without a word in the journal, after which Flower is asked, and again.
         last_s: From the end of a run to that of its ServerApp, which writes the report.
         lingers_s: Of a ServerApp whose run Flower holds to be over.
+        shaken_s: Without a word once SuperLink or the door was started again in the middle of a round, which
+            may have lost a message; or three rounds, if that is longer.
         tries: Attempts in a row without a new checkpoint.
     """
 
@@ -79,6 +86,7 @@ class Limits:
     ask_s: float = 30.0
     last_s: float = 180.0
     lingers_s: float = 10.0
+    shaken_s: float = 30.0
     tries: int = 5
 
 
@@ -112,6 +120,8 @@ class Seen:
         failed: What the journal says of a failure, since then.
         word: When the journal was last written to.
         result: Whether the run's result is there.
+        shaken: When SuperLink or the door was last started again, in the round under way; 0 if it was not.
+        round_s: How long a round of this run takes; 0 where none has been seen.
     """
 
     now: float
@@ -120,6 +130,8 @@ class Seen:
     failed: str | None = None
     word: float = 0.0
     result: bool = False
+    shaken: float = 0.0
+    round_s: float = 0.0
 
 
 def decide(attempt: Attempt, seen: Seen, limits: Limits) -> Decision:  # noqa: PLR0911 - one line per case
@@ -143,6 +155,9 @@ def decide(attempt: Attempt, seen: Seen, limits: Limits) -> Decision:  # noqa: P
         return Decision(Step.WAIT) if lingers else Decision(Step.END, ending(attempt.status))
     if not attempt.app_seen and seen.now - attempt.since > limits.start_s:
         return Decision(Step.END, f"no ServerApp started within {limits.start_s:.0f} s")
+    calm = seen.now - max(seen.shaken, seen.word)
+    if seen.shaken and seen.round_s and calm > max(limits.shaken_s, ROUNDS_OF_CALM * seen.round_s):
+        return Decision(Step.END, "a message was lost when SuperLink or its door was started again")
     if quiet > limits.silent_s:
         return Decision(Step.END, f"nothing was written to the journal for {quiet:.0f} s")
     if quiet > limits.ask_s and seen.now - max(attempt.asked, attempt.since) > limits.ask_s:
@@ -221,13 +236,21 @@ class RunProgress:
         self.failed: str | None = None
         self.begun = False
         self.word = 0.0
+        self.round_since = inf  # when the round under way was begun
         self.new_checkpoint = False
+        self._rounds: deque[float] = deque(maxlen=KEPT_ROUNDS)
         self.read()
         self.begin()
 
     def begin(self) -> None:
         """An attempt is about to be submitted: forget how earlier ones ended."""
         self.finished, self.failed, self.begun, self.new_checkpoint = False, None, False, False
+        self.round_since = inf
+
+    @property
+    def round_s(self) -> float:
+        """How long a round takes, by the last ones; 0 before the first."""
+        return median(self._rounds) if self._rounds else 0.0
 
     def read(self) -> list[dict[str, Any]]:
         """Take in what was written since the last look; gives the events of the run's own journal."""
@@ -252,7 +275,11 @@ class RunProgress:
         return found
 
     def _count(self, path: Path, event: dict[str, Any]) -> None:
-        number = event.get("round")
+        number, seconds = event.get("round"), event.get("seconds")
+        if event["event"] == "aggregated" and isinstance(seconds, dict):
+            self._rounds.append(sum(value for value in seconds.values() if isinstance(value, int | float)))
+        if event["event"] == "round_started":
+            self.round_since = self.word
         if event["event"] == "checkpoint" and isinstance(number, int):
             if number > self._checkpoints.get(path, 0):
                 self.new_checkpoint = True

@@ -1,3 +1,5 @@
+import sys
+
 import pytest
 from flwr.app import ConfigRecord, Message, RecordDict
 
@@ -81,6 +83,7 @@ def test_the_factory_gets_both_configurations():
     [
         pytest.param(raising, id="factory"),
         pytest.param(lambda _node, _run: raising, id="site"),
+        pytest.param(lambda _node, _run: lambda _header, _payload: sys.exit(3), id="exit"),
         pytest.param(lambda _node, _run: lambda _header, _payload: None, id="no-answer"),
         pytest.param(lambda _node, _run: lambda _header, _payload: (1, "text"), id="wrong-answer"),
     ],

@@ -131,6 +131,7 @@ def test_the_environment_lets_nothing_out_but_the_way_to_the_coordinator(tmp_pat
         found[f"FLWR_{name}"] for name in ("DISABLE_UPDATE_CHECK", "DISABLE_RUNTIME_DEPENDENCY_INSTALLATION")
     } == {"1"}
     assert found["FLWR_TELEMETRY_ENABLED"] == "0"
+    assert int(found["FLWR_PRIVATE_MAX_ARRAY_CHUNK_SIZE"]) < 16 << 20  # what the coordinator's door lets in
 
 
 @pytest.mark.parametrize(

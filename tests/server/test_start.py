@@ -13,6 +13,7 @@ import threading
 import time
 import tomllib
 import zipfile
+from dataclasses import replace
 from io import BytesIO, StringIO
 from pathlib import Path
 
@@ -281,6 +282,9 @@ def test_one_that_ends_is_told_and_started_again(kit, kept):
     assert kept.said[0].startswith("superexec ended by signal 9 and is started again in")
     assert kept.said[1] == "superexec started again"
     assert recorded(kit)["superexec"] == kept.household.pid("superexec")
+    assert kept.services.shaken == 0.0
+    os.kill(kept.household.pid("superlink"), signal.SIGKILL)
+    kept.until(lambda: kept.services.shaken > 0.0, "a message may be lost")
 
 
 @pytest.mark.parametrize("name", ["superlink", "proxy"])
@@ -361,7 +365,7 @@ class Coordinator:
     def __init__(self, kit, out, monkeypatch, *attempts, tries=3):
         self.kit, self.out, self.attempts = kit, out, list(attempts)
         self.configs, self.stopped_runs, self.swept, self.ended = [], [], [], False
-        self.alive = False
+        self.alive, self.shaken = False, 0.0
         self.state = FlowerRun("running")
         self.stopped = threading.Event()
         self.console = Console(record=True, width=200, file=StringIO())
@@ -532,6 +536,26 @@ def test_one_that_hangs_is_ended_and_taken_up(coordinator):
     place = coordinator(lambda place: place.write(STARTED, checkpoint(1)), hangs, finishes)
     place.supervision.run()
     assert "nothing was written to the journal for 1 s" in place.said()
+    assert len(place.configs) == 2
+
+
+def test_one_that_lost_a_message_to_a_killed_superlink_does_not_wait_for_the_deadline(coordinator):
+    round_ = ("aggregated", {"round": 1, "seconds": {"wait": 0.01}})
+
+    def superlink_dies(place):
+        place.shaken = time.monotonic()
+
+    def waits(place):
+        if len(place.configs) == 1:
+            place.attempts.insert(0, waits)
+
+    place = coordinator(
+        lambda place: place.write(STARTED, round_, checkpoint(1), ("round_started", {"round": 2})),
+        *(alone, superlink_dies, waits, finishes),
+    )
+    place.supervision._limits = replace(place.supervision._limits, silent_s=60.0, shaken_s=0.3)
+    place.supervision.run()
+    assert "a message was lost when SuperLink or its door was started again" in place.said()
     assert len(place.configs) == 2
 
 

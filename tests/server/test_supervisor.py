@@ -1,5 +1,6 @@
 import json
 from dataclasses import replace
+from math import inf
 
 import pytest
 
@@ -39,6 +40,34 @@ STOPPED, RUNNING = FlowerRun("finished:stopped"), FlowerRun("running")
             Step.WAIT,
             "",
             id="silent and just asked about",
+        ),
+        pytest.param(
+            LIVES,
+            Seen(1131.0, app=True, word=1090.0, shaken=1100.0, round_s=5.0),
+            Step.END,
+            "a message was lost when SuperLink or its door was started again",
+            id="does not go on after SuperLink was killed",
+        ),
+        pytest.param(
+            LIVES,
+            Seen(1145.0, app=True, word=1116.0, shaken=1100.0, round_s=5.0),
+            Step.WAIT,
+            "",
+            id="goes on after SuperLink was killed",
+        ),
+        pytest.param(
+            replace(LIVES, asked=1125.0),
+            Seen(1145.0, app=True, word=1090.0, shaken=1100.0, round_s=40.0),
+            Step.WAIT,
+            "",
+            id="rounds take longer than that",
+        ),
+        pytest.param(
+            replace(LIVES, asked=1125.0),
+            Seen(1145.0, app=True, word=1090.0, shaken=1100.0),
+            Step.WAIT,
+            "",
+            id="nobody knows how long rounds take",
         ),
         pytest.param(
             LIVES,
@@ -203,6 +232,23 @@ def test_an_earlier_attempt_does_not_count_for_the_next(tmp_path, clock):
     assert (progress.failed, progress.finished, progress.run) == ("2 sites", False, "r")
     progress.begin()
     assert (progress.failed, progress.new_checkpoint) == (None, False)
+
+
+def test_a_round_takes_as_long_as_the_last_ones_did(tmp_path, clock):
+    progress = RunProgress(tmp_path, clock)
+    assert progress.round_s == 0.0
+    rounds = [
+        ("aggregated", {"round": n, "seconds": {"wait": wait, "aggregate": 0.5}})
+        for n, wait in enumerate([1, 99, 2])
+    ]
+    write(tmp_path / "rounds.jsonl", ("run_started", {}), *rounds)
+    progress.read()
+    assert (progress.round_s, progress.round_since) == (2.5, inf)
+    write(tmp_path / "rounds.jsonl", ("round_started", {"round": 4}))
+    progress.read()
+    assert progress.round_since == progress.word
+    progress.begin()
+    assert progress.round_since == inf
 
 
 def test_the_end_and_the_last_word_are_seen(tmp_path, clock):
