@@ -82,11 +82,12 @@ def named(module: str, name: str) -> Any:  # noqa: ANN401 - whatever it is
 
 
 def replace(module: str, name: str, value: object) -> None:
-    """Put something else in a module under a name that it has."""
-    found = importlib.import_module(module)
-    if not hasattr(found, name):
+    """Put something else in a module under a name that it has, with dots for what is inside of a class."""
+    inside, _, last = name.rpartition(".")
+    found = named(module, inside) if inside else importlib.import_module(module)
+    if not hasattr(found, last):
         raise AttributeError(f"{module}.{name}")
-    setattr(found, name, value)
+    setattr(found, last, value)
 
 
 def apply_default(module: str, name: str, parameter: str, value: object) -> None:

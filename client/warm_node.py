@@ -1,9 +1,12 @@
 """SuperNode with short pauses, which takes its leave of the coordinator even after it was killed.
 
-Three things that Flower has no settings for, around its own SuperNode:
+Four things that Flower has no settings for, around its own SuperNode:
 
 - pauses between looks for messages, replies and objects: short while there is work;
 - a connection that was lost: tried again every two seconds at most, not every twenty;
+- an answer that was lost on its way here (`client.warm_losses`): the coordinator holds the message that it
+  may have carried to be delivered and waits for a reply until its deadline. So this node goes offline for a
+  moment, whereby the coordinator gives the message up and asks again;
 - a SuperNode that was killed: the coordinator holds its connection for a minute, in which it lets no other in
   and waits for an answer that will not come. The next one of the same site says first that the last one is
   gone, so that the message is given up at once and the site is back in seconds.
@@ -15,18 +18,22 @@ import json
 import logging
 import signal
 import time
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import httpx
+from flwr.common.constant import HEARTBEAT_DEFAULT_INTERVAL
 from flwr.proto.fleet_pb2 import DeactivateNodeRequest
+from flwr.proto.heartbeat_pb2 import SendNodeHeartbeatRequest
+from flwr.proto.node_pb2 import Node
 from flwr.supercore.interceptors.http.runtime_version import RuntimeVersionHttpInterceptor
 from flwr.supernode.fleet_http_client import FleetHttpClient
 from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 
 from client.seams import apply_default, named, replace
 from client.warm_clock import BriskClock
+from client.warm_losses import Losses
 from client.warm_seams import HEARTBEAT, PULL, RETRY, SUPERNODE, WIRE
 from mmare.files import write_whole
 
@@ -46,7 +53,12 @@ LONGEST_BACKOFF_S: Final = 2.0  # Flower's is 10 s
 MOST_TRIES: Final = 2500  # as long as Flower's 500 tries of 10 s
 RETRY_S: Final = 2  # the longest pause before a lost connection is tried again; Flower's is 20 s
 CONNECT: Final = httpx.Timeout(30.0, connect=5.0)  # Flower's is 30 s for all
-LEAVE_S: Final = 5.0  # for the coordinator to see that the last one is gone: it looks every 0.2 s
+LEAVE_S: Final = 5.0  # for the coordinator to see that a node is gone: it looks every 0.2 s
+NOT_SENT: Final = (
+    httpx.ConnectError,
+    httpx.ConnectTimeout,
+    httpx.PoolTimeout,
+)  # the rest may be lost answers
 CONTACT_S: Final = 2.0  # between notes of a contact
 
 
@@ -65,15 +77,18 @@ def warm_up(folder: Path) -> None:
 
     @contextmanager
     def connection(*args: Any, **kwargs: Any) -> Iterator[Any]:  # noqa: ANN401 - Flower's
-        life.leave(*args)
+        door = _Door(*args[:4])
+        life.leave_for_the_last(door)
         with stock_connection(*args, **kwargs) as found:
-            node_id, receive, *others = found
+            node_id, receive, *others, push_object, confirm = found
             life.joined(node_id)
-            yield (node_id, life.receiving(receive), *others)
+            asked = life.receiving(receive, lambda: door.leave(node_id, come_back=True))
+            yield (node_id, asked, *others, life.losses.pushing(push_object), confirm)
 
     def pauses(base_delay: float = 1, multiplier: float = 2, max_delay: int | None = None) -> Any:  # noqa: ANN401
         return stock_pauses(base_delay, multiplier, min(max_delay or RETRY_S, RETRY_S))
 
+    life.losses.watch()
     replace(SUPERNODE, "time", clock)
     replace(SUPERNODE, "http_request_response", connection)
     replace(HEARTBEAT, "exponential", pauses)
@@ -82,6 +97,49 @@ def warm_up(folder: Path) -> None:
     apply_default(PULL, "pull_objects", "backoff_cap", LONGEST_BACKOFF_S)
     apply_default(PULL, "pull_objects", "max_tries_per_object", MOST_TRIES)
     apply_default(WIRE, "ProtobufClient.__init__", "timeout", CONNECT)
+
+
+class _Door:
+    """The coordinator, as Flower's own connection reaches it.
+
+    Args:
+        address: HOST:PORT.
+        insecure: Without TLS.
+        certificates: Of the authority.
+        keys: The node's, private and public; none where nodes are not known by keys.
+    """
+
+    def __init__(
+        self, address: str, insecure: bool, certificates: bytes | str | None, keys: tuple[Any, Any] | None
+    ) -> None:
+        self._address = (address, insecure, certificates)
+        self._keys = keys
+
+    def leave(self, node_id: int, *, come_back: bool = False) -> bool:
+        """Say that a node of this site is offline, and wait until that has been seen; it may then come back.
+
+        Returns:
+            Whether it was said: not where nodes have no keys, where nobody is there, or it was offline.
+        """
+        if self._keys is None:
+            return False
+        interceptors: list[Any] = [
+            RuntimeVersionHttpInterceptor(component_name="SuperNode"),
+            NodeAuthHttpInterceptor(*self._keys),
+        ]
+        try:
+            with FleetHttpClient.from_server_address(*self._address, interceptors) as client:
+                client.DeactivateNode(DeactivateNodeRequest(node_id=node_id))
+                time.sleep(LEAVE_S)
+                if come_back:  # the next heartbeat would do it, too
+                    client.SendNodeHeartbeat(
+                        SendNodeHeartbeatRequest(
+                            node=Node(node_id=node_id), heartbeat_interval=HEARTBEAT_DEFAULT_INTERVAL
+                        )
+                    )
+        except (httpx.HTTPError, RuntimeError, ValueError):
+            return False
+        return True
 
 
 class _Life:
@@ -93,50 +151,46 @@ class _Life:
         self._noted = 0.0
         self._in_hand = False
         self._finishing = False
+        self.losses = Losses()
         self.worked: Callable[[], None] = lambda: None
 
-    def leave(
-        self,
-        address: str,
-        insecure: bool,
-        certificates: bytes | str | None,
-        keys: tuple[Any, Any] | None,
-        *_: object,
-    ) -> None:
+    def leave_for_the_last(self, door: _Door) -> None:
         """Say that this site's last SuperNode is gone, if there was one and nobody has said so."""
         try:
             last = json.loads(self._node.read_text())
         except (OSError, ValueError):
             return
-        if keys is None or last.get("boot") != _boot():  # after a restart of the machine a minute has gone by
+        if last.get("boot") != _boot():  # after a restart of the machine a minute has gone by
             return
-        interceptors: list[Any] = [
-            RuntimeVersionHttpInterceptor(component_name="SuperNode"),
-            NodeAuthHttpInterceptor(*keys),
-        ]
-        with suppress(
-            httpx.HTTPError, RuntimeError, ValueError
-        ):  # offline already, or nobody there: no matter
-            with FleetHttpClient.from_server_address(address, insecure, certificates, interceptors) as client:
-                client.DeactivateNode(DeactivateNodeRequest(node_id=int(last["node_id"])))
+        if door.leave(int(last["node_id"])):
             LOG.info("Told the coordinator that the last SuperNode of this site is gone.")
-            time.sleep(LEAVE_S)
 
     def joined(self, node_id: int) -> None:
         """Note who we are, for the next one."""
         write_whole(self._node, json.dumps({"node_id": node_id, "boot": _boot()}).encode(), mode=0o600)
 
-    def receiving(self, receive: Callable[[], Any]) -> Callable[[], Any]:
-        """Flower's function that asks for a message, which says whether one is in hand."""
+    def receiving(self, receive: Callable[[], Any], rejoin: Callable[[], object]) -> Callable[[], Any]:
+        """Flower's function that asks for a message, which says whether one is in hand.
+
+        Args:
+            receive: Flower's; it asks until it has an answer.
+            rejoin: Called where that answer is that there is none, and one before it was lost.
+        """
 
         def ask() -> Any:  # noqa: ANN401 - as Flower's
             self._in_hand = False
             if self._finishing:
                 raise SystemExit(0)
+            self.losses.forget()
             found = receive()
             self._in_hand = found is not None
             if found is not None:
                 self.worked()
+            elif self.losses.message:
+                LOG.info(
+                    "An answer of the coordinator was lost: whatever it carried will be asked for again."
+                )
+                rejoin()
             return found
 
         return ask

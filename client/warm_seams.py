@@ -13,6 +13,7 @@ from client.seams import Seam
 __all__ = [
     "CLIENTAPP",
     "CLIENTAPP_SEAMS",
+    "FLEET",
     "HEARTBEAT",
     "PULL",
     "RETRY",
@@ -26,6 +27,7 @@ __all__ = [
 SUPERNODE: Final = "flwr.supernode.start_client_internal"
 SUPEREXEC: Final = "flwr.supercore.superexec.run_superexec"
 CLIENTAPP: Final = "flwr.supernode.runtime.run_clientapp"
+FLEET: Final = "flwr.supernode.fleet_http_client"
 HEARTBEAT: Final = "flwr.supercore.heartbeat"
 RETRY: Final = "flwr.supercore.retry.http_retry"
 WIRE: Final = "flwr.supercore.protobuf.client"
@@ -33,7 +35,6 @@ PULL: Final = "flwr.supercore.inflatable.inflatable_utils"
 
 _EXECUTOR: Final = "flwr.supercore.superexec.executor.subprocess_executor"
 _TYPES: Final = "flwr.supercore.superexec.executor.types"
-_FLEET: Final = "flwr.supernode.fleet_http_client"
 _BACKOFF: Final = (
     "max_concurrent_pulls",
     "max_time",
@@ -52,6 +53,7 @@ SUPERNODE_SEAMS: Final = (
             *("max_retries", "max_wait_time"),
         ),
     ),
+    Seam(PULL, "ObjectPushError", kind=type),
     Seam(PULL, "pull_objects", ("object_ids", "pull_object_fn", *_BACKOFF), _BACKOFF),
     Seam(RETRY, "MAX_RETRY_DELAY", kind=int),
     Seam(HEARTBEAT, "exponential", ("base_delay", "multiplier", "max_delay")),
@@ -61,9 +63,12 @@ SUPERNODE_SEAMS: Final = (
         ("self", "base_url", "interceptors", "verify", "timeout", "retry_invoker"),
         ("timeout",),
     ),
-    Seam(_FLEET, "FleetHttpClient.DeactivateNode", ("self", "request")),
+    Seam(FLEET, "FleetHttpClient.DeactivateNode", ("self", "request")),
+    Seam(FLEET, "FleetHttpClient.PullMessages", ("self", "request")),
+    Seam(FLEET, "FleetHttpClient.PushObject", ("self", "request")),
+    Seam(FLEET, "FleetHttpClient.SendNodeHeartbeat", ("self", "request")),
     Seam(
-        _FLEET,
+        FLEET,
         "FleetHttpClient.from_server_address",
         ("server_address", "insecure", "root_certificates", "interceptors", "retry_invoker"),
     ),
@@ -76,6 +81,9 @@ SUPERNODE_SEAMS: Final = (
         ("component_name",),
     ),
     Seam("flwr.proto.fleet_pb2", "DeactivateNodeRequest"),
+    Seam("flwr.proto.heartbeat_pb2", "SendNodeHeartbeatRequest"),
+    Seam("flwr.proto.node_pb2", "Node"),
+    Seam("flwr.common.constant", "HEARTBEAT_DEFAULT_INTERVAL", kind=int),
 )
 
 SUPEREXEC_SEAMS: Final = (

@@ -31,7 +31,7 @@ class Answer:
 
 
 class Fleet(Protocol):
-    """Whoever carries messages to nodes; `server.app` does it over a Flower Grid."""
+    """Whoever carries messages to nodes; `server.grid_fleet` does it over a Flower Grid."""
 
     def nodes(self, at_least: int, deadline_s: float) -> Sequence[int]:
         """Nodes that are there, after waiting for ``at_least`` of them for at most ``deadline_s``."""

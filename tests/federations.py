@@ -18,9 +18,10 @@ from mmare.exchange import Endpoint, Request, Split, Task, Update, decode, encod
 from mmare.flat import global_tensors, layout_of, unpack
 from mmare.registry import build_model
 from mmare.study import Study, parse_study
-from server.app import GridFleet, settings_of
+from server.app import settings_of
 from server.checkpoint import read_checkpoint
 from server.fleet import Answer
+from server.grid_fleet import GridFleet
 from server.journal import read_journal
 from server.run_folder import execute
 from simulation.engine import InProcessGrid, held_up_s

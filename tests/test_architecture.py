@@ -12,10 +12,12 @@ PACKAGES = ("mmare", "sites", "client", "server", "simulation")
 FLOWER = {
     "client/app.py",
     "client/warm_executor.py",  # these make Flower's own processes of a site quick
+    "client/warm_losses.py",
     "client/warm_node.py",
     "client/warm_relay.py",
     "client/warm_task.py",
     "server/app.py",
+    "server/grid_fleet.py",
     "server/rounds.py",
     "server/strategy.py",
     "simulation/engine.py",

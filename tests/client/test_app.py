@@ -15,7 +15,7 @@ from mmare.exchange import (
     Task,
     encode,
 )
-from server.app import GridFleet
+from server.grid_fleet import GridFleet
 from simulation.engine import InProcessGrid
 from tests.federations import tiny_study
 

@@ -29,7 +29,7 @@ from client.worker_pb.site_worker_pb2_grpc import SiteWorkerServicer, add_SiteWo
 from mmare.errors import DataError, InputError, RunError, SiteCode
 from mmare.exchange import Refusal, Request, RollCall, Task, decode, encode
 from mmare.study import load_study
-from server.app import GridFleet
+from server.grid_fleet import GridFleet
 from simulation.engine import InProcessGrid
 from sites.config import WorkerConfig, load_site
 from tests.federations import tiny_federation, tiny_study

@@ -127,6 +127,15 @@ class Prometheus:
             time.sleep(0.1)
         raise AssertionError(f"nothing for {expression}")
 
+    def wait_for_sites(self, name, sites, seconds=30):
+        """Wait until an alert fires for these sites and no other."""
+        expression, found = f'ALERTS{{alertname="{name}", alertstate="firing"}}', None
+        end_at = time.monotonic() + seconds
+        while found != sites and time.monotonic() < end_at:
+            found = {labels["site"] for labels, _ in self.query(expression)}
+            time.sleep(0.1)
+        assert found == sites, name
+
     def wait_for_alert(self, name, seconds=30):
         """Labels of an alert once it fires."""
         found = self.wait_for(f'ALERTS{{alertname="{name}", alertstate="firing"}}', seconds)

@@ -19,7 +19,8 @@ from client.audit import AuditLog
 from client.worker import Worker, make_service, serve
 from mmare.errors import DataError, SiteCode
 from mmare.study import load_study
-from server.app import GridFleet, settings_of
+from server.app import settings_of
+from server.grid_fleet import GridFleet
 from server.run_folder import execute
 from simulation.engine import InProcessGrid
 from sites.config import load_site

@@ -1,4 +1,4 @@
-"""`server.app.GridFleet` over a grid that does what Flower's does when something is wrong."""
+"""`server.grid_fleet` over a grid that does what Flower's does when something is wrong."""
 
 import time
 from types import SimpleNamespace
@@ -9,8 +9,8 @@ from flwr.app.message import make_message
 from flwr.supercore.task_identity import TaskIdentity
 
 from mmare.exchange import HEADER_KEY, HEADER_RECORD, Request, Task, encode
-from server import app as server_app
-from server.app import OUTLIVES_S, GridFleet
+from server import grid_fleet
+from server.grid_fleet import OUTLIVES_S, GridFleet
 from tests.federations import tiny_study
 
 HEADER = encode(Request(Task.DESCRIBE, "run", tiny_study().to_dict()))
@@ -26,12 +26,13 @@ class Grid:
         self._answers = answers
         self._refused = refused
         self._pull_s = pull_s
+        self.online = set(NODES)
         self.sent = {}
         self.pulls = []
         self.pushes, self._broken_pushes = 0, broken_pushes
 
     def get_nodes(self):
-        return [SimpleNamespace(node_id=node, name=name) for node, name in NODES.items()]
+        return [SimpleNamespace(node_id=node, name=NODES[node]) for node in sorted(self.online)]
 
     def push_messages(self, messages):
         self.pushes += 1
@@ -88,8 +89,8 @@ def test_answers_carry_the_name_that_the_node_was_admitted_under():
 
 def test_what_flower_says_of_a_node_is_told_of_that_node():
     """Flower's own error messages have SuperLink as their source."""
-    found = asked(Grid({11: error(SUPERLINK, 5), 12: answer(12), 13: error(13, 2)}))
-    assert found[11] == ("ash", None, "node failed (Flower error 5)")
+    found = asked(Grid({11: error(SUPERLINK, 1), 12: answer(12), 13: error(13, 2)}))
+    assert found[11] == ("ash", None, "node failed (Flower error 1)")
     assert found[12] == ("birch", "header", "")
     assert found[13] == ("cedar", None, "node failed (Flower error 2)")
 
@@ -103,6 +104,69 @@ def test_a_node_whose_message_superlink_has_lost_is_asked_once_more(code):
     grid = Grid({11: answer(11), 12: answer(12), 13: error(SUPERLINK, code)})
     assert asked(grid)[13] == ("cedar", None, f"node failed (Flower error {code})")
     assert grid.pushes == 2
+
+
+class Leaving(Grid):
+    """Node 13 goes offline once it has been asked, and is online again at some look for nodes."""
+
+    def __init__(self, back_at_look):
+        super().__init__({11: answer(11), 12: answer(12), 13: self.thirteen})
+        self._back_at_look = back_at_look
+        self.looks = 0
+
+    def thirteen(self, key):
+        if self.pushes == 1:
+            self.online.discard(13)
+        return (answer(13) if 13 in self.online else error(SUPERLINK, 5))(key)
+
+    def get_nodes(self):
+        if 13 not in self.online:
+            self.looks += 1
+            if self.looks >= self._back_at_look:
+                self.online.add(13)
+        return super().get_nodes()
+
+
+def test_a_node_that_went_away_is_asked_again_once_it_is_back(monkeypatch):
+    monkeypatch.setattr(grid_fleet, "LOOK_S", 0.02)
+    grid = Leaving(back_at_look=3)
+    assert asked(grid)[13] == ("cedar", "header", "")
+    assert (grid.pushes, grid.looks) == (2, 3)
+
+
+def test_a_node_that_stays_away_is_given_up_and_not_waited_for_again(monkeypatch):
+    monkeypatch.setattr(grid_fleet, "LOOK_S", 0.02)
+    monkeypatch.setattr(grid_fleet, "BACK_S", 0.3)
+    grid = Leaving(back_at_look=10**9)
+    fleet = GridFleet(grid, poll_s=0.01)
+    nodes = fleet.nodes(3, 5.0)
+    took = []
+    for _ in range(2):
+        began = time.monotonic()
+        found = {each.node: each for each in fleet.ask(dict.fromkeys(nodes, HEADER), b"", 5.0)}
+        took.append(time.monotonic() - began)
+        assert (found[13].name, found[13].failure) == ("cedar", "node failed (Flower error 5)")
+        assert [found[node].header for node in (11, 12)] == ["header"] * 2
+    assert took[1] < 0.3 <= took[0] < 3.0
+
+
+def test_a_node_that_is_away_at_the_deadline_is_told_as_such(monkeypatch):
+    monkeypatch.setattr(grid_fleet, "LOOK_S", 0.02)
+    found = asked(Leaving(back_at_look=10**9), deadline_s=0.3)
+    assert found[13] == ("cedar", None, "node failed (Flower error 5)")
+
+
+def test_a_node_that_comes_back_but_is_not_admitted_any_more_is_told_as_such(monkeypatch):
+    monkeypatch.setattr(grid_fleet, "LOOK_S", 0.02)
+    grid = Leaving(back_at_look=2)
+    push = grid.push_messages
+
+    def refuse_later(messages):
+        grid._refused = (13,) if grid.pushes else ()
+        return push(messages)
+
+    grid.push_messages = refuse_later
+    assert asked(grid)[13] == ("cedar", None, "node failed (no longer admitted)")
 
 
 def test_what_superlink_did_not_take_whole_is_pushed_once_more():
@@ -129,7 +193,7 @@ def test_who_is_late_is_told_by_name_when_the_deadline_has_passed():
     began = time.monotonic()
     found = asked(Grid({11: answer(11), 13: answer(13)}), deadline_s=0.3)
     assert found[12] == ("birch", None, "no answer before the deadline")
-    assert 0.3 <= time.monotonic() - began - server_app.SETTLED_S < 3.0
+    assert 0.3 <= time.monotonic() - began - grid_fleet.SETTLED_S < 3.0
 
 
 def test_a_node_that_is_no_longer_admitted_is_not_waited_for():
@@ -145,7 +209,7 @@ def test_a_message_is_not_given_to_a_node_long_after_its_deadline():
 
 def test_after_a_look_that_was_held_up_beyond_the_deadline_others_are_still_taken(monkeypatch):
     """While Flower waits for the tensors of a site that died in the middle, the others' answers come in."""
-    monkeypatch.setattr(server_app, "BLOCKED_S", 0.2)
+    monkeypatch.setattr(grid_fleet, "BLOCKED_S", 0.2)
     grid = Grid({12: answer(12)}, pull_s=0.4)
     grid._answers[11] = lambda key: answer(11)(key) if len(grid.pulls) > 1 else []
     found = asked(grid, deadline_s=0.3)
@@ -169,12 +233,12 @@ def module(monkeypatch):
         return {}
 
     found = SimpleNamespace(pull_objects=pull_objects, calls=calls)
-    monkeypatch.setattr(server_app, "import_module", lambda _: found)
+    monkeypatch.setattr(grid_fleet, "import_module", lambda _: found)
     return found
 
 
 def test_tensors_on_their_way_are_looked_for_often_and_until_the_deadline(module):
-    tensors = server_app._Tensors()
+    tensors = grid_fleet._Tensors()
     tensors.hurry()
     tensors.hurry()  # once is enough
     tensors.end = time.monotonic() + 5.0
@@ -184,7 +248,7 @@ def test_tensors_on_their_way_are_looked_for_often_and_until_the_deadline(module
     (first, left, *rest), (second, late, *_) = module.calls
     assert (first, second) == (["a"], ["b"])
     assert 4.5 < left <= 5.0
-    assert late == server_app.LEFT_S
+    assert late == grid_fleet.LEFT_S
     assert rest == [None, 0.05, 1.0]
 
 
@@ -198,9 +262,9 @@ def test_tensors_on_their_way_are_looked_for_often_and_until_the_deadline(module
 )
 def test_a_flower_that_is_not_known_is_left_as_it_is_with_a_warning(monkeypatch, caplog, other):
     before = dict(vars(other))
-    monkeypatch.setattr(server_app, "import_module", lambda _: other)
-    monkeypatch.setattr(server_app.LOG, "handlers", [caplog.handler])
-    server_app._Tensors().hurry()
+    monkeypatch.setattr(grid_fleet, "import_module", lambda _: other)
+    monkeypatch.setattr(grid_fleet.LOG, "handlers", [caplog.handler])
+    grid_fleet._Tensors().hurry()
     assert vars(other) == before
     assert "rounds take longer" in caplog.text
 
@@ -208,7 +272,7 @@ def test_a_flower_that_is_not_known_is_left_as_it_is_with_a_warning(monkeypatch,
 def test_this_flower_is_known():
     from flwr.superlink.grid import http_grid
 
-    tensors = server_app._Tensors()
+    tensors = grid_fleet._Tensors()
     stock = http_grid.pull_objects
     try:
         tensors.hurry()

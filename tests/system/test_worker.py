@@ -14,7 +14,8 @@ import pytest
 from client.app import app as client_app
 from client.audit import AuditLog
 from client.link import WorkerLink
-from server.app import GridFleet, settings_of
+from server.app import settings_of
+from server.grid_fleet import GridFleet
 from server.run_folder import execute
 from simulation.engine import InProcessGrid
 from sites.config import load_site
