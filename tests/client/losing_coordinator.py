@@ -65,10 +65,7 @@ def main(folder: str, what: str, *answers: str) -> None:
     with connect("host:1", False, None, (key, key.public_key())) as (_, receive, *_others, push, _confirm):
         coordinator.asked.clear()
         try:
-            if what == "pull":
-                came = receive() and "message"
-            else:
-                came = push(1, "session", "object", b"")
+            came = push(1, "session", "object", b"") if what == "push" else receive() and "message"
         except ObjectPushError:
             came = "refused"
         sys.stdout.write(json.dumps([came, coordinator.asked]) + "\n")
