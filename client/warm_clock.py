@@ -1,4 +1,4 @@
-"""A clock whose pauses are short while there is work and long when nothing has come for minutes."""
+"""A clock whose pauses are short while there is work, and grow with the time that nothing has come."""
 
 from __future__ import annotations
 
@@ -9,34 +9,35 @@ from typing import TYPE_CHECKING, Any, Final
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-__all__ = ["QUIET_S", "BriskClock"]
+__all__ = ["SHARE", "BriskClock"]
 
-QUIET_S: Final = 300.0  # without work
+SHARE: Final = 0.1  # of the time without work that a pause may last: so much later is the next work noticed
 
 
 @dataclass
 class BriskClock:
     """Stands in for the module `time` in a program that sleeps between looks for work.
 
+    A site that waits for others looks less and less often: with tens of sites it is their looks that keep a
+    coordinator busy.
+
     Args:
-        busy: The pause that is made instead of one that the program asks for, while there is work.
-        quiet: The same once nothing has come for ``quiet_s``.
-        quiet_s: See above.
+        shortest: The pause that is made instead of one that the program asks for, just after work.
+        longest: The same once nothing has come for long; what the program asks for where it is not here.
         on_pause: Told of each pause before it is made.
         now: Monotonic time in seconds.
         wait: That pauses.
 
     Example:
-        >>> clock = BriskClock(busy={3: 0.2}, wait=print)
+        >>> clock = BriskClock(shortest={3: 0.2}, wait=print)
         >>> clock.sleep(3)
         0.2
         >>> clock.sleep(0.5)
         0.5
     """
 
-    busy: Mapping[float, float]
-    quiet: Mapping[float, float] = field(default_factory=dict)
-    quiet_s: float = QUIET_S
+    shortest: Mapping[float, float]
+    longest: Mapping[float, float] = field(default_factory=dict)
     on_pause: Callable[[float], None] = lambda _seconds: None
     now: Callable[[], float] = time.monotonic
     wait: Callable[[float], None] = time.sleep
@@ -52,8 +53,8 @@ class BriskClock:
     def sleep(self, seconds: float) -> None:
         """Pause, for as long as suits."""
         self.on_pause(seconds)
-        quiet = self.now() - self._worked > self.quiet_s
-        self.wait((self.quiet if quiet else self.busy).get(seconds, seconds))
+        shortest, longest = self.shortest.get(seconds, seconds), self.longest.get(seconds, seconds)
+        self.wait(max(shortest, min(SHARE * (self.now() - self._worked), longest)))
 
     def __getattr__(self, name: str) -> Any:  # noqa: ANN401 - whatever else the module time has
         return getattr(time, name)

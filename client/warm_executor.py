@@ -98,7 +98,7 @@ class WarmExecutor(SubprocessExecutor):
 
 def warm_up() -> None:
     """Make Flower's SuperExec, which is started after this, use a warm process."""
-    clock = BriskClock(busy={}, quiet={POLL_S: QUIET_POLL_S})
+    clock = BriskClock(shortest={}, longest={POLL_S: QUIET_POLL_S})
     stock = named(SUPEREXEC, "get_executor")
 
     def get_executor(executor_type: ExecutorType, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 - Flower's

@@ -2,7 +2,7 @@
 
 Four things that Flower has no settings for, around its own SuperNode:
 
-- pauses between looks for messages, replies and objects: short while there is work;
+- pauses between looks for messages, replies and objects: short with work, longer and longer without;
 - a connection that was lost: tried again every two seconds at most, not every twenty;
 - an answer that was lost on its way here (`client.warm_losses`): the coordinator holds the message that it
   may have carried to be delivered and waits for a reply until its deadline. So this node goes offline for a

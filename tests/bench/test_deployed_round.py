@@ -19,11 +19,14 @@ from pathlib import Path
 
 import pytest
 
+from client.kit import make_request
 from client.relay import SUPERNODE, RelayFolder, relay_programs
 from client.warm_relay import STOCK_VARIABLE
+from server.admission import admit
+from sites.federation import site_folders
 from tests.bench.printed import report
 from tests.bench.test_bench import PARAMETERS, federation
-from tests.system.deployment import BIN, Coordinator, Hospital, Running, free_ports, needs_nginx, tails
+from tests.system.deployment import BIN, Coordinator, Hospital, Running, free_ports, needs_nginx, tails, until
 
 pytestmark = [pytest.mark.bench, needs_nginx, pytest.mark.filterwarnings("default")]
 
@@ -31,7 +34,9 @@ SITES = ("site000", "site001", "site002")
 ROUNDS = int(os.environ.get("MMARE_BENCH_ROUNDS", "10"))
 ROUND_S = 60  # at most, on a busy machine
 TICK = os.sysconf("SC_CLK_TCK")
+MANY_ROUNDS = 6
 ROLES = (  # the first that is in a command line
+    ("site_farm", "simulated SuperNodes"),
     ("forkserver", "processes of messages"),
     ("resource_tracker", "resource tracker"),
     ("warm_relay supernode", "SuperNode"),
@@ -203,6 +208,66 @@ def test_a_round(name):
             load=f"{load:.1f} on {os.cpu_count()} cores",
             up_bytes=f"{min(up):,} a site",
             down_bytes=f"{max(down):,} a site",
+        )
+        used = {role: (after[role] - before.get(role, 0.0)) / rounds for role in after}
+        report("CPU seconds a round", all=round(sum(used.values()), 2), **_rounded(used, 2))
+        report("memory, PSS in MB, all of a kind", **_rounded(memory, 0))
+
+
+@contextmanager
+def simulated_nodes(source: Path, coordinator: Coordinator):
+    """SuperNodes of all sites of a federation, in one process."""
+    command = ("-m", "tests.bench.site_farm", str(source), f"localhost:{coordinator.port}")
+    log = coordinator.folder / "logs" / "farm.log"
+    with log.open("ab") as file:
+        process = subprocess.Popen(
+            [sys.executable, *command, str(coordinator.kit.ca_certificate)],
+            stdout=file,
+            stderr=file,
+            cwd=Path(__file__).parents[2],
+            start_new_session=True,
+        )
+    try:
+        yield
+    finally:
+        process.terminate()
+        process.wait(60)
+
+
+@pytest.mark.parametrize("count", [3, 10, 30])
+def test_many_sites(count):
+    """What limits one coordinator: simulated SuperNodes, all through its one door."""
+    with tempfile.TemporaryDirectory(prefix="mmare-") as name:
+        folder = Path(name)
+        run = folder / "run"
+        source = federation(folder / "fed", count, 60, rounds=MANY_ROUNDS)
+        coordinator = Coordinator(folder / "kit")
+        sites = site_folders(source)
+        for site in sites:
+            admit(coordinator.kit, make_request(site))
+        coordinator.start(source, run, "--min-nodes", count)
+        last = f"registered {sites[-1].id}"
+        until(lambda: coordinator.says(last), last, ROUND_S * 5, coordinator.logs)
+        with simulated_nodes(source, coordinator):
+            coordinator.until_round(run, 2, ROUND_S * 5)
+            before = cpu_s(folder)
+            coordinator.until_round(run, MANY_ROUNDS, ROUND_S * MANY_ROUNDS)
+            after, memory = cpu_s(folder), memory_mb(folder)
+            coordinator.finish(ROUND_S * 5)
+        coordinator.close()
+        updates = [
+            event
+            for event in lines(run)
+            if event["event"] == "site_update" and event["train_loss"] is not None
+        ]
+        assert len(updates) == MANY_ROUNDS * count, tails([coordinator.folder / "logs" / "start.log"])
+        rounds = MANY_ROUNDS - 2
+        begun = [at(event) for event in lines(run) if event["event"] == "round_started"]
+        report(
+            f"round with {count} simulated SuperNodes",
+            median_s=round(statistics.median(later - one for one, later in pairwise(begun[1:])), 2),
+            site_compute_s=round(sum(event["seconds"] for event in updates) / MANY_ROUNDS, 2),
+            load=f"{os.getloadavg()[0]:.1f} on {os.cpu_count()} cores",
         )
         used = {role: (after[role] - before.get(role, 0.0)) / rounds for role in after}
         report("CPU seconds a round", all=round(sum(used.values()), 2), **_rounded(used, 2))

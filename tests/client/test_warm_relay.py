@@ -54,19 +54,32 @@ def test_a_replacement_needs_a_name_that_is_there():
         apply_default("json", "dumps", "indent", before)
 
 
-def test_pauses_are_short_with_work_and_long_without():
+def test_pauses_are_short_with_work_and_grow_without():
     now, made, told = [0.0], [], []
     clock = BriskClock(
-        {3: 0.2}, {0.1: 1.0}, quiet_s=300.0, on_pause=told.append, now=lambda: now[0], wait=made.append
+        {3: 0.2, 0.1: 0.1}, {0.1: 1.0}, on_pause=told.append, now=lambda: now[0], wait=made.append
     )
-    for at, pause in ((0, 3), (300, 3), (301, 3), (301, 0.1), (301, 5)):
+    asked = (
+        (0, 3),
+        (1, 3),
+        (2, 3),
+        (10, 3),
+        (29, 3),
+        (31, 3),
+        (500, 3),
+        (0, 0.1),
+        (5, 0.1),
+        (500, 0.1),
+        (500, 5),
+    )
+    for at, pause in asked:
         now[0] = at
         clock.sleep(pause)
     clock.worked()
     clock.sleep(3)
     clock.sleep(0.1)
-    assert made == [0.2, 0.2, 3, 1.0, 5, 0.2, 0.1]
-    assert told == [3, 3, 3, 0.1, 5, 3, 0.1]
+    assert made == pytest.approx([0.2, 0.2, 0.2, 1.0, 2.9, 3, 3, 0.1, 0.5, 1.0, 5, 0.2, 0.1])
+    assert told == [*(pause for _, pause in asked), 3, 0.1]
     assert clock.monotonic() > 0  # the rest is the module time
 
 
