@@ -7,6 +7,7 @@ of the relay on loopback, is left out: this loads a coordinator.
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import threading
@@ -105,15 +106,11 @@ def main(federation: str, address: str, authority: str) -> None:
     ended = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: ended.set())
     sites = site_folders(Path(federation))
-    threads = []
     for index, site in enumerate(sites):
         node = Node(site, {"partition-id": index, "num-partitions": len(sites)}, federation)
-        threads.append(threading.Thread(target=node.serve, args=(address, authority, ended), daemon=True))
-    for thread in threads:
-        thread.start()
+        threading.Thread(target=node.serve, args=(address, authority, ended), daemon=True).start()
     ended.wait()
-    for thread in threads:
-        thread.join(5)
+    os._exit(0)  # threads may be asking a coordinator that is not there any more
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ left out: the weights must be the same, bit for bit.
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -235,29 +236,35 @@ def test_only_the_public_door_is_open_and_hospitals_have_none(hosts):
             assert told in ("403", "404"), path
 
 
+@contextmanager
+def odd(place: Deployment, site: str, *faults: str):
+    """A hospital whose worker does what it should not; see `tests.system.odd_worker`."""
+    hospital = place.hospitals[site]
+    hospital.stop()
+    hospital.start("relay")
+    with (hospital.folder / "odd.log").open("ab") as file:
+        worker = subprocess.Popen(
+            [sys.executable, "-m", "tests.system.odd_worker", str(hospital.file), *faults],
+            stdout=file,
+            stderr=file,
+            cwd=Path(__file__).parents[2],
+        )
+    try:
+        until(hospital.serving, "the odd worker answers", 120, place.coordinator.logs)
+        yield
+    finally:
+        worker.send_signal(signal.SIGTERM)
+        worker.wait(60)
+
+
 LYING = "nan:3 huge:5 stale:7 late:9"
 
 
 def test_a_site_that_sends_what_it_should_not_is_left_out_by_name(hosts, tmp_path):
     with deployed(hosts, rounds=12) as place:
-        odd = place.hospitals["cedar"]
-        odd.stop()
-        odd.start("relay")
-        log = odd.folder / "odd.log"
-        with log.open("ab") as file:
-            worker = subprocess.Popen(
-                [sys.executable, "-m", "tests.system.odd_worker", str(odd.file), *LYING.split()],
-                stdout=file,
-                stderr=file,
-                cwd=Path(__file__).parents[2],
-            )
-        try:
-            until(odd.serving, "the odd worker answers", 120, place.coordinator.logs)
+        with odd(place, "cedar", *LYING.split()):
             place.start()
             place.coordinator.finish(LONG_S)
-        finally:
-            worker.send_signal(signal.SIGTERM)
-            worker.wait(60)
         told = {number: reason for number, site, reason in place.left_out() if site == "cedar"}
         assert set(told) == {3, 5, 7, 9}
         assert told[3] == "values that are not finite"
@@ -297,6 +304,21 @@ def test_who_does_not_belong_is_named_at_the_roll_call_or_not_heard_at_all(hosts
             60,
             stranger.logs,
         )
+
+
+def test_another_encoder_and_another_site_s_name_are_named_at_the_roll_call(hosts):
+    with (
+        deployed(hosts, rounds=2, federation={"min_sites": 1}) as place,
+        odd(place, "birch", "other-site"),
+        odd(place, "cedar", "other-encoder"),
+    ):
+        place.start("--min-nodes", 3)
+        place.coordinator.finish(LONG_S)
+        called = {event["site"]: event for event in events(place.out, "roll_call")}
+        assert {site for site, event in called.items() if event["accepted"]} == {"ash"}
+        assert called["birch"]["reason"] == "answers as the site 'ash', but its key was admitted for 'birch'"
+        assert re.fullmatch(r"encoder of \w+ is another, expected .+", called["cedar"]["reason"])
+        assert {event["site"] for event in events(place.out, "site_update")} == {"ash"}
 
 
 def test_an_expired_certificate_stops_nobody_silently(hosts, tmp_path):
