@@ -27,9 +27,9 @@ from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from client.relay import SUPEREXEC, SUPERNODE, RelayFolder, relay_programs
-from client.relay_state import ProgramState, RelayState, is_held, last_contact, write_state
-from client.relay_words import last_words, why_it_ended
+from client.relay.programs import SUPEREXEC, SUPERNODE, RelayFolder, relay_programs
+from client.relay.state import ProgramState, RelayState, is_held, last_contact, write_state
+from client.relay.words import last_words, why_it_ended
 from mmare.errors import RunError
 from mmare.joining import SiteKit
 from mmare.processes import Household, Program

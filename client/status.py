@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Final
 
-from client.relay import RelayFolder
-from client.relay_state import last_contact, read_state
+from client.relay.programs import RelayFolder
+from client.relay.state import last_contact, read_state
 from mmare.joining import SiteKit
 
 if TYPE_CHECKING:
-    from client.relay_state import ProgramState
+    from client.relay.state import ProgramState
     from client.worker_pb.site_worker_pb2 import StatusAnswer, StudyTally
     from sites.config import SiteConfig
 

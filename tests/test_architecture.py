@@ -11,11 +11,11 @@ ROOT = Path(__file__).parents[1]
 PACKAGES = ("mmare", "sites", "client", "server", "simulation")
 FLOWER = {
     "client/app.py",
-    "client/warm_executor.py",  # these make Flower's own processes of a site quick
-    "client/warm_losses.py",
-    "client/warm_node.py",
-    "client/warm_relay.py",
-    "client/warm_task.py",
+    "client/relay/executor.py",  # these make Flower's own processes of a site quick
+    "client/relay/losses.py",
+    "client/relay/node.py",
+    "client/relay/warm.py",
+    "client/relay/task.py",
     "server/app.py",
     "server/grid_fleet.py",
     "server/rounds.py",

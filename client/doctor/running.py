@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Final
 
 from client.doctor.findings import fine, problem, warning
 from client.link import WorkerLink
-from client.relay import RelayFolder
-from client.relay_state import last_contact, read_state
+from client.relay.programs import RelayFolder
+from client.relay.state import last_contact, read_state
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -20,8 +20,8 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 from client.gate import withheld_groups
-from client.relay import SUPEREXEC, SUPERNODE, RelayFolder
-from client.relay_state import last_contact, read_state
+from client.relay.programs import SUPEREXEC, SUPERNODE, RelayFolder
+from client.relay.state import last_contact, read_state
 from client.telemetry.audit_tally import AuditTally
 from client.telemetry.catalogue import INFO_PACKAGES, PHASE_SECONDS, SITE_METRICS
 from client.telemetry.embed_record import read_record

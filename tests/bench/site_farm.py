@@ -31,8 +31,8 @@ from flwr.supercore.task_identity import TaskIdentity
 from flwr.supernode.fleet_http_connection import http_request_response
 
 from client.app import app
-from client.warm_clock import BriskClock
-from client.warm_node import BACKOFF_S, BUSY, LOOK_S
+from client.relay.clock import BriskClock
+from client.relay.node import BACKOFF_S, BUSY, LOOK_S
 from mmare.joining import SiteKit
 from sites.config import SiteConfig
 from sites.federation import site_folders

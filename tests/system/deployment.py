@@ -17,8 +17,8 @@ from pathlib import Path
 import pytest
 
 from client.link import WorkerLink
-from client.relay import RelayFolder
-from client.relay_state import read_state
+from client.relay.programs import RelayFolder
+from client.relay.state import read_state
 from server.deployment import server_app_pid, started_at
 from server.kit import Kit, load_kit
 from server.kit_status import kit_status

@@ -20,8 +20,8 @@ from pathlib import Path
 
 import pytest
 
-from client.relay import RelayFolder
-from client.relay_state import read_state
+from client.relay.programs import RelayFolder
+from client.relay.state import read_state
 from server.kit import load_kit, renew
 from tests.federations import (
     events,

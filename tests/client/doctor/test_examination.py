@@ -32,8 +32,8 @@ from client.doctor.sockets import listening, look_at_doors
 from client.doctor.study import look_at_encoders, look_at_study
 from client.encoders.weights import PINS
 from client.kit import install_bundle, make_request
-from client.relay import RelayFolder
-from client.relay_state import ProgramState, RelayState, write_state
+from client.relay.programs import RelayFolder
+from client.relay.state import ProgramState, RelayState, write_state
 from client.worker import SiteStatus, Worker
 from mmare.errors import InputError, RunError
 from mmare.joining import SiteKit

@@ -25,8 +25,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from client.approval import ApprovalFolder
 from client.audit import Entry, Event
 from client.link import WorkerLink
-from client.relay import RelayFolder
-from client.relay_state import ProgramState, RelayState, write_state
+from client.relay.programs import RelayFolder
+from client.relay.state import ProgramState, RelayState, write_state
 from client.telemetry.catalogue import SITE_METRICS
 from client.telemetry.embed_record import ScanCounts
 from client.telemetry.endpoint import SiteMetrics, serving

@@ -10,7 +10,7 @@ REJOINED = ["deactivate-node", "send-node-heartbeat"]
 
 def after(tmp_path, what, *answers):
     done = subprocess.run(
-        [sys.executable, "-m", "tests.client.losing_coordinator", str(tmp_path), what, *answers],
+        [sys.executable, "-m", "tests.client.relay.losing_coordinator", str(tmp_path), what, *answers],
         env={**os.environ, "FLWR_DISABLE_UPDATE_CHECK": "1", "FLWR_TELEMETRY_ENABLED": "0"},
         capture_output=True,
         text=True,

@@ -1,8 +1,8 @@
 """Flower's own SuperNode connection, with our changes, to a coordinator whose answers get lost.
 
-``python -m tests.client.losing_coordinator FOLDER pull|push ANSWER…`` asks for a message, or sends a part of
-a reply, and prints as JSON what came of it and what else the coordinator was asked. Each answer is a status,
-a kind of error of httpx, or one of `ANSWERS`.
+``python -m tests.client.relay.losing_coordinator FOLDER pull|push ANSWER…`` asks for a message, or sends a
+part of a reply, and prints as JSON what came of it and what else the coordinator was asked. Each answer is a
+status, a kind of error of httpx, or one of `ANSWERS`.
 """
 
 import json
@@ -16,9 +16,9 @@ from flwr.proto.heartbeat_pb2 import SendNodeHeartbeatResponse
 from flwr.proto.message_pb2 import Message, ObjectTree, PushObjectResponse
 from flwr.supercore.inflatable.inflatable_utils import ObjectPushError
 
-from client import warm_node
-from client.seams import named, replace
-from client.warm_seams import SUPERNODE
+from client.relay import node
+from client.relay.flower_seams import SUPERNODE
+from client.relay.seams import named, replace
 
 ANSWERS = {
     "none": PullMessagesResponse(),
@@ -58,8 +58,8 @@ def main(folder: str, what: str, *answers: str) -> None:
     stock = httpx.Client
     httpx.Client = lambda **options: stock(transport=coordinator, **{**options, "verify": True})
     replace("flwr.supernode.fleet_http_connection", "message_from_proto", lambda _message: "message")
-    warm_node.LEAVE_S = 0.01
-    warm_node.warm_up(Path(folder))
+    node.LEAVE_S = 0.01
+    node.warm_up(Path(folder))
     key = ec.generate_private_key(ec.SECP384R1())
     connect = named(SUPERNODE, "http_request_response")
     with connect("host:1", False, None, (key, key.public_key())) as (_, receive, *_others, push, _confirm):

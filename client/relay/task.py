@@ -18,8 +18,8 @@ import numpy as np
 from flwr.supernode.runtime import run_clientapp as stock
 
 import client.link  # noqa: F401 - as above
-from client.seams import apply_default, replace
-from client.warm_seams import CLIENTAPP
+from client.relay.flower_seams import CLIENTAPP
+from client.relay.seams import apply_default, replace
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -15,7 +15,7 @@ from mmare.tables import TableError, from_table
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from client.relay import RelayFolder
+    from client.relay.programs import RelayFolder
 
 __all__ = ["ProgramState", "RelayState", "is_held", "last_contact", "read_state", "write_state"]
 

@@ -1,6 +1,6 @@
 """What the warm relay replaces or calls of Flower that Flower never promised; seen in 1.41, there in 1.42.
 
-Checked by `client.seams` before anything is touched.
+Checked by `client.relay.seams` before anything is touched.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 from types import ModuleType
 from typing import Final
 
-from client.seams import Seam
+from client.relay.seams import Seam
 
 __all__ = [
     "CLIENTAPP",

@@ -1,9 +1,9 @@
-"""Flower's SuperNode and SuperExec, made quick: ``python -P -m client.warm_relay supernode|superexec …``.
+"""Flower's SuperNode and SuperExec, made quick: ``python -P -m client.relay.warm supernode|superexec …``.
 
 The programs are Flower's own, with their own arguments; token, secret, heartbeat and error replies are
-untouched. Around them, names are replaced for which Flower has no settings (`client.warm_seams`). They are
-checked first: where Flower has changed them, its programs run as they are, slower, with a warning. The same
-with ``MMARE_STOCK_RELAY=1``, without one.
+untouched. Around them, names are replaced for which Flower has no settings (`client.relay.flower_seams`).
+They are checked first: where Flower has changed them, its programs run as they are, slower, with a warning.
+The same with ``MMARE_STOCK_RELAY=1``, without one.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NoReturn
 
-from client.seams import differences
-from client.warm_seams import CLIENTAPP_SEAMS, SUPEREXEC_SEAMS, SUPERNODE_SEAMS
+from client.relay.flower_seams import CLIENTAPP_SEAMS, SUPEREXEC_SEAMS, SUPERNODE_SEAMS
+from client.relay.seams import differences
 from mmare.errors import InputError
 
 if TYPE_CHECKING:
     from types import FrameType
 
-    from client.seams import Seam
+    from client.relay.seams import Seam
 
 __all__ = ["FOLDER_VARIABLE", "STOCK_VARIABLE", "main", "unusable"]
 
@@ -75,11 +75,11 @@ def _warm_up(role: str) -> None:
             role,
         )
     elif role == "supernode":
-        from client.warm_node import warm_up as warm_node  # noqa: PLC0415 - of names that were checked
+        from client.relay.node import warm_up as warm_node  # noqa: PLC0415 - of names that were checked
 
         warm_node(Path(os.environ[FOLDER_VARIABLE]))
     else:
-        from client.warm_executor import warm_up as warm_executor  # noqa: PLC0415 - as above
+        from client.relay.executor import warm_up as warm_executor  # noqa: PLC0415 - as above
 
         warm_executor()
 

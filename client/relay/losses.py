@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any, Final
 import httpx
 from flwr.supercore.inflatable.inflatable_utils import ObjectPushError
 
-from client.seams import named, replace
-from client.warm_seams import FLEET
+from client.relay.flower_seams import FLEET
+from client.relay.seams import named, replace
 
 if TYPE_CHECKING:
     from collections.abc import Callable

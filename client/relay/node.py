@@ -4,7 +4,7 @@ Four things that Flower has no settings for, around its own SuperNode:
 
 - pauses between looks for messages, replies and objects: short with work, longer and longer without;
 - a connection that was lost: tried again every two seconds at most, not every twenty;
-- an answer that was lost on its way here (`client.warm_losses`): the coordinator holds the message that it
+- an answer that was lost on its way here (`client.relay.losses`): the coordinator holds the message that it
   may have carried to be delivered and waits for a reply until its deadline. So this node goes offline for a
   moment, whereby the coordinator gives the message up and asks again;
 - a SuperNode that was killed: the coordinator holds its connection for a minute, in which it lets no other in
@@ -31,10 +31,10 @@ from flwr.supercore.interceptors.http.runtime_version import RuntimeVersionHttpI
 from flwr.supernode.fleet_http_client import FleetHttpClient
 from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 
-from client.seams import apply_default, named, replace
-from client.warm_clock import BriskClock
-from client.warm_losses import Losses
-from client.warm_seams import HEARTBEAT, PULL, RETRY, SUPERNODE, WIRE
+from client.relay.clock import BriskClock
+from client.relay.flower_seams import HEARTBEAT, PULL, RETRY, SUPERNODE, WIRE
+from client.relay.losses import Losses
+from client.relay.seams import apply_default, named, replace
 from mmare.files import write_whole
 
 if TYPE_CHECKING:

@@ -7,10 +7,10 @@ import sys
 import numpy as np
 import pytest
 
-from client.seams import Seam, apply_default, differences, named, replace
-from client.warm_clock import BriskClock
-from client.warm_relay import FOLDER_VARIABLE, STOCK_VARIABLE, unusable
-from client.warm_task import fresh_numbers
+from client.relay.clock import BriskClock
+from client.relay.seams import Seam, apply_default, differences, named, replace
+from client.relay.task import fresh_numbers
+from client.relay.warm import FOLDER_VARIABLE, STOCK_VARIABLE, unusable
 
 
 def test_this_flower_is_one_that_the_warm_relay_knows():
@@ -114,8 +114,8 @@ SPOILED = """
 import sys
 from {module} import {owner} as owner
 del owner.{name}
-from client.warm_relay import main
-sys.argv = ["warm_relay", {role!r}, "--version"]
+from client.relay.warm import main
+sys.argv = ["warm", {role!r}, "--version"]
 main()
 """
 
@@ -135,7 +135,7 @@ def version_of(code: str, folder, **environment: str) -> subprocess.CompletedPro
 @pytest.mark.parametrize("role", ["supernode", "superexec"])
 @pytest.mark.parametrize("stock", [False, True], ids=["warm", "stock"])
 def test_a_known_flower_is_run_without_a_word(role, stock, tmp_path):
-    code = f"import sys; from client.warm_relay import main; sys.argv = ['x', {role!r}, '--version']; main()"
+    code = f"import sys; from client.relay.warm import main; sys.argv = ['x', {role!r}, '--version']; main()"
     done = version_of(code, tmp_path, **({STOCK_VARIABLE: "1"} if stock else {}))
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("Flower version: ")
@@ -165,7 +165,7 @@ def test_an_unknown_flower_is_run_as_it_is_with_a_warning(role, module, owner, n
 def test_the_relay_imports_neither_torch_nor_a_reader_of_scans():
     heavy = ("torch", "monai", "pandas", "pydicom", "nibabel", "SimpleITK")
     code = (
-        "import sys, client.warm_task, client.warm_executor, client.warm_node, client.warm_relay\n"
+        "import sys, client.relay.task, client.relay.executor, client.relay.node, client.relay.warm\n"
         "from client.app import app\n"
         f"sys.exit(','.join(name for name in {heavy} if name in sys.modules) or 0)"
     )

@@ -15,9 +15,9 @@ from flwr.supercore.constant import ExecutorType, TaskType
 from flwr.supercore.superexec.executor.subprocess_executor import SubprocessExecutor
 from flwr.supercore.superexec.executor.types import LaunchResult
 
-from client.seams import named, replace
-from client.warm_clock import BriskClock
-from client.warm_seams import SUPEREXEC
+from client.relay.clock import BriskClock
+from client.relay.flower_seams import SUPEREXEC
+from client.relay.seams import named, replace
 
 if TYPE_CHECKING:
     from multiprocessing.context import ForkServerProcess
@@ -31,7 +31,7 @@ LOG = logging.getLogger("flwr.mmare")  # under Flower's own, which the program s
 POLL_S: Final = 0.1  # FLWR_SUPEREXEC_TASK_POLL_INTERVAL of a site
 QUIET_POLL_S: Final = 1.0
 END_S: Final = 2.0
-WARM: Final = "client.warm_task"
+WARM: Final = "client.relay.task"
 
 
 class WarmExecutor(SubprocessExecutor):
@@ -63,7 +63,7 @@ class WarmExecutor(SubprocessExecutor):
         """Fork a process for a message."""
         if not spec.insecure:  # TLS on this machine itself: Flower's own program knows how
             return super().launch(spec)
-        from client.warm_task import Task, run_task  # noqa: PLC0415 - the fork server has it sooner
+        from client.relay.task import Task, run_task  # noqa: PLC0415 - the fork server has it sooner
 
         self._clock.worked()
         task = Task(spec.runtime_api_address, spec.token, os.getpid())

@@ -6,7 +6,7 @@ import os
 import re
 from typing import TYPE_CHECKING, Final
 
-from client.relay import SUPERNODE
+from client.relay.programs import SUPERNODE
 from mmare.processes import how_it_ended
 
 if TYPE_CHECKING:
