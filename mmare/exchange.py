@@ -19,6 +19,7 @@ from mmare.errors import SiteCode
 from mmare.tables import TableError, from_table
 
 __all__ = [
+    "CHUNK_BYTES",
     "HEADER_KEY",
     "HEADER_RECORD",
     "PAYLOAD_KEY",
@@ -48,6 +49,7 @@ HEADER_RECORD: Final = "mmare"  # of a Flower message: a ConfigRecord with the h
 HEADER_KEY: Final = "header"
 PAYLOAD_RECORD: Final = "tensors"  # of a Flower message: an ArrayRecord with one flat array under PAYLOAD_KEY
 PAYLOAD_KEY: Final = "flat"
+CHUNK_BYTES: Final = 8 << 20  # of it in one request: a usual model goes in one; the door lets 16 MiB in
 PAYLOAD_STYPE: Final = "mmare.flat"  # how the array's bytes are to be read: a run of a Layout
 
 Endpoint = Callable[

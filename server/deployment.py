@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from mmare.errors import InputError
+from mmare.exchange import CHUNK_BYTES
 from mmare.files import write_whole
 from mmare.processes import Program
 from server.proxy import nginx_command
@@ -70,6 +71,7 @@ def programs(kit: Kit, *, proxy: bool = True) -> tuple[Program, ...]:
     environment = {
         **flower_environment(kit),
         "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": POLL_S,
+        "FLWR_PRIVATE_MAX_ARRAY_CHUNK_SIZE": str(CHUNK_BYTES),
         "PATH": os.pathsep.join([here, os.environ.get("PATH", os.defpath)]),  # SuperExec finds flwr-serverapp
         "PYTHONUNBUFFERED": "1",
     }

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final
 
 from client.relay.warm import FOLDER_VARIABLE
 from mmare.errors import InputError
+from mmare.exchange import CHUNK_BYTES
 from mmare.joining import SiteKit
 from mmare.processes import Program
 
@@ -37,7 +38,6 @@ SUPEREXEC: Final = "superexec"
 LOOPBACK: Final = ("127.0.0.1", "localhost")
 NO_PROXY: Final = ("NO_PROXY", "no_proxy")  # programs differ in which one they read
 TASK_POLL_S: Final = 0.1
-CHUNK_BYTES: Final = 8 << 20  # of an array in one request: a usual model goes in one; the door lets 16 MiB in
 SUPERNODE_STOP_S: Final = 12.0  # Flower gives itself 5 s after it has been told
 SUPEREXEC_STOP_S: Final = 8.0
 

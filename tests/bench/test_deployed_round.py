@@ -94,13 +94,21 @@ def deployed(kind: type[Hospital]):
         try:
             for site in sites:
                 site.join(coordinator, source / "study.toml")
-                site.start()
             coordinator.start(source, folder / "run")
+            until_registered(coordinator, SITES[-1])  # a stock SuperNode that comes sooner ends
+            for site in sites:
+                site.start()
             yield folder, coordinator
         finally:
             for site in sites:
                 site.stop()
             coordinator.close()
+
+
+def until_registered(coordinator: Coordinator, site: str) -> None:
+    """Until SuperLink knows the keys of all sites, this one being the last."""
+    told = f"registered {site}"
+    until(lambda: coordinator.says(told), told, ROUND_S * 5, coordinator.logs)
 
 
 # What processes use
@@ -246,8 +254,7 @@ def test_many_sites(count):
         for site in sites:
             admit(coordinator.kit, make_request(site))
         coordinator.start(source, run, "--min-nodes", count)
-        last = f"registered {sites[-1].id}"
-        until(lambda: coordinator.says(last), last, ROUND_S * 5, coordinator.logs)
+        until_registered(coordinator, sites[-1].id)
         with simulated_nodes(source, coordinator):
             coordinator.until_round(run, 2, ROUND_S * 5)
             before = cpu_s(folder)
