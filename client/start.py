@@ -18,7 +18,6 @@ import os
 import signal
 import socket
 import sys
-import threading
 import time
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -33,11 +32,13 @@ from client.relay.words import last_words, why_it_ended
 from mmare.errors import RunError
 from mmare.joining import SiteKit
 from mmare.processes import Household, Program
+from mmare.stopping import told_to_stop
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from mmare.processes import Change
+    from mmare.stopping import Stop
     from sites.config import SiteConfig
 
 __all__ = ["WORKER", "Part", "has_joined", "keep_site", "worker_program"]
@@ -87,9 +88,7 @@ def worker_program(site: SiteConfig, file: Path) -> Program:
     )
 
 
-def keep_site(
-    site: SiteConfig, file: Path, *, worker: bool = True, stop: threading.Event | None = None
-) -> bool:
+def keep_site(site: SiteConfig, file: Path, *, worker: bool = True, stop: Stop | None = None) -> bool:
     """Keep a site's programs running until told to stop.
 
     Args:
@@ -108,7 +107,7 @@ def keep_site(
     folder = RelayFolder.of(site)
     SiteKit(site.coordinator.kit).coordinator()  # before a folder is made for it
     folder.make()
-    with _only_one(folder.lock), _told(stop) as told, Household() as household:
+    with _only_one(folder.lock), told_to_stop(stop) as told, Household() as household:
         relay = relay_programs(site)
         if worker:
             if is_held(Path(f"{site.worker.socket}.lock")):
@@ -256,20 +255,3 @@ def _only_one(lock: Path) -> Iterator[None]:
         yield
     finally:
         os.close(number)
-
-
-@contextmanager
-def _told(stop: threading.Event | None) -> Iterator[threading.Event]:
-    """The event that is given, or one that SIGTERM and SIGINT set."""
-    if stop is not None:
-        yield stop
-        return
-    told = threading.Event()
-    before = {
-        number: signal.signal(number, lambda *_: told.set()) for number in (signal.SIGTERM, signal.SIGINT)
-    }
-    try:
-        yield told
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -12,7 +12,6 @@ import fcntl
 import grp
 import logging
 import os
-import signal
 import stat
 import threading
 import time
@@ -37,16 +36,17 @@ from client.worker_pb.site_worker_pb2 import Answer, StatusAnswer, StudyTally
 from client.worker_pb.site_worker_pb2_grpc import SiteWorkerServicer, add_SiteWorkerServicer_to_server
 from mmare.errors import InputError, MmareError, RunError, SiteCode
 from mmare.exchange import Refusal, encode
+from mmare.stopping import told_to_stop
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from contextlib import AbstractContextManager
     from pathlib import Path
-    from types import FrameType
 
     from client.telemetry.seen import Observer
     from client.worker_pb.site_worker_pb2 import Question, StatusQuestion
     from mmare.exchange import Endpoint
+    from mmare.stopping import Stop
     from sites.config import SiteConfig, WorkerConfig
 
 __all__ = ["SiteStatus", "Worker", "audit_log", "make_service", "run_worker", "serve"]
@@ -194,9 +194,7 @@ def make_service(
     )
 
 
-def run_worker(
-    site: SiteConfig, ready: Callable[[], None] = lambda: None, stop: threading.Event | None = None
-) -> bool:
+def run_worker(site: SiteConfig, ready: Callable[[], None] = lambda: None, stop: Stop | None = None) -> bool:
     """Serve a site until the process is told to stop.
 
     Args:
@@ -247,7 +245,7 @@ def serve(
     worker: Worker,
     config: WorkerConfig,
     begin: Callable[[], None] = lambda: None,
-    stop: threading.Event | None = None,
+    stop: Stop | None = None,
 ) -> bool:
     """Answer on a socket until told to stop.
 
@@ -265,7 +263,7 @@ def serve(
         InputError: If the socket's folder or group cannot be used.
     """
     socket = config.socket.absolute()
-    with _own_socket(socket, config.group) as group, _told(stop) as told:
+    with _own_socket(socket, config.group) as group, told_to_stop(stop) as told:
         server = grpc.server(ThreadPoolExecutor(max_workers=THREADS), options=CHANNEL_OPTIONS)
         add_SiteWorkerServicer_to_server(worker, server)  # type: ignore[no-untyped-call] # generated
         before = os.umask(0o177)  # the socket is never open to others, not for a moment
@@ -357,22 +355,3 @@ def _remove_stale(socket: Path) -> None:
         if not stat.S_ISSOCK(socket.lstat().st_mode):
             raise InputError(f"[worker] socket is {socket}, where something else than a socket lies")
         socket.unlink()
-
-
-@contextmanager
-def _told(stop: threading.Event | None) -> Iterator[threading.Event]:
-    """The event that is given, or one that SIGTERM and SIGINT set."""
-    if stop is not None:
-        yield stop
-        return
-    told = threading.Event()
-
-    def handle(_number: int, _frame: FrameType | None) -> None:
-        told.set()
-
-    before = {number: signal.signal(number, handle) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield told
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

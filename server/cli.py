@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import signal
 import sys
-import threading
 from pathlib import Path
 from typing import Annotated
 
@@ -13,6 +11,7 @@ from rich.console import Console
 
 from mmare.console import run_command
 from mmare.errors import InputError
+from mmare.stopping import told_to_stop
 from server.kit_cli import app as kit_app
 from server.status import run_status
 from server.watch import watch_run
@@ -139,10 +138,8 @@ def export(
         raise InputError(f"{runs}: no folder; expected the folder in which runs lie")
     if kit is not None and not (kit / "kit.toml").is_file():
         raise InputError(f"{kit}: no kit here (kit.toml is missing); mmare-server kit init makes one")
-    stopped = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: stopped.set())
-    with serving(Exporter(runs, min_count, kit), port, address, interval) as served:
+    exporter = Exporter(runs, min_count, kit)
+    with told_to_stop() as stopped, serving(exporter, port, address, interval) as served:
         typer.echo(f"metrics of {runs}: http://{address}:{served}/metrics", err=True)
         stopped.wait()
 

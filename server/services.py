@@ -25,10 +25,10 @@ from server.deployment import (
 )
 
 if TYPE_CHECKING:
-    import threading
     from collections.abc import Callable
 
     from mmare.processes import Change
+    from mmare.stopping import Stop
     from server.kit import Kit
 
 __all__ = ["Services"]
@@ -65,7 +65,7 @@ class Services:
         self._app: tuple[int, str] | None = None  # process id and time of start
         self.shaken = 0.0  # when SuperLink or the door was last started again: a message may be lost then
 
-    def begin(self, stopped: threading.Event) -> bool:
+    def begin(self, stopped: Stop) -> bool:
         """Start everything and wait until it answers.
 
         Returns:

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import fcntl
 import os
-import signal
-import threading
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -18,6 +16,7 @@ from typing import TYPE_CHECKING, Final
 
 from mmare.errors import InputError, RunError
 from mmare.processes import Household
+from mmare.stopping import told_to_stop
 from mmare.study import load_study
 from server.admission import SiteState, listed
 from server.certificates import certificate_days_left, certificate_end
@@ -103,7 +102,7 @@ def start_run(settings: StartSettings, console: Console) -> Path:
         "nodes": settings.min_nodes or _admitted(kit, study),
     }
     with ExitStack() as stack:
-        stopped = stack.enter_context(_told_to_stop())
+        stopped = stack.enter_context(told_to_stop())
         stack.enter_context(_alone(kit))
         if _elsewhere(config):
             return out
@@ -232,17 +231,3 @@ def _alone(kit: Kit) -> Iterator[None]:
         lock.write(str(os.getpid()))
         lock.flush()
         yield
-
-
-@contextmanager
-def _told_to_stop() -> Iterator[threading.Event]:
-    """An event that SIGINT and SIGTERM set instead of what they do otherwise."""
-    stopped = threading.Event()
-    before = {
-        number: signal.signal(number, lambda *_: stopped.set()) for number in (signal.SIGINT, signal.SIGTERM)
-    }
-    try:
-        yield stopped
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -28,10 +28,10 @@ from server.supervisor import (
 )
 
 if TYPE_CHECKING:
-    import threading
     from collections.abc import Mapping
     from pathlib import Path
 
+    from mmare.stopping import Stop
     from server.kit import Kit
     from server.services import Services
     from server.start_view import StartView
@@ -82,7 +82,7 @@ class Supervision:
         limits: Limits,
         services: Services,
         view: StartView,
-        stopped: threading.Event,
+        stopped: Stop,
     ) -> None:
         self._kit = kit
         self._config = dict(config)
