@@ -144,13 +144,15 @@ def in_hand(site: Hospital):
 
     def there() -> bool:
         pid = message_process(site)
-        found[:] = [] if pid is None else [pid]
-        return bool(found)
+        if pid is None:
+            return False
+        time.sleep(1.0)  # so that it has come as far as the worker; that of the message before has ended
+        found[:] = [pid]
+        return message_process(site) == pid
 
     os.kill(worker, signal.SIGSTOP)
     try:
         until(there, "a message is in hand", BACK_S, site.logs)
-        time.sleep(1.0)  # so that it has come as far as the worker
         yield found[0]
     finally:
         os.kill(worker, signal.SIGCONT)
