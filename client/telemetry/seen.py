@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -35,37 +36,40 @@ class Seen:
         started: The same in seconds since the epoch.
         messages: How many came.
         last_contact: When the last one came, in seconds since the epoch.
-        work: Seconds at work on messages that are done, and when the one in hand was taken up: one value, so
-            that whoever looks never sees half of a change.
     """
 
     began: float = field(default_factory=time.monotonic)
     started: float = field(default_factory=time.time)
     messages: int = 0
     last_contact: float | None = None
-    work: tuple[float, float | None] = (0.0, None)
+    _done_s: float = 0.0  # at work on messages that are done
+    _since: float | None = None  # when the one in hand was taken up
+    _change: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     def begin(self) -> None:
         """A message is taken up."""
-        self.work = (self.work[0], time.monotonic())
+        with self._change:
+            self._since = time.monotonic()
 
     def end(self) -> None:
         """It is answered, or given up."""
-        done_s, since = self.work
-        if since is not None:
-            self.work = (done_s + time.monotonic() - since, None)
+        with self._change:  # a look in between would tell more than there was, and the next one less
+            self._done_s, self._since = self._busy(), None
 
     @property
     def busy_for_s(self) -> float | None:
         """Seconds at work on the message in hand, if there is one."""
-        since = self.work[1]
+        since = self._since
         return None if since is None else time.monotonic() - since
 
     @property
     def busy_s(self) -> float:
         """Seconds at work since the start, on the message in hand too."""
-        done_s, since = self.work
-        return done_s if since is None else done_s + time.monotonic() - since
+        with self._change:
+            return self._busy()
+
+    def _busy(self) -> float:
+        return self._done_s if self._since is None else self._done_s + time.monotonic() - self._since
 
 
 class RoundWatch:
