@@ -54,11 +54,6 @@ MOST_TRIES: Final = 2500  # as long as Flower's 500 tries of 10 s
 RETRY_S: Final = 2  # the longest pause before a lost connection is tried again; Flower's is 20 s
 CONNECT: Final = httpx.Timeout(30.0, connect=5.0)  # Flower's is 30 s for all
 LEAVE_S: Final = 5.0  # for the coordinator to see that a node is gone: it looks every 0.2 s
-NOT_SENT: Final = (
-    httpx.ConnectError,
-    httpx.ConnectTimeout,
-    httpx.PoolTimeout,
-)  # the rest may be lost answers
 CONTACT_S: Final = 2.0  # between notes of a contact
 
 
