@@ -8,7 +8,6 @@ of the relay on loopback, is left out: this loads a coordinator.
 from __future__ import annotations
 
 import os
-import signal
 import sys
 import threading
 import time
@@ -34,6 +33,7 @@ from client.app import app
 from client.relay.clock import BriskClock
 from client.relay.node import BACKOFF_S, BUSY, LOOK_S
 from mmare.joining import SiteKit
+from mmare.stopping import told_to_stop
 from sites.config import SiteConfig
 from sites.federation import site_folders
 
@@ -54,13 +54,13 @@ class Node:
         self._place = place
         self._run_config = {"federation": federation}
 
-    def serve(self, address: str, authority: str, ended: threading.Event) -> None:
-        """Answer messages until told to end."""
+    def serve(self, address: str, authority: str) -> None:
+        """Answer messages as long as the process lives."""
         keys: Any = (self._key, self._key.public_key())
         with http_request_response(address, False, authority, keys) as connection:
             node, receive, send, _run, _fab, pull, push, confirm = connection
-            clock = BriskClock(BUSY, wait=ended.wait)
-            while not ended.is_set():
+            clock = BriskClock(BUSY)
+            while True:
                 found = receive()
                 if found is None:
                     clock.sleep(LOOK_S)
@@ -103,13 +103,12 @@ class Node:
 
 def main(federation: str, address: str, authority: str) -> None:
     torch.set_num_threads(1)
-    ended = threading.Event()
-    signal.signal(signal.SIGTERM, lambda *_: ended.set())
     sites = site_folders(Path(federation))
-    for index, site in enumerate(sites):
-        node = Node(site, {"partition-id": index, "num-partitions": len(sites)}, federation)
-        threading.Thread(target=node.serve, args=(address, authority, ended), daemon=True).start()
-    ended.wait()
+    with told_to_stop() as stop:
+        for index, site in enumerate(sites):
+            node = Node(site, {"partition-id": index, "num-partitions": len(sites)}, federation)
+            threading.Thread(target=node.serve, args=(address, authority), daemon=True).start()
+        stop.wait()
     os._exit(0)  # threads may be asking a coordinator that is not there any more
 
 
