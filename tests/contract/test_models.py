@@ -427,6 +427,27 @@ def test_weights_come_from_the_studys_seed_alone(name):
     assert not same_bits(one, other)
 
 
+@pytest.mark.gpu
+@EVERY
+def test_a_gpu_is_near_the_processor(name):
+    """Logits, and losses and gradients of every objective from the same draws.
+
+    Without TF32, in which cuDNN computes recurrent layers unless told otherwise: HyperMM's logits are then
+    5e-4 off.
+    """
+    batch = batch_of(name, random_presence(24, 3))
+    moved = Batch(tuple(part.cuda() for part in batch.embedding), batch.present.cuda(), batch.label.cuda())
+    near = {"rtol": 1e-3, "atol": 1e-5, "check_device": False}
+    with torch.backends.cudnn.flags(allow_tf32=False):
+        logits = evaluate(model_of(name).cuda(), moved)
+        found = train_once(model_of(name).cuda(), moved, 5)
+    torch.testing.assert_close(logits, evaluate(model_of(name), batch), **near)
+    steps = zip(found, train_once(model_of(name), batch, 5), strict=True)
+    for (_, loss, gradients), (_, wanted, wanted_gradients) in steps:
+        torch.testing.assert_close(loss, wanted, **near)
+        torch.testing.assert_close(gradients, wanted_gradients, **near)
+
+
 @EVERY
 def test_a_registered_model_is_one_and_its_options_have_defaults(name):
     assert issubclass(MODELS[name], MultimodalModel)
