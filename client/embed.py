@@ -19,7 +19,8 @@ from client.dataset import check_encoders
 from client.encoders.registry import ENCODERS, encoder_source, fingerprint
 from client.encoders.vgg11 import SliceSteps, slices_of
 from client.ingest.reasons import Reason
-from client.ingest.wsi import Tiling, plan_of, tiles_of
+from client.ingest.tissue import Tiling
+from client.ingest.wsi import plan_of, tiles_of
 from client.preprocess import VolumeReason, noise_seed, preprocess
 from client.scans import mask_of, read_scan, rule_of, steps_of
 from client.telemetry.embed_record import watched

@@ -137,7 +137,7 @@ class ResNet50Wsi:
         """Architecture, preprocessing and weights: equal at all sites of a federation.
 
         Args:
-            tiling: The fingerprint of the tiles, `client.ingest.wsi.Tiling.fingerprint`.
+            tiling: The fingerprint of the tiles, `client.ingest.tissue.Tiling.fingerprint`.
         """
         return f"{ARCHITECTURE}+{tiling}+sha256:{self.sha256}"
 
