@@ -18,19 +18,18 @@ from mmare.model import MultimodalModel
 from mmare.registry import MODELS, build_model
 from mmare.study import Scaling, TrainingSpec
 from mmare.study_rules import PARTS
-from tests.mmare.examples import a_batch, a_study, generator, patterns, random_presence, small_options
+from tests.mmare.examples import (
+    SMALL,
+    a_batch,
+    a_study,
+    generator,
+    patterns,
+    random_presence,
+    small_options,
+)
 
 WIDTHS = (32, 12, 32)  # the middle one needs an adapter
 EVEN = (8, 8, 8)  # for models that take one width only
-SMALL = {  # of whatever options a model has
-    "width": 32,
-    "hidden": 32,
-    "in_dim": 32,
-    "heads": 2,
-    "head_width": 8,
-    "feedforward": 16,
-    "depth": 2,
-}
 CLASSES = 3
 EVERY = pytest.mark.parametrize("name", sorted(MODELS))
 ROWS = pytest.mark.parametrize("pattern", patterns(3).tolist(), ids=lambda row: "".join("01"[x] for x in row))

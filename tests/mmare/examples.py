@@ -9,7 +9,17 @@ from mmare.batch import Batch
 from mmare.registry import MODELS
 from mmare.study import Kind, ModalitySpec, ModelSpec, Scaling, Study
 
-__all__ = ["a_batch", "a_study", "generator", "patterns", "random_presence", "small_options"]
+__all__ = ["SMALL", "a_batch", "a_study", "generator", "patterns", "random_presence", "small_options"]
+
+SMALL = {  # of whatever options a model has
+    "width": 32,
+    "hidden": 32,
+    "in_dim": 32,
+    "heads": 2,
+    "head_width": 8,
+    "feedforward": 16,
+    "depth": 2,
+}
 
 
 def generator(seed=0):
