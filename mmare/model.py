@@ -44,6 +44,7 @@ class MultimodalModel(nn.Module, ABC):
     """
 
     Options: ClassVar[type[Any]]
+    NOTE: ClassVar[str] = ""  # what a reader of its results must know, a sentence: reports show it
 
     def __init__(self, modalities: Sequence[ModalitySpec], classes: int, options: Any) -> None:  # noqa: ANN401, ARG002 - the subclass's Options
         super().__init__()

@@ -17,7 +17,7 @@ import tomli_w
 
 from mmare.errors import InputError, MmareError, RunError, StudyError
 from mmare.flat import global_tensors
-from mmare.registry import build_model, model_options
+from mmare.registry import MODELS, build_model, model_options
 from server.journal import Journal, read_journal
 from server.model_file import save_model
 from server.roll_call import roll_call
@@ -182,9 +182,10 @@ def _run(fleet: Fleet, study: Study, settings: RunSettings, journal: Journal, ru
             Plan(settings.mode, settings.trainer, settings.expected_nodes, settings.subsets),
         )
         outcome = loop.run()
-        facts = {"run": run, "round": outcome.best_round, "notes": _local_parts(study)}
+        of_model = [*_of_model(study), *_local_parts(study)]
+        facts = {"run": run, "round": outcome.best_round, "notes": of_model}
         save_model(out / "model", study, outcome.tensors, facts)
-        told = {"left_out": _left_out(out), "notes": [*_notes(out), *_local_parts(study)]}
+        told = {"left_out": _left_out(out), "notes": [*_notes(out), *of_model]}
         return {**common, **_facts(outcome), "metrics": outcome.metrics, **told}
     members = roll_call(fleet, study, run, journal, settings.expected_nodes or 1)
     trainers = [site for site, member in members.items() if member.call.samples > 0]
@@ -222,7 +223,7 @@ def _run(fleet: Fleet, study: Study, settings: RunSettings, journal: Journal, ru
         "seconds": totals,
         "local": local,
         "left_out": _left_out(out),
-        "notes": _notes(out),
+        "notes": [*_notes(out), *_of_model(study)],
     }
 
 
@@ -289,6 +290,12 @@ def _notes(out: Path) -> list[str]:
     """What sites said of their features at the roll call, each once."""
     events = read_journal(out / JOURNAL)
     return list(dict.fromkeys(note for event in events for note in event.get("notes", [])))
+
+
+def _of_model(study: Study) -> list[str]:
+    """What a reader must know of the model's figures, whatever the data."""
+    note = MODELS[study.model.name].NOTE
+    return [note] if note else []
 
 
 def _local_parts(study: Study) -> list[str]:

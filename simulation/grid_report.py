@@ -81,6 +81,7 @@ def _page(grid: GridRecord) -> Page:
         ("data", str(len({arm.regime.data for arm in grid.arms}))),
     )
     notes = list(grid.notes)
+    notes += dict.fromkeys(f"{note}." for record in grid.records for note in record.result.get("notes") or ())
     if grid.missing:
         lacking = sum(len(seeds) for _, seeds in grid.missing)
         notes.append(

@@ -324,6 +324,10 @@ class HyperMMEmbedding(_SetModel):
     """
 
     Options = HyperMMEmbeddingOptions
+    NOTE = (
+        "hypermm-embedding stands for HyperMM, which needs images: a small network of the same idea on "
+        "embeddings, whose figures are not those of the published one"
+    )
 
     def __init__(
         self,

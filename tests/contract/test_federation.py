@@ -93,7 +93,8 @@ def test_one_site_is_a_plain_training_loop(tmp_path, name):
     study = study_of(name, federation={"min_sites": 1})
     federation, out = tiny_federation(tmp_path / "fed", study, sites=("ash",), patients=60), tmp_path / "run"
     kept = ModelsByRound(out, study, {})
-    run_nodes(federation, out, listeners=(kept,))
+    result = run_nodes(federation, out, listeners=(kept,))
+    assert result["notes"] == list(filter(None, [MODELS[name].NOTE]))
 
     (site,) = site_folders(federation)
     model = build_model(study)

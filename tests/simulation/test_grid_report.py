@@ -126,6 +126,19 @@ def interval(first: pd.Series, second: pd.Series) -> str:
     return text + (" not distinguishable" if low <= 0 <= high else "")
 
 
+def test_what_runs_say_a_reader_must_know_stands_above_the_tables_once(tmp_path):
+    lines = make_grid(tmp_path, SEX)
+    told = ["Features of t1: UNTRAINED: random weights", "one model stands for another"]
+    for line in lines[:3]:
+        line["result"]["notes"] = told
+    write_lines(tmp_path, lines)
+    page, markdown = pages(tmp_path)
+    for note in told:
+        assert page.source.count(f"{note}.") == 1
+        assert page.source.index(note) < page.source.index("<table")
+        assert markdown.count(f"{note}.") == 1
+
+
 def test_a_thesis_table_has_our_values_beside_the_printed_ones(tmp_path):
     lines = frame(make_grid(tmp_path, SEX))
     page, markdown = pages(tmp_path)
