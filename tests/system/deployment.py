@@ -129,10 +129,12 @@ class Hospital:
     Args:
         folder: With site.toml.
         runtime_port: Between SuperNode and SuperExec; another one per site of a machine.
+        inside: Words that put a program on another host.
     """
 
-    def __init__(self, folder: Path, runtime_port: int) -> None:
+    def __init__(self, folder: Path, runtime_port: int, inside: Iterable[str] = ()) -> None:
         self.folder = folder
+        self.inside = tuple(inside)
         self.file = folder / "site.toml"
         if "[coordinator]" not in self.file.read_text():
             with self.file.open("a") as file:
@@ -164,7 +166,8 @@ class Hospital:
             assert part not in self.running or not self.running[part].alive()
             words = ("mmare-site", "start", self.file, "--part", part)
             log = self.folder / f"start-{part}.log"
-            self.running[part] = Running(log, *words, environment={"OMP_NUM_THREADS": "1"})
+            environment = {"OMP_NUM_THREADS": "1"}
+            self.running[part] = Running(log, *words, environment=environment, inside=self.inside)
 
     def stop(self) -> None:
         for part in list(self.running):

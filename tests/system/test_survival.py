@@ -20,8 +20,6 @@ from pathlib import Path
 
 import pytest
 
-from client.relay.programs import RelayFolder
-from client.relay.state import read_state
 from server.kit import load_kit, renew
 from tests.federations import (
     events,
@@ -34,14 +32,12 @@ from tests.federations import (
 from tests.system.deployment import (
     Coordinator,
     Hospital,
-    Running,
     command,
     free_ports,
     needs_nginx,
-    tails,
     until,
 )
-from tests.system.network import COORDINATOR, PUBLIC_PORT, Host, needs_namespaces, network, open_ports
+from tests.system.network import COORDINATOR, PUBLIC_PORT, needs_namespaces, network, open_ports
 
 pytestmark = [pytest.mark.system, needs_nginx]
 
@@ -62,46 +58,6 @@ def hosts():
         yield found
 
 
-class Walled(Hospital):
-    """A site on a host of its own, run by ``mmare-site start``."""
-
-    def __init__(self, folder: Path, runtime_port: int, host: Host) -> None:
-        super().__init__(folder, runtime_port)
-        self.host = host
-
-    def start(self, *parts: str) -> None:
-        for part in parts or ("all",):
-            words = ("mmare-site", "start", self.file, "--part", part)
-            log = self.folder / f"start-{part}.log"
-            self.running[part] = Running(
-                log, *words, environment={"OMP_NUM_THREADS": "1"}, inside=self.host.inside()
-            )
-
-    def stop(self) -> None:
-        for part in list(self.running):
-            self.running.pop(part).stop()
-
-    def kill(self, part: str, number: int = signal.SIGKILL) -> None:
-        os.kill(self.pid(part), number)
-
-    def pid(self, part: str) -> int:
-        """Of a program that `mmare-site start` keeps, once it runs."""
-        found: list[int] = []
-
-        def runs() -> bool:
-            state = read_state(RelayFolder.of(self.site))
-            programs = () if state is None else state.programs
-            found[:] = [each.pid for each in programs if each.name == part and each.pid is not None]
-            return bool(found)
-
-        until(runs, f"{part} runs", 60, self.logs)
-        return found[0]
-
-    def logs(self) -> str:
-        relay = RelayFolder.of(self.site).folder
-        return super().logs() + "\n" + tails(sorted(relay.glob("*.log")))
-
-
 class Deployment:
     """A coordinator and its hospitals, each on a host of its own, with a federation folder between them."""
 
@@ -113,9 +69,10 @@ class Deployment:
         self.study = self.federation / "study.toml"
         self.out = folder / "run"
         self.coordinator = Coordinator(folder / "kit", COORDINATOR, PUBLIC_PORT, hosts.coordinator.inside())
+        self.host_of = dict(zip(NAMES, hosts.hospitals, strict=True))
         self.hospitals = {
-            name: Walled(self.federation / name, port, host)
-            for name, port, host in zip(NAMES, free_ports(3), hosts.hospitals, strict=True)
+            name: Hospital(self.federation / name, port, host.inside())
+            for (name, host), port in zip(self.host_of.items(), free_ports(3), strict=True)
         }
         self.coordinator.hospitals += self.hospitals.values()
 
@@ -205,7 +162,7 @@ def test_whatever_dies_at_a_hospital_the_run_ends_with_what_arrived(hosts, tmp_p
         for site, part in (("ash", "worker"), ("birch", "superexec"), ("cedar", "supernode")):
             place.hospitals[site].kill(part)
             took[part] = place.back(site)
-        host = place.hospitals["birch"].host
+        host = place.host_of["birch"]
         host.cut()
         time.sleep(CUT_S)
         host.mend()
@@ -220,7 +177,7 @@ def test_only_the_public_door_is_open_and_hospitals_have_none(hosts):
     with deployed(hosts, rounds=4000) as place:
         place.start()
         place.after(1)
-        hospital, coordinator = place.hospitals["ash"].host, hosts.coordinator
+        hospital, coordinator = place.host_of["ash"], hosts.coordinator
         wanted = sorted(
             {22, 80, PUBLIC_PORT, 8000, 8080, 9094, 9095, 9464, place.coordinator.superlink_port}
             | {each.site.coordinator.runtime_port for each in place.hospitals.values()}
