@@ -86,19 +86,26 @@ def drawings(
 
 
 def _trends(grid: GridRecord, identity: str, arms: Sequence[Arm], position: Position) -> list[Drawing]:
-    """AUC against the missing rate, one drawing per mechanism and data set with at least two rates."""
-    found: dict[tuple[str, tuple[str, ...]], dict[Arm, list[tuple[float, float, float | None]]]] = {}
+    """AUC against the missing rate, one drawing per mechanism with at least two rates.
+
+    Where a method has one colour on all data, as in tables of no paper, one per data set, too.
+    """
+    apart = len({position(arm) for arm in arms}) < len({(arm.method, arm.regime.data) for arm in arms})
+    found: dict[tuple[str, ...], dict[Arm, list[tuple[float, float, float | None]]]] = {}
     for arm in arms:
         regime, value = arm.regime, told(grid, arm, "auc")
         if regime.mechanism and regime.rate is not None and value.value is not None:
             one = Arm(Regime(regime.data, regime.task, None, None), arm.method, arm.mode)
-            lines = found.setdefault((regime.mechanism, regime.arguments), {})
+            words = (f"({regime.mechanism.upper()})", *regime.arguments)
+            if apart:
+                words = (*words[:-1], f"{words[-1]}:", regime.data)
+            lines = found.setdefault(words, {})
             lines.setdefault(one, []).append((regime.rate, value.value, value.sd))
     drawn = []
-    for number, ((mechanism, arguments), lines) in enumerate(found.items()):
+    for number, (words, lines) in enumerate(found.items()):
         if max(map(len, lines.values())) < 2:  # noqa: PLR2004 - one rate is no curve
             continue
-        name = " ".join((f"AUC against the missing rate ({mechanism.upper()})", *arguments))
+        name = " ".join(("AUC against the missing rate", *words))
         trends = [Trend(sorted(points), position(arm)) for arm, points in lines.items()]
         label = f"{name}, mean and one standard deviation over seeds"
         drawn.append(Drawing(name, label, rate_figure(f"{identity}-rates-{number}", label, trends)))

@@ -431,8 +431,8 @@ def test_weights_come_from_the_studys_seed_alone(name):
 def test_a_gpu_is_near_the_processor(name):
     """Logits, and losses and gradients of every objective from the same draws.
 
-    Without TF32, in which cuDNN computes recurrent layers unless told otherwise: HyperMM's logits are then
-    5e-4 off.
+    Without TF32, in which cuDNN computes convolutions unless told otherwise: HyperMM's logits are then 5e-4
+    off.
     """
     batch = batch_of(name, random_presence(24, 3))
     moved = Batch(tuple(part.cuda() for part in batch.embedding), batch.present.cuda(), batch.label.cuda())

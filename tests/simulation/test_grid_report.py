@@ -255,6 +255,26 @@ def test_increments_are_told_to_the_step_before_and_to_the_first(tmp_path):
     assert "+ two" in after(rows_of(page, "vital12, federated"), "with clinical")[2][0]
 
 
+@pytest.mark.parametrize(
+    ("tables", "titles", "curves"),
+    [
+        pytest.param('["5.4"]', ["(MCAR)"], 3, id="colours-by-method-and-data"),
+        pytest.param("[]", ["(MCAR): with clinical", "(MCAR): without clinical"], 2, id="colours-by-method"),
+    ],
+)
+def test_no_two_curves_of_a_drawing_have_one_colour(tmp_path, tables, titles, curves):
+    models = model("drim", "DRIM") + model("mmare", "MMARE")
+    make_grid(tmp_path, grid_text(IXI, lost(0.2), lost(0.6), models, tables=tables))
+    page, _ = pages(tmp_path)
+    drawn = re.findall(
+        r"<figcaption>AUC against the missing rate ([^<]*)</figcaption>(.*?)</svg>", page.source, re.DOTALL
+    )
+    assert [title for title, _ in drawn] == titles
+    for _, svg in drawn:
+        thick = re.findall(r"<path[^>]*stroke: (var\([^)]*\))[^>]*stroke-width: 1.8", svg)
+        assert len(set(thick)) == len(thick) == curves
+
+
 @pytest.fixture(scope="module")
 def three_ways(tmp_path_factory):
     folder = tmp_path_factory.mktemp("modes")
