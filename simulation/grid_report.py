@@ -13,6 +13,7 @@ is checked for each result, and the report says so.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -93,9 +94,16 @@ def _page(grid: GridRecord) -> Page:
     broken = [record.cell for record in grid.records if any(map(impossible, _blocks(record)))]
     if broken:
         notes.append(f"Metrics that cannot be of one set of predictions: cells {', '.join(broken)}.")
-    sections = [*_thesis(grid), *_increments(grid), *_generic(grid), *_modes(grid), *_sites(grid)]
-    sections += [*_patients(grid), *_machines(grid), _method(grid, broken)]
+    begun = _begun(grid)
+    sections = [*_thesis(begun), *_increments(begun), *_generic(begun), *_modes(begun), *_sites(begun)]
+    sections += [*_patients(begun), *_machines(begun), *_gaps(grid), _method(grid, broken)]
     return Page(grid.title, chips, tuple(notes), tuple(sections))
+
+
+def _begun(grid: GridRecord) -> GridRecord:
+    """The grid less data of which no cell is done: their rows would be empty, and what is missing is told."""
+    begun = {arm.regime for arm in grid.arms if grid.runs[arm]}
+    return replace(grid, arms=tuple(arm for arm in grid.arms if arm.regime in begun))
 
 
 def _blocks(record: Record) -> Iterator[Mapping[str, Any]]:
@@ -340,13 +348,16 @@ def _machines(grid: GridRecord) -> list[Section]:
             "A site that is left out of a round is asked again in the next; its rows did not train meanwhile."
         )
         sections.append(Section("left-out", "Sites that were left out", read, (absent,)))
-    gaps = [table for table in (details.missing_table(grid), details.failure_table(grid)) if table]
-    if gaps:
-        read = (
-            "Tables above show these as missing: a mean is over the seeds at hand, a difference over pairs."
-        )
-        sections.append(Section("missing", "What is missing", read, tuple(gaps)))
     return sections
+
+
+def _gaps(grid: GridRecord) -> list[Section]:
+    gaps = [table for table in (details.missing_table(grid), details.failure_table(grid)) if table]
+    read = (
+        "Tables above show these as missing, where any cell of their data is done: a mean is over the "
+        "seeds at hand, a difference over pairs."
+    )
+    return [Section("missing", "What is missing", read, tuple(gaps))] if gaps else []
 
 
 def _method(grid: GridRecord, broken: Sequence[str]) -> Section:

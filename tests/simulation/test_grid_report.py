@@ -255,6 +255,20 @@ def test_increments_are_told_to_the_step_before_and_to_the_first(tmp_path):
     assert "+ two" in after(rows_of(page, "vital12, federated"), "with clinical")[2][0]
 
 
+def test_data_without_a_finished_cell_are_listed_as_missing_and_fill_no_table(tmp_path):
+    text = grid_text(IXI, lost(0.2), lost(0.6), model("mmare", "MMARE"), model("drim", "DRIM"), tables="[]")
+    (tmp_path / "grid.toml").write_text(text)
+    cells = load_grid(tmp_path / "grid.toml").cells
+    gone = [place for place, cell in enumerate(cells) if cell.missing.rate == 0.6]
+    make_grid(tmp_path, text, leave_out=gone)
+    page, _ = pages(tmp_path)
+    assert len(gone) == len(cells) / 2
+    before, after_it = page.source.split("What is missing</h2>")
+    assert "MCAR 20 %" in before
+    assert "MCAR 60 %" not in before
+    assert "MCAR 60 %" in after_it
+
+
 @pytest.mark.parametrize(
     ("tables", "titles", "curves"),
     [
