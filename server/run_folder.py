@@ -182,10 +182,9 @@ def _run(fleet: Fleet, study: Study, settings: RunSettings, journal: Journal, ru
             Plan(settings.mode, settings.trainer, settings.expected_nodes, settings.subsets),
         )
         outcome = loop.run()
-        of_model = [*_of_model(study), *_local_parts(study)]
-        facts = {"run": run, "round": outcome.best_round, "notes": of_model}
+        facts = {"run": run, "round": outcome.best_round, "notes": _of_model(study)}
         save_model(out / "model", study, outcome.tensors, facts)
-        told = {"left_out": _left_out(out), "notes": [*_notes(out), *of_model]}
+        told = {"left_out": _left_out(out), "notes": [*_notes(out), *_of_model(study)]}
         return {**common, **_facts(outcome), "metrics": outcome.metrics, **told}
     members = roll_call(fleet, study, run, journal, settings.expected_nodes or 1)
     trainers = [site for site, member in members.items() if member.call.samples > 0]
@@ -293,16 +292,10 @@ def _notes(out: Path) -> list[str]:
 
 
 def _of_model(study: Study) -> list[str]:
-    """What a reader must know of the model's figures, whatever the data."""
-    note = MODELS[study.model.name].NOTE
-    return [note] if note else []
-
-
-def _local_parts(study: Study) -> list[str]:
-    """What a reader of the model must know of parts that stayed at the sites."""
+    """What a reader must know of the model and its figures: what it stands for, what stayed at the sites."""
     parts = ", ".join(study.federation.local)
-    note = f"{parts} stay at each site: metrics are with the sites' own, the model has their starting values"
-    return [note] if parts else []
+    stay = f"{parts} stay at each site: metrics are with the sites' own, the model has their starting values"
+    return [note for note in (MODELS[study.model.name].NOTE, stay if parts else "") if note]
 
 
 def _versions() -> dict[str, str]:

@@ -91,21 +91,18 @@ def _trends(grid: GridRecord, identity: str, arms: Sequence[Arm], position: Posi
     Where a method has one colour on all data, as in tables of no paper, one per data set, too.
     """
     apart = len({position(arm) for arm in arms}) < len({(arm.method, arm.regime.data) for arm in arms})
-    found: dict[tuple[str, ...], dict[Arm, list[tuple[float, float, float | None]]]] = {}
+    found: dict[str, dict[Arm, list[tuple[float, float, float | None]]]] = {}
     for arm in arms:
         regime, value = arm.regime, told(grid, arm, "auc")
         if regime.mechanism and regime.rate is not None and value.value is not None:
             one = Arm(Regime(regime.data, regime.task, None, None), arm.method, arm.mode)
-            words = (f"({regime.mechanism.upper()})", *regime.arguments)
-            if apart:
-                words = (*words[:-1], f"{words[-1]}:", regime.data)
-            lines = found.setdefault(words, {})
+            kind = " ".join((f"AUC against the missing rate ({regime.mechanism.upper()})", *regime.arguments))
+            lines = found.setdefault(f"{kind}: {regime.data}" if apart else kind, {})
             lines.setdefault(one, []).append((regime.rate, value.value, value.sd))
     drawn = []
-    for number, (words, lines) in enumerate(found.items()):
+    for number, (name, lines) in enumerate(found.items()):
         if max(map(len, lines.values())) < 2:  # noqa: PLR2004 - one rate is no curve
             continue
-        name = " ".join(("AUC against the missing rate", *words))
         trends = [Trend(sorted(points), position(arm)) for arm, points in lines.items()]
         label = f"{name}, mean and one standard deviation over seeds"
         drawn.append(Drawing(name, label, rate_figure(f"{identity}-rates-{number}", label, trends)))

@@ -1,6 +1,10 @@
-"""How benchmarks say what they measured."""
+"""What benchmarks share: where they measure, and how they say what they measured."""
 
-__all__ = ["report"]
+import torch
+
+__all__ = ["DEVICES", "report"]
+
+DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 
 
 def report(title, **figures):

@@ -40,7 +40,7 @@ from sites.federation import SiteTables, write_federation
 from sites.mmist import prepare_mmist
 from sites.options import Grouping
 from tests.bench.plain import PlainMMARE
-from tests.bench.printed import report
+from tests.bench.printed import DEVICES, report
 from tests.data_folder import data_folder
 
 pytestmark = [pytest.mark.bench, pytest.mark.filterwarnings("default")]
@@ -48,7 +48,6 @@ pytestmark = [pytest.mark.bench, pytest.mark.filterwarnings("default")]
 WIDTHS = {"ct": 512, "mri": 512, "wsi": 1024, "text": 512}
 SHARES = {"ct": 0.39, "mri": 0.08, "wsi": 1.0, "text": 1.0}  # of patients who have it, as in MMIST-ccRCC
 PARAMETERS = 1_483_906
-DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 MMARE_SIM = str(Path(sys.executable).parent / "mmare-sim")
 
 

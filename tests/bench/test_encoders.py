@@ -11,19 +11,18 @@ from client.encoders import vgg11
 from client.encoders.med3d import Med3DEncoder, random_med3d
 from client.encoders.resnet50_wsi import ResNet50Wsi, TruncatedResNet50
 from client.encoders.unimed_clip import B16, load_unimed_text
-from tests.bench.printed import report
+from tests.bench.printed import DEVICES, report
 from tests.client.encoders.towers import drawn, write_local_files
 
 pytestmark = [pytest.mark.bench, pytest.mark.filterwarnings("default")]
 
 VOLUME = (1, 56, 448, 448)
-DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 TYPES = pytest.mark.parametrize("autocast", [None, torch.bfloat16], ids=["float32", "bfloat16"])
 
 
 def per_second(device, items, call):
     """Items a second: the median of runs, after one that warms up; an answer on the CPU ends a run."""
-    call()
+    assert np.isfinite(np.asarray(call())).all()
     spent = []
     for _ in range(10 if device == "cuda" else 3):
         began = time.perf_counter()

@@ -24,7 +24,7 @@ from server.model_file import load_model
 from simulation.run import Backend
 from sites.federation import site_folders
 from tests.federations import ModelsByRound, run_nodes, tiny_federation, tiny_study, weights
-from tests.mmare.examples import SMALL, small_options
+from tests.mmare.examples import SMALL, small_maps, small_options
 
 EVERY = pytest.mark.parametrize("name", sorted(MODELS))
 MMARE_SIM = Path(sys.executable).parent / "mmare-sim"
@@ -34,7 +34,7 @@ UNSEEN = {
 }  # by a softmax: its gradient is rounding error, of which Adam makes whole steps
 
 
-def study_of(name, rounds_after=2, width=16, **sections: object):
+def study_of(name, rounds_after=2, width=8, **sections: object):
     """A small form of the model that trains ``rounds_after`` rounds of its last phase."""
     widths = [
         {"name": slot, "kind": "features", "width": width, "scaling": "zscore"} for slot in ("ct", "wsi")
@@ -81,10 +81,9 @@ def train_plainly(model, study, data):
 
 
 @pytest.fixture
-def _small_maps(monkeypatch):
-    """HyperMM's width is that of maps: 2 x 2 of four channels instead of 25,088 numbers."""
-    monkeypatch.setattr(HyperMM, "MAPS", (4, 2, 2))
-    monkeypatch.setattr(HyperMM, "HIDDEN", 32)
+def _small_maps():
+    with small_maps():
+        yield
 
 
 @pytest.mark.usefixtures("_small_maps")
@@ -115,7 +114,7 @@ def test_one_site_is_a_plain_training_loop(tmp_path, name):
 @EVERY
 def test_ray_gives_the_same_bits_as_this_process(tmp_path, name):
     maps = math.prod(HyperMM.MAPS)  # in full: Ray's processes know nothing of a changed size
-    width = maps if name == "hypermm" else 16
+    width = maps if name == "hypermm" else 8
     study = study_of(name, rounds_after=1, width=width, federation={"deadline_s": 200})
     federation = tiny_federation(tmp_path / "fed", study, patients=20)
     for backend in Backend:

@@ -9,7 +9,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from client.optimizers import PhaseOptimizers
-from mmare.baselines.hypermm import HyperMM
 from mmare.batch import Batch
 from mmare.blocks import exposures
 from mmare.errors import StudyError
@@ -25,6 +24,7 @@ from tests.mmare.examples import (
     generator,
     patterns,
     random_presence,
+    small_maps,
     small_options,
 )
 
@@ -37,10 +37,7 @@ ROWS = pytest.mark.parametrize("pattern", patterns(3).tolist(), ids=lambda row: 
 
 @pytest.fixture(scope="module", autouse=True)
 def _small_maps():
-    """HyperMM's width is that of maps: 2 x 2 of two channels instead of 25,088 numbers."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(HyperMM, "MAPS", (2, 2, 2))
-        patch.setattr(HyperMM, "HIDDEN", 32)
+    with small_maps():
         yield
 
 

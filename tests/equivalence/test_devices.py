@@ -8,15 +8,11 @@ import torch
 from mmare.study import ModelSpec
 from sites.federation import SITE_FILE, site_folders
 from tests.federations import SITES, ModelsByRound, events, run_nodes, tiny_federation, tiny_study
+from tests.mmare.examples import SMALL, small_options
 
 pytestmark = pytest.mark.gpu
 
 NEAR = {"rtol": 1e-3, "atol": 1e-4}
-MODELS = {  # with one optimiser, with a second one of its own, and with two phases
-    "mmare": {"width": 16},
-    "drim": {"width": 16, "hidden": 16, "heads": 2, "head_width": 8, "feedforward": 16},
-    "adacomed": {"hidden": 16, "in_dim": 16, "heads": 2, "small_rounds": 2},
-}
 
 
 def federation_on(device, folder, study):
@@ -28,10 +24,11 @@ def federation_on(device, folder, study):
     return federation
 
 
-@pytest.mark.parametrize("model", sorted(MODELS))
+@pytest.mark.parametrize("model", ["mmare", "drim", "adacomed"])  # one optimiser, two, two phases
 def test_a_federation_on_a_gpu_is_near_one_on_processors(tmp_path, model):
     slow = {"optimizer": "sgd", "learning_rate": 0.01}  # Adam's first steps tell the sign of a rounding error
-    study = replace(tiny_study(training=slow), model=ModelSpec(model, MODELS[model]))
+    options = small_options(model, **SMALL, small_rounds=2)
+    study = replace(tiny_study(training=slow), model=ModelSpec(model, options))
     models, losses = {}, {}
     for device in ("cpu", "cuda"):
         federation, out = federation_on(device, tmp_path / device, study), tmp_path / f"{device}-run"

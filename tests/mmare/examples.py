@@ -1,15 +1,27 @@
 """Studies and batches that the tests of the model library share."""
 
 import itertools
+from contextlib import contextmanager
 from dataclasses import fields
 
+import pytest
 import torch
 
+from mmare.baselines.hypermm import HyperMM
 from mmare.batch import Batch
 from mmare.registry import MODELS
 from mmare.study import Kind, ModalitySpec, ModelSpec, Scaling, Study
 
-__all__ = ["SMALL", "a_batch", "a_study", "generator", "patterns", "random_presence", "small_options"]
+__all__ = [
+    "SMALL",
+    "a_batch",
+    "a_study",
+    "generator",
+    "patterns",
+    "random_presence",
+    "small_maps",
+    "small_options",
+]
 
 SMALL = {  # of whatever options a model has
     "width": 32,
@@ -20,6 +32,15 @@ SMALL = {  # of whatever options a model has
     "feedforward": 16,
     "depth": 2,
 }
+
+
+@contextmanager
+def small_maps():
+    """HyperMM's width is that of maps: within, 2 x 2 of two channels instead of 25,088 numbers."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(HyperMM, "MAPS", (2, 2, 2))
+        patch.setattr(HyperMM, "HIDDEN", 32)
+        yield
 
 
 def generator(seed=0):
