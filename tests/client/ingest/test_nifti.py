@@ -124,7 +124,9 @@ def test_damaged_gzip(tmp_path):
     assert refused.value.reason in (Reason.DAMAGED_PIXEL_DATA, Reason.TRUNCATED_PIXEL_DATA)
 
 
-@pytest.mark.parametrize("content", [b"", b"hello", gzip.compress(b"hello" * 200)])
+@pytest.mark.parametrize(
+    "content", [b"", b"hello", gzip.compress(b"hello" * 200)], ids=["empty", "text", "gzip"]
+)
 @pytest.mark.parametrize("name", ["a.nii", "a.nii.gz", "a.txt"])
 def test_files_that_are_no_nifti(tmp_path, content, name):
     (tmp_path / name).write_bytes(content)
