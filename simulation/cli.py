@@ -22,7 +22,7 @@ from server.rounds import Mode
 from simulation import prepare
 from simulation.grid import list_cells, run_grid
 from simulation.grid_cell import Workplace
-from simulation.grid_plan import find_grid, load_grid, ready_grids
+from simulation.grid_file import find_grid, load_grid, ready_grids
 from simulation.grid_records import is_grid
 from simulation.progress import live_rounds
 from simulation.report import GAIN, write_comparison, write_report

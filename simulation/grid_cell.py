@@ -21,7 +21,8 @@ import tomli_w
 from mmare.errors import InputError, StudyError
 from mmare.study import Kind, Study, load_study
 from mmare.tables import read_toml
-from simulation.grid_plan import Cell, resolve
+from simulation.grid_file import resolve
+from simulation.grid_plan import Cell
 from sites.config import load_site
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from simulation.grid_page import Cell, Group, Row, Table
 from simulation.grid_records import Arm, GridRecord, Record, Regime
 from simulation.grid_statistics import paired
 from simulation.grid_tables import change, show, told, values
-from simulation.report import REASONS
+from simulation.page import REASONS
 from simulation.results import MODES, Estimate
 
 __all__ = [

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from mmare.errors import InputError
-from simulation.grid_plan import Cell, load_grid
+from simulation.grid_file import load_grid
+from simulation.grid_plan import Cell
 from simulation.grid_results import FAILURES, RESULTS
 from simulation.results import MODES
 

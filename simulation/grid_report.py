@@ -36,7 +36,7 @@ from simulation.grid_tables import (
     reference,
 )
 from simulation.grid_thesis import thesis_groups
-from simulation.report import render_page, replace_page
+from simulation.page import render_page, replace_page
 from simulation.results import HEADLINE, MODES
 from simulation.thesis_tables import PUBLISHED, Published
 

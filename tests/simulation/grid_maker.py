@@ -8,7 +8,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from simulation.grid_plan import Cell, load_grid
+from simulation.grid_file import load_grid
+from simulation.grid_plan import Cell
 
 SITES = ("north", "south", "west")
 NAMES = {

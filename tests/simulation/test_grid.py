@@ -21,7 +21,8 @@ from mmare.study import load_study
 from simulation.cli import app
 from simulation.grid import run_grid
 from simulation.grid_cell import Workplace, check_cell, run_cell
-from simulation.grid_plan import load_grid, select
+from simulation.grid_file import load_grid
+from simulation.grid_plan import select
 from simulation.grid_progress import Estimate, GridProgress, live_grid
 from simulation.grid_worker import CELLS_PER_WORKER, Doing, Task, answer
 from sites.federation import site_folders

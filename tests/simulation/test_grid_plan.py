@@ -11,7 +11,8 @@ from mmare.errors import InputError
 from mmare.registry import MODELS, build_model, model_options
 from mmare.study import Study, load_study
 from server.rounds import Mode
-from simulation.grid_plan import find_grid, load_grid, ready_grids, resolve, select
+from simulation.grid_file import find_grid, load_grid, ready_grids, resolve
+from simulation.grid_plan import select
 from sites.ixi import IxiOptions, ixi_study
 from sites.mmist import prepare_mmist
 from sites.synthetic import prepare_synthetic

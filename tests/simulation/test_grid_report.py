@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from mmare.errors import InputError
 from simulation.cli import app
-from simulation.grid_plan import load_grid
+from simulation.grid_file import load_grid
 from simulation.grid_records import is_grid, load_records
 from simulation.grid_report import write_grid_report
 from tests.simulation.grid_maker import SITES, line_of, make_grid, write_lines
