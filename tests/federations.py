@@ -35,6 +35,10 @@ SPLITS = ("train", "train", "val", "test")
 Fault = Callable[[Endpoint, str, bytes], tuple[str, bytes]]  # of the real site, header, payload
 
 
+class KilledError(BaseException):
+    """Ends a run in this process: nobody handles it, as nobody handles SIGKILL."""
+
+
 def tiny_study(**sections: Mapping[str, Any]) -> Study:
     """A study of two features modalities; a keyword changes keys of its section, such as ``training``."""
     content: dict[str, Any] = {

@@ -25,6 +25,7 @@ from server.checkpoint import read_checkpoint
 from sites.federation import SiteTables, site_folders, write_federation
 from tests.federations import (
     SITES,
+    KilledError,
     ModelsByRound,
     all_events,
     claiming,
@@ -62,10 +63,6 @@ ADAPTIVE = {
     "wire": "float16",
     "local": ["norms"],
 }
-
-
-class KilledError(BaseException):
-    """Nobody handles it, as nobody handles SIGKILL."""
 
 
 @dataclass

@@ -6,14 +6,10 @@ import pytest
 
 from mmare.errors import RunError
 from sites.federation import site_folders
-from tests.federations import all_events, events, outcome, run_nodes, tiny_federation
+from tests.federations import KilledError, all_events, events, outcome, run_nodes, tiny_federation
 
 ROUNDS = 3
 SHORT = (f"training.rounds={ROUNDS}",)
-
-
-class KilledError(BaseException):
-    """Nobody handles it, as nobody handles SIGKILL."""
 
 
 def killer(kind, number=None, occurrence=1):
