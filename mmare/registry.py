@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from threading import Lock
+from typing import TYPE_CHECKING, Any, Final
 
 import torch
 
@@ -32,6 +33,7 @@ MODELS: dict[str, type[MultimodalModel]] = {
     "unilmmv": UniLMMV,
     "unimodal": Unimodal,
 }
+_DRAWING: Final = Lock()  # modules draw from torch's global state, which all threads share
 
 
 def model_options(study: Study) -> Any:  # noqa: ANN401 - each model has its own
@@ -50,7 +52,7 @@ def model_options(study: Study) -> Any:  # noqa: ANN401 - each model has its own
 
 
 def build_model(study: Study) -> MultimodalModel:
-    """Make the study's model with weights drawn from the study's seed alone.
+    """Make the study's model with weights drawn from the study's seed alone, whatever other threads build.
 
     Raises:
         StudyError: If the model or one of its options does not exist or has a value of the wrong kind.
@@ -63,8 +65,8 @@ def build_model(study: Study) -> MultimodalModel:
     """
     options = model_options(study)
     builder = MODELS[study.model.name]
-    with torch.random.fork_rng(range(torch.cuda.device_count())):
-        torch.random.manual_seed(study.seed)  # modules draw from global state, which is restored on leaving
+    with _DRAWING, torch.random.fork_rng(range(torch.cuda.device_count())):  # restored on leaving
+        torch.random.manual_seed(study.seed)
         try:
             model = builder(study.modalities, len(study.classes), options)
         except ValueError as error:

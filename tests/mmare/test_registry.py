@@ -1,3 +1,5 @@
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 
@@ -116,6 +118,15 @@ def test_what_cannot_be_built_is_one_sentence(model, options, sentence):
         build_model(study)
     assert str(caught.value).startswith(sentence)
     assert "\n" not in str(caught.value)
+
+
+def test_models_that_are_built_side_by_side_are_the_same():
+    """A simulation builds from several threads, whose draws come from one state."""
+    study = a_study((8, 8))
+    alone = build_model(study).state_dict()
+    with ThreadPoolExecutor(4) as pool:
+        built = [model.state_dict() for model in pool.map(build_model, [study] * 40)]
+    assert all(torch.equal(model[name], value) for model in built for name, value in alone.items())
 
 
 def test_a_refusal_leaves_torchs_state_alone():
