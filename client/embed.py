@@ -301,9 +301,9 @@ def _encoded(
     source = encoder_source(site)
     encoders = {scan.modality.encoder: ENCODERS[scan.modality.encoder].open_volume for scan, _ in todo}
     opened = {name: make(source) for name, make in encoders.items() if make is not None}
-    torch.set_num_threads(site.threads)
+    torch.set_num_threads(site.threads)  # of this thread; the reader is told by itself
     waiting: deque[tuple[Scan, str, Future[Tensor]]] = deque()
-    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="scans") as reader:
+    with ThreadPoolExecutor(1, "scans", torch.set_num_threads, (site.threads,)) as reader:
         try:
             for scan, key in todo:
                 waiting.append((scan, key, reader.submit(_read, site, scan, key)))

@@ -82,12 +82,18 @@ class ModelPool:
 
     Args:
         device: Where models live.
+        threads: CPU threads that they compute with; sums of another number of threads are other bits.
     """
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, threads: int = 1) -> None:
         self._device = device
+        self._threads = threads
         self._lock = Lock()
         self._idle: dict[tuple[str, int], list[MultimodalModel]] = {}
+
+    def take_threads(self) -> None:
+        """Let the calling thread compute with as many as are given: PyTorch keeps the number per thread."""
+        torch.set_num_threads(self._threads)
 
     @contextmanager
     def borrow(self, study: Study) -> Iterator[MultimodalModel]:
@@ -142,6 +148,7 @@ class SiteService:
 
     def __call__(self, header: str, payload: bytes) -> tuple[str, bytes]:
         """Answer one message; every failure becomes a code here, its detail stays in the site's log."""
+        self._models.take_threads()  # gRPC and the simulation call from threads of their own
         request = None
         try:
             request = decode(Request, header)
@@ -167,6 +174,7 @@ class SiteService:
         Raises:
             DataError: If they cannot be used; names file, row, found and expected.
         """
+        self._models.take_threads()
         self._data_of(study)
 
     def answer(self, request: Request, payload: bytes) -> tuple[Answer, Tensor | None]:

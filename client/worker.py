@@ -21,7 +21,6 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, Final
 
 import grpc
-import torch
 
 from client.approval import ApprovalFolder
 from client.audit import AuditLog
@@ -188,7 +187,7 @@ def make_service(
         site.id,
         lambda study: load_data(site, study),
         StateStore(site.cache),
-        ModelPool(pick_device(site.device)),
+        ModelPool(pick_device(site.device), site.threads),
         gate=gate,
         observe=observe,
     )
@@ -209,7 +208,6 @@ def run_worker(site: SiteConfig, ready: Callable[[], None] = lambda: None, stop:
         RunError: If a worker of this site runs already.
         InputError: If socket, group, device or the port of the metrics cannot be used.
     """
-    torch.set_num_threads(site.threads)
     approvals, audit, seen = ApprovalFolder(site.folder), audit_log(site), Seen()
     observe, page = _watched(site, approvals, audit, seen)
     service = make_service(site, approvals, audit, observe)

@@ -92,7 +92,7 @@ def _service(site: SiteConfig, study: Study) -> SiteService:
         site.id,
         lambda wanted: load_data(site, wanted),
         StateStore(site.cache),
-        ModelPool(pick_device(site.device)),
+        ModelPool(pick_device(site.device), site.threads),
         site.min_count,
         frozenset({study.hash}),
     )

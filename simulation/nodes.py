@@ -90,22 +90,22 @@ def _service(federation: str, overrides: str, trainer: str, partition: int, part
         LOG.error("%s nodes for %s sites of %s", partitions, len(sites) + pools, folder)
         return _refusing(SiteCode.NODES)
     approved = Agreed([study.hash])  # a simulation agrees to its own study
-    torch.set_num_threads(max(site.threads for site in sites))
+    threads = max(site.threads for site in sites)  # alike, so that every backend computes the same bits
     if partition == len(sites):
         kept = folder / ".pooled"
         gate = Gate(trainer, approved, 0, AuditLog(kept / "audit.jsonl"))
-        return SiteService(trainer, _pool(sites), StateStore(kept), _models("auto"), gate=gate)
+        return SiteService(trainer, _pool(sites), StateStore(kept), _models("auto", threads), gate=gate)
     site = sites[partition]
     load: Callable[[Study], SiteData] = lambda wanted: load_data(site, wanted)  # noqa: E731 - closes over the site
     audit = AuditLog(site.cache / "audit.jsonl")
     gate = Gate(site.id, approved, site.min_count, audit, site.max_norm, site.max_releases)
-    return SiteService(site.id, load, StateStore(site.cache), _models(site.device), gate=gate)
+    return SiteService(site.id, load, StateStore(site.cache), _models(site.device, threads), gate=gate)
 
 
 @lru_cache
-def _models(device: str) -> ModelPool:
+def _models(device: str, threads: int) -> ModelPool:
     """One pool of models per device and process."""
-    return ModelPool(pick_device(device))
+    return ModelPool(pick_device(device), threads)
 
 
 def _pool(sites: tuple[SiteConfig, ...]) -> Callable[[Study], SiteData]:

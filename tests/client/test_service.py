@@ -1,6 +1,7 @@
 import json
 import logging
 from dataclasses import replace
+from threading import Thread
 
 import pytest
 import torch
@@ -48,6 +49,29 @@ def code_of(answer):
     assert payload == b""
     assert set(json.loads(header)["body"]) == {"code"}  # nothing but a code leaves
     return decode(Refusal, header).code
+
+
+@pytest.mark.parametrize("call", ["message", "prepare"])
+def test_computes_with_as_many_threads_as_are_given_whoever_calls(tmp_path, call):
+    found = []
+
+    def load(study):
+        found.append(torch.get_num_threads())
+        return tiny_data(study)
+
+    pool = ModelPool(torch.device("cpu"), threads=2)
+    site = SiteService("ash", load, StateStore(tmp_path), pool, approved=frozenset({STUDY.hash}))
+    asked = (encode(request(Task.DESCRIBE)), b"")
+    target, args = (site, asked) if call == "message" else (site.prepare, (STUDY,))
+    caller = Thread(target=target, args=args)
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        caller.start()
+        caller.join()
+    finally:
+        torch.set_num_threads(before)
+    assert found == [2]
 
 
 def test_describe_tells_groups_and_what_is_kept(tmp_path):

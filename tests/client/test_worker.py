@@ -10,17 +10,20 @@ import tempfile
 import threading
 import time
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
 import grpc
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from client.app import app as client_app
 from client.approval import ApprovalFolder
 from client.audit import AuditLog, Entry, Event
 from client.cli import app
+from client.dataset import load_data
 from client.link import WorkerLink, address_of
 from client.status import status_text
 from client.worker import SiteStatus, Worker, make_service, run_worker, serve
@@ -294,6 +297,22 @@ def test_a_worker_answers_approved_studies_only_and_logs_both(site):
         ("released", study.hash, None),
         ("refused", study.hash, "S303"),
     ]
+
+
+def test_a_worker_computes_with_the_threads_that_its_site_gives(site, monkeypatch):
+    study = load_study(site.folder.parent / "study.toml")
+    approvals, log = ApprovalFolder(site.folder), AuditLog(site.folder / "audit.jsonl")
+    approvals.record(study, None)
+    found = []
+
+    def load(config, wanted):
+        found.append(torch.get_num_threads())
+        return load_data(config, wanted)
+
+    monkeypatch.setattr("client.worker.load_data", load)
+    with serving(Worker(make_service(replace(site, threads=3), approvals, log)), site.worker):
+        assert decode(RollCall, WorkerLink(site.worker.socket)(describe(study), b"")[0]).site == "ash"
+    assert found == [3]
 
 
 def test_the_relay_finds_the_worker_by_the_node_s_socket(site):

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 
 from mmare.errors import RunError, SiteCode
 from mmare.exchange import Evaluation, Refusal, Request, Split, Task, Update, decode, encode
@@ -304,6 +305,25 @@ def test_a_late_answer_of_an_earlier_round_is_not_taken_for_the_next(federation,
     )
     assert {(entry["site"], entry["round"]) for entry in result["left_out"]} >= {("cedar", 1)}
     assert result["rounds_run"] == 3
+
+
+def test_every_thread_computes_with_as_many_as_the_sites_give(federation, tmp_path):
+    """PyTorch keeps the number per thread; with another number sums are other bits."""
+    found = set()
+
+    def counted(site, header, payload):
+        answer = site(header, payload)
+        found.add(torch.get_num_threads())
+        return answer
+
+    before = torch.get_num_threads()
+    try:
+        for run in ("one", "two"):  # the threads of the second are new, its sites are those of the first
+            torch.set_num_threads(3)
+            run_nodes(federation, tmp_path / run, settings=("training.rounds=1",), faults={0: counted})
+    finally:
+        torch.set_num_threads(before)
+    assert found == {1}
 
 
 def test_the_engine_runs_with_other_node_configurations(federation, healthy, tmp_path):
