@@ -233,7 +233,9 @@ def test_hypermm_of_the_ready_grids_fits_its_scans(studies):
 
 
 @pytest.mark.data
-@pytest.mark.parametrize("name", ["mmist-vital12", "ablation-mmist", "aggregation", "future-work"])
+@pytest.mark.parametrize(
+    "name", ["mmist-vital12", "ablation-mmist", "aggregation", "future-work", "recipes-mmist"]
+)
 def test_studies_of_ready_grids_on_mmist_are_studies(name, tmp_path):
     source = data_folder("mmist")
     for without in ((), ("clinical",)):
