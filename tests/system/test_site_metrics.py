@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import tempfile
+import time
 import urllib.request
 from contextlib import ExitStack
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 
 from client.approval import ApprovalFolder
 from client.link import WorkerLink
+from client.telemetry.embed_record import INTERVAL_S, read_record
 from mmare.exchange import Refusal, Request, RollCall, Task, decode, encode
 from server.exporter_kit import KIT_METRICS
 from server.kit import renew
@@ -193,6 +195,19 @@ def what_goes_wrong_afterwards(both):
     assert [found["job"] for found in prometheus.wait_for_alert("SiteWorkerDown")] == ["mmare-site"]
 
 
+def hold_up(embedding, cache, prometheus):
+    """Let it go on in steps until it is seen on its way: a fast machine is through between two looks."""
+    done = "mmare_site_worker_scans_done"
+    until(lambda: any(each.done > 0 for each in read_record(cache).modalities.values()), "a scan is done", 60)
+    for _ in range(20):
+        embedding.kill(signal.SIGSTOP)
+        time.sleep(INTERVAL_S + 0.5)  # with the next scan it writes down how far it is
+        embedding.kill(signal.SIGCONT)
+        if prometheus.query(f"{done} > 0 and {done} < mmare_site_worker_scans"):
+            return
+        time.sleep(0.2)
+
+
 def test_scans_that_are_encoded_are_seen(place):
     folder, stack = place
     federation = folder / "fed"
@@ -211,6 +226,7 @@ def test_scans_that_are_encoded_are_seen(place):
 
     embedding = stays(stack, folder / "embed.log", "mmare-site", "embed", site)
     prometheus.wait_for("mmare_site_worker_embedding_active == 1", 60)
+    hold_up(embedding, load_site(site).cache, prometheus)
     assert embedding.wait(240) == 1, embedding.log.read_text()  # some scans cannot be used
     prometheus.wait_for("mmare_site_worker_embedding_active == 0")
     scans = {name: int(manifest[name].notna().sum()) for name in ("t1", "t2", "pd", "mra")}

@@ -235,13 +235,9 @@ def test_told_to_stop_it_finishes_the_message_in_hand():
         given = {
             (event["site"], event["round"]) for event in _events(found.out / "rounds.jsonl", "site_update")
         }
-        assert ("cedar", number) in given
-        late = [
-            event
-            for event in _events(found.out / "rounds.jsonl", "site_left_out")
-            if event["round"] <= number
-        ]
-        assert late == []
+        left_out = _events(found.out / "rounds.jsonl", "site_left_out")
+        assert ("cedar", number) in given, left_out
+        assert [event for event in left_out if event["round"] <= number] == []
 
 
 def test_the_worker_alone_and_the_relay_alone():
