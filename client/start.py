@@ -26,6 +26,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from client.relay.clock import TAKEN_S
 from client.relay.programs import SUPEREXEC, SUPERNODE, RelayFolder, relay_programs
 from client.relay.state import ProgramState, RelayState, is_held, last_contact, write_state
 from client.relay.words import last_words, why_it_ended
@@ -216,7 +217,7 @@ class _Keeper:
             return True
         LOG.info("told to stop; the message in hand has %s s", grace_s)
         os.kill(pid, signal.SIGUSR1)
-        end = time.monotonic() + grace_s
+        end = time.monotonic() + grace_s + TAKEN_S
         while SUPERNODE in self._household.running():
             if time.monotonic() > end:
                 return False

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any, Final
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-__all__ = ["SHARE", "BriskClock"]
+__all__ = ["SHARE", "TAKEN_S", "BriskClock"]
 
 SHARE: Final = 0.1  # of the time without work that a pause may last: so much later is the next work noticed
+TAKEN_S: Final = 3.0  # for the coordinator to take a reply: it looks every 0.2 s, unless tensors hold it up
 
 
 @dataclass

@@ -1,6 +1,6 @@
 """SuperNode with short pauses, which takes its leave of the coordinator even after it was killed.
 
-Four things that Flower has no settings for, around its own SuperNode:
+Five things that Flower has no settings for, around its own SuperNode:
 
 - pauses between looks for messages, replies and objects: short with work, longer and longer without;
 - a connection that was lost: tried again every two seconds at most, not every twenty;
@@ -9,18 +9,21 @@ Four things that Flower has no settings for, around its own SuperNode:
   moment, whereby the coordinator gives the message up and asks again;
 - a SuperNode that was killed: the coordinator holds its connection for a minute, in which it lets no other in
   and waits for an answer that will not come. The next one of the same site says first that the last one is
-  gone, so that the message is given up at once and the site is back in seconds.
+  gone, so that the message is given up at once and the site is back in seconds;
+- a SuperNode that is told to stop: SuperLink looks first whether a node is gone, then whether its reply is
+  there. So it finishes the message in hand and stays until its reply must have been taken.
 """
 
 from __future__ import annotations
 
 import json
 import logging
+import math
 import signal
 import time
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 import httpx
 from flwr.common.constant import HEARTBEAT_DEFAULT_INTERVAL
@@ -31,7 +34,7 @@ from flwr.supercore.interceptors.http.runtime_version import RuntimeVersionHttpI
 from flwr.supernode.fleet_http_client import FleetHttpClient
 from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 
-from client.relay.clock import BriskClock
+from client.relay.clock import TAKEN_S, BriskClock
 from client.relay.flower_seams import HEARTBEAT, PULL, RETRY, SUPERNODE, WIRE
 from client.relay.losses import Losses
 from client.relay.seams import apply_default, named, replace
@@ -146,6 +149,7 @@ class _Life:
         self._noted = 0.0
         self._in_hand = False
         self._finishing = False
+        self._replied = -math.inf
         self.losses = Losses()
         self.worked: Callable[[], None] = lambda: None
 
@@ -173,9 +177,10 @@ class _Life:
         """
 
         def ask() -> Any:  # noqa: ANN401 - as Flower's
-            self._in_hand = False
+            if self._in_hand:
+                self._in_hand, self._replied = False, time.monotonic()
             if self._finishing:
-                raise SystemExit(0)
+                self._leave()
             self.losses.forget()
             found = receive()
             self._in_hand = found is not None
@@ -203,7 +208,12 @@ class _Life:
         """Take no message more, and end once none is in hand."""
         self._finishing = True
         if not self._in_hand:
-            raise SystemExit(0)
+            self._leave()
+
+    def _leave(self) -> NoReturn:
+        """End, once the coordinator has had the time to take the last reply."""
+        time.sleep(max(0.0, self._replied + TAKEN_S - time.monotonic()))
+        raise SystemExit(0)
 
 
 def _boot() -> str:

@@ -1,13 +1,15 @@
 import math
 import os
 import random
+import signal
 import subprocess
 import sys
 
 import numpy as np
 import pytest
 
-from client.relay.clock import BriskClock
+from client.relay.clock import TAKEN_S, BriskClock
+from client.relay.node import _Life
 from client.relay.seams import Seam, apply_default, differences, named, replace
 from client.relay.task import fresh_numbers
 from client.relay.warm import FOLDER_VARIABLE, STOCK_VARIABLE, unusable
@@ -171,3 +173,38 @@ def test_the_relay_imports_neither_torch_nor_a_reader_of_scans():
     )
     done = version_of(code, "")
     assert done.returncode == 0, done.stderr
+
+
+@pytest.fixture
+def life(tmp_path, monkeypatch):
+    """What a SuperNode does, its pauses, and a way to let it look for a message."""
+    pauses = []
+    monkeypatch.setattr("time.sleep", pauses.append)
+    found = _Life(tmp_path)
+    return found, pauses, lambda message: found.receiving(lambda: message, pytest.fail)()
+
+
+def test_a_node_that_is_told_to_stop_with_a_message_in_hand_stays_until_its_reply_is_taken(life):
+    node, pauses, look = life
+    assert look("a message") == "a message"
+    node.finish(signal.SIGUSR1, None)
+    with pytest.raises(SystemExit):
+        look("another, which it does not ask for")
+    assert pauses == [pytest.approx(TAKEN_S, abs=1.0)]
+
+
+def test_a_node_that_has_replied_just_now_stays_as_long(life):
+    node, pauses, look = life
+    look("a message")
+    look(None)  # the reply is sent
+    with pytest.raises(SystemExit):
+        node.finish(signal.SIGUSR1, None)
+    assert pauses == [pytest.approx(TAKEN_S, abs=1.0)]
+
+
+def test_a_node_without_a_reply_leaves_at_once(life):
+    node, pauses, look = life
+    look(None)
+    with pytest.raises(SystemExit):
+        node.finish(signal.SIGUSR1, None)
+    assert pauses == [0.0]
