@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from threading import Lock
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -16,6 +15,7 @@ from mmare.baselines.unimodal import Unimodal
 from mmare.errors import StudyError
 from mmare.model import MMARE, MultimodalModel
 from mmare.phases import last_phase_start
+from mmare.randomness import global_draws
 from mmare.tables import TableError, from_table
 
 if TYPE_CHECKING:
@@ -33,7 +33,6 @@ MODELS: dict[str, type[MultimodalModel]] = {
     "unilmmv": UniLMMV,
     "unimodal": Unimodal,
 }
-_DRAWING: Final = Lock()  # modules draw from torch's global state, which all threads share
 
 
 def model_options(study: Study) -> Any:  # noqa: ANN401 - each model has its own
@@ -65,7 +64,7 @@ def build_model(study: Study) -> MultimodalModel:
     """
     options = model_options(study)
     builder = MODELS[study.model.name]
-    with _DRAWING, torch.random.fork_rng(range(torch.cuda.device_count())):  # restored on leaving
+    with global_draws():
         torch.random.manual_seed(study.seed)
         try:
             model = builder(study.modalities, len(study.classes), options)

@@ -20,6 +20,7 @@ import torch
 from torch.nn import functional
 
 from mmare.errors import InputError
+from mmare.randomness import global_draws
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -171,7 +172,7 @@ def load_unimed_text(
     from open_clip.hf_model import HFTextEncoder  # type: ignore[import-untyped]  # noqa: PLC0415  has no types, takes seconds to import
     from open_clip.tokenizer import HFTokenizer  # type: ignore[import-untyped]  # noqa: PLC0415  as above
 
-    with torch.random.fork_rng(devices=[]):  # first values, replaced at once, are drawn from the global one
+    with global_draws():  # its first values, which are replaced at once
         tower = HFTextEncoder(str(folder), spec.width, pooler_type=_POOLER, proj_type="mlp", pretrained=False)
     tower.load_state_dict(state, strict=True)
     tokenizer = HFTokenizer(str(folder), context_length=CONTEXT, clean="whitespace", local_files_only=True)
