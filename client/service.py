@@ -10,9 +10,7 @@ import logging
 import re
 import time
 from collections import Counter
-from contextlib import contextmanager
 from importlib.metadata import version
-from threading import Lock
 from typing import TYPE_CHECKING
 
 import torch
@@ -53,11 +51,12 @@ from mmare.strategies import FedProxOptions, strategy_options
 from mmare.study import OptimizerState, Scaling, Untouched
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
     from torch import Tensor
 
     from client.dataset import SiteData
+    from client.model_pool import ModelPool
     from client.release import Answer
     from client.state import StateStore
     from client.telemetry.seen import Observer
@@ -66,7 +65,7 @@ if TYPE_CHECKING:
     from mmare.model import MultimodalModel
     from mmare.study import Study
 
-__all__ = ["ModelPool", "SiteService"]
+__all__ = ["SiteService"]
 
 LOG = logging.getLogger(__name__)
 
@@ -75,40 +74,6 @@ LOCAL = "local/"  # of a kept state: prefix of parameters that stay at the site
 _RUN = re.compile(
     r"[A-Za-z0-9][A-Za-z0-9._+-]*"
 )  # names a folder of this site, so it must not lead elsewhere
-
-
-class ModelPool:
-    """Models to borrow, so that a hundred simulated sites in one process need not hold a hundred.
-
-    Args:
-        device: Where models live.
-        threads: CPU threads that they compute with; sums of another number of threads are other bits.
-    """
-
-    def __init__(self, device: torch.device, threads: int = 1) -> None:
-        self._device = device
-        self._threads = threads
-        self._lock = Lock()
-        self._idle: dict[tuple[str, int], list[MultimodalModel]] = {}
-
-    def take_threads(self) -> None:
-        """Let the calling thread compute with as many as are given: PyTorch keeps the number per thread."""
-        torch.set_num_threads(self._threads)
-
-    @contextmanager
-    def borrow(self, study: Study) -> Iterator[MultimodalModel]:
-        """A model of the study whose weights are anyone's: the borrower loads its own."""
-        key = (study.hash, study.seed)
-        with self._lock:
-            idle = self._idle.setdefault(key, [])
-            model = idle.pop() if idle else None
-        if model is None:
-            model = build_model(study).to(self._device)
-        try:
-            yield model
-        finally:
-            with self._lock:
-                self._idle = {key: [*self._idle.get(key, []), model]}  # models of earlier studies go
 
 
 class SiteService:

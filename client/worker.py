@@ -28,7 +28,8 @@ from client.dataset import load_data
 from client.encoders.registry import pick_device
 from client.gate import Gate
 from client.link import CHANNEL_OPTIONS, address_of
-from client.service import ModelPool, SiteService
+from client.model_pool import ModelPool
+from client.service import SiteService
 from client.state import StateStore
 from client.telemetry.seen import Seen, unobserved
 from client.worker_pb.site_worker_pb2 import Answer, StatusAnswer, StudyTally

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from client.dataset import load_data
 from client.encoders.registry import pick_device
-from client.service import ModelPool, SiteService
+from client.model_pool import ModelPool
+from client.service import SiteService
 from client.state import StateStore
 from mmare.errors import InputError
 from mmare.flat import global_tensors

@@ -16,7 +16,8 @@ from client.dataset import SiteData, load_data
 from client.embed import embed_site
 from client.encoders.registry import pick_device
 from client.gate import Gate
-from client.service import ModelPool, SiteService
+from client.model_pool import ModelPool
+from client.service import SiteService
 from client.state import StateStore
 from mmare.errors import SiteCode
 from mmare.exchange import Endpoint, Refusal, Split, encode

@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from client.approval import Agreed, Approval
 from client.audit import AuditLog
 from client.gate import Gate, withheld_groups, withheld_patterns
+from client.model_pool import ModelPool
 from client.release import StudyRules
-from client.service import ModelPool, SiteService
+from client.service import SiteService
 from client.state import StateStore
 from mmare.blocks import block_tensors
 from mmare.errors import SiteCode, SiteError

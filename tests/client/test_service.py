@@ -6,7 +6,8 @@ from threading import Thread
 import pytest
 import torch
 
-from client.service import ModelPool, SiteService
+from client.model_pool import ModelPool
+from client.service import SiteService
 from client.state import StateStore
 from mmare.blocks import block_tensors
 from mmare.errors import DataError, SiteCode

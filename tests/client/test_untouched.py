@@ -5,8 +5,9 @@ from dataclasses import replace
 import pytest
 import torch
 
+from client.model_pool import ModelPool
 from client.optimizers import PhaseOptimizers
-from client.service import LOCAL, ModelPool, SiteService
+from client.service import LOCAL, SiteService
 from client.state import StateStore
 from client.trainer import train_round
 from mmare.blocks import block_tensors
