@@ -18,7 +18,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordD
 from flwr.clientapp import ClientApp
 
 from mmare.errors import SiteCode, SiteError
-from mmare.exchange import (
+from mmare.wire.messages import (
     HEADER_KEY,
     HEADER_RECORD,
     PAYLOAD_KEY,

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 import tomli_w
 
 from mmare.errors import DataError, StudyError
-from mmare.study import Study, parse_study
-from mmare.tables import TableError, read_toml
+from mmare.study.study import Study, parse_study
+from mmare.study.tables import TableError, read_toml
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

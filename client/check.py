@@ -13,14 +13,15 @@ from rich.table import Table
 
 from client.dataset import check_encoders, presence_of
 from mmare.errors import DataError
-from mmare.exchange import Split
-from mmare.study import Kind
+from mmare.study.choices import Kind
+from mmare.wire.messages import Split
 from sites.manifest import load_manifest
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from mmare.study import ModalitySpec, Study
+    from mmare.study.specs import ModalitySpec
+    from mmare.study.study import Study
     from sites.config import SiteConfig
     from sites.manifest import Manifest
 

@@ -17,9 +17,9 @@ from client.ingest.summary import converted_table
 from client.kit_cli import app as kit_app
 from client.progress import scan_progress
 from client.start import Part, has_joined, keep_site
-from mmare.console import run_command
 from mmare.errors import RunError
-from mmare.study import Study, load_study
+from mmare.host.console import run_command
+from mmare.study.study import Study, load_study
 from sites.config import SiteConfig, load_site
 
 __all__ = ["app", "main"]

@@ -10,8 +10,8 @@ import torch
 
 from client.encoders.registry import ENCODERS, GIVEN, encoder_source, fingerprint
 from mmare.errors import DataError
-from mmare.exchange import Split
-from mmare.study import Kind
+from mmare.study.choices import Kind
+from mmare.wire.messages import Split
 from sites.features import load_features
 from sites.manifest import load_manifest
 from sites.prompts import compile_prompt
@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
-    from mmare.study import ModalitySpec, Study
+    from mmare.study.specs import ModalitySpec
+    from mmare.study.study import Study
     from sites.config import ModalitySource, SiteConfig
     from sites.manifest import Manifest
 

@@ -25,7 +25,7 @@ from client.preprocess import VolumeReason, noise_seed, preprocess
 from client.scans import mask_of, read_scan, rule_of, steps_of
 from client.telemetry.embed_record import watched
 from mmare.errors import DataError, RunError
-from mmare.study import Kind
+from mmare.study.choices import Kind
 from sites.manifest import load_manifest
 
 if TYPE_CHECKING:
@@ -34,7 +34,8 @@ if TYPE_CHECKING:
     from client.encoders.registry import VolumeEncoder
     from client.ingest.choose import SeriesRule
     from client.telemetry.embed_record import EmbedWatch
-    from mmare.study import ModalitySpec, Study
+    from mmare.study.specs import ModalitySpec
+    from mmare.study.study import Study
     from sites.config import SiteConfig
     from sites.manifest import Manifest
 

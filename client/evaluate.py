@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Final
 import torch
 
 from client.gate import withheld_groups, withheld_patterns
-from mmare.batch import Batch
 from mmare.errors import SiteCode, SiteError
-from mmare.exchange import Comparison, Evaluation
-from mmare.metrics import MetricState
+from mmare.metrics.state import MetricState
+from mmare.models.batch import Batch
+from mmare.wire.messages import Comparison, Evaluation
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from client.dataset import SiteData
-    from mmare.exchange import Split
-    from mmare.model import MultimodalModel
+    from mmare.models.base import MultimodalModel
+    from mmare.wire.messages import Split
 
 __all__ = ["compare", "evaluate", "pattern_names", "predicted_right"]
 

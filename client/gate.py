@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any, Final
 from client.audit import Entry, Event
 from client.release import Facts, ReleaseError, StudyRules, check_answer
 from mmare.errors import SiteCode, SiteError
-from mmare.exchange import Update, encode
-from mmare.study import parse_study
+from mmare.study.study import parse_study
+from mmare.wire.messages import Update, encode
 
 if TYPE_CHECKING:
     from collections.abc import Hashable, Sequence
@@ -30,8 +30,8 @@ if TYPE_CHECKING:
     from client.approval import Approval, Approvals
     from client.audit import AuditLog
     from client.release import Answer
-    from mmare.exchange import Request
-    from mmare.study import Study
+    from mmare.study.study import Study
+    from mmare.wire.messages import Request
 
     Group = TypeVar("Group", bound=Hashable)
 

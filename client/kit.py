@@ -35,8 +35,9 @@ from cryptography.hazmat.primitives.serialization import (
 )
 
 from mmare.errors import InputError, StudyError
-from mmare.files import write_whole
-from mmare.joining import (
+from mmare.host.files import write_whole
+from mmare.study.study import parse_study
+from mmare.wire.joining import (
     BUNDLE_AUTHORITY,
     BUNDLE_COORDINATOR,
     BUNDLE_STUDY,
@@ -49,7 +50,6 @@ from mmare.joining import (
     key_fingerprint,
     parse_coordinator,
 )
-from mmare.study import parse_study
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

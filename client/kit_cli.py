@@ -8,8 +8,8 @@ from typing import Annotated
 import typer
 
 from client.kit import authority_fingerprint, install_bundle, make_request, own_fingerprint
-from mmare.joining import SiteKit
-from mmare.study import load_study
+from mmare.study.study import load_study
+from mmare.wire.joining import SiteKit
 from sites.config import load_site
 
 __all__ = ["app"]

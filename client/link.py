@@ -11,7 +11,7 @@ import grpc
 from client.worker_pb.site_worker_pb2 import Question, StatusQuestion
 from client.worker_pb.site_worker_pb2_grpc import SiteWorkerStub
 from mmare.errors import SiteCode
-from mmare.exchange import Refusal, encode
+from mmare.wire.messages import Refusal, encode
 
 if TYPE_CHECKING:
     from pathlib import Path

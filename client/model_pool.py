@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from mmare.registry import build_model
+from mmare.models.registry import build_model
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from mmare.model import MultimodalModel
-    from mmare.study import Study
+    from mmare.models.base import MultimodalModel
+    from mmare.study.study import Study
 
 __all__ = ["ModelPool"]
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from mmare.errors import SiteCode, SiteError
-from mmare.study import OptimizerName
+from mmare.study.choices import OptimizerName
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -17,10 +17,10 @@ if TYPE_CHECKING:
     from torch.nn import Parameter
     from torch.optim import Optimizer
 
-    from mmare.blocks import Block
-    from mmare.model import MultimodalModel
-    from mmare.phases import Objective, Phase
-    from mmare.study import TrainingSpec
+    from mmare.models.base import MultimodalModel
+    from mmare.models.blocks import Block
+    from mmare.models.phases import Objective, Phase
+    from mmare.study.specs import TrainingSpec
 
 __all__ = ["PhaseOptimizers"]
 

@@ -6,12 +6,13 @@ import textwrap
 from typing import TYPE_CHECKING
 
 from client.release import StudyRules
-from mmare.study import Kind, Wire
+from mmare.study.choices import Kind, Wire
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from mmare.study import ModalitySpec, Study
+    from mmare.study.specs import ModalitySpec
+    from mmare.study.study import Study
     from sites.config import SiteConfig
 
 __all__ = ["study_in_words"]

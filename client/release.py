@@ -18,14 +18,14 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from client.encoders.registry import encoder_notes
-from mmare.blocks import block_tensors, without_parameters
-from mmare.exchange import Comparison, Evaluation, Layout, RollCall, Split, Statistics, Task, Update
-from mmare.federated import local_parameters, on_wire
-from mmare.flat import global_tensors, layout_of, trained_tensors
-from mmare.metrics import MetricState
-from mmare.phases import phase_at
-from mmare.registry import build_model
-from mmare.study import Untouched, Wire
+from mmare.metrics.state import MetricState
+from mmare.models.blocks import block_tensors, without_parameters
+from mmare.models.phases import phase_at
+from mmare.models.registry import build_model
+from mmare.study.choices import Untouched, Wire
+from mmare.wire.messages import Comparison, Evaluation, Layout, RollCall, Split, Statistics, Task, Update
+from mmare.wire.sharing import local_parameters, on_wire
+from mmare.wire.tensors import global_tensors, layout_of, trained_tensors
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -33,8 +33,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Generator, Tensor
 
-    from mmare.exchange import Request, TensorSpec
-    from mmare.study import Study
+    from mmare.study.study import Study
+    from mmare.wire.messages import Request, TensorSpec
 
 __all__ = ["Answer", "Facts", "ReleaseError", "StudyRules", "check_answer"]
 

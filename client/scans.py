@@ -11,14 +11,14 @@ from client.ingest.nifti import read_nifti
 from client.ingest.volume import Plane
 from client.preprocess import MaskUse, VolumeSteps, run_mask_command
 from mmare.errors import DataError, InputError
-from mmare.study import MaskUse as StudyMask
+from mmare.study.choices import MaskUse as StudyMask
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
     from client.ingest.volume import Volume
-    from mmare.study import ModalitySpec
+    from mmare.study.specs import ModalitySpec
     from sites.config import MaskSource, ModalitySource
 
 __all__ = ["mask_of", "read_scan", "rule_of", "steps_of"]

@@ -1,7 +1,8 @@
 """The site service: the one place where data, trainer and gate meet.
 
-It answers the four calls of `mmare.exchange.Task`. Whoever calls it, a relay in the same process or a worker
-behind a socket, hands over a header and a flat run of bytes and gets the same back. Failures become a code.
+It answers the four calls of `mmare.wire.messages.Task`. Whoever calls it, a relay in the same process or a
+worker behind a socket, hands over a header and a flat run of bytes and gets the same back. Failures become a
+code.
 """
 
 from __future__ import annotations
@@ -23,10 +24,15 @@ from client.gate import Gate, withheld_groups
 from client.optimizers import PhaseOptimizers
 from client.telemetry.seen import unobserved
 from client.trainer import Pull, train_round
-from mmare.adapters import moment_rows
-from mmare.blocks import block_tensors, without_parameters
 from mmare.errors import DataError, MmareError, SiteCode, SiteError
-from mmare.exchange import (
+from mmare.models.adapters import moment_rows
+from mmare.models.blocks import block_tensors, without_parameters
+from mmare.models.phases import phase_at
+from mmare.models.registry import build_model
+from mmare.randomness import generator_for
+from mmare.study.choices import OptimizerState, Scaling, Untouched
+from mmare.study.strategy_options import FedProxOptions, strategy_options
+from mmare.wire.messages import (
     Comparison,
     Counts,
     Layout,
@@ -42,13 +48,8 @@ from mmare.exchange import (
     decode,
     encode,
 )
-from mmare.federated import keeps_state, local_parameters, on_wire
-from mmare.flat import copy_tensors, global_tensors, layout_of, pack, trained_tensors, unpack
-from mmare.phases import phase_at
-from mmare.randomness import generator_for
-from mmare.registry import build_model
-from mmare.strategies import FedProxOptions, strategy_options
-from mmare.study import OptimizerState, Scaling, Untouched
+from mmare.wire.sharing import keeps_state, local_parameters, on_wire
+from mmare.wire.tensors import copy_tensors, global_tensors, layout_of, pack, trained_tensors, unpack
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -61,9 +62,9 @@ if TYPE_CHECKING:
     from client.state import StateStore
     from client.telemetry.seen import Observer
     from client.trainer import Trained
-    from mmare.blocks import Block
-    from mmare.model import MultimodalModel
-    from mmare.study import Study
+    from mmare.models.base import MultimodalModel
+    from mmare.models.blocks import Block
+    from mmare.study.study import Study
 
 __all__ = ["SiteService"]
 

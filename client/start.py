@@ -31,15 +31,15 @@ from client.relay.programs import SUPEREXEC, SUPERNODE, RelayFolder, relay_progr
 from client.relay.state import ProgramState, RelayState, is_held, last_contact, write_state
 from client.relay.words import last_words, why_it_ended
 from mmare.errors import RunError
-from mmare.joining import SiteKit
-from mmare.processes import Household, Program
-from mmare.stopping import told_to_stop
+from mmare.host.signals import told_to_stop
+from mmare.host.supervised import Household, Program
+from mmare.wire.joining import SiteKit
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from mmare.processes import Change
-    from mmare.stopping import Stop
+    from mmare.host.signals import Stop
+    from mmare.host.supervised import Change
     from sites.config import SiteConfig
 
 __all__ = ["WORKER", "Part", "has_joined", "keep_site", "worker_program"]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 
 from client.relay.programs import RelayFolder
 from client.relay.state import last_contact, read_state
-from mmare.joining import SiteKit
+from mmare.wire.joining import SiteKit
 
 if TYPE_CHECKING:
     from client.relay.state import ProgramState

@@ -9,19 +9,19 @@ from typing import TYPE_CHECKING, Final
 import torch
 from torch.nn import functional
 
-from mmare.adapters import add_noise
-from mmare.blocks import exposures
 from mmare.errors import SiteCode, SiteError
-from mmare.study_rules import SUBSET
-from mmare.subsets import agreement, hide_modalities, keep_subset
+from mmare.models.adapters import add_noise
+from mmare.models.blocks import exposures
+from mmare.models.subsets import agreement, hide_modalities, keep_subset
+from mmare.study.study import SUBSET
 
 if TYPE_CHECKING:
     from torch import Generator, Tensor
 
     from client.dataset import SiteData
     from client.optimizers import PhaseOptimizers
-    from mmare.model import MultimodalModel
-    from mmare.study import Study
+    from mmare.models.base import MultimodalModel
+    from mmare.study.study import Study
 
 __all__ = ["Pull", "Trained", "draw_rows", "train_round"]
 

@@ -35,8 +35,8 @@ from client.telemetry.seen import Seen, unobserved
 from client.worker_pb.site_worker_pb2 import Answer, StatusAnswer, StudyTally
 from client.worker_pb.site_worker_pb2_grpc import SiteWorkerServicer, add_SiteWorkerServicer_to_server
 from mmare.errors import InputError, MmareError, RunError, SiteCode
-from mmare.exchange import Refusal, encode
-from mmare.stopping import told_to_stop
+from mmare.host.signals import told_to_stop
+from mmare.wire.messages import Refusal, encode
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -45,8 +45,8 @@ if TYPE_CHECKING:
 
     from client.telemetry.seen import Observer
     from client.worker_pb.site_worker_pb2 import Question, StatusQuestion
-    from mmare.exchange import Endpoint
-    from mmare.stopping import Stop
+    from mmare.host.signals import Stop
+    from mmare.wire.messages import Endpoint
     from sites.config import SiteConfig, WorkerConfig
 
 __all__ = ["SiteStatus", "Worker", "audit_log", "make_service", "run_worker", "serve"]

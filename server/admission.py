@@ -19,8 +19,10 @@ from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_ssh_public_key
 
 from mmare.errors import InputError
-from mmare.files import write_whole
-from mmare.joining import (
+from mmare.host.files import write_whole
+from mmare.study.study import load_study
+from mmare.study.tables import TableError, from_table
+from mmare.wire.joining import (
     BUNDLE_AUTHORITY,
     BUNDLE_COORDINATOR,
     BUNDLE_STUDY,
@@ -29,13 +31,11 @@ from mmare.joining import (
     key_fingerprint,
     read_request,
 )
-from mmare.study import load_study
-from mmare.tables import TableError, from_table
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from mmare.joining import JoinRequest
+    from mmare.wire.joining import JoinRequest
     from server.kit import Kit
 
 __all__ = ["Admitted", "FormerKey", "SiteState", "admit", "find", "listed", "revoke", "save"]

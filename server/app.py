@@ -11,7 +11,7 @@ from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
 from mmare.errors import InputError
-from mmare.study import load_study
+from mmare.study.study import load_study
 from server.grid_fleet import POLL_S, GridFleet, hurry
 from server.rounds import Mode
 from server.run_folder import RunSettings, execute
@@ -20,7 +20,7 @@ from server.supervisor import BAD_INPUT
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from mmare.study import Study
+    from mmare.study.study import Study
     from server.journal import Listener
 
 __all__ = ["app", "run_on", "settings_of"]

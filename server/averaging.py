@@ -6,11 +6,11 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
-from mmare.exchange import Split
-from mmare.federated import local_parameters
-from mmare.flat import copy_tensors, global_tensors, layout_of, pack, unpack
-from mmare.registry import build_model
-from mmare.strategies import strategy_options
+from mmare.models.registry import build_model
+from mmare.study.strategy_options import strategy_options
+from mmare.wire.messages import Split
+from mmare.wire.sharing import local_parameters
+from mmare.wire.tensors import copy_tensors, global_tensors, layout_of, pack, unpack
 from server.aggregation import Contribution
 from server.inquiry import Reply, read_spooled
 from server.round_metrics import collect_states, trained_state
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from mmare.study import Study
+    from mmare.study.study import Study
 
 __all__ = ["Averaging", "GlobalModel"]
 

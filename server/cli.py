@@ -9,9 +9,9 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from mmare.console import run_command
 from mmare.errors import InputError
-from mmare.stopping import told_to_stop
+from mmare.host.console import run_command
+from mmare.host.signals import told_to_stop
 from server.kit_cli import app as kit_app
 from server.status import run_status
 from server.watch import watch_run

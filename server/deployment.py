@@ -21,9 +21,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from mmare.errors import InputError
-from mmare.exchange import CHUNK_BYTES
-from mmare.files import write_whole
-from mmare.processes import Program
+from mmare.host.files import write_whole
+from mmare.host.supervised import Program
+from mmare.wire.messages import CHUNK_BYTES
 from server.proxy import nginx_command
 from server.registration import flower_environment, superlink_answers
 

@@ -17,8 +17,8 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.registry import Collector
 
 from mmare.errors import InputError
-from mmare.labels import Names, safe
-from mmare.monitoring import Kind, Sample
+from mmare.host.metric_families import Kind, Sample
+from mmare.host.metric_labels import Names, safe
 from server.exporter_kit import KitReader
 from server.exporter_metrics import METRICS, run_samples
 from server.followed_run import FollowedRun

@@ -18,8 +18,8 @@ from typing import Any, Final
 
 from cryptography import x509
 
-from mmare.labels import OTHER, Names
-from mmare.monitoring import Kind, Metric, Sample
+from mmare.host.metric_families import Kind, Metric, Sample
+from mmare.host.metric_labels import OTHER, Names
 from server.deployment import PROXY, SUPEREXEC, SUPERLINK
 from server.flower_state import read_flower_state
 

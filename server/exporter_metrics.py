@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Final
 
-from mmare.monitoring import Kind, Metric, Sample
+from mmare.host.metric_families import Kind, Metric, Sample
 from server.exporter_kit import KIT_METRICS
 from server.run_state import PACKAGES, SITE_SCORES, RunState, SiteState
 

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Final
 import tomli_w
 
 from mmare.errors import InputError, RunError
-from mmare.files import write_whole
+from mmare.host.files import write_whole
 from server.registration import CONNECTION, flower_environment
 
 if TYPE_CHECKING:

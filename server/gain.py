@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any, Final
 import torch
 
 from mmare.errors import RunError
-from mmare.exchange import Comparison, Request, Task, WireError, decode, encode
-from mmare.flat import layout_of, pack
-from mmare.intervals import draw_cells
+from mmare.metrics.intervals import draw_cells
+from mmare.wire.messages import Comparison, Request, Task, WireError, decode, encode
+from mmare.wire.tensors import layout_of, pack
 from server.roll_call import explain
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from mmare.study import Study
+    from mmare.study.study import Study
     from server.fleet import Answer, Fleet
     from server.roll_call import Member
 
@@ -90,7 +90,7 @@ def gains(
 def gain_of(cells: Mapping[str, Sequence[int]], classes: Sequence[str]) -> dict[str, Any]:
     """Paired difference of balanced accuracy, first less second, with a 95 % bootstrap interval.
 
-    Rows are drawn within each class, as in `mmare.intervals`.
+    Rows are drawn within each class, as in `mmare.metrics.intervals`.
 
     Args:
         cells: Per class: rows that both, the first alone, the second alone, neither predicted right.

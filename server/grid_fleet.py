@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 
-from mmare.exchange import (
+from mmare.wire.messages import (
     HEADER_KEY,
     HEADER_RECORD,
     PAYLOAD_KEY,

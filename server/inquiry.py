@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import torch
 
 from mmare.errors import SiteCode
-from mmare.exchange import Layout, Request, Update, WireError, decode, encode
-from mmare.flat import unpack
+from mmare.wire.messages import Layout, Request, Update, WireError, decode, encode
+from mmare.wire.tensors import unpack
 from server.fleet import LATE
 from server.roll_call import explain
 from server.round_metrics import collect_states, trained_state
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from mmare.study import Study
+    from mmare.study.study import Study
     from server.fleet import Answer, Fleet
     from server.journal import Journal
     from server.roll_call import RollCalls

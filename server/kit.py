@@ -27,9 +27,9 @@ from typing import TYPE_CHECKING, Final
 import tomli_w
 
 from mmare.errors import InputError, RunError
-from mmare.files import write_whole
-from mmare.joining import check_host
-from mmare.tables import TableError, from_table, read_toml
+from mmare.host.files import write_whole
+from mmare.study.tables import TableError, from_table, read_toml
+from mmare.wire.joining import check_host
 from server.certificates import (
     AUTHORITY_DAYS,
     SERVER_DAYS,

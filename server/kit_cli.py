@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from mmare.errors import RunError
-from mmare.joining import read_request
+from mmare.wire.joining import read_request
 from server.admission import Admitted, SiteState, find, listed
 from server.admission import admit as admit_site
 from server.admission import revoke as revoke_site

@@ -1,4 +1,4 @@
-"""The short id of a run, as a label value; the others are those of `mmare.labels`."""
+"""The short id of a run, as a label value; the others are those of `mmare.host.metric_labels`."""
 
 from __future__ import annotations
 

@@ -11,9 +11,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from mmare.errors import InputError
-from mmare.flat import copy_tensors, global_tensors
-from mmare.registry import build_model
-from mmare.study import parse_study
+from mmare.models.registry import build_model
+from mmare.study.study import parse_study
+from mmare.wire.tensors import copy_tensors, global_tensors
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from mmare.model import MultimodalModel
-    from mmare.study import Study
+    from mmare.models.base import MultimodalModel
+    from mmare.study.study import Study
 
 __all__ = ["load_model", "save_model"]
 

@@ -19,7 +19,7 @@ from string import Template
 from typing import TYPE_CHECKING, Final
 
 from mmare.errors import InputError, RunError
-from mmare.files import write_whole
+from mmare.host.files import write_whole
 
 if TYPE_CHECKING:
     from server.kit import Kit

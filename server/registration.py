@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, Final
 import tomli_w
 
 from mmare.errors import InputError, RunError
-from mmare.files import write_whole
+from mmare.host.files import write_whole
 from server.admission import Admitted, SiteState, find, listed, save
 
 if TYPE_CHECKING:

@@ -10,13 +10,13 @@ from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Final
 
-from mmare.exchange import Refusal, Request, RollCall, Task, WireError, decode, encode
+from mmare.wire.messages import Refusal, Request, RollCall, Task, WireError, decode, encode
 from server.fleet import LATE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from mmare.study import Study
+    from mmare.study.study import Study
     from server.fleet import Answer, Fleet
     from server.journal import Journal
 

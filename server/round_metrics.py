@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final
 
-from mmare.exchange import Split, WireError
-from mmare.intervals import bootstrap_intervals
-from mmare.metrics import MetricState, merge_all
+from mmare.metrics.intervals import bootstrap_intervals
+from mmare.metrics.state import MetricState, merge_all
+from mmare.wire.messages import Split, WireError
 
 if TYPE_CHECKING:
-    from mmare.exchange import Update
-    from mmare.study import Study
+    from mmare.study.study import Study
+    from mmare.wire.messages import Update
 
 __all__ = ["SplitStates", "collect_states", "headline", "metrics_of", "trained_state"]
 

@@ -8,9 +8,9 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
 from mmare.errors import RunError
-from mmare.exchange import Request, Split, Statistics, Task, decode
-from mmare.federated import keeps_state
-from mmare.phases import last_phase_start
+from mmare.models.phases import last_phase_start
+from mmare.wire.messages import Request, Split, Statistics, Task, decode
+from mmare.wire.sharing import keeps_state
 from server.averaging import Averaging, GlobalModel
 from server.checkpoint import DamagedCheckpointError
 from server.inquiry import Inquiry, Reply
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from mmare.study import Study
+    from mmare.study.study import Study
     from server.fleet import Answer, Fleet
     from server.journal import Journal
     from server.roll_call import Member

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any, Final
 import tomli_w
 
 from mmare.errors import InputError, MmareError, RunError, StudyError
-from mmare.flat import global_tensors
-from mmare.registry import MODELS, build_model, model_options
+from mmare.models.registry import MODELS, build_model, model_options
+from mmare.wire.tensors import global_tensors
 from server.journal import Journal, read_journal
 from server.model_file import save_model
 from server.roll_call import roll_call
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from mmare.study import Study
+    from mmare.study.study import Study
     from server.fleet import Fleet
     from server.journal import Listener
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Final
 
-from mmare.labels import OTHER, Names, safe, slug
+from mmare.host.metric_labels import OTHER, Names, safe, slug
 from server.labels import run_label
 from server.reasons import Ending, ending_of, reason_of
 from server.tally import Tally

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from mmare.adapters import pooled_moments
-from mmare.exchange import Moments, WireError
+from mmare.models.adapters import pooled_moments
+from mmare.wire.messages import Moments, WireError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from mmare.exchange import Statistics
-    from mmare.model import MultimodalModel
-    from mmare.study import Study
+    from mmare.models.base import MultimodalModel
+    from mmare.study.study import Study
+    from mmare.wire.messages import Statistics
     from server.journal import Journal
 
 LARGEST: Final = 1e30  # sums of float32 features stay far below, and their squares do not overflow

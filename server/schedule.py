@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from mmare.study import Schedule
+from mmare.study.choices import Schedule
 
 if TYPE_CHECKING:
-    from mmare.study import TrainingSpec
+    from mmare.study.specs import TrainingSpec
 
 __all__ = ["Plateau", "rate_factor"]
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from mmare.study import Select
+from mmare.study.choices import Select
 
 __all__ = ["Selection"]
 

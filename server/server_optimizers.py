@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from mmare.strategies import FedAdamOptions, FedAvgMOptions
+    from mmare.study.strategy_options import FedAdamOptions, FedAvgMOptions
 
 __all__ = ["ServerOptimizer", "fedadam", "fedavgm", "fedyogi"]
 
@@ -41,7 +41,7 @@ def fedavgm(options: FedAvgMOptions) -> ServerOptimizer:
 
     Example:
         >>> import torch
-        >>> from mmare.strategies import FedAvgMOptions
+        >>> from mmare.study.strategy_options import FedAvgMOptions
         >>> step = fedavgm(FedAvgMOptions(momentum=0.5)).step
         >>> step(torch.tensor([1.0]), torch.tensor([2.0]), [torch.tensor([4.0])], 2)
         (tensor([5.]), (tensor([4.]),))

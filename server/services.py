@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from mmare.errors import RunError
-from mmare.processes import Household, how_it_ended
+from mmare.host.supervised import Household, how_it_ended
 from server.deployment import (
     PROXY,
     SUPEREXEC,
@@ -27,8 +27,8 @@ from server.deployment import (
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from mmare.processes import Change
-    from mmare.stopping import Stop
+    from mmare.host.signals import Stop
+    from mmare.host.supervised import Change
     from server.kit import Kit
 
 __all__ = ["Services"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from mmare.strategies import FedAvgOptions, Weighting
+from mmare.study.strategy_options import FedAvgOptions, Weighting
 from server.aggregation import BlockWeights, Contribution
 
 if TYPE_CHECKING:

@@ -15,9 +15,9 @@ from multiprocessing import get_context
 from typing import TYPE_CHECKING, Final
 
 from mmare.errors import InputError, RunError
-from mmare.processes import Household
-from mmare.stopping import told_to_stop
-from mmare.study import load_study
+from mmare.host.signals import told_to_stop
+from mmare.host.supervised import Household
+from mmare.study.study import load_study
 from server.admission import SiteState, listed
 from server.certificates import certificate_days_left, certificate_end
 from server.deployment import check_ports, end_leftovers
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
     from rich.console import Console
 
-    from mmare.study import Study
+    from mmare.study.study import Study
     from server.kit import Kit
 
 __all__ = ["MODES", "StartSettings", "start_run"]

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
-from mmare.tables import TableError, from_table
+from mmare.study.tables import TableError, from_table
 from server.checkpoint import DamagedCheckpointError, read_checkpoint, write_checkpoint
 
 if TYPE_CHECKING:

@@ -17,14 +17,14 @@ from flwr.app.message import make_message
 from flwr.serverapp.strategy import FedAvg, FedMedian, FedTrimmedAvg, Krum
 
 from mmare.errors import RunError
-from mmare.flat import is_finite
-from mmare.strategies import (
+from mmare.study.strategy_options import (
     FedAvgOptions,
     FedMedianOptions,
     KrumOptions,
     TrimmedMeanOptions,
     strategy_options,
 )
+from mmare.wire.tensors import is_finite
 from server.aggregation import Contribution, to_dtype, weighted_mean
 from server.robust import changes_gram, points_of, runs
 from server.server_optimizers import ServerOptimizer, fedadam, fedavgm, fedyogi
@@ -33,7 +33,7 @@ from server.site_weights import gap_factors, site_weights
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from mmare.study import FederationSpec
+    from mmare.study.specs import FederationSpec
     from server.aggregation import BlockWeights
 
 __all__ = ["STRATEGIES", "Gathered", "Strategy", "Tensors", "strategy_of"]

@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final
 
 from mmare.errors import InputError, RunError
-from mmare.files import write_whole
+from mmare.host.files import write_whole
 from server.flower_app import FlowerRun, flower_status, run_log, stop_run, stop_runs, submit_run
 from server.journal import Journal
 from server.supervisor import (
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-    from mmare.stopping import Stop
+    from mmare.host.signals import Stop
     from server.kit import Kit
     from server.services import Services
     from server.start_view import StartView

@@ -9,20 +9,20 @@ from typing import TYPE_CHECKING
 import torch
 from torch.linalg import vector_norm
 
-from mmare.blocks import block_tensors
-from mmare.exchange import Layout, Update, WireError
-from mmare.federated import federated_blocks, from_wire, on_wire
-from mmare.flat import is_finite, layout_of, trained_tensors
-from mmare.phases import phase_at
-from mmare.study import Untouched
+from mmare.models.blocks import block_tensors
+from mmare.models.phases import phase_at
+from mmare.study.choices import Untouched
+from mmare.wire.messages import Layout, Update, WireError
+from mmare.wire.sharing import federated_blocks, from_wire, on_wire
+from mmare.wire.tensors import is_finite, layout_of, trained_tensors
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from torch import Tensor
 
-    from mmare.model import MultimodalModel
-    from mmare.study import Study
+    from mmare.models.base import MultimodalModel
+    from mmare.study.study import Study
 
 __all__ = ["Upload"]
 

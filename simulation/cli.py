@@ -16,8 +16,9 @@ from rich.progress import Progress, TaskID
 from rich.table import Table
 
 from client.progress import scan_progress
-from mmare.console import run_command
-from mmare.study import Kind, Study, load_study
+from mmare.host.console import run_command
+from mmare.study.choices import Kind
+from mmare.study.study import Study, load_study
 from server.rounds import Mode
 from simulation import prepare
 from simulation.grid import list_cells, run_grid

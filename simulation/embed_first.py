@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from client.progress import scan_progress
 from mmare.errors import InputError
-from mmare.study import Kind
+from mmare.study.choices import Kind
 
 if TYPE_CHECKING:
     from numpy import float32
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress, TaskID
 
-    from mmare.study import Study
+    from mmare.study.study import Study
     from sites.config import SiteConfig
     from sites.federation import SiteTables
     from sites.losses import Embed

@@ -15,9 +15,9 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from mmare.console import run_command
 from mmare.errors import InputError
-from mmare.study import load_study
+from mmare.host.console import run_command
+from mmare.study.study import load_study
 from server.rounds import Mode
 from simulation.demo import embedded_federation
 from simulation.progress import live_rounds

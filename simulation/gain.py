@@ -12,8 +12,8 @@ from client.model_pool import ModelPool
 from client.service import SiteService
 from client.state import StateStore
 from mmare.errors import InputError
-from mmare.flat import global_tensors
-from mmare.study import load_study
+from mmare.study.study import load_study
+from mmare.wire.tensors import global_tensors
 from server.fleet import Answer
 from server.gain import gains
 from server.journal import Journal, read_journal
@@ -25,8 +25,8 @@ from sites.federation import site_folders
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-    from mmare.exchange import Endpoint
-    from mmare.study import Study
+    from mmare.study.study import Study
+    from mmare.wire.messages import Endpoint
     from sites.config import SiteConfig
 
 __all__ = ["compare_runs"]

@@ -24,7 +24,7 @@ from multiprocessing.connection import Connection, wait
 from typing import TYPE_CHECKING, Any, Final
 
 from mmare.errors import InputError, RunError
-from mmare.tables import TableError, read_toml
+from mmare.study.tables import TableError, read_toml
 from simulation.grid_cell import FEDERATIONS
 from simulation.grid_plan import KEYS, select
 from simulation.grid_progress import Estimate, GridProgress, live_grid

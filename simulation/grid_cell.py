@@ -19,8 +19,9 @@ from typing import TYPE_CHECKING, Any
 import tomli_w
 
 from mmare.errors import InputError, StudyError
-from mmare.study import Kind, Study, load_study
-from mmare.tables import read_toml
+from mmare.study.choices import Kind
+from mmare.study.study import Study, load_study
+from mmare.study.tables import read_toml
 from simulation.grid_file import resolve
 from simulation.grid_plan import Cell
 from sites.config import load_site

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from mmare.errors import InputError
-from mmare.tables import TableError, check_keys, from_table, read_toml
+from mmare.study.tables import TableError, check_keys, from_table, read_toml
 from simulation.grid_plan import (
     KEYS,
     Cell,

@@ -20,14 +20,15 @@ from client.model_pool import ModelPool
 from client.service import SiteService
 from client.state import StateStore
 from mmare.errors import SiteCode
-from mmare.exchange import Endpoint, Refusal, Split, encode
-from mmare.study import Kind, load_study
+from mmare.study.choices import Kind
+from mmare.study.study import load_study
+from mmare.wire.messages import Endpoint, Refusal, Split, encode
 from server.app import settings_of
 from simulation.demo import embedded_federation
 from sites.federation import site_folders
 
 if TYPE_CHECKING:
-    from mmare.study import Study
+    from mmare.study.study import Study
     from sites.config import SiteConfig
 
 __all__ = ["check_sites", "pooled_id", "site_of_partition"]

@@ -13,7 +13,7 @@ import typer
 from rich.console import Console
 
 from mmare.errors import StudyError
-from mmare.study import Kind, PromptMode
+from mmare.study.choices import Kind, PromptMode
 from simulation.embed_first import embedding_first
 from simulation.prepare_view import show
 from sites.missingness import Missingness

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from mmare.exchange import Split
+from mmare.wire.messages import Split
 
 if TYPE_CHECKING:
     from sites.federation import Prepared, SiteCounts

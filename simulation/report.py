@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from mmare.errors import InputError
-from mmare.study import Select, Study
+from mmare.study.choices import Select
+from mmare.study.study import Study
 from simulation.page import render_page, replace_page
 from simulation.results import (
     HEADLINE,

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from mmare.errors import InputError
-from mmare.study import Study, load_study
+from mmare.study.study import Study, load_study
 from server.journal import read_journal
 
 __all__ = [

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mmare.errors import StudyError
-from mmare.exchange import Split
+from mmare.wire.messages import Split
 
 __all__ = ["Losses", "achieved_rate", "amputate", "loss_probability", "mar", "mcar", "mnar"]
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mmare.errors import DataError
-from mmare.tables import TableError, read_toml
+from mmare.study.tables import TableError, read_toml
 
 __all__ = [
     "CoordinatorConfig",

@@ -17,8 +17,9 @@ import pandas as pd
 import tomli_w
 
 from mmare.errors import DataError
-from mmare.exchange import Split
-from mmare.study import ModalitySpec, Study
+from mmare.study.specs import ModalitySpec
+from mmare.study.study import Study
+from mmare.wire.messages import Split
 from sites.config import SiteConfig, load_site
 from sites.features import Vectors, write_features
 from sites.manifest import ID, LABEL, SPLIT

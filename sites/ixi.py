@@ -21,8 +21,10 @@ from numpy.typing import NDArray
 from sklearn.model_selection import train_test_split
 
 from mmare.errors import DataError
-from mmare.exchange import Split
-from mmare.study import Kind, ModalitySpec, PrivacySpec, PromptMode, Scaling, Study, TrainingSpec
+from mmare.study.choices import Kind, PromptMode, Scaling
+from mmare.study.specs import ModalitySpec, PrivacySpec, TrainingSpec
+from mmare.study.study import Study
+from mmare.wire.messages import Split
 from sites.federation import Prepared, SiteTables, check_target, write_federation
 from sites.ixi_cohort import (
     CONTRASTS,

@@ -16,8 +16,10 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from mmare.errors import StudyError
-from mmare.exchange import Split
-from mmare.study import Kind, ModalitySpec, Study
+from mmare.study.choices import Kind
+from mmare.study.specs import ModalitySpec
+from mmare.study.study import Study
+from mmare.wire.messages import Split
 from sites.amputation import Losses, achieved_rate, amputate, loss_probability
 from sites.features import Vectors
 from sites.federation import SiteTables, having, slug

@@ -11,7 +11,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from mmare.errors import DataError
-from mmare.exchange import Split
+from mmare.wire.messages import Split
 from sites.splits import three_way
 from sites.tabular import TextTable, read_table
 

@@ -17,8 +17,10 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from mmare.errors import DataError, StudyError
-from mmare.exchange import Split
-from mmare.study import Kind, ModalitySpec, PrivacySpec, PromptMode, Scaling, Study, TrainingSpec
+from mmare.study.choices import Kind, PromptMode, Scaling
+from mmare.study.specs import ModalitySpec, PrivacySpec, TrainingSpec
+from mmare.study.study import Study
+from mmare.wire.messages import Split
 from sites.federation import Prepared, SiteTables, check_target, write_federation
 from sites.losses import Embed, take_away
 from sites.manifest import ID, LABEL, SPLIT, parse_splits

@@ -30,7 +30,7 @@ from nibabel.orientations import axcodes2ornt, ornt_transform
 from numpy.typing import NDArray
 
 from mmare.errors import DataError, StudyError
-from mmare.study import TrainingSpec
+from mmare.study.specs import TrainingSpec
 from sites.amputation import mcar
 from sites.federation import SCANS_FOLDER, SYNTHETIC_FILE, Prepared, check_target, write_federation
 from sites.ixi import IxiOptions, ixi_federation, ixi_study

@@ -19,7 +19,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 from mmare.errors import StudyError
-from mmare.study import PromptMode
+from mmare.study.choices import PromptMode
 
 __all__ = ["Prompt", "compile_prompt"]
 

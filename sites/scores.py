@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from mmare.study import Scaling
+from mmare.study.choices import Scaling
 
 __all__ = ["column_scores", "first_component"]
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from sklearn.model_selection import train_test_split
 
 from mmare.errors import DataError
-from mmare.exchange import Split
+from mmare.wire.messages import Split
 
 __all__ = ["strata", "stratified_split", "three_way"]
 

@@ -29,7 +29,9 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from mmare.errors import StudyError
-from mmare.study import Kind, ModalitySpec, PrivacySpec, Scaling, Study, TrainingSpec
+from mmare.study.choices import Kind, Scaling
+from mmare.study.specs import ModalitySpec, PrivacySpec, TrainingSpec
+from mmare.study.study import Study
 from sites.federation import Prepared, SiteTables, check_target, having, write_federation
 from sites.losses import Embed, take_away
 from sites.manifest import ID, LABEL, SPLIT

@@ -12,7 +12,9 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from mmare.errors import DataError, StudyError
-from mmare.study import Kind, ModalitySpec, PrivacySpec, Scaling, Study
+from mmare.study.choices import Kind, Scaling
+from mmare.study.specs import ModalitySpec, PrivacySpec
+from mmare.study.study import Study
 from sites.features import Vectors, load_features
 from sites.federation import Prepared, SiteTables, check_target, slug, write_federation
 from sites.losses import take_away

@@ -14,10 +14,10 @@ import torch
 from client.app import app as client_app
 from client.app import register_factory
 from client.dataset import SiteData
-from mmare.exchange import Endpoint, Request, Split, Task, Update, decode, encode
-from mmare.flat import global_tensors, layout_of, unpack
-from mmare.registry import build_model
-from mmare.study import Study, parse_study
+from mmare.models.registry import build_model
+from mmare.study.study import Study, parse_study
+from mmare.wire.messages import Endpoint, Request, Split, Task, Update, decode, encode
+from mmare.wire.tensors import global_tensors, layout_of, unpack
 from server.app import settings_of
 from server.checkpoint import read_checkpoint
 from server.fleet import Answer

@@ -30,7 +30,7 @@ from client.doctor.running import look_at_relay, look_at_worker
 from client.doctor.sockets import look_at_doors
 from client.doctor.study import look_at_encoders, look_at_study, read_study
 from mmare.errors import InputError
-from mmare.joining import SiteKit
+from mmare.wire.joining import SiteKit
 
 if TYPE_CHECKING:
     from concurrent.futures import Future

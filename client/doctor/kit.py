@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from client.doctor.findings import Finding
-    from mmare.joining import Coordinator, SiteKit
+    from mmare.wire.joining import Coordinator, SiteKit
     from sites.config import SiteConfig
 
 __all__ = ["look_at_kit"]

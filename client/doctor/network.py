@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from client.doctor.findings import Finding
     from client.doctor.proxies import Surroundings
-    from mmare.joining import Coordinator
+    from mmare.wire.joining import Coordinator
 
 __all__ = ["clock_finding", "look_at_network"]
 

@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING
 from client.approval import ApprovalFolder
 from client.doctor.findings import fine, problem, warning
 from mmare.errors import MmareError
-from mmare.study import Kind, load_study
+from mmare.study.choices import Kind
+from mmare.study.study import load_study
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from client.doctor.findings import Finding
-    from mmare.study import Study
+    from mmare.study.study import Study
     from sites.config import SiteConfig
 
 __all__ = ["look_at_encoders", "look_at_study", "read_study"]

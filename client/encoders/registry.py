@@ -16,12 +16,12 @@ from numpy.typing import NDArray
 
 from client.encoders import hashing_text, med3d, resnet50_wsi, unimed_clip, vgg11, weights
 from mmare.errors import InputError
-from mmare.study import Kind
+from mmare.study.choices import Kind
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from mmare.study import Study
+    from mmare.study.study import Study
     from sites.config import SiteConfig
 
 __all__ = [

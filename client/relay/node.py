@@ -38,7 +38,7 @@ from client.relay.clock import TAKEN_S, BriskClock
 from client.relay.flower_seams import HEARTBEAT, PULL, RETRY, SUPERNODE, WIRE
 from client.relay.losses import Losses
 from client.relay.seams import apply_default, named, replace
-from mmare.files import write_whole
+from mmare.host.files import write_whole
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

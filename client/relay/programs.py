@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Final
 
 from client.relay.warm import FOLDER_VARIABLE
 from mmare.errors import InputError
-from mmare.exchange import CHUNK_BYTES
-from mmare.joining import SiteKit
-from mmare.processes import Program
+from mmare.host.supervised import Program
+from mmare.wire.joining import SiteKit
+from mmare.wire.messages import CHUNK_BYTES
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -9,8 +9,8 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-from mmare.files import write_whole
-from mmare.tables import TableError, from_table
+from mmare.host.files import write_whole
+from mmare.study.tables import TableError, from_table
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -7,7 +7,7 @@ import re
 from typing import TYPE_CHECKING, Final
 
 from client.relay.programs import SUPERNODE
-from mmare.processes import how_it_ended
+from mmare.host.supervised import how_it_ended
 
 if TYPE_CHECKING:
     from pathlib import Path

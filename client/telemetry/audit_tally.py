@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from client.audit import Event
 from mmare.errors import SiteCode
-from mmare.exchange import Task
+from mmare.wire.messages import Task
 
 if TYPE_CHECKING:
     from pathlib import Path

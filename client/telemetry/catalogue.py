@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from mmare.monitoring import Kind, Metric
+from mmare.host.metric_families import Kind, Metric
 
 __all__ = ["INFO_PACKAGES", "PHASE_SECONDS", "SITE_METRICS"]
 

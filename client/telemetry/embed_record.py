@@ -17,8 +17,8 @@ from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Final
 
 from client.telemetry.scan_reasons import SCAN_REASONS, reason_word
-from mmare.files import write_whole
-from mmare.tables import TableError, from_table
+from mmare.host.files import write_whole
+from mmare.study.tables import TableError, from_table
 
 if TYPE_CHECKING:
     from pathlib import Path

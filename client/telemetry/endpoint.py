@@ -29,10 +29,10 @@ from client.telemetry.folder_size import FolderSize
 from client.telemetry.gpu import GpuReader
 from client.telemetry.seen import RoundWatch
 from mmare.errors import InputError, SiteCode
-from mmare.exchange import Task
-from mmare.joining import SiteKit
-from mmare.labels import OTHER, Names, safe, slug
-from mmare.monitoring import Kind, Sample
+from mmare.host.metric_families import Kind, Sample
+from mmare.host.metric_labels import OTHER, Names, safe, slug
+from mmare.wire.joining import SiteKit
+from mmare.wire.messages import Task
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -8,13 +8,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
-from mmare.exchange import Update
-from mmare.labels import Names, slug
+from mmare.host.metric_labels import Names, slug
+from mmare.wire.messages import Update
 
 if TYPE_CHECKING:
     from client.release import Answer
-    from mmare.exchange import Request
-    from mmare.study import Study
+    from mmare.study.study import Study
+    from mmare.wire.messages import Request
 
 __all__ = ["Observer", "RoundWatch", "Seen", "unobserved"]
 

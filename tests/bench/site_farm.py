@@ -32,8 +32,8 @@ from flwr.supernode.fleet_http_connection import http_request_response
 from client.app import app
 from client.relay.clock import BriskClock
 from client.relay.node import BACKOFF_S, BUSY, LOOK_S
-from mmare.joining import SiteKit
-from mmare.stopping import told_to_stop
+from mmare.host.signals import told_to_stop
+from mmare.wire.joining import SiteKit
 from sites.config import SiteConfig
 from sites.federation import site_folders
 

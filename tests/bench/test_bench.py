@@ -17,20 +17,12 @@ import torch
 from torch.nn import functional
 
 from client.optimizers import PhaseOptimizers
-from mmare.flat import layout_of, trained_tensors
-from mmare.registry import MODELS, build_model
-from mmare.strategies import STRATEGY_OPTIONS
-from mmare.study import (
-    FederationSpec,
-    Kind,
-    ModalitySpec,
-    ModelSpec,
-    PrivacySpec,
-    Scaling,
-    Study,
-    TrainingSpec,
-    Wire,
-)
+from mmare.models.registry import MODELS, build_model
+from mmare.study.choices import Kind, Scaling, Wire
+from mmare.study.specs import FederationSpec, ModalitySpec, ModelSpec, PrivacySpec, TrainingSpec
+from mmare.study.strategy_options import STRATEGY_OPTIONS
+from mmare.study.study import Study
+from mmare.wire.tensors import layout_of, trained_tensors
 from server.aggregation import Contribution
 from server.journal import read_journal
 from server.strategy import Gathered, strategy_of

@@ -20,8 +20,8 @@ from client.telemetry.endpoint import SiteMetrics
 from client.telemetry.endpoint import serving as site_serving
 from client.telemetry.seen import Seen
 from client.worker import audit_log, make_service
-from mmare.exchange import Request, Task, decode
-from mmare.study import load_study
+from mmare.study.study import load_study
+from mmare.wire.messages import Request, Task, decode
 from server.exporter import Exporter, serving
 from simulation.run import run_federation
 from sites.config import load_site

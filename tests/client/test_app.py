@@ -5,7 +5,7 @@ from flwr.app import ConfigRecord, Message, RecordDict
 
 from client.app import app, register_factory
 from mmare.errors import SiteError
-from mmare.exchange import (
+from mmare.wire.messages import (
     HEADER_KEY,
     HEADER_RECORD,
     PAYLOAD_KEY,

@@ -8,8 +8,8 @@ from client.approval import Agreed, ApprovalFolder, default_releases
 from client.cli import app
 from client.plain_words import study_in_words
 from mmare.errors import DataError, RunError, StudyError
-from mmare.registry import build_model
-from mmare.study import load_study
+from mmare.models.registry import build_model
+from mmare.study.study import load_study
 from sites.config import load_site
 from tests.federations import tiny_federation, tiny_study
 

@@ -5,7 +5,7 @@ import torch
 from client.dataset import SiteData, check_encoders, load_data
 from client.encoders.hashing_text import encode_texts
 from mmare.errors import DataError
-from mmare.exchange import Split
+from mmare.wire.messages import Split
 from sites.config import load_site
 from tests.federations import tiny_data, tiny_study
 

@@ -19,7 +19,7 @@ from client.dataset import load_data
 from client.embed import EmbedReport, embed_site
 from client.encoders.registry import ENCODERS, EncoderSource, VolumeEncoder
 from mmare.errors import DataError, RunError
-from mmare.study import Study, load_study, parse_study
+from mmare.study.study import Study, load_study, parse_study
 from sites.config import SiteConfig, load_site
 from sites.federation import SiteTables, write_federation
 from tests.client.ingest.phantoms import save, stack, values

@@ -15,7 +15,9 @@ from client.embed import embed_site, scans_of
 from client.encoders.resnet50_wsi import TruncatedResNet50
 from client.encoders.weights import import_weights
 from mmare.errors import DataError
-from mmare.study import Kind, MaskUse, ModalitySpec, Study
+from mmare.study.choices import Kind, MaskUse
+from mmare.study.specs import ModalitySpec
+from mmare.study.study import Study
 from sites.config import load_site
 from tests.data_folder import data_folder
 

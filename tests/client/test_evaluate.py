@@ -6,11 +6,11 @@ import torch
 from sklearn.metrics import accuracy_score
 
 from client.evaluate import evaluate, pattern_names
-from mmare.batch import Batch
 from mmare.errors import SiteCode, SiteError
-from mmare.exchange import Split
-from mmare.metrics import MetricState, merge_all
-from mmare.registry import build_model
+from mmare.metrics.state import MetricState, merge_all
+from mmare.models.batch import Batch
+from mmare.models.registry import build_model
+from mmare.wire.messages import Split
 from tests.federations import tiny_data, tiny_study
 
 STUDY = tiny_study()

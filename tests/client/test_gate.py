@@ -16,25 +16,15 @@ from client.model_pool import ModelPool
 from client.release import StudyRules
 from client.service import SiteService
 from client.state import StateStore
-from mmare.blocks import block_tensors
 from mmare.errors import SiteCode, SiteError
-from mmare.exchange import (
-    Comparison,
-    Request,
-    RollCall,
-    Split,
-    Statistics,
-    Task,
-    Update,
-    decode,
-    encode,
-)
-from mmare.federated import from_wire
-from mmare.flat import global_tensors, layout_of, pack, trained_tensors, unpack
-from mmare.phases import phase_at
-from mmare.registry import build_model
+from mmare.models.blocks import block_tensors
+from mmare.models.phases import phase_at
+from mmare.models.registry import build_model
+from mmare.wire.messages import Comparison, Request, RollCall, Split, Statistics, Task, Update, decode, encode
+from mmare.wire.sharing import from_wire
+from mmare.wire.tensors import global_tensors, layout_of, pack, trained_tensors, unpack
 from tests.federations import tiny_data, tiny_study
-from tests.mmare.examples import a_study, small_options
+from tests.mmare.models.examples import a_study, small_options
 
 SIZES = st.dictionaries(st.text("abcdef", min_size=1, max_size=2), st.integers(0, 30), max_size=8)
 

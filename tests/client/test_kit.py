@@ -14,7 +14,7 @@ from cryptography.hazmat.primitives.serialization import (
 
 from client.kit import make_request, own_fingerprint
 from mmare.errors import InputError
-from mmare.joining import SiteKit, read_request
+from mmare.wire.joining import SiteKit, read_request
 from tests.kits import asked, site_config
 
 GROUP = grp.getgrgid(os.getgid()).gr_name

@@ -12,10 +12,10 @@ from cryptography.hazmat.primitives.serialization import (
 )
 
 from client.kit import authority_fingerprint, install_bundle, make_request, own_fingerprint
-from mmare import files
 from mmare.errors import InputError
-from mmare.joining import Coordinator, SiteKit
-from mmare.study import load_study
+from mmare.host import files
+from mmare.study.study import load_study
+from mmare.wire.joining import Coordinator, SiteKit
 from server.admission import admit
 from server.certificates import certificate_fingerprint, new_authority, new_server
 from server.kit import Kit, init_kit

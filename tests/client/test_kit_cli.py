@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from client.cli import app
 from client.kit import own_fingerprint
-from mmare.console import run_command
+from mmare.host.console import run_command
 from server.admission import admit
 from server.certificates import certificate_fingerprint
 from server.kit import init_kit

@@ -5,9 +5,9 @@ import torch
 
 from client.optimizers import PhaseOptimizers
 from mmare.errors import SiteCode, SiteError
-from mmare.phases import Objective, Phase, phase_at
-from mmare.registry import build_model
-from mmare.study import ModelSpec, TrainingSpec
+from mmare.models.phases import Objective, Phase, phase_at
+from mmare.models.registry import build_model
+from mmare.study.specs import ModelSpec, TrainingSpec
 from tests.federations import tiny_study
 
 DRIM = ModelSpec("drim", {"width": 16, "hidden": 16, "heads": 2, "head_width": 8, "feedforward": 16})

@@ -9,21 +9,11 @@ import torch
 from client.model_pool import ModelPool
 from client.service import SiteService
 from client.state import StateStore
-from mmare.blocks import block_tensors
 from mmare.errors import DataError, SiteCode
-from mmare.exchange import (
-    Refusal,
-    Request,
-    RollCall,
-    Split,
-    Statistics,
-    Task,
-    Update,
-    decode,
-    encode,
-)
-from mmare.flat import copy_tensors, global_tensors, layout_of, pack, trained_tensors, unpack
-from mmare.registry import build_model
+from mmare.models.blocks import block_tensors
+from mmare.models.registry import build_model
+from mmare.wire.messages import Refusal, Request, RollCall, Split, Statistics, Task, Update, decode, encode
+from mmare.wire.tensors import copy_tensors, global_tensors, layout_of, pack, trained_tensors, unpack
 from tests.federations import tiny_data, tiny_study
 
 STUDY = tiny_study()

@@ -24,7 +24,7 @@ from client.relay.words import MOST_BYTES, last_words, why_it_ended
 from client.start import Part, has_joined, keep_site, worker_program
 from client.status import relay_text
 from mmare.errors import InputError, RunError
-from mmare.joining import SiteKit
+from mmare.wire.joining import SiteKit
 from sites.config import load_site
 from tests.kits import free_port, site_config
 

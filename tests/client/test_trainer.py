@@ -6,10 +6,10 @@ import torch
 from client.optimizers import PhaseOptimizers
 from client.trainer import Pull, draw_rows, train_round
 from mmare.errors import SiteCode, SiteError
-from mmare.exchange import Split
-from mmare.phases import phase_at
+from mmare.models.phases import phase_at
+from mmare.models.registry import build_model
 from mmare.randomness import generator_for
-from mmare.registry import build_model
+from mmare.wire.messages import Split
 from tests.federations import tiny_data, tiny_study
 
 

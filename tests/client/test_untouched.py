@@ -10,15 +10,15 @@ from client.optimizers import PhaseOptimizers
 from client.service import LOCAL, SiteService
 from client.state import StateStore
 from client.trainer import train_round
-from mmare.blocks import block_tensors
 from mmare.errors import SiteCode
-from mmare.exchange import Request, Split, Task, Update, decode, encode
-from mmare.federated import local_parameters
-from mmare.flat import global_tensors, layout_of, pack, trained_tensors, unpack
-from mmare.phases import phase_at
+from mmare.models.blocks import block_tensors
+from mmare.models.phases import phase_at
+from mmare.models.registry import MODELS, build_model
 from mmare.randomness import generator_for
-from mmare.registry import MODELS, build_model
-from mmare.study import ModelSpec
+from mmare.study.specs import ModelSpec
+from mmare.wire.messages import Request, Split, Task, Update, decode, encode
+from mmare.wire.sharing import local_parameters
+from mmare.wire.tensors import global_tensors, layout_of, pack, trained_tensors, unpack
 from tests.federations import tiny_data, tiny_study
 
 COLUMNS = ("conditioning.gamma.weight", "conditioning.beta.weight")

@@ -18,7 +18,9 @@ from client.encoders.weights import import_weights, load_weights
 from client.ingest.volume import Volume
 from client.preprocess import MaskUse, VolumeReason, VolumeRefused, VolumeSteps
 from mmare.errors import DataError, InputError
-from mmare.study import Kind, ModalitySpec, Scaling, Study
+from mmare.study.choices import Kind, Scaling
+from mmare.study.specs import ModalitySpec
+from mmare.study.study import Study
 from sites.config import load_site
 
 NAME = "hypermm-vgg11"

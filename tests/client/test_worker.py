@@ -30,8 +30,8 @@ from client.worker import SiteStatus, Worker, make_service, run_worker, serve
 from client.worker_pb.site_worker_pb2 import Answer, Question, StatusAnswer, StudyTally
 from client.worker_pb.site_worker_pb2_grpc import SiteWorkerServicer, add_SiteWorkerServicer_to_server
 from mmare.errors import DataError, InputError, RunError, SiteCode
-from mmare.exchange import Refusal, Request, RollCall, Task, decode, encode
-from mmare.study import load_study
+from mmare.study.study import load_study
+from mmare.wire.messages import Refusal, Request, RollCall, Task, decode, encode
 from server.grid_fleet import GridFleet
 from simulation.engine import InProcessGrid
 from sites.config import WorkerConfig, load_site

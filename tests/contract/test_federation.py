@@ -12,19 +12,19 @@ import torch
 
 from client.dataset import load_data
 from client.trainer import draw_rows
-from mmare.adapters import add_noise
-from mmare.baselines.hypermm import HyperMM
-from mmare.blocks import exposures
-from mmare.exchange import Split
-from mmare.phases import last_phase_start, phase_at
+from mmare.models.adapters import add_noise
+from mmare.models.baselines.hypermm import HyperMM
+from mmare.models.blocks import exposures
+from mmare.models.phases import last_phase_start, phase_at
+from mmare.models.registry import MODELS, build_model
 from mmare.randomness import generator_for
-from mmare.registry import MODELS, build_model
-from mmare.study import ModelSpec
+from mmare.study.specs import ModelSpec
+from mmare.wire.messages import Split
 from server.model_file import load_model
 from simulation.run import Backend
 from sites.federation import site_folders
 from tests.federations import ModelsByRound, run_nodes, tiny_federation, tiny_study, weights
-from tests.mmare.examples import SMALL, small_maps, small_options
+from tests.mmare.models.examples import SMALL, small_maps, small_options
 
 EVERY = pytest.mark.parametrize("name", sorted(MODELS))
 MMARE_SIM = Path(sys.executable).parent / "mmare-sim"

@@ -9,15 +9,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from client.optimizers import PhaseOptimizers
-from mmare.batch import Batch
-from mmare.blocks import exposures
 from mmare.errors import StudyError
-from mmare.flat import global_tensors, layout_of, pack, trained_tensors, unpack
-from mmare.model import MultimodalModel
-from mmare.registry import MODELS, build_model
-from mmare.study import Scaling, TrainingSpec
-from mmare.study_rules import PARTS
-from tests.mmare.examples import (
+from mmare.models.base import MultimodalModel
+from mmare.models.batch import Batch
+from mmare.models.blocks import exposures
+from mmare.models.registry import MODELS, build_model
+from mmare.study.choices import Scaling
+from mmare.study.specs import TrainingSpec
+from mmare.study.study import PARTS
+from mmare.wire.tensors import global_tensors, layout_of, pack, trained_tensors, unpack
+from tests.mmare.models.examples import (
     SMALL,
     a_batch,
     a_study,

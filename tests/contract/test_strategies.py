@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mmare.errors import RunError, StudyError
-from mmare.strategies import STRATEGY_OPTIONS, FedAvgOptions
-from mmare.study import FederationSpec
+from mmare.study.specs import FederationSpec
+from mmare.study.strategy_options import STRATEGY_OPTIONS, FedAvgOptions
 from server.aggregation import Contribution
 from server.checkpoint import read_checkpoint, write_checkpoint
 from server.strategy import STRATEGIES, Gathered, strategy_of

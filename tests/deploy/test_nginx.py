@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from mmare.processes import Household, Program
+from mmare.host.supervised import Household, Program
 from server.certificates import Pair
 from server.kit import init_kit
 from tests.strange_servers import free_port, https_server

@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from client.telemetry.catalogue import SITE_METRICS
-from mmare.monitoring import Kind, metrics_table
+from mmare.host.metric_families import Kind, metrics_table
 from server.exporter_kit import KIT_METRICS
 from server.exporter_metrics import METRICS
 from tests.deploy.watching import (

@@ -10,12 +10,12 @@ from torch.nn import functional
 
 from client.dataset import load_data
 from client.trainer import draw_rows
-from mmare.batch import Batch
-from mmare.exchange import Split
-from mmare.metrics import MetricState
+from mmare.metrics.state import MetricState
+from mmare.models.batch import Batch
+from mmare.models.registry import build_model
 from mmare.randomness import generator_for
-from mmare.registry import build_model
-from mmare.study import load_study
+from mmare.study.study import load_study
+from mmare.wire.messages import Split
 from server.model_file import load_model
 from sites.federation import site_folders
 from tests.federations import (

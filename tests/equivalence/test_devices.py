@@ -5,10 +5,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from mmare.study import ModelSpec
+from mmare.study.specs import ModelSpec
 from sites.federation import SITE_FILE, site_folders
 from tests.federations import SITES, ModelsByRound, events, run_nodes, tiny_federation, tiny_study
-from tests.mmare.examples import SMALL, small_options
+from tests.mmare.models.examples import SMALL, small_options
 
 pytestmark = pytest.mark.gpu
 

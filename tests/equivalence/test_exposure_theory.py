@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from mmare.blocks import block_tensors
-from mmare.exchange import Split
-from mmare.flat import trained_tensors
-from mmare.registry import build_model
+from mmare.models.blocks import block_tensors
+from mmare.models.registry import build_model
+from mmare.wire.messages import Split
+from mmare.wire.tensors import trained_tensors
 from sites.federation import SiteTables, write_federation
 from tests.equivalence.test_central import models_of, site_data
 from tests.federations import site_tables, tiny_study

@@ -5,7 +5,7 @@ from itertools import pairwise, permutations
 
 import pytest
 
-from mmare.exchange import Request, decode
+from mmare.wire.messages import Request, decode
 from tests.federations import SITES, events, outcome, run_nodes, tiny_federation, while_training
 
 SHORT = ("training.rounds=3",)

@@ -13,13 +13,13 @@ from client.service import LOCAL
 from client.state import StateStore
 from client.trainer import draw_rows
 from mmare.errors import StudyError
-from mmare.exchange import Evaluation, Request, Split, Task, Update, decode
-from mmare.federated import local_parameters
-from mmare.flat import copy_tensors, global_tensors, layout_of, trained_tensors, unpack
-from mmare.metrics import MetricState
+from mmare.metrics.state import MetricState
+from mmare.models.registry import build_model
 from mmare.randomness import generator_for
-from mmare.registry import build_model
-from mmare.study import ModelSpec
+from mmare.study.specs import ModelSpec
+from mmare.wire.messages import Evaluation, Request, Split, Task, Update, decode
+from mmare.wire.sharing import local_parameters
+from mmare.wire.tensors import copy_tensors, global_tensors, layout_of, trained_tensors, unpack
 from server.averaging import Averaging
 from server.checkpoint import read_checkpoint
 from sites.federation import SiteTables, site_folders, write_federation

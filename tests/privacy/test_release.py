@@ -18,7 +18,7 @@ from client.approval import ApprovalFolder
 from client.audit import AuditLog
 from client.worker import Worker, make_service, serve
 from mmare.errors import DataError, SiteCode
-from mmare.study import load_study
+from mmare.study.study import load_study
 from server.app import settings_of
 from server.grid_fleet import GridFleet
 from server.run_folder import execute

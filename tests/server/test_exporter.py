@@ -13,7 +13,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 from mmare.errors import InputError, SiteCode
-from mmare.monitoring import Kind
+from mmare.host.metric_families import Kind
 from server.exporter import SHOWN_RUNS, Exporter, serving
 from server.exporter_metrics import METRICS
 from server.reasons import REASONS, Ending, ending_of, reason_of

@@ -9,9 +9,9 @@ from sklearn.metrics import balanced_accuracy_score
 
 from client.evaluate import compare
 from mmare.errors import RunError
-from mmare.exchange import Comparison, encode
-from mmare.flat import global_tensors
-from mmare.registry import build_model
+from mmare.models.registry import build_model
+from mmare.wire.messages import Comparison, encode
+from mmare.wire.tensors import global_tensors
 from server.fleet import Answer
 from server.gain import gain_of, gains
 from tests.federations import tiny_study

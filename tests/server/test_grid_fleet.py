@@ -8,7 +8,7 @@ from flwr.app import ConfigRecord, Error, Metadata, RecordDict
 from flwr.app.message import make_message
 from flwr.supercore.task_identity import TaskIdentity
 
-from mmare.exchange import HEADER_KEY, HEADER_RECORD, Request, Task, encode
+from mmare.wire.messages import HEADER_KEY, HEADER_RECORD, Request, Task, encode
 from server import grid_fleet
 from server.grid_fleet import OUTLIVES_S, GridFleet
 from tests.federations import tiny_study

@@ -11,7 +11,7 @@ import pytest
 import tomli_w
 from typer.testing import CliRunner
 
-from mmare.console import run_command
+from mmare.host.console import run_command
 from server.admission import find
 from server.certificates import certificate_fingerprint
 from server.cli import app

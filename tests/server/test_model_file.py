@@ -3,10 +3,10 @@ import json
 import pytest
 import torch
 
-from mmare.batch import Batch
 from mmare.errors import InputError
-from mmare.flat import global_tensors
-from mmare.registry import build_model
+from mmare.models.batch import Batch
+from mmare.models.registry import build_model
+from mmare.wire.tensors import global_tensors
 from server.model_file import load_model, save_model
 from tests.federations import WIDTHS, tiny_study
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from mmare.errors import InputError, RunError
-from mmare.processes import Household, Program
+from mmare.host.supervised import Household, Program
 from server import proxy
 from server.certificates import Pair, new_authority, new_server
 from server.deployment import proxy_answers

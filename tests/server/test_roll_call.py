@@ -4,7 +4,7 @@ from importlib.metadata import version
 import pytest
 
 from mmare.errors import SiteCode
-from mmare.exchange import Counts, Endpoint, Refusal, Request, RollCall, Task, decode, encode
+from mmare.wire.messages import Counts, Endpoint, Refusal, Request, RollCall, Task, decode, encode
 from server.fleet import Answer
 from server.journal import Journal, read_journal
 from server.roll_call import ABSENT_S, AGAIN_S, RollCalls, roll_call

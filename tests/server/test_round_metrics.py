@@ -3,8 +3,8 @@ import pytest
 import torch
 from sklearn import metrics as reference
 
-from mmare.exchange import Evaluation, Split, Update, WireError
-from mmare.metrics import MetricState
+from mmare.metrics.state import MetricState
+from mmare.wire.messages import Evaluation, Split, Update, WireError
 from server.round_metrics import collect_states, headline, metrics_of
 from tests.federations import tiny_study
 

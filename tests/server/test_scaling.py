@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 import torch
 
-from mmare.exchange import Moments, Statistics, WireError
-from mmare.registry import build_model
+from mmare.models.registry import build_model
+from mmare.wire.messages import Moments, Statistics, WireError
 from server.journal import Journal, read_journal
 from server.scaling import check_statistics, set_scaling
 from tests.federations import WIDTHS, tiny_study

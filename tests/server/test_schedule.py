@@ -8,7 +8,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mmare.study import Schedule, TrainingSpec
+from mmare.study.choices import Schedule
+from mmare.study.specs import TrainingSpec
 from server.schedule import Plateau, rate_factor
 
 LOSSES = st.lists(st.none() | st.floats(1e-6, 10.0), max_size=40)

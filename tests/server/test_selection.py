@@ -3,7 +3,7 @@ import math
 
 import pytest
 
-from mmare.study import Select
+from mmare.study.choices import Select
 from server.selection import Selection
 
 

@@ -22,7 +22,7 @@ import tomli_w
 from rich.console import Console
 
 from mmare.errors import InputError, RunError
-from mmare.processes import Household, Program
+from mmare.host.supervised import Household, Program
 from server import deployment, services, start, supervision
 from server.admission import Admitted, save
 from server.deployment import (

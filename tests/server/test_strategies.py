@@ -14,8 +14,8 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from mmare.errors import RunError
-from mmare.strategies import FedAvgOptions, Weighting
-from mmare.study import FederationSpec
+from mmare.study.specs import FederationSpec
+from mmare.study.strategy_options import FedAvgOptions, Weighting
 from server.aggregation import Contribution
 from server.robust import changes_gram, points_of, runs
 from server.site_weights import gap_factors, site_weights

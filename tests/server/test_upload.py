@@ -7,12 +7,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mmare.blocks import block_tensors
 from mmare.errors import StudyError
-from mmare.exchange import Update, WireError
-from mmare.flat import layout_of, pack, trained_tensors, unpack
-from mmare.registry import build_model
-from mmare.study import Wire
+from mmare.models.blocks import block_tensors
+from mmare.models.registry import build_model
+from mmare.study.choices import Wire
+from mmare.wire.messages import Update, WireError
+from mmare.wire.tensors import layout_of, pack, trained_tensors, unpack
 from server.upload import Upload
 from tests.federations import tiny_study
 

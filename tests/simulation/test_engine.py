@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from mmare.errors import RunError, SiteCode
-from mmare.exchange import Evaluation, Refusal, Request, Split, Task, Update, decode, encode
-from mmare.metrics import MetricState
+from mmare.metrics.state import MetricState
+from mmare.wire.messages import Evaluation, Refusal, Request, Split, Task, Update, decode, encode
 from simulation.engine import run_in_process
 from tests.federations import (
     SITES,

@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from client.dataset import load_data
-from mmare.batch import Batch
 from mmare.errors import InputError
-from mmare.exchange import Split
-from mmare.study import load_study
+from mmare.models.batch import Batch
+from mmare.study.study import load_study
+from mmare.wire.messages import Split
 from server.model_file import load_model
 from server.rounds import Mode
 from simulation.gain import compare_runs

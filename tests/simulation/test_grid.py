@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 
 from client import embed
 from mmare.errors import InputError, RunError
-from mmare.study import load_study
+from mmare.study.study import load_study
 from simulation.cli import app
 from simulation.grid import run_grid
 from simulation.grid_cell import Workplace, check_cell, run_cell

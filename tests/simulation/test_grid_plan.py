@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from mmare.errors import InputError
-from mmare.registry import MODELS, build_model, model_options
-from mmare.study import Study, load_study
+from mmare.models.registry import MODELS, build_model, model_options
+from mmare.study.study import Study, load_study
 from server.rounds import Mode
 from simulation.grid_file import find_grid, load_grid, ready_grids, resolve
 from simulation.grid_plan import select

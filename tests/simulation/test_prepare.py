@@ -13,7 +13,8 @@ from typer.testing import CliRunner
 from client.dataset import load_data
 from client.embed import embed_site
 from mmare.errors import DataError, InputError, StudyError
-from mmare.study import PromptMode, load_study
+from mmare.study.choices import PromptMode
+from mmare.study.study import load_study
 from simulation.embed_first import embedding_first
 from simulation.prepare import app
 from sites.federation import site_folders, write_federation

@@ -6,7 +6,7 @@ import pytest
 from typer.testing import CliRunner
 
 from client.dataset import load_data
-from mmare.study import load_study
+from mmare.study.study import load_study
 from simulation.cli import app
 from simulation.run import run_federation
 from sites.federation import site_folders

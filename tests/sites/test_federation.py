@@ -8,8 +8,10 @@ import pandas as pd
 import pytest
 
 from mmare.errors import DataError
-from mmare.exchange import Split
-from mmare.study import Kind, ModalitySpec, PrivacySpec, Scaling, Study, load_study
+from mmare.study.choices import Kind, Scaling
+from mmare.study.specs import ModalitySpec, PrivacySpec
+from mmare.study.study import Study, load_study
+from mmare.wire.messages import Split
 from sites.features import load_features
 from sites.federation import SiteTables, site_folders, slug, write_federation
 from sites.manifest import load_manifest

@@ -12,8 +12,8 @@ import pytest
 from sklearn.metrics import roc_auc_score
 
 from mmare.errors import DataError, StudyError
-from mmare.exchange import Split
-from mmare.study import Kind, PromptMode, Scaling
+from mmare.study.choices import Kind, PromptMode, Scaling
+from mmare.wire.messages import Split
 from sites.federation import site_folders
 from sites.ixi import IXI_PROMPTS, prepare_ixi, split_cohort
 from sites.ixi_cohort import (

@@ -8,8 +8,10 @@ import pytest
 from sklearn.metrics import roc_auc_score
 
 from mmare.errors import StudyError
-from mmare.exchange import Split
-from mmare.study import Kind, ModalitySpec, PrivacySpec, Scaling, Study
+from mmare.study.choices import Kind, Scaling
+from mmare.study.specs import ModalitySpec, PrivacySpec
+from mmare.study.study import Study
+from mmare.wire.messages import Split
 from sites.federation import SiteTables, check_target, site_folders, write_federation
 from sites.losses import take_away
 from sites.missingness import Missingness

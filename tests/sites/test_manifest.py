@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from mmare.errors import DataError
-from mmare.exchange import Split
+from mmare.wire.messages import Split
 from sites.manifest import load_manifest
 
 CLASSES = ("dead", "alive")

@@ -10,8 +10,8 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 
 from mmare.errors import DataError, StudyError
-from mmare.exchange import Split
-from mmare.study import Kind, PromptMode, Scaling
+from mmare.study.choices import Kind, PromptMode, Scaling
+from mmare.wire.messages import Split
 from sites.features import load_features
 from sites.federation import site_folders
 from sites.manifest import load_manifest

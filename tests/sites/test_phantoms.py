@@ -10,7 +10,7 @@ import pytest
 from sklearn.metrics import roc_auc_score
 
 from mmare.errors import DataError, StudyError
-from mmare.study import Kind
+from mmare.study.choices import Kind
 from sites import phantoms
 from sites.federation import site_folders
 from sites.ixi import prepare_ixi

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mmare.errors import StudyError
-from mmare.study import PromptMode
+from mmare.study.choices import PromptMode
 from sites.mmist import MMIST_PROMPT
 from sites.prompts import compile_prompt
 

@@ -5,7 +5,7 @@ import pytest
 from sklearn.decomposition import PCA
 from sklearn.preprocessing import StandardScaler, normalize
 
-from mmare.study import Scaling
+from mmare.study.choices import Scaling
 from sites.scores import column_scores, first_component
 
 

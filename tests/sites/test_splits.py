@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mmare.errors import DataError
-from mmare.exchange import Split
+from mmare.wire.messages import Split
 from sites.splits import strata, stratified_split, three_way
 
 cohorts = st.lists(st.tuples(st.sampled_from("ab"), st.sampled_from("0123")), min_size=2, max_size=120)

@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 
 from mmare.errors import DataError, StudyError
-from mmare.study import Kind, Scaling
+from mmare.study.choices import Kind, Scaling
 from sites.features import load_features
 from sites.federation import site_folders
 from sites.manifest import load_manifest

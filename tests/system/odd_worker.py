@@ -17,7 +17,7 @@ import numpy as np
 
 import client.worker
 from client.worker import make_service, run_worker
-from mmare.exchange import Request, RollCall, Task, decode, encode
+from mmare.wire.messages import Request, RollCall, Task, decode, encode
 from sites.config import load_site
 
 Answer = tuple[str, bytes]

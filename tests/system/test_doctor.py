@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from mmare.joining import SiteKit
-from mmare.processes import Household, Program
+from mmare.host.supervised import Household, Program
+from mmare.wire.joining import SiteKit
 from sites.config import load_site
 from tests.federations import tiny_federation
 from tests.strange_servers import free_port

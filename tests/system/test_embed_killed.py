@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from client.dataset import load_data
-from mmare.study import load_study
+from mmare.study.study import load_study
 from sites.federation import site_folders
 from sites.phantoms import prepare_synthetic_scans
 

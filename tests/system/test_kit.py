@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from client.kit import install_bundle, make_request
-from mmare.joining import SiteKit
-from mmare.processes import Household, Program
+from mmare.host.supervised import Household, Program
+from mmare.wire.joining import SiteKit
 from server.admission import admit, find, revoke, save
 from server.kit import Kit, init_kit, renew
 from server.registration import (

@@ -15,7 +15,7 @@ import pytest
 from client.approval import ApprovalFolder
 from client.link import WorkerLink
 from client.telemetry.embed_record import INTERVAL_S, read_record
-from mmare.exchange import Refusal, Request, RollCall, Task, decode, encode
+from mmare.wire.messages import Refusal, Request, RollCall, Task, decode, encode
 from server.exporter_kit import KIT_METRICS
 from server.kit import renew
 from sites.config import load_site

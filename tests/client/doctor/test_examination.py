@@ -36,8 +36,8 @@ from client.relay.programs import RelayFolder
 from client.relay.state import ProgramState, RelayState, write_state
 from client.worker import SiteStatus, Worker
 from mmare.errors import InputError, RunError
-from mmare.joining import SiteKit
-from mmare.study import load_study
+from mmare.study.study import load_study
+from mmare.wire.joining import SiteKit
 from server.admission import admit
 from server.certificates import Pair
 from server.kit import init_kit

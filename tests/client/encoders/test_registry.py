@@ -19,7 +19,7 @@ from client.encoders.unimed_clip import B16
 from client.encoders.weights import import_weights
 from client.preprocess import VolumeSteps
 from mmare.errors import InputError
-from mmare.study import Kind
+from mmare.study.choices import Kind
 from tests.client.encoders.towers import NARROW, drawn, write_local_files
 
 STEPS = VolumeSteps().fingerprint

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from client.audit import AuditLog, Entry, Event
 from client.telemetry.audit_tally import AuditTally
 from mmare.errors import SiteCode
-from mmare.exchange import Task
+from mmare.wire.messages import Task
 
 ENTRIES = st.builds(
     Entry,

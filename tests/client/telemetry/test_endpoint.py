@@ -34,9 +34,9 @@ from client.telemetry.scan_reasons import SCAN_REASONS
 from client.telemetry.seen import Seen
 from client.worker import audit_log, make_service, run_worker
 from mmare.errors import InputError, SiteCode
-from mmare.exchange import Request, Task, encode
-from mmare.monitoring import Kind
-from mmare.study import load_study
+from mmare.host.metric_families import Kind
+from mmare.study.study import load_study
+from mmare.wire.messages import Request, Task, encode
 from sites.config import MetricsConfig, load_site
 from tests.federations import run_nodes, tiny_federation, tiny_study
 

@@ -1,0 +1,1 @@
+"""Metrics as mergeable sums, and their intervals."""

@@ -1,0 +1,167 @@
+"""From embeddings as sites hold them to one width: scaling, training noise, width adapters."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from mmare.study.choices import Scaling
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from torch import Generator, Tensor
+
+    from mmare.study.specs import ModalitySpec
+
+__all__ = ["InputScaling", "WidthAdapters", "add_noise", "moment_rows", "pooled_moments"]
+
+NOISE_SHARE: Final = 0.1  # of a feature's deviation over the train rows (the thesis gives no figure)
+DEVIATION_FLOOR: Final = 1e-6  # features of a ReLU network can be constant
+
+
+def moment_rows(embedding: Tensor, scaling: Scaling) -> Tensor:
+    """Rows whose moments are pooled: after the scaling that needs no moments.
+
+    Args:
+        embedding: ``(N, W)`` rows that have the modality.
+        scaling: Of the modality.
+
+    Returns:
+        ``(N, W)`` float64.
+    """
+    rows = embedding.double()
+    return functional.normalize(rows, dim=1) if scaling is Scaling.L2 else rows
+
+
+def pooled_moments(n: int, total: Sequence[float], squares: Sequence[float]) -> tuple[Tensor, Tensor]:
+    """Mean and deviation from sums.
+
+    Args:
+        n: Rows.
+        total: W sums.
+        squares: W sums of squares.
+
+    Returns:
+        Mean and population standard deviation, ``(W,)`` float32 each, the deviation at least 1e-6; 0 and 1
+        where there is no row.
+
+    Example:
+        >>> pooled_moments(2, [4.0], [10.0])
+        (tensor([2.]), tensor([1.]))
+    """
+    sums = torch.tensor([list(total), list(squares)], dtype=torch.float64)  # (2, W)
+    if n == 0:
+        return torch.zeros(sums.shape[1]), torch.ones(sums.shape[1])
+    mean = sums[0] / n
+    deviation = (sums[1] / n - mean.square()).clamp_min(0).sqrt().clamp_min(DEVIATION_FLOOR)
+    return mean.float(), deviation.float()
+
+
+class InputScaling(nn.Module):
+    """Scale embeddings by buffers that the federation pooled, so that a saved model needs nothing else.
+
+    Each modality has the buffers ``mean_j`` and ``deviation_j`` ``(W_j,)``: of the train rows that have the
+    modality, after L2 normalisation where that is the scaling. ``zscore`` uses both; training noise uses the
+    deviation.
+
+    Args:
+        modalities: The study's modalities in slot order.
+    """
+
+    def __init__(self, modalities: Sequence[ModalitySpec]) -> None:
+        super().__init__()
+        self.scalings = tuple(modality.scaling for modality in modalities)
+        self.widths = tuple(modality.width for modality in modalities)
+        for slot, width in enumerate(self.widths):
+            self.register_buffer(f"mean_{slot}", torch.zeros(width))
+            self.register_buffer(f"deviation_{slot}", torch.ones(width))
+
+    def set_moments(self, slot: int, mean: Tensor, deviation: Tensor) -> None:
+        """Fill the buffers of one modality with ``(W,)`` tensors."""
+        self.get_buffer(f"mean_{slot}").copy_(mean)
+        self.get_buffer(f"deviation_{slot}").copy_(deviation)
+
+    def forward(self, embedding: Sequence[Tensor], present: Tensor) -> Tensor:
+        """Scale a batch.
+
+        Args:
+            embedding: ``(B, W_j)`` per modality; absent rows may hold anything.
+            present: ``(B, M)`` bool.
+
+        Returns:
+            ``(B, W)``, the modalities side by side (W = sum of widths), zero where absent.
+        """
+        parts = []
+        for slot, scaling in enumerate(self.scalings):
+            rows = embedding[slot]
+            if scaling is Scaling.ZSCORE:
+                rows = (rows - self.get_buffer(f"mean_{slot}")) / self._divisor(slot)
+            elif scaling is Scaling.L2:
+                rows = functional.normalize(rows, dim=1)
+            parts.append(torch.where(present[:, slot : slot + 1], rows, rows.new_zeros(())))
+        return torch.cat(parts, dim=1)
+
+    def _divisor(self, slot: int) -> Tensor:
+        """Deviation of a modality ``(W,)``; 1 where a feature was constant in training, as scikit-learn does.
+
+        Divided by the floor, a patient whose value differs would become a giant.
+        """
+        deviation = self.get_buffer(f"deviation_{slot}")
+        return torch.where(deviation <= DEVIATION_FLOOR, torch.ones_like(deviation), deviation)
+
+    def noise_deviation(self) -> Tensor:
+        """Deviation of the training noise per scaled feature, ``(W,)``; none where a feature was constant."""
+        parts = []
+        for slot, scaling in enumerate(self.scalings):
+            deviation = self.get_buffer(f"deviation_{slot}")
+            parts.append(deviation / self._divisor(slot) if scaling is Scaling.ZSCORE else deviation)
+        return NOISE_SHARE * torch.cat(parts)
+
+
+def add_noise(scaled: Tensor, deviation: Tensor, probability: float, generator: Generator) -> Tensor:
+    """Add Gaussian noise to all embeddings of a random share of the patients.
+
+    Args:
+        scaled: ``(B, W)`` from `InputScaling`.
+        deviation: ``(W,)`` from `InputScaling.noise_deviation`.
+        probability: That a patient gets noise.
+        generator: Source of the draws.
+
+    Returns:
+        ``(B, W)``; absent modalities get noise too, which no model reads.
+    """
+    chosen = torch.rand(len(scaled), 1, generator=generator) < probability  # (B, 1)
+    noise = torch.randn(scaled.shape, generator=generator)  # (B, W)
+    return torch.addcmul(scaled, chosen.to(scaled), noise.to(scaled) * deviation)
+
+
+class WidthAdapters(nn.Module):
+    """Bring modalities side by side to one width: Linear and ReLU where the width differs, else as they are.
+
+    Args:
+        widths: W_j per modality.
+        width: D.
+
+    Raises:
+        ValueError: If the width is not positive.
+    """
+
+    def __init__(self, widths: Sequence[int], width: int) -> None:
+        super().__init__()
+        if width < 1:
+            raise ValueError(f"width must be positive, found {width}")
+        self.widths = tuple(widths)
+        self.adapters = nn.ModuleDict(
+            {str(slot): nn.Linear(given, width) for slot, given in enumerate(widths) if given != width}
+        )
+
+    def forward(self, scaled: Tensor) -> Tensor:
+        """Adapt ``(B, W)``, modalities side by side, to ``(B, M, D)``."""
+        parts = list(torch.split(scaled, list(self.widths), dim=1))
+        for slot, adapter in self.adapters.items():
+            parts[int(slot)] = functional.relu(adapter(parts[int(slot)]))
+        return torch.stack(parts, dim=1)

@@ -1,0 +1,79 @@
+"""The models that a study can name. A new model is one file and one line here."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from mmare.errors import StudyError
+from mmare.models.base import MMARE, MultimodalModel
+from mmare.models.baselines.adacomed import AdaCoMed
+from mmare.models.baselines.drim import DRIM
+from mmare.models.baselines.hypermm import HyperMM, HyperMMEmbedding
+from mmare.models.baselines.late_mean import LateMean
+from mmare.models.baselines.unilmmv import UniLMMV
+from mmare.models.baselines.unimodal import Unimodal
+from mmare.models.phases import last_phase_start
+from mmare.randomness import global_draws
+from mmare.study.tables import TableError, from_table
+
+if TYPE_CHECKING:
+    from mmare.study.study import Study
+
+__all__ = ["MODELS", "build_model", "model_options"]
+
+MODELS: dict[str, type[MultimodalModel]] = {
+    "adacomed": AdaCoMed,
+    "drim": DRIM,
+    "hypermm": HyperMM,
+    "hypermm-embedding": HyperMMEmbedding,
+    "late-mean": LateMean,
+    "mmare": MMARE,
+    "unilmmv": UniLMMV,
+    "unimodal": Unimodal,
+}
+
+
+def model_options(study: Study) -> Any:  # noqa: ANN401 - each model has its own
+    """The options of the study's model, defaults filled in.
+
+    Raises:
+        StudyError: If the model or one of its options does not exist or has a value of the wrong kind.
+    """
+    name = study.model.name
+    if name not in MODELS:
+        raise StudyError(f"[model] name must be one of {', '.join(sorted(MODELS))}, found {name!r}")
+    try:
+        return from_table(MODELS[name].Options, study.model.options, f"[model] of {name}")
+    except TableError as error:
+        raise StudyError(str(error)) from None
+
+
+def build_model(study: Study) -> MultimodalModel:
+    """Make the study's model with weights drawn from the study's seed alone, whatever other threads build.
+
+    Raises:
+        StudyError: If the model or one of its options does not exist or has a value of the wrong kind.
+
+    Example:
+        >>> from mmare.study.study import Kind, ModalitySpec, Study
+        >>> study = Study("s", ("a", "b"), (ModalitySpec("ct", Kind.FEATURES, 512),))
+        >>> build_model(study).classes
+        2
+    """
+    options = model_options(study)
+    builder = MODELS[study.model.name]
+    with global_draws():
+        torch.random.manual_seed(study.seed)
+        try:
+            model = builder(study.modalities, len(study.classes), options)
+        except ValueError as error:
+            raise StudyError(f"[model] of {study.model.name}: {error}") from None
+    if last_phase_start(model.phases()) > study.training.rounds:
+        early = last_phase_start(model.phases()) - 1
+        raise StudyError(
+            f"[training] rounds must be more than the {early} that {study.model.name} trains its first part "
+            f"in, found {study.training.rounds}"
+        )
+    return model

@@ -1,0 +1,1 @@
+"""What is learned: one ``study.toml``, its choices, recipes and strategy options."""

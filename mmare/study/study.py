@@ -1,0 +1,349 @@
+"""A study: what is learned, from which modalities, how it is trained and federated.
+
+One TOML file (``study.toml``) is one `Study`. Its hash, which a hospital approves, covers everything but
+the seed and the name. Unknown keys are errors: a misspelt setting must not become a silent default.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Final
+
+from mmare.errors import StudyError
+from mmare.study.choices import (
+    MaskUse,
+)
+from mmare.study.recipes import recipe_of
+from mmare.study.specs import FederationSpec, ModalitySpec, ModelSpec, PrivacySpec, TrainingSpec
+from mmare.study.strategy_options import strategy_options
+from mmare.study.tables import TableError, check_keys, convert, from_table, read_toml
+
+__all__ = ["PARTS", "SUBSET", "Study", "check_study", "load_study", "parse_study"]
+
+
+@dataclass(frozen=True)
+class Study:
+    """What is learned, and how. Class index is label; modality order is slot order.
+
+    Raises:
+        StudyError: If the parts contradict each other.
+
+    Example:
+        >>> ct = ModalitySpec(name="ct", kind=Kind.FEATURES, width=512)
+        >>> study = Study(name="vital", classes=("dead", "alive"), modalities=(ct,), positive="alive")
+        >>> study.hash == Study("again", study.classes, study.modalities, "alive", seed=7).hash
+        True
+    """
+
+    name: str
+    classes: tuple[str, ...]
+    modalities: tuple[ModalitySpec, ...]
+    positive: str | None = None
+    seed: int = 0
+    model: ModelSpec = field(default_factory=ModelSpec)
+    training: TrainingSpec = field(default_factory=TrainingSpec)
+    federation: FederationSpec = field(default_factory=FederationSpec)
+    privacy: PrivacySpec = field(default_factory=PrivacySpec)
+
+    def __post_init__(self) -> None:
+        check_study(self)
+
+    @cached_property
+    def hash(self) -> str:
+        """Hex digest of everything but ``seed`` and ``name``: what a hospital approves."""
+        content = self.to_dict()
+        del content["study"]["seed"], content["study"]["name"]
+        canonical = json.dumps(_canonical(content), sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(canonical.encode()).hexdigest()
+
+    @property
+    def positive_index(self) -> int | None:
+        """Label of the positive class, or nothing where none is named."""
+        return None if self.positive is None else self.classes.index(self.positive)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The study as the tables of ``study.toml``, without absent values; `parse_study` reverses it."""
+        return {
+            "study": _present(
+                {
+                    "name": self.name,
+                    "classes": list(self.classes),
+                    "positive": self.positive,
+                    "seed": self.seed,
+                }
+            ),
+            "modality": [_modality_table(modality) for modality in self.modalities],
+            "model": {"name": self.model.name, **asdict(self.model)["options"]},  # a copy however deep
+            "training": _present(asdict(self.training)),
+            "federation": {
+                key: value for key, value in _present(asdict(self.federation)).items() if value != {}
+            },
+            "privacy": asdict(self.privacy),
+        }
+
+    def override(self, assignments: Sequence[str]) -> Study:
+        """The study with ``section.key=value`` settings applied; values are read as TOML, else as text.
+
+        Args:
+            assignments: Such as ``training.rounds=5`` or ``training.oversample={dead=6.0}``; a modality is
+                addressed by its name: ``modality.ct.scaling=l2``.
+
+        Raises:
+            StudyError: If a section or key does not exist, or the result contradicts itself.
+        """
+        content = self.to_dict()
+        if any(assignment.partition("=")[0].strip() in _CHOOSE_RECIPE for assignment in assignments):
+            _forget_recipe(content)
+        for assignment in assignments:
+            _assign(content, assignment)
+        return parse_study(content, source="--set")
+
+
+_CHOOSE_RECIPE = {"model.name", "training.recipe"}
+
+
+def load_study(path: Path) -> Study:
+    """Read ``study.toml``.
+
+    Raises:
+        StudyError: If the file is missing, is not TOML, or is not a study.
+    """
+    try:
+        content = read_toml(path, "study")
+    except TableError as error:
+        raise StudyError(str(error)) from None
+    return parse_study(content, source=str(path))
+
+
+def parse_study(content: Mapping[str, Any], source: str) -> Study:
+    """Make a study from the tables of ``study.toml``.
+
+    Args:
+        content: As `tomllib` or `Study.to_dict` gives it.
+        source: Named in errors: a file, or where else the tables come from.
+
+    Raises:
+        StudyError: If a table or key is unknown, missing, or has a value of the wrong kind.
+    """
+    try:
+        return _from_tables(content)
+    except (StudyError, TableError) as error:
+        raise StudyError(f"{source}: {error}") from None
+
+
+def _from_tables(content: Mapping[str, Any]) -> Study:
+    check_keys(content, {"study", "modality", "model", "training", "federation", "privacy"}, "the file")
+    head = _table(content, "study")
+    check_keys(head, {"name", "classes", "positive", "seed"}, "[study]")
+    model = dict(_table(content, "model"))
+    model_name = convert(model.pop("name", "mmare"), str, "[model] name")
+    training = dict(_table(content, "training"))
+    training["recipe"], recipe = recipe_of(
+        model_name, convert(training.get("recipe"), str | None, "[training] recipe")
+    )
+    modalities = content.get("modality", [])
+    if not isinstance(modalities, Sequence) or not all(isinstance(entry, Mapping) for entry in modalities):
+        raise StudyError("modality must be a list of [[modality]] tables")
+    return Study(
+        name=_required(head, "name", str),
+        classes=_required(head, "classes", tuple[str, ...]),
+        positive=convert(head.get("positive"), str | None, "[study] positive"),
+        seed=convert(head.get("seed", 0), int, "[study] seed"),
+        modalities=tuple(from_table(ModalitySpec, entry, "[[modality]]") for entry in modalities),
+        model=ModelSpec(name=model_name, options={**recipe.model, **model}),
+        training=from_table(TrainingSpec, {**recipe.training, **training}, "[training]"),
+        federation=from_table(FederationSpec, _table(content, "federation"), "[federation]"),
+        privacy=from_table(PrivacySpec, _table(content, "privacy"), "[privacy]"),
+    )
+
+
+def _table(content: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    table = content.get(name, {})
+    if not isinstance(table, Mapping):
+        raise StudyError(f"{name} must be a table, found {table!r}")
+    return table
+
+
+def _required(table: Mapping[str, Any], key: str, kind: Any) -> Any:  # noqa: ANN401 - a type form and its value
+    if key not in table:
+        raise StudyError(f"[study] lacks the key {key!r}")
+    return convert(table[key], kind, f"[study] {key}")
+
+
+def _canonical(value: Any) -> Any:  # noqa: ANN401 - plain tables
+    """The same tables with whole numbers written one way: 6 and 6.0 are one setting, so one hash."""
+    if isinstance(value, Mapping):
+        return {key: _canonical(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_canonical(entry) for entry in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def _modality_table(modality: ModalitySpec) -> dict[str, Any]:
+    """A modality's table; what only volumes have is left out where it says nothing."""
+    table = _present(asdict(modality))
+    for key, silent in (("mask", MaskUse.NONE), ("crop_to_mask", False)):
+        if table[key] == silent:
+            del table[key]
+    return table
+
+
+def _present(table: Mapping[str, Any]) -> dict[str, Any]:
+    """The table without absent and empty values, which TOML cannot write or need not."""
+    return {key: value for key, value in table.items() if value is not None and value != ()}
+
+
+def _forget_recipe(content: dict[str, Any]) -> None:
+    """Take out what the study has from its recipe, so that other values can stand there."""
+    model, training = content["model"], content["training"]
+    name, recipe = recipe_of(model["name"], training["recipe"])
+    if name == recipe_of(model["name"], None)[0]:
+        del training["recipe"]  # the next model's first recipe, too
+    standing = {**_present(asdict(TrainingSpec())), **recipe.training}
+    for table, values in ((training, standing), (model, recipe.model)):
+        for key, value in values.items():
+            if table.get(key) == value:
+                del table[key]
+
+
+def _assign(content: dict[str, Any], assignment: str) -> None:
+    """Put one ``section.key=value`` into the tables of a study."""
+    path, equals, text = assignment.partition("=")
+    keys = path.strip().split(".")
+    if not equals or len(keys) < 2:  # noqa: PLR2004 - a section and a key
+        raise StudyError(f"--set {assignment!r}: expected section.key=value, such as training.rounds=5")
+    table: Any = content
+    for key in keys[:-1]:
+        if isinstance(table, list):
+            table = next((entry for entry in table if entry["name"] == key), None)
+        else:
+            table = table.get(key) if table is content else table.setdefault(key, {})
+        if not isinstance(table, dict | list):
+            raise StudyError(f"--set {assignment!r}: there is no section {key!r}")
+    if isinstance(table, list):
+        raise StudyError(f"--set {assignment!r}: expected modality.NAME.key=value")
+    try:
+        table[keys[-1]] = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        table[keys[-1]] = text.strip()
+
+
+SUBSET: Final = "subset"  # of ``training.modality_dropout``: `mmare.models.subsets.keep_subset`
+
+PARTS: Final = ("adapters", "head", "norms")  # of a model, that can stay at a site
+
+AXES, ENDS = 3, 2  # of a volume, of a window
+MAX_SEED: Final = 2**63  # torch takes no larger
+
+
+def check_study(study: Study) -> None:
+    """Refuse a study whose parts contradict each other.
+
+    Raises:
+        StudyError: With the table, the key, and what was found.
+    """
+    names = [modality.name for modality in study.modalities]
+    training = study.training
+    named = training.oversample if isinstance(training.oversample, Mapping) else {}
+    dropout = training.modality_dropout
+    hidden = dropout if isinstance(dropout, Mapping) else {}
+    probabilities = [*hidden.values(), *([dropout] if isinstance(dropout, float | int) else [])]
+    widths = [modality.width for modality in study.modalities]
+    rules = [
+        (bool(study.name), "[study] name is empty"),
+        (len(study.classes) >= 2, f"[study] classes must name at least two, found {list(study.classes)}"),  # noqa: PLR2004 - two is what a choice needs
+        (all(study.classes), "[study] classes holds an empty name"),
+        (len(set(study.classes)) == len(study.classes), "[study] classes names one class twice"),
+        (
+            study.positive in (None, *study.classes),
+            f"[study] positive {study.positive!r} is not one of the classes",
+        ),
+        (study.seed >= 0, f"[study] seed must not be negative, found {study.seed}"),
+        (study.seed < MAX_SEED, f"[study] seed must be below 2**63, found {study.seed}"),
+        (_is_plain(study.model.options), "[model] may hold texts, finite numbers, lists and tables only"),
+        (bool(names), "no [[modality]]: a study needs at least one"),
+        (len(set(names)) == len(names), "two [[modality]] tables have the same name"),
+        (all(names), "a [[modality]] has an empty name"),
+        (all(width > 0 for width in widths), f"[[modality]] width must be positive, found {widths}"),
+        (training.rounds > 0, "[training] rounds must be at least 1"),
+        (training.local_epochs > 0, "[training] local_epochs must be at least 1"),
+        (training.batch_size > 0, "[training] batch_size must be at least 1"),
+        (training.learning_rate > 0, "[training] learning_rate must be positive"),
+        (training.weight_decay >= 0, "[training] weight_decay must not be negative"),
+        (training.patience > 0, "[training] patience must be at least 1"),
+        (0 <= training.noise_probability <= 1, "[training] noise_probability must be between 0 and 1"),
+        (
+            not isinstance(training.oversample, str) or training.oversample == "balanced",
+            f"[training] oversample must be a table of weights or 'balanced', found {training.oversample!r}",
+        ),
+        (
+            set(named) <= set(study.classes),
+            f"[training] oversample names a class that is not one: {sorted(named)}",
+        ),
+        (all(weight > 0 for weight in named.values()), "[training] oversample weights must be positive"),
+        (study.federation.max_norm >= 0, "[federation] max_norm must not be negative"),
+        (training.clip_norm >= 0, "[training] clip_norm must not be negative"),
+        (training.distillation >= 0, "[training] distillation must not be negative"),
+        (
+            set(hidden) <= set(names),
+            f"[training] modality_dropout names a modality that is not one: {sorted(hidden)}",
+        ),
+        (
+            all(0 <= probability < 1 for probability in probabilities),
+            "[training] modality_dropout must be at least 0 and below 1",
+        ),
+        (
+            not isinstance(dropout, str) or dropout == SUBSET,
+            f"[training] modality_dropout must be a number, a table or 'subset', found {dropout!r}",
+        ),
+        (
+            training.distillation == 0 or any(probabilities) or dropout == SUBSET,
+            "[training] distillation needs modality_dropout: nothing is hidden",
+        ),
+        (
+            set(study.federation.local) <= set(PARTS),
+            f"[federation] local may name {', '.join(PARTS)}, found {list(study.federation.local)}",
+        ),
+        (study.federation.min_sites > 0, "[federation] min_sites must be at least 1"),
+        (study.federation.deadline_s > 0, "[federation] deadline_s must be positive"),
+        (study.privacy.min_count >= 0, "[privacy] min_count must not be negative"),
+    ]
+    for holds, sentence in rules:
+        if not holds:
+            raise StudyError(sentence)
+    strategy_options(study.federation.strategy, study.federation.options)
+    for modality in study.modalities:
+        _check_volume(modality)
+        if modality.kind == "text" and modality.encoder == "given":
+            raise StudyError(
+                f"[[modality]] {modality.name} is text and needs an encoder, such as 'hashing-text'"
+            )
+
+
+def _check_volume(modality: ModalitySpec) -> None:
+    where = f"[[modality]] {modality.name}"
+    of_volumes = (modality.size, modality.window, modality.mask != "none", modality.crop_to_mask)
+    if modality.kind != "volume" and any(of_volumes):
+        raise StudyError(f"{where} is {modality.kind}; size, window, mask and crop_to_mask are for volumes")
+    if modality.size and (len(modality.size) != AXES or min(modality.size) < 1):
+        raise StudyError(f"{where} size must be three positive numbers, found {list(modality.size)}")
+    if modality.window and not (len(modality.window) == ENDS and modality.window[0] < modality.window[1]):
+        raise StudyError(f"{where} window must be a lower and a higher number, found {list(modality.window)}")
+
+
+def _is_plain(value: object) -> bool:
+    """Whether JSON can hold it: TOML also has dates and NaN, which no message can carry."""
+    if isinstance(value, float):
+        return math.isfinite(value)
+    if isinstance(value, Mapping):
+        return all(_is_plain(entry) for entry in value.values())
+    if isinstance(value, list | tuple):
+        return all(_is_plain(entry) for entry in value)
+    return isinstance(value, str | int)

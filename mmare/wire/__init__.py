@@ -1,0 +1,1 @@
+"""What travels, by wire or by people: messages, tensors, sharing, joining."""

@@ -1,0 +1,76 @@
+"""What of a model is federated: which parameters stay at a site, and how the others travel."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from mmare.errors import StudyError
+from mmare.models.blocks import without_parameters
+from mmare.study.choices import OptimizerState, Wire
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from torch import Tensor
+
+    from mmare.models.base import MultimodalModel
+    from mmare.models.blocks import Block
+    from mmare.study.study import Study
+
+__all__ = ["federated_blocks", "from_wire", "keeps_state", "local_parameters", "on_wire"]
+
+
+def local_parameters(model: MultimodalModel, study: Study) -> frozenset[str]:
+    """Names of the parameters that stay at each site."""
+    return frozenset(name for part in study.federation.local for name in model.part(part))
+
+
+def federated_blocks(model: MultimodalModel, study: Study) -> tuple[Block, ...]:
+    """The model's blocks without what stays at the sites.
+
+    Raises:
+        StudyError: If the model has no such part, or nothing would be left to federate.
+    """
+    for part in study.federation.local:
+        if not model.part(part):
+            raise StudyError(f"[federation] local names {part!r}, of which {study.model.name} has none")
+    blocks = without_parameters(model.blocks(), local_parameters(model, study))
+    if not blocks:
+        raise StudyError(
+            f"[federation] local keeps all of {study.model.name} at the sites; expected a part to federate"
+        )
+    return blocks
+
+
+def keeps_state(study: Study) -> bool:
+    """Whether sites keep something between rounds: optimiser moments or local parts."""
+    return study.training.optimizer_state is OptimizerState.KEEP or bool(study.federation.local)
+
+
+def on_wire(changed: Mapping[str, Tensor], origin: Mapping[str, Tensor], wire: Wire) -> dict[str, Tensor]:
+    """Trained tensors as they travel: as they are, or their change in half precision.
+
+    A change of a round is small against its parameter: halved, it keeps three digits of itself, where the
+    parameter would keep three digits of something hundreds of times larger.
+
+    Example:
+        >>> import torch
+        >>> on_wire({"w": torch.tensor([1.5])}, {"w": torch.tensor([1.0])}, Wire.FLOAT16)
+        {'w': tensor([0.5000], dtype=torch.float16)}
+    """
+    if wire is Wire.FLOAT32:
+        return {name: value.cpu() for name, value in changed.items()}
+    return {name: (value.cpu() - origin[name]).half() for name, value in changed.items()}
+
+
+def from_wire(received: Mapping[str, Tensor], origin: Mapping[str, Tensor], wire: Wire) -> dict[str, Tensor]:
+    """What `on_wire` sent, as tensors of the model again.
+
+    Example:
+        >>> import torch
+        >>> from_wire({"w": torch.tensor([0.5]).half()}, {"w": torch.tensor([1.0])}, Wire.FLOAT16)
+        {'w': tensor([1.5000])}
+    """
+    if wire is Wire.FLOAT32:
+        return dict(received)
+    return {name: origin[name] + value.float() for name, value in received.items()}

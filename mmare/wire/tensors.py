@@ -1,0 +1,108 @@
+"""Tensors of a model as one flat run of bytes, and back."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+import torch
+
+from mmare.wire.messages import Layout, TensorSpec, WireError
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Mapping
+
+    from torch import Tensor, nn
+
+__all__ = ["copy_tensors", "global_tensors", "is_finite", "layout_of", "pack", "trained_tensors", "unpack"]
+
+_DTYPES: Final = {
+    "float16": torch.float16,
+    "float32": torch.float32,
+    "float64": torch.float64,
+    "int64": torch.int64,
+    "int32": torch.int32,
+    "bool": torch.bool,
+}
+
+
+def global_tensors(model: nn.Module, without: Collection[str] = ()) -> dict[str, Tensor]:
+    """What the server sends: parameters and buffers by name, sharing memory with the model.
+
+    Args:
+        model: Any.
+        without: Names that are left out: parts that stay at the sites.
+    """
+    tensors = model.state_dict(keep_vars=False)
+    return {name: value for name, value in tensors.items() if name not in without}
+
+
+def trained_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """The parameters by name, sharing memory with the model."""
+    return {name: value.detach() for name, value in model.named_parameters()}
+
+
+def layout_of(tensors: Mapping[str, Tensor]) -> Layout:
+    """The layout of named tensors, in their order.
+
+    Example:
+        >>> layout_of({"w": torch.zeros(2)}).tensors
+        (TensorSpec(name='w', dtype='float32', shape=(2,)),)
+    """
+    names = {dtype: name for name, dtype in _DTYPES.items()}
+    return Layout(
+        tuple(TensorSpec(name, names[value.dtype], tuple(value.shape)) for name, value in tensors.items())
+    )
+
+
+def pack(tensors: Mapping[str, Tensor]) -> Tensor:
+    """Copy tensors into one ``(bytes,)`` uint8 tensor, in their order."""
+    layout = layout_of(tensors)
+    run = torch.zeros(layout.size, dtype=torch.uint8)
+    copy_tensors(unpack(run, layout), tensors)
+    return run
+
+
+def copy_tensors(into: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> None:
+    """Copy named tensors into others of the same names, shapes and dtypes, on any device.
+
+    Raises:
+        ValueError: If a tensor is missing or has another shape.
+    """
+    with torch.no_grad():
+        for name, value in into.items():
+            if name not in values or values[name].shape != value.shape:
+                raise ValueError(f"no tensor {name} of shape {tuple(value.shape)}")
+            value.copy_(values[name])
+
+
+def unpack(run: Tensor, layout: Layout) -> dict[str, Tensor]:
+    """Views of a flat run as named tensors.
+
+    Args:
+        run: ``(bytes,)`` uint8.
+        layout: Of the run.
+
+    Raises:
+        WireError: If the run has another length.
+
+    Example:
+        >>> tensors = {"w": torch.ones(2, 2), "n": torch.tensor(3)}
+        >>> unpack(pack(tensors), layout_of(tensors))["n"]
+        tensor(3)
+    """
+    if run.ndim != 1 or run.dtype != torch.uint8 or len(run) != layout.size:
+        raise WireError(f"{run.numel()} bytes, expected {layout.size}")
+    return {
+        spec.name: run[start : start + spec.size].view(_DTYPES[spec.dtype]).view(spec.shape)
+        for spec, start in zip(layout.tensors, layout.offsets, strict=False)
+    }
+
+
+def is_finite(tensors: Mapping[str, Tensor]) -> bool:
+    """Whether no floating value is NaN or infinite.
+
+    One sum per tensor tells: NaN and infinity survive adding. Finite values so large that their sum
+    overflows are refused too.
+    """
+    sums = [value.sum() for value in tensors.values() if value.is_floating_point()]
+    return not sums or bool(torch.stack([total.double() for total in sums]).isfinite().all())

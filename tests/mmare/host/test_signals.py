@@ -1,0 +1,94 @@
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+
+from mmare.host.signals import StopSignal, told_to_stop
+
+NUMBERS = (signal.SIGTERM, signal.SIGINT)
+
+# A handler runs between two steps of the main thread: here after each that `wait` takes, one after the other.
+AT_EVERY_STEP = """
+import sys
+{told}
+last = 0
+while True:
+    stop, steps = make(), 0
+
+    def step(_frame, _event, _argument):
+        global steps
+        steps += 1
+        if steps == last + 1:
+            sys.settrace(None)
+            stop.set()
+        return step
+
+    sys.settrace(step)
+    stop.wait(0.001)
+    sys.settrace(None)
+    if steps <= last:
+        break
+    assert stop.wait(5)
+    last += 1
+print(last)
+"""
+
+
+def told_at_every_step(told, timeout_s):
+    code = AT_EVERY_STEP.format(told=told)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=timeout_s, check=True
+    )
+    return int(done.stdout)
+
+
+def test_a_signal_at_any_moment_stops():
+    assert told_at_every_step("from mmare.host.signals import StopSignal as make", 60) > 3
+
+
+def test_an_event_would_hang():
+    """Why there is a class for it."""
+    with pytest.raises(subprocess.TimeoutExpired):
+        told_at_every_step("from threading import Event as make", 5)
+
+
+@pytest.mark.parametrize("number", NUMBERS)
+def test_signals_tell_and_are_given_back(number):
+    before = [signal.getsignal(each) for each in NUMBERS]
+    with told_to_stop() as stop:
+        assert not stop.is_set()
+        assert not stop.wait(0.01)
+        os.kill(os.getpid(), number)
+        assert stop.wait(5)
+        assert stop.wait()
+        assert stop.is_set()
+    assert [signal.getsignal(each) for each in NUMBERS] == before
+
+
+def test_who_waits_is_woken():
+    stop = StopSignal()
+    threading.Timer(0.05, stop.set).start()
+    began = time.monotonic()
+    assert stop.wait(10)
+    assert time.monotonic() - began < 5
+    stop.close()
+
+
+def test_told_more_often_than_anybody_listens():
+    stop = StopSignal()
+    for _ in range(100_000):
+        stop.set()
+    assert stop.wait()
+    stop.close()
+
+
+def test_what_is_given_is_what_tells():
+    given = threading.Event()
+    before = [signal.getsignal(each) for each in NUMBERS]
+    with told_to_stop(given) as stop:
+        assert stop is given
+        assert [signal.getsignal(each) for each in NUMBERS] == before

@@ -1,0 +1,210 @@
+"""Scaling against scikit-learn on pooled rows, noise by its statistics, adapters by the formula."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from sklearn.preprocessing import StandardScaler, normalize
+
+from mmare.models.adapters import InputScaling, WidthAdapters, add_noise, moment_rows, pooled_moments
+from mmare.study.choices import Kind, Scaling
+from mmare.study.specs import ModalitySpec
+from tests.mmare.models.examples import generator
+
+TINY = 1e-6  # torch does not normalise rows shorter than 1e-12; scikit-learn does
+ROWS = hnp.arrays(
+    np.float32,
+    st.tuples(st.integers(1, 16), st.integers(1, 4)),
+    elements=st.floats(-100, 100, width=32).map(lambda value: value if abs(value) > TINY else 0.0),
+)
+
+
+def modality(width, scaling):
+    return ModalitySpec("ct", Kind.FEATURES, width, scaling=scaling)
+
+
+def scaling_of(scaling, mean, deviation):
+    module = InputScaling([modality(len(mean), scaling)])
+    module.set_moments(0, mean, deviation)
+    return module
+
+
+def moments_over_sites(rows, site, scaling):
+    """What sites send, summed: each sees its own rows only."""
+    n, total, squares = 0, 0.0, 0.0
+    for name in sorted(set(site)):
+        own = moment_rows(torch.from_numpy(rows[site == name]), scaling)
+        n += len(own)
+        total += own.sum(dim=0)
+        squares += own.square().sum(dim=0)
+    return pooled_moments(n, total.tolist(), squares.tolist())
+
+
+@st.composite
+def rows_and_sites(draw):
+    rows = draw(ROWS)
+    return rows, np.array(draw(st.lists(st.integers(0, 3), min_size=len(rows), max_size=len(rows))))
+
+
+@given(rows_and_sites())
+def test_zscore_with_moments_of_any_partition_is_standard_scaler_on_pooled_rows(drawn):
+    rows, site = drawn
+    mean, deviation = moments_over_sites(rows, site, Scaling.ZSCORE)
+    reference = StandardScaler().fit(rows.astype(np.float64))
+    np.testing.assert_allclose(mean, reference.mean_, rtol=1e-6, atol=1e-5)
+    np.testing.assert_allclose(deviation, np.sqrt(reference.var_), rtol=1e-5, atol=2e-5)
+    varied = np.sqrt(reference.var_) > 1e-2  # scikit-learn divides constant features by 1, we by the floor
+    scaled = scaling_of(Scaling.ZSCORE, mean, deviation)(
+        [torch.from_numpy(rows)], torch.ones(len(rows), 1, dtype=torch.bool)
+    )
+    expected = reference.transform(rows.astype(np.float64))
+    np.testing.assert_allclose(scaled[:, varied], expected[:, varied], rtol=1e-3, atol=2e-3)
+
+
+@given(rows_and_sites())
+def test_moments_of_l2_are_of_normalised_rows(drawn):
+    rows, site = drawn
+    mean, deviation = moments_over_sites(rows, site, Scaling.L2)
+    reference = normalize(rows.astype(np.float64))
+    np.testing.assert_allclose(mean, reference.mean(axis=0), atol=1e-6)
+    np.testing.assert_allclose(deviation, np.maximum(reference.std(axis=0), 1e-6), atol=5e-6)
+
+
+def test_moments_of_no_scaling_are_of_rows_as_they_are():
+    rows = torch.tensor([[1.0, 2.0], [3.0, 6.0]])
+    assert torch.equal(moment_rows(rows, Scaling.NONE), rows.double())
+
+
+def test_a_constant_feature_gets_the_floor_and_not_zero():
+    mean, deviation = pooled_moments(3, [6.0, 0.0], [12.0, 0.0])
+    assert mean.tolist() == [2.0, 0.0]
+    assert deviation.tolist() == pytest.approx([1e-6, 1e-6])
+
+
+def test_a_feature_that_was_constant_in_training_does_not_make_a_giant_of_another_value():
+    mean, deviation = pooled_moments(3, [6.0, 3.0], [12.0, 5.0])
+    module = scaling_of(Scaling.ZSCORE, mean, deviation)
+    scaled = module([torch.tensor([[2.5, 1.0]])], torch.tensor([[True]]))
+    assert scaled[0].tolist() == pytest.approx([0.5, 0.0])
+    assert module.noise_deviation()[0].item() == pytest.approx(0.0, abs=1e-6)
+
+
+def test_rounding_that_makes_the_variance_negative_gives_the_floor():
+    value = 1 / 3
+    deviation = pooled_moments(3, [3 * value], [3 * value**2 * (1 - 1e-15)])[1]
+    assert deviation.tolist() == pytest.approx([1e-6])
+
+
+def test_no_rows_leave_embeddings_as_they_are():
+    mean, deviation = pooled_moments(0, [0.0, 0.0], [0.0, 0.0])
+    rows = torch.tensor([[3.0, -4.0]])
+    scaled = scaling_of(Scaling.ZSCORE, mean, deviation)([rows], torch.tensor([[True]]))
+    assert torch.equal(scaled, rows)
+
+
+@pytest.mark.parametrize(
+    ("scaling", "expected"),
+    [
+        pytest.param(Scaling.ZSCORE, [[1.0, 1.5]], id="zscore"),
+        pytest.param(Scaling.L2, [[0.6, 0.8]], id="l2"),
+        pytest.param(Scaling.NONE, [[3.0, 4.0]], id="none"),
+    ],
+)
+def test_each_scaling_by_hand(scaling, expected):
+    module = scaling_of(scaling, torch.tensor([1.0, 1.0]), torch.tensor([2.0, 2.0]))
+    scaled = module([torch.tensor([[3.0, 4.0]])], torch.tensor([[True]]))
+    torch.testing.assert_close(scaled, torch.tensor(expected))
+
+
+def test_a_zero_row_stays_zero_under_l2():
+    module = scaling_of(Scaling.L2, torch.zeros(2), torch.ones(2))
+    assert module([torch.zeros(1, 2)], torch.tensor([[True]])).tolist() == [[0.0, 0.0]]
+
+
+@pytest.mark.parametrize("filler", [math.nan, math.inf, -math.inf, 1e38], ids=str)
+@pytest.mark.parametrize("scaling", Scaling)
+def test_absent_rows_are_zero_whatever_they_hold(scaling, filler):
+    module = InputScaling([modality(2, scaling), modality(3, scaling)])
+    present = torch.tensor([[True, False], [False, True]])
+    embedding = [torch.full((2, 2), filler), torch.full((2, 3), filler)]
+    embedding[0][0], embedding[1][1] = 2.0, 5.0
+    scaled = module(embedding, present)
+    assert scaled.shape == (2, 5)
+    assert scaled[0, 2:].tolist() == [0.0, 0.0, 0.0]
+    assert scaled[1, :2].tolist() == [0.0, 0.0]
+    assert bool((scaled[0, :2] > 0).all())
+    assert bool((scaled[1, 2:] > 0).all())
+
+
+def test_moments_are_saved_with_the_model_and_are_not_trained():
+    module = InputScaling([modality(2, Scaling.ZSCORE), modality(1, Scaling.L2)])
+    module.set_moments(0, torch.tensor([1.0, 2.0]), torch.tensor([3.0, 4.0]))
+    assert list(module.parameters()) == []
+    state = module.state_dict()
+    assert state["mean_0"].tolist() == [1.0, 2.0]
+    assert state["deviation_0"].tolist() == [3.0, 4.0]
+    assert state["deviation_1"].tolist() == [1.0]
+
+
+def test_noise_deviation_is_a_tenth_of_each_scaled_feature():
+    module = InputScaling([modality(2, scaling) for scaling in Scaling])
+    for slot in range(3):
+        module.set_moments(slot, torch.zeros(2), torch.tensor([2.0, 0.5]))
+    by_scaling = dict(zip(Scaling, module.noise_deviation().split(2), strict=True))
+    torch.testing.assert_close(by_scaling[Scaling.ZSCORE], torch.tensor([0.1, 0.1]))
+    torch.testing.assert_close(by_scaling[Scaling.L2], torch.tensor([0.2, 0.05]))
+    torch.testing.assert_close(by_scaling[Scaling.NONE], torch.tensor([0.2, 0.05]))
+
+
+@pytest.mark.parametrize("probability", [0.1, 0.3, 0.9])
+def test_noise_reaches_its_share_of_rows_and_the_whole_row(probability):
+    rows = torch.full((4000, 5), 2.0)
+    moved = add_noise(rows, torch.ones(5), probability, generator()) != rows
+    assert torch.equal(moved.any(dim=1), moved.all(dim=1))
+    share = moved.any(dim=1).double().mean().item()
+    assert share == pytest.approx(probability, abs=4 * math.sqrt(probability * (1 - probability) / 4000))
+
+
+def test_noise_has_each_features_deviation():
+    deviation = torch.tensor([0.0, 0.1, 3.0])
+    noise = add_noise(torch.zeros(20_000, 3), deviation, 1.0, generator())
+    torch.testing.assert_close(noise.std(dim=0), deviation, rtol=0.03, atol=0.0)
+    torch.testing.assert_close(noise.mean(dim=0), torch.zeros(3), rtol=0.0, atol=0.08)
+    assert noise[:, 1:].T.corrcoef()[0, 1].abs() < 0.03
+
+
+def test_noise_of_probability_zero_changes_nothing():
+    rows = torch.randn(64, 3, generator=generator())
+    assert torch.equal(add_noise(rows, torch.ones(3), 0.0, generator()), rows)
+
+
+def test_noise_draws_only_from_its_generator():
+    rows, before = torch.zeros(8, 3), torch.random.get_rng_state()
+    one, same, other = (add_noise(rows, torch.ones(3), 0.5, generator(seed)) for seed in (1, 1, 2))
+    assert torch.equal(one, same)
+    assert not torch.equal(one, other)
+    assert torch.equal(before, torch.random.get_rng_state())
+    assert torch.equal(rows, torch.zeros(8, 3))
+
+
+def test_adapters_are_linear_and_relu_only_where_the_width_differs():
+    adapters = WidthAdapters([3, 4, 2], 4)
+    assert sorted(adapters.adapters) == ["0", "2"]
+    scaled = torch.randn(5, 9, generator=generator())
+    adapted = adapters(scaled)
+    assert adapted.shape == (5, 3, 4)
+    assert torch.equal(adapted[:, 1], scaled[:, 3:7])
+    for slot, columns in ((0, slice(0, 3)), (2, slice(7, 9))):
+        weight, bias = adapters.adapters[str(slot)].weight, adapters.adapters[str(slot)].bias
+        expected = (scaled[:, columns] @ weight.T + bias).clamp_min(0)
+        torch.testing.assert_close(adapted[:, slot], expected)
+
+
+@pytest.mark.parametrize("width", [0, -3])
+def test_a_width_that_is_none_is_refused(width):
+    with pytest.raises(ValueError, match=f"width must be positive, found {width}"):
+        WidthAdapters([3], width)
