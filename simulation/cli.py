@@ -181,7 +181,7 @@ def demo(
     settings: Settings = None,
 ) -> None:
     """The tour: three synthetic hospitals, trained together, each alone and pooled, and one report."""
-    from sites.synthetic import prepare_synthetic  # noqa: PLC0415 - pandas and scikit-learn take seconds
+    from sites.datasets.synthetic import prepare_synthetic  # noqa: PLC0415 - pandas and scikit-learn take seconds
 
     console = Console(stderr=True)
     federation = out / "federation"

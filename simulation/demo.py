@@ -6,7 +6,7 @@ import os
 from importlib.metadata import version
 from pathlib import Path
 
-from sites.synthetic import prepare_synthetic
+from sites.datasets.synthetic import prepare_synthetic
 
 __all__ = ["embedded_federation"]
 

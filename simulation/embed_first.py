@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from mmare.study.study import Study
     from sites.config import SiteConfig
     from sites.federation import SiteTables
-    from sites.losses import Embed
+    from sites.missing.amputate import Embed
 
     Held = dict[str, NDArray[float32]]  # vectors by patient id
 
@@ -48,8 +48,8 @@ def embedding_first(out: Path, console: Console, weights: Path | None = None) ->
         weights: Folder that ``mmare-site weights import`` has filled.
 
     Yields:
-        For `sites.losses.take_away`. When the block ends well, embeddings of scans are in the caches of the
-        sites of ``out``.
+        For `sites.missing.amputate.take_away`. When the block ends well, embeddings of scans are in the
+        caches of the sites of ``out``.
     """
     folder = out.parent / f".{out.name}.{uuid.uuid4().hex}.embed"
 

@@ -16,7 +16,7 @@ from mmare.errors import StudyError
 from mmare.study.choices import Kind, PromptMode
 from simulation.embed_first import embedding_first
 from simulation.prepare_view import show
-from sites.missingness import Missingness
+from sites.missing.plan import Missingness
 from sites.options import (
     Cohort,
     Grouping,
@@ -102,7 +102,7 @@ def mmist(  # noqa: PLR0913, PLR0917 - one parameter per flag
     overwrite: Overwrite = False,
 ) -> None:
     """Turn the official MMIST-ccRCC release into a federation: CT, MRI, WSI and a clinical prompt."""
-    from sites.mmist import prepare_mmist  # noqa: PLC0415 - slow, not for --help
+    from sites.datasets.mmist import prepare_mmist  # noqa: PLC0415 - slow, not for --help
 
     missing = _missing(mechanism, missing_rate, driver, slope, site_missing, pattern)
     with embedding_first(out, Console(stderr=True)) as embed:
@@ -163,7 +163,7 @@ def ixi(  # noqa: PLR0913, PLR0917 - one parameter per flag
 
     Opens no image, but for mnar on pc1, which embeds all scans first.
     """
-    from sites.ixi import prepare_ixi  # noqa: PLC0415 - slow, not for --help
+    from sites.datasets.ixi import prepare_ixi  # noqa: PLC0415 - slow, not for --help
 
     missing = _missing(mechanism, missing_rate, driver, slope, site_missing, pattern)
     _check_encoder(encoder)
@@ -217,7 +217,7 @@ def synthetic(  # noqa: PLR0913, PLR0917 - one parameter per flag
     overwrite: Overwrite = False,
 ) -> None:
     """Make hospitals with different scanners and gaps, and features or scans with a known answer."""
-    from sites.synthetic import prepare_synthetic  # noqa: PLC0415 - slow, not for --help
+    from sites.datasets.synthetic import prepare_synthetic  # noqa: PLC0415 - slow, not for --help
 
     missing = _missing(mechanism, missing_rate, driver, slope, site_missing)
     weights = {name: _number(text, "--signal") for name, text in _named(signal or [], "--signal").items()}
@@ -280,7 +280,7 @@ def table(  # noqa: PLR0913, PLR0917 - one parameter per flag
     overwrite: Overwrite = False,
 ) -> None:
     """Turn a table into a federation: groups of columns are modalities, one column names the site."""
-    from sites.table import TableColumns, prepare_table  # noqa: PLC0415 - slow, not for --help
+    from sites.datasets.table import TableColumns, prepare_table  # noqa: PLC0415 - slow, not for --help
 
     columns = TableColumns(
         id=id_column,
@@ -325,7 +325,7 @@ def _check_encoder(name: str) -> None:
     if name == _MED3D:
         return
     from client.encoders.registry import ENCODERS  # noqa: PLC0415 - torch takes seconds
-    from sites.ixi import WIDTH  # noqa: PLC0415 - pandas takes seconds
+    from sites.datasets.ixi import WIDTH  # noqa: PLC0415 - pandas takes seconds
 
     fits = {key for key, entry in ENCODERS.items() if entry.kind is Kind.VOLUME and entry.width == WIDTH}
     known = sorted(key for key in fits if not ENCODERS[key].slides)

@@ -28,8 +28,8 @@ from server.journal import read_journal
 from server.strategy import Gathered, strategy_of
 from server.upload import Upload
 from simulation.run import Backend, run_federation
+from sites.datasets.mmist import prepare_mmist
 from sites.federation import SiteTables, write_federation
-from sites.mmist import prepare_mmist
 from sites.options import Grouping
 from tests.bench.plain import PlainMMARE
 from tests.bench.printed import DEVICES, report

@@ -25,8 +25,8 @@ from simulation.grid_file import load_grid
 from simulation.grid_plan import select
 from simulation.grid_progress import Estimate, GridProgress, live_grid
 from simulation.grid_worker import CELLS_PER_WORKER, Doing, Task, answer
+from sites.datasets.phantoms import prepare_synthetic_scans
 from sites.federation import site_folders
-from sites.phantoms import prepare_synthetic_scans
 
 GRID = """
 [grid]

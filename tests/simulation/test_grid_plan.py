@@ -13,9 +13,9 @@ from mmare.study.study import Study, load_study
 from server.rounds import Mode
 from simulation.grid_file import find_grid, load_grid, ready_grids, resolve
 from simulation.grid_plan import select
-from sites.ixi import IxiOptions, ixi_study
-from sites.mmist import prepare_mmist
-from sites.synthetic import prepare_synthetic
+from sites.datasets.ixi import IxiOptions, ixi_study
+from sites.datasets.mmist import prepare_mmist
+from sites.datasets.synthetic import prepare_synthetic
 from tests.data_folder import data_folder
 
 SMALL = """

@@ -17,12 +17,12 @@ from mmare.study.choices import PromptMode
 from mmare.study.study import load_study
 from simulation.embed_first import embedding_first
 from simulation.prepare import app
+from sites.datasets.ixi import IxiOptions, ixi_federation, ixi_study
+from sites.datasets.synthetic import prepare_synthetic
 from sites.federation import site_folders, write_federation
-from sites.ixi import IxiOptions, ixi_federation, ixi_study
-from sites.losses import take_away
 from sites.manifest import load_manifest
-from sites.missingness import Missingness
-from sites.synthetic import prepare_synthetic
+from sites.missing.amputate import take_away
+from sites.missing.plan import Missingness
 from tests.data_folder import data_folder
 
 

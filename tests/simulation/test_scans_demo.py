@@ -9,8 +9,8 @@ from client.dataset import load_data
 from mmare.study.study import load_study
 from simulation.cli import app
 from simulation.run import run_federation
+from sites.datasets.phantoms import prepare_synthetic_scans
 from sites.federation import site_folders
-from sites.phantoms import prepare_synthetic_scans
 from tests.federations import outcome
 
 pytestmark = pytest.mark.slow

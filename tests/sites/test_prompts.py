@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from mmare.errors import StudyError
 from mmare.study.choices import PromptMode
-from sites.mmist import MMIST_PROMPT
+from sites.datasets.mmist import MMIST_PROMPT
 from sites.prompts import compile_prompt
 
 OMIT, EXPLICIT = PromptMode.OMIT, PromptMode.EXPLICIT

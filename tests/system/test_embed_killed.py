@@ -12,8 +12,8 @@ import pytest
 
 from client.dataset import load_data
 from mmare.study.study import load_study
+from sites.datasets.phantoms import prepare_synthetic_scans
 from sites.federation import site_folders
-from sites.phantoms import prepare_synthetic_scans
 
 pytestmark = pytest.mark.system
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from simulation.run import run_federation
-from sites.synthetic import prepare_synthetic
+from sites.datasets.synthetic import prepare_synthetic
 
 pytestmark = pytest.mark.system
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from server.journal import read_journal
-from sites.synthetic import prepare_synthetic
+from sites.datasets.synthetic import prepare_synthetic
 
 pytestmark = pytest.mark.system
 

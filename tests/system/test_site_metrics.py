@@ -19,7 +19,7 @@ from mmare.wire.messages import Refusal, Request, RollCall, Task, decode, encode
 from server.exporter_kit import KIT_METRICS
 from server.kit import renew
 from sites.config import load_site
-from sites.phantoms import prepare_synthetic_scans
+from sites.datasets.phantoms import prepare_synthetic_scans
 from tests.deploy.watching import (
     DASHBOARDS,
     RULES,

@@ -10,7 +10,7 @@ from sklearn.metrics import roc_auc_score
 
 from mmare.errors import StudyError
 from mmare.wire.messages import Split
-from sites.amputation import achieved_rate, amputate, loss_probability, mar, mcar, mnar
+from sites.missing.masks import achieved_rate, amputate, loss_probability, mar, mcar, mnar
 
 PRESENT = arrays(bool, st.tuples(st.integers(0, 12), st.integers(1, 5)))
 

@@ -6,11 +6,11 @@ import pytest
 
 from mmare.errors import DataError, StudyError
 from mmare.study.choices import Kind, Scaling
+from sites.datasets.table import TableColumns, prepare_table
 from sites.features import load_features
 from sites.federation import site_folders
 from sites.manifest import load_manifest
-from sites.missingness import Missingness
-from sites.table import TableColumns, prepare_table
+from sites.missing.plan import Missingness
 
 ROWS = """
 id,hospital,outcome,part,age,sex,crp,ldl

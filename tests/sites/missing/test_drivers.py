@@ -6,7 +6,7 @@ from sklearn.decomposition import PCA
 from sklearn.preprocessing import StandardScaler, normalize
 
 from mmare.study.choices import Scaling
-from sites.scores import column_scores, first_component
+from sites.missing.drivers import column_scores, first_component
 
 
 @pytest.mark.parametrize(

@@ -25,8 +25,7 @@ from mmare.study.choices import Kind, PromptMode, Scaling
 from mmare.study.specs import ModalitySpec, PrivacySpec, TrainingSpec
 from mmare.study.study import Study
 from mmare.wire.messages import Split
-from sites.federation import Prepared, SiteTables, check_target, write_federation
-from sites.ixi_cohort import (
+from sites.datasets.ixi_cohort import (
     CONTRASTS,
     EPOCHS,
     SEXES,
@@ -35,9 +34,10 @@ from sites.ixi_cohort import (
     read_demographics,
     select_cohort,
 )
-from sites.losses import Embed, take_away
+from sites.federation import Prepared, SiteTables, check_target, write_federation
 from sites.manifest import ID, LABEL, SPLIT
-from sites.missingness import Missingness
+from sites.missing.amputate import Embed, take_away
+from sites.missing.plan import Missingness
 from sites.options import IxiTask, choose
 from sites.prompts import compile_prompt
 from sites.splits import strata

@@ -1,4 +1,4 @@
-"""An IXI-shaped folder of head phantoms, and the federation that `sites.ixi` makes of it.
+"""An IXI-shaped folder of head phantoms, and the federation that `sites.datasets.ixi` makes of it.
 
 A head is a nest of ellipsoids: scalp, CSF, grey matter, white matter, ventricles, and a few arteries that
 only MRA shows bright. What the anatomy knows::
@@ -31,10 +31,10 @@ from numpy.typing import NDArray
 
 from mmare.errors import DataError, StudyError
 from mmare.study.specs import TrainingSpec
-from sites.amputation import mcar
+from sites.datasets.ixi import IxiOptions, ixi_federation, ixi_study
+from sites.datasets.ixi_cohort import CONTRASTS, IXI_COLUMNS
 from sites.federation import SCANS_FOLDER, SYNTHETIC_FILE, Prepared, check_target, write_federation
-from sites.ixi import IxiOptions, ixi_federation, ixi_study
-from sites.ixi_cohort import CONTRASTS, IXI_COLUMNS
+from sites.missing.masks import mcar
 from sites.options import IxiTask
 
 __all__ = ["Person", "Scanner", "draw_head", "draw_people", "expected_volume_auc", "prepare_synthetic_scans"]
@@ -136,8 +136,8 @@ def prepare_synthetic_scans(
 ) -> Prepared:
     """Write the phantoms of this module, and a federation folder around them, for the task sex.
 
-    The folder of IXI's shape is ``scans`` in the federation folder; `sites.ixi.prepare_ixi` reads it too, for
-    the other task, say, with ``complete=False``.
+    The folder of IXI's shape is ``scans`` in the federation folder; `sites.datasets.ixi.prepare_ixi` reads it
+    too, for the other task, say, with ``complete=False``.
 
     Args:
         out: Federation folder to write.

@@ -12,11 +12,11 @@ from sklearn.metrics import roc_auc_score
 from mmare.errors import DataError, StudyError
 from mmare.study.choices import Kind, PromptMode, Scaling
 from mmare.wire.messages import Split
+from sites.datasets.mmist import MMIST_PROMPT, prepare_mmist
 from sites.features import load_features
 from sites.federation import site_folders
 from sites.manifest import load_manifest
-from sites.missingness import Missingness
-from sites.mmist import MMIST_PROMPT, prepare_mmist
+from sites.missing.plan import Missingness
 from sites.prompts import compile_prompt
 from tests.data_folder import data_folder
 from tests.sites.test_prompts import GOLDEN

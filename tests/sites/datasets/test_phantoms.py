@@ -11,12 +11,12 @@ from sklearn.metrics import roc_auc_score
 
 from mmare.errors import DataError, StudyError
 from mmare.study.choices import Kind
-from sites import phantoms
+from sites.datasets import phantoms
+from sites.datasets.ixi import prepare_ixi
+from sites.datasets.phantoms import draw_head, draw_people, expected_volume_auc, prepare_synthetic_scans
+from sites.datasets.synthetic import prepare_synthetic
 from sites.federation import site_folders
-from sites.ixi import prepare_ixi
 from sites.manifest import load_manifest
-from sites.phantoms import draw_head, draw_people, expected_volume_auc, prepare_synthetic_scans
-from sites.synthetic import prepare_synthetic
 
 
 @pytest.fixture(scope="module")

@@ -14,9 +14,8 @@ from sklearn.metrics import roc_auc_score
 from mmare.errors import DataError, StudyError
 from mmare.study.choices import Kind, PromptMode, Scaling
 from mmare.wire.messages import Split
-from sites.federation import site_folders
-from sites.ixi import IXI_PROMPTS, prepare_ixi, split_cohort
-from sites.ixi_cohort import (
+from sites.datasets.ixi import IXI_PROMPTS, prepare_ixi, split_cohort
+from sites.datasets.ixi_cohort import (
     CONTRASTS,
     IXI_COLUMNS,
     find_volumes,
@@ -24,8 +23,9 @@ from sites.ixi_cohort import (
     read_demographics,
     select_cohort,
 )
+from sites.federation import site_folders
 from sites.manifest import load_manifest
-from sites.missingness import Missingness
+from sites.missing.plan import Missingness
 from sites.options import IxiTask
 from sites.prompts import compile_prompt
 from tests.data_folder import data_folder

@@ -5,7 +5,7 @@ import math
 import pytest
 
 from mmare.errors import StudyError
-from sites.missingness import Missingness, SiteLoss
+from sites.missing.plan import Missingness, SiteLoss
 from sites.options import Mechanism
 
 

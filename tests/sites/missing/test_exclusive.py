@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mmare.errors import StudyError
-from sites.patterns import exclusive
+from sites.missing.masks import exclusive
 
 
 @given(n_sites=st.integers(2, 9), n_modalities=st.integers(2, 6), seed=st.integers(0, 50))

@@ -22,9 +22,9 @@ from mmare.study.specs import ModalitySpec, PrivacySpec, TrainingSpec
 from mmare.study.study import Study
 from mmare.wire.messages import Split
 from sites.federation import Prepared, SiteTables, check_target, write_federation
-from sites.losses import Embed, take_away
 from sites.manifest import ID, LABEL, SPLIT, parse_splits
-from sites.missingness import Missingness
+from sites.missing.amputate import Embed, take_away
+from sites.missing.plan import Missingness
 from sites.options import Cohort, Grouping, SplitScheme, choose, kept_modalities
 from sites.prompts import compile_prompt
 from sites.splits import stratified_split, three_way

@@ -13,8 +13,8 @@ from mmare.study.specs import ModalitySpec, PrivacySpec
 from mmare.study.study import Study
 from mmare.wire.messages import Split
 from sites.federation import SiteTables, check_target, site_folders, write_federation
-from sites.losses import take_away
-from sites.missingness import Missingness
+from sites.missing.amputate import take_away
+from sites.missing.plan import Missingness
 
 N = 300  # patients of each of three sites
 KEYS = ("ost", "sud", "west")

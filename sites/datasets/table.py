@@ -17,9 +17,9 @@ from mmare.study.specs import ModalitySpec, PrivacySpec
 from mmare.study.study import Study
 from sites.features import Vectors, load_features
 from sites.federation import Prepared, SiteTables, check_target, slug, write_federation
-from sites.losses import take_away
 from sites.manifest import ID, LABEL, SPLIT, parse_labels, parse_splits
-from sites.missingness import Missingness
+from sites.missing.amputate import take_away
+from sites.missing.plan import Missingness
 from sites.splits import three_way
 from sites.tabular import TextTable, read_table, unknown_column
 

@@ -33,9 +33,9 @@ from mmare.study.choices import Kind, Scaling
 from mmare.study.specs import ModalitySpec, PrivacySpec, TrainingSpec
 from mmare.study.study import Study
 from sites.federation import Prepared, SiteTables, check_target, having, write_federation
-from sites.losses import Embed, take_away
 from sites.manifest import ID, LABEL, SPLIT
-from sites.missingness import Missingness
+from sites.missing.amputate import Embed, take_away
+from sites.missing.plan import Missingness
 from sites.options import Pattern, SyntheticKind, SyntheticPattern, choose, kept_modalities
 from sites.prompts import compile_prompt
 from sites.splits import three_way
@@ -102,7 +102,7 @@ def prepare_synthetic(  # noqa: PLR0913 - the flags of the command, one to one
     overwrite: bool = False,
     embed: Embed | None = None,
 ) -> Prepared:
-    """Write the synthetic federation of this module, or that of `sites.phantoms`.
+    """Write the synthetic federation of this module, or that of `sites.datasets.phantoms`.
 
     Args:
         kind: A `SyntheticKind`: features are drawn here, scans there.
@@ -130,7 +130,7 @@ def prepare_synthetic(  # noqa: PLR0913 - the flags of the command, one to one
                 "--kind scans has three hospitals with their own gaps; to take scans away, run prepare ixi "
                 "--keep-incomplete on the folder scans in it"
             )
-        from sites.phantoms import prepare_synthetic_scans  # noqa: PLC0415 - features need no image library
+        from sites.datasets.phantoms import prepare_synthetic_scans  # noqa: PLC0415 - features need no image library
 
         return prepare_synthetic_scans(out, 40 if patients is None else patients, seed, overwrite)
     patients = 200 if patients is None else patients
@@ -185,7 +185,7 @@ def draw_cohort(
         patients: Per hospital.
         seed: Same numbers, same patients.
         n_sites: Hospitals.
-        pattern: Which gaps they have; of ``exclusive`` none, since those are made by `sites.missingness`.
+        pattern: Which gaps they have; of ``exclusive`` none, since those are made by `sites.missing.plan`.
         signal: By modality, the weight of its cause; 1 where none is given.
     """
     if seed < 0:

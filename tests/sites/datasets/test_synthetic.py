@@ -8,13 +8,13 @@ from sklearn.metrics import roc_auc_score
 from sklearn.preprocessing import StandardScaler
 
 from mmare.errors import StudyError
-from sites import synthetic
+from sites.datasets import synthetic
+from sites.datasets.synthetic import draw_cohort, expected_auc, hospitals, prepare_synthetic
 from sites.features import load_features
 from sites.federation import site_folders
 from sites.manifest import load_manifest
-from sites.missingness import Missingness
+from sites.missing.plan import Missingness
 from sites.options import SyntheticPattern
-from sites.synthetic import draw_cohort, expected_auc, hospitals, prepare_synthetic
 
 
 def test_three_hospitals_with_their_gaps(tmp_path):

@@ -20,14 +20,13 @@ from mmare.study.choices import Kind
 from mmare.study.specs import ModalitySpec
 from mmare.study.study import Study
 from mmare.wire.messages import Split
-from sites.amputation import Losses, achieved_rate, amputate, loss_probability
 from sites.features import Vectors
 from sites.federation import SiteTables, having, slug
 from sites.manifest import ID, LABEL, SPLIT
-from sites.missingness import LABEL_DRIVER, PC1_DRIVER, Missingness, SiteLoss
+from sites.missing.drivers import column_scores, first_component
+from sites.missing.masks import Losses, achieved_rate, amputate, exclusive, loss_probability
+from sites.missing.plan import LABEL_DRIVER, PC1_DRIVER, Missingness, SiteLoss
 from sites.options import Mechanism, Pattern
-from sites.patterns import exclusive
-from sites.scores import column_scores, first_component
 
 __all__ = ["Embed", "Taken", "take_away"]
 

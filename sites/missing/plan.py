@@ -1,6 +1,6 @@
 """What shall be taken away of a data set, as the flags of ``mmare-sim prepare`` say it.
 
-Light, so that ``--help`` is fast; `sites.losses` does what is said here.
+Light, so that ``--help`` is fast; `sites.missing.amputate` does what is said here.
 """
 
 from __future__ import annotations

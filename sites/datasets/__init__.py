@@ -1,0 +1,1 @@
+"""One data set a file: from its source folder to a federation folder."""

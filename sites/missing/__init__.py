@@ -1,0 +1,1 @@
+"""Gaps made on purpose: who loses what, by which mechanism, and the taking away."""
