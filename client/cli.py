@@ -13,9 +13,9 @@ import typer
 from rich.console import Console
 from rich.progress import TaskID
 
+from client.data.progress import scan_progress
 from client.ingest.summary import converted_table
-from client.kit_cli import app as kit_app
-from client.progress import scan_progress
+from client.membership.commands import app as kit_app
 from client.start import Part, has_joined, keep_site
 from mmare.errors import RunError
 from mmare.host.console import run_command
@@ -54,7 +54,7 @@ def check(
     if network:
         _check_network(load_site(site), study)
         return
-    from client.check import check_site, report_table  # noqa: PLC0415 - pandas and torch take seconds
+    from client.data.check import check_site, report_table  # noqa: PLC0415 - pandas and torch take seconds
 
     config = load_site(site)
     found = _study(config, study)
@@ -111,7 +111,7 @@ def embed(
 
     Exit code 1 when a scan that the manifest names could not be used; each is listed with its row and reason.
     """
-    from client.embed import embed_site  # noqa: PLC0415 - torch and readers of scans take seconds
+    from client.data.embed import embed_site  # noqa: PLC0415 - torch and readers of scans take seconds
 
     config = load_site(site)
     found = _study(config, study)
@@ -142,8 +142,8 @@ def approve(
 
     A running worker knows at once. Approved again, the count of answers that may leave begins anew.
     """
-    from client.approval import ApprovalFolder, default_releases  # noqa: PLC0415 - as below
-    from client.plain_words import study_in_words  # noqa: PLC0415 - torch takes seconds
+    from client.privacy.approvals import ApprovalFolder, default_releases  # noqa: PLC0415 - as below
+    from client.privacy.study_summary import study_in_words  # noqa: PLC0415 - torch takes seconds
 
     config, wanted = load_site(site), load_study(study)
     folder = ApprovalFolder(config.folder)
@@ -191,7 +191,7 @@ def start(
 @app.command(epilog="Example: mmare-site status hospital/site.toml")
 def status(site: Annotated[Path, typer.Argument(help="The site's site.toml.")]) -> None:
     """Say what the worker and the relay do and what has left; exit code 1 when one of them does not run."""
-    from client.link import WorkerLink  # noqa: PLC0415 - gRPC takes a moment
+    from client.relay.worker_link import WorkerLink  # noqa: PLC0415 - gRPC takes a moment
     from client.status import relay_text, status_text  # noqa: PLC0415 - as above
 
     config, now = load_site(site), datetime.now(UTC)

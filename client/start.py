@@ -26,10 +26,10 @@ from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from client.relay.clock import TAKEN_S
+from client.relay.exit_reasons import last_words, why_it_ended
+from client.relay.patched.clock import TAKEN_S
 from client.relay.programs import SUPEREXEC, SUPERNODE, RelayFolder, relay_programs
-from client.relay.state import ProgramState, RelayState, is_held, last_contact, write_state
-from client.relay.words import last_words, why_it_ended
+from client.relay.status_file import ProgramState, RelayState, is_held, last_contact, write_state
 from mmare.errors import RunError
 from mmare.host.signals import told_to_stop
 from mmare.host.supervised import Household, Program

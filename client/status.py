@@ -7,11 +7,11 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Final
 
 from client.relay.programs import RelayFolder
-from client.relay.state import last_contact, read_state
+from client.relay.status_file import last_contact, read_state
 from mmare.wire.joining import SiteKit
 
 if TYPE_CHECKING:
-    from client.relay.state import ProgramState
+    from client.relay.status_file import ProgramState
     from client.worker_pb.site_worker_pb2 import StatusAnswer, StudyTally
     from sites.config import SiteConfig
 

@@ -22,16 +22,16 @@ from typing import TYPE_CHECKING, Any, Final
 
 import grpc
 
-from client.approval import ApprovalFolder
-from client.audit import AuditLog
-from client.dataset import load_data
+from client.data.dataset import load_data
 from client.encoders.registry import pick_device
-from client.gate import Gate
-from client.link import CHANNEL_OPTIONS, address_of
-from client.model_pool import ModelPool
-from client.service import SiteService
-from client.state import StateStore
+from client.privacy.approvals import ApprovalFolder
+from client.privacy.audit_log import AuditLog
+from client.privacy.gate import Gate
+from client.relay.worker_link import CHANNEL_OPTIONS, address_of
 from client.telemetry.seen import Seen, unobserved
+from client.training.model_pool import ModelPool
+from client.training.service import SiteService
+from client.training.state import StateStore
 from client.worker_pb.site_worker_pb2 import Answer, StatusAnswer, StudyTally
 from client.worker_pb.site_worker_pb2_grpc import SiteWorkerServicer, add_SiteWorkerServicer_to_server
 from mmare.errors import InputError, MmareError, RunError, SiteCode

@@ -15,7 +15,7 @@ from rich.markup import escape
 from rich.progress import Progress, TaskID
 from rich.table import Table
 
-from client.progress import scan_progress
+from client.data.progress import scan_progress
 from mmare.host.console import run_command
 from mmare.study.choices import Kind
 from mmare.study.study import Study, load_study
@@ -233,7 +233,7 @@ def _embed(federation: Path, study: Study, console: Console) -> None:
     """Encode the scans of all sites that are not encoded yet, where everybody can see it."""
     if not any(modality.kind is Kind.VOLUME for modality in study.modalities):
         return
-    from client.embed import embed_site  # noqa: PLC0415 - torch and readers of scans take seconds
+    from client.data.embed import embed_site  # noqa: PLC0415 - torch and readers of scans take seconds
     from sites.federation import site_folders  # noqa: PLC0415 - as above
 
     notes: dict[str, None] = {}

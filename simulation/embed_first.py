@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from client.progress import scan_progress
+from client.data.progress import scan_progress
 from mmare.errors import InputError
 from mmare.study.choices import Kind
 
@@ -111,8 +111,8 @@ def _reduced(site: SiteTables, study: Study) -> SiteTables | None:
 
 def _embedded(sites: Sequence[SiteConfig], study: Study, console: Console) -> dict[str, Held]:
     """By modality, ``(W,)`` vectors by patient id, of all sites; a scan that is refused has none."""
-    from client.dataset import load_data  # noqa: PLC0415 - torch takes seconds
-    from client.embed import embed_site  # noqa: PLC0415 - as above
+    from client.data.dataset import load_data  # noqa: PLC0415 - torch takes seconds
+    from client.data.embed import embed_site  # noqa: PLC0415 - as above
     from sites.manifest import load_manifest  # noqa: PLC0415 - pandas takes seconds
 
     if any(modality.kind is Kind.VOLUME for modality in study.modalities):

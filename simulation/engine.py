@@ -17,7 +17,7 @@ from flwr.app import Context, Error, Message, RecordDict
 from flwr.serverapp import Grid, ServerApp
 from flwr.supercore.task_identity import TaskIdentity
 
-from client.app import app as client_app
+from client.relay.app import app as client_app
 from server.app import run_on, settings_of
 
 if TYPE_CHECKING:

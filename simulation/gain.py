@@ -6,11 +6,11 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from client.dataset import load_data
+from client.data.dataset import load_data
 from client.encoders.registry import pick_device
-from client.model_pool import ModelPool
-from client.service import SiteService
-from client.state import StateStore
+from client.training.model_pool import ModelPool
+from client.training.service import SiteService
+from client.training.state import StateStore
 from mmare.errors import InputError
 from mmare.study.study import load_study
 from mmare.wire.tensors import global_tensors

@@ -238,8 +238,12 @@ def _check_encoders(study: Study, federation: Path, place: Workplace) -> None:
     Raises:
         InputError: Naming the encoder.
     """
-    from client.dataset import check_encoders  # noqa: PLC0415 - torch takes seconds
-    from client.encoders.registry import GIVEN, encoder_source, fingerprint  # noqa: PLC0415 - as above
+    from client.encoders.registry import (  # noqa: PLC0415 - as above
+        GIVEN,
+        check_encoders,
+        encoder_source,
+        fingerprint,
+    )
     from sites.federation import site_folders  # noqa: PLC0415 - pandas takes seconds
 
     check_encoders(study)
@@ -258,7 +262,7 @@ def _embed(federation: Path, study: Study, place: Workplace, say: Say) -> None:
     volumes = [modality for modality in study.modalities if modality.kind is Kind.VOLUME]
     if not volumes:
         return
-    from client.embed import embed_site  # noqa: PLC0415 - torch and readers of scans take seconds
+    from client.data.embed import embed_site  # noqa: PLC0415 - torch and readers of scans take seconds
     from sites.federation import site_folders  # noqa: PLC0415 - pandas takes seconds
 
     encoders = hashlib.sha256(repr(volumes).encode()).hexdigest()[:12]

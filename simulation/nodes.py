@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from client.approval import Agreed
-from client.audit import AuditLog
-from client.dataset import SiteData, load_data
-from client.embed import embed_site
+from client.data.dataset import SiteData, load_data
+from client.data.embed import embed_site
 from client.encoders.registry import pick_device
-from client.gate import Gate
-from client.model_pool import ModelPool
-from client.service import SiteService
-from client.state import StateStore
+from client.privacy.approvals import Agreed
+from client.privacy.audit_log import AuditLog
+from client.privacy.gate import Gate
+from client.training.model_pool import ModelPool
+from client.training.service import SiteService
+from client.training.state import StateStore
 from mmare.errors import SiteCode
 from mmare.study.choices import Kind
 from mmare.study.study import load_study

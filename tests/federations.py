@@ -11,9 +11,9 @@ import numpy as np
 import pandas as pd
 import torch
 
-from client.app import app as client_app
-from client.app import register_factory
-from client.dataset import SiteData
+from client.data.dataset import SiteData
+from client.relay.app import app as client_app
+from client.relay.app import register_factory
 from mmare.models.registry import build_model
 from mmare.study.study import Study, parse_study
 from mmare.wire.messages import Endpoint, Request, Split, Task, Update, decode, encode

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from client.kit import make_request
+from client.membership.kit import make_request
 from sites.config import SiteConfig, load_site
 
 __all__ = ["asked", "changed", "free_port", "served", "site_config", "strict_context"]

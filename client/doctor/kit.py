@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from client.doctor.certificates import read_authority
 from client.doctor.findings import fine, problem
-from client.kit import own_fingerprint
+from client.membership.kit import own_fingerprint
 from mmare.errors import InputError
 
 if TYPE_CHECKING:

@@ -9,9 +9,9 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Final
 
 from client.doctor.findings import fine, problem, warning
-from client.link import WorkerLink
 from client.relay.programs import RelayFolder
-from client.relay.state import last_contact, read_state
+from client.relay.status_file import last_contact, read_state
+from client.relay.worker_link import WorkerLink
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -21,7 +21,7 @@ __all__ = ["Listening", "listening", "look_at_doors"]
 
 PROC: Final = Path("/proc")
 PROGRAMS: Final = ("mmare-site", "flower-supernode", "flower-superexec", "flwr-clientapp")
-RELAY: Final = "client.relay.warm"  # a module; its role comes next on the command line
+RELAY: Final = "client.relay.patched"  # a module; its role comes next on the command line
 _LISTENS: Final = "0A"  # state of a TCP socket in /proc/net/tcp
 
 

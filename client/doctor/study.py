@@ -6,8 +6,8 @@ import os
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from client.approval import ApprovalFolder
 from client.doctor.findings import fine, problem, warning
+from client.privacy.approvals import ApprovalFolder
 from mmare.errors import MmareError
 from mmare.study.choices import Kind
 from mmare.study.study import load_study
@@ -91,9 +91,12 @@ def look_at_encoders(site: SiteConfig, study: Study) -> list[Finding]:
         site: Of the hospital.
         study: Of the federation.
     """
-    from client.dataset import check_encoders  # noqa: PLC0415 - torch takes seconds
-    from client.embed import scan_fingerprint  # noqa: PLC0415 - as above
-    from client.encoders.registry import encoder_source, fingerprint  # noqa: PLC0415 - as above
+    from client.data.scan_list import scan_fingerprint  # noqa: PLC0415 - as above
+    from client.encoders.registry import (  # noqa: PLC0415 - as above
+        check_encoders,
+        encoder_source,
+        fingerprint,
+    )
 
     site = replace(
         site, device="cpu"

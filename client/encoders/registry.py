@@ -15,10 +15,13 @@ import torch
 from numpy.typing import NDArray
 
 from client.encoders import hashing_text, med3d, resnet50_wsi, unimed_clip, vgg11, weights
-from mmare.errors import InputError
+from mmare.errors import DataError, InputError
 from mmare.study.choices import Kind
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
     from torch import Tensor
 
     from mmare.study.study import Study
@@ -32,6 +35,7 @@ __all__ = [
     "EncoderSource",
     "TextEncoder",
     "VolumeEncoder",
+    "check_encoders",
     "encoder_notes",
     "encoder_source",
     "fast_type",
@@ -120,7 +124,7 @@ def fingerprint(encoder: str, source: EncoderSource | None = None, preprocessing
     Args:
         encoder: A name of `ENCODERS`, or ``given``.
         source: Where its weights are, if it has any.
-        preprocessing: Of volumes, `client.preprocess.VolumeSteps.fingerprint`.
+        preprocessing: Of volumes, `client.encoders.preprocess.VolumeSteps.fingerprint`.
 
     Raises:
         InputError: If its weights are missing or have changed.
@@ -292,3 +296,22 @@ ENCODERS: Final[dict[str, EncoderEntry]] = {
 TEXT_ENCODERS: Final[dict[str, tuple[str, Callable[[Sequence[str], int], NDArray[np.float32]]]]] = {
     "hashing-text": (hashing_text.FINGERPRINT, hashing_text.encode_texts),
 }
+
+
+def check_encoders(study: Study) -> None:
+    """Refuse a study that names an encoder which this software does not have.
+
+    Raises:
+        DataError: Naming the modality and the known encoders, or the width that the encoder has.
+    """
+    for modality in study.modalities:
+        known = sorted(name for name, entry in ENCODERS.items() if entry.kind is modality.kind)
+        known = known or [GIVEN]
+        if modality.encoder not in known:
+            raise DataError(
+                f"modality {modality.name} ({modality.kind}) names the encoder {modality.encoder!r}, "
+                f"expected one of {', '.join(known)}"
+            )
+        width = None if modality.encoder == GIVEN else ENCODERS[modality.encoder].width
+        if width not in (None, modality.width):
+            raise DataError(f"modality {modality.name} has width {modality.width}; its encoder gives {width}")

@@ -4,8 +4,8 @@ The features that the MMIST authors extracted with CLAM (Lu et al., Nature Biome
 an ImageNet ResNet50 (He et al., 2016, with the stride in the 3 x 3 convolution, as torchvision has it) up to
 ``layer3``, adaptive average pooling to 1024 numbers per tile, averaged over the patient's tiles.
 
-Differs from CLAM in the choice of tiles only, see `client.ingest.wsi`; tiles enter at their full 256 pixels,
-as in its first release, where later ones shrink them to 224. Nothing is normalised to length 1 here.
+Differs from CLAM in the choice of tiles only, see `client.ingest.slides.wsi`; tiles enter at their full 256
+pixels, as in its first release, where later ones shrink them to 224. Nothing is normalised to length 1 here.
 """
 
 from __future__ import annotations
@@ -137,7 +137,7 @@ class ResNet50Wsi:
         """Architecture, preprocessing and weights: equal at all sites of a federation.
 
         Args:
-            tiling: The fingerprint of the tiles, `client.ingest.tissue.Tiling.fingerprint`.
+            tiling: The fingerprint of the tiles, `client.ingest.slides.tissue.Tiling.fingerprint`.
         """
         return f"{ARCHITECTURE}+{tiling}+sha256:{self.sha256}"
 

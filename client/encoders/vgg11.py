@@ -28,16 +28,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from client.preprocess import (
-    MaskUse,
-    VolumeReason,
-    VolumeRefused,
-    VolumeSteps,
-    _crop,
-    _orient,
-    _oriented_mask,
-    nearest_places,
-)
+from client.encoders.preprocess import MaskUse, VolumeSteps, _crop, _orient, _oriented_mask, nearest_places
+from client.ingest.reasons import VolumeReason, VolumeRefused
 from mmare.errors import DataError
 
 if TYPE_CHECKING:

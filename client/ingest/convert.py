@@ -11,13 +11,13 @@ import numpy as np
 import SimpleITK as sitk  # noqa: N813  its own manual's name
 
 from client.ingest.choose import SeriesRule, choose_each
-from client.ingest.dicom import make_volume, scan_folder
-from client.ingest.header import Frame
+from client.ingest.dicom.folder import make_volume, scan_folder
+from client.ingest.dicom.header import Frame
+from client.ingest.dicom.pixels import fingerprint
+from client.ingest.dicom.series import Part, find_parts
 from client.ingest.names import OwnedNames
-from client.ingest.pixels import fingerprint
 from client.ingest.reasons import Reason, Refused
 from client.ingest.report import REPORT_NAME, Outcome, Report, SeriesEntry, write_json
-from client.ingest.series import Part, find_parts
 from client.ingest.volume import Volume, ras_to_lps
 from mmare.errors import InputError, RunError
 

@@ -6,10 +6,23 @@ The codes are written to ``report.json`` and may be counted over hospitals: an e
 from __future__ import annotations
 
 from enum import StrEnum
+from typing import TYPE_CHECKING
 
 from mmare.errors import DataError
 
-__all__ = ["Correction", "Reason", "Refused", "explain"]
+if TYPE_CHECKING:
+    pass
+
+__all__ = [
+    "Correction",
+    "Reason",
+    "Refused",
+    "SlideReason",
+    "SlideRefused",
+    "VolumeReason",
+    "VolumeRefused",
+    "explain",
+]
 
 
 class Reason(StrEnum):
@@ -122,5 +135,85 @@ class Refused(DataError):  # noqa: N818  reads as what happened: raise Refused(r
 
     def __init__(self, reason: Reason, detail: str = "") -> None:
         super().__init__(f"{explain(reason)} {detail}".strip())
+        self.reason = reason
+        self.detail = detail
+
+
+class SlideReason(StrEnum):
+    """Why a file gave no tiles; stable, never renamed."""
+
+    EMPTY_FILE = "empty-file"
+    UNREADABLE_FILE = "unreadable-file"
+    PERMISSION_DENIED = "permission-denied"
+    NOT_A_SLIDE = "not-a-slide"
+    DAMAGED_PIXEL_DATA = "damaged-pixel-data"
+    NO_RESOLUTION = "no-resolution"
+    TOO_COARSE = "too-coarse"
+    TOO_SMALL = "too-small"
+    NO_TISSUE = "no-tissue"
+    DARK_BACKGROUND = "dark-background"
+
+
+_SLIDE_SENTENCES = {
+    SlideReason.EMPTY_FILE: "The file holds no bytes.",
+    SlideReason.UNREADABLE_FILE: "The file is missing, is no regular file, or the disk refused to give it.",
+    SlideReason.PERMISSION_DENIED: "The account that reads the slides may not read it.",
+    SlideReason.NOT_A_SLIDE: "The file is no whole slide that OpenSlide knows, or its head is damaged.",
+    SlideReason.DAMAGED_PIXEL_DATA: "The slide is cut short or its pixels cannot be decoded.",
+    SlideReason.NO_RESOLUTION: "The slide does not say its microns per pixel, and none was given for it.",
+    SlideReason.TOO_COARSE: "The slide is coarser than the study's resolution; it is never upsampled.",
+    SlideReason.TOO_SMALL: "The slide is smaller than one tile.",
+    SlideReason.NO_TISSUE: "No tissue stands out from the glass.",
+    SlideReason.DARK_BACKGROUND: "The background is dark: no bright-field slide.",
+}
+
+
+class SlideRefused(DataError):  # noqa: N818  reads as what happened, as Refused of the volumes
+    """A slide that gives no tiles.
+
+    Args:
+        reason: The stable code.
+        detail: What was found, without path, name or identifier; follows the sentence of the code.
+    """
+
+    def __init__(self, reason: SlideReason, detail: str = "") -> None:
+        super().__init__(f"{_SLIDE_SENTENCES[reason]} {detail}".strip())
+        self.reason = reason
+        self.detail = detail
+
+
+class VolumeReason(StrEnum):
+    """Why a volume was not encoded: stable codes, counted in reports; an existing one is never renamed."""
+
+    NON_FINITE = "non-finite-voxels"
+    EMPTY = "empty-volume"
+    CONSTANT = "constant-volume"
+    NO_MASK = "no-mask"
+    MASK_GRID = "mask-on-another-grid"
+    EMPTY_MASK = "empty-mask"
+    MASK_COMMAND = "mask-command-failed"
+
+
+_VOLUME_SENTENCES = {
+    VolumeReason.NON_FINITE: "Some voxels are NaN or infinite.",
+    VolumeReason.EMPTY: "No voxel lies above the background.",
+    VolumeReason.CONSTANT: "All voxels above the background have one value.",
+    VolumeReason.NO_MASK: "The study needs a mask and the patient has none.",
+    VolumeReason.MASK_GRID: "The mask does not lie on the grid of the scan.",
+    VolumeReason.EMPTY_MASK: "The mask marks no voxel.",
+    VolumeReason.MASK_COMMAND: "The command that makes the mask failed.",
+}
+
+
+class VolumeRefused(DataError):  # noqa: N818  reads as what happened, as client.ingest.reasons.Refused
+    """A volume that no encoder should see.
+
+    Args:
+        reason: The stable code.
+        detail: What was found, without path, name or identifier; follows the sentence of the code.
+    """
+
+    def __init__(self, reason: VolumeReason, detail: str = "") -> None:
+        super().__init__(f"{_VOLUME_SENTENCES[reason]} {detail}".strip())
         self.reason = reason
         self.detail = detail

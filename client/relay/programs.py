@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from client.relay.warm import FOLDER_VARIABLE
+from client.relay.patched.__main__ import FOLDER_VARIABLE
 from mmare.errors import InputError
 from mmare.host.supervised import Program
 from mmare.wire.joining import SiteKit
@@ -184,7 +184,7 @@ def way_past_proxies(around: Mapping[str, str]) -> str:
 
 def _command(role: str, arguments: tuple[str, ...]) -> tuple[str, ...]:
     """``-P``: a folder that this is started in must not stand in for an installed package."""
-    return (sys.executable, "-P", "-m", "client.relay.warm", role, *arguments)
+    return (sys.executable, "-P", "-m", "client.relay.patched", role, *arguments)
 
 
 def _node_config(path: Path) -> str:

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Final
 
-from client.telemetry.scan_reasons import SCAN_REASONS, reason_word
+from client.ingest.scan_words import SCAN_REASONS, reason_word
 from mmare.host.files import write_whole
 from mmare.study.tables import TableError, from_table
 
@@ -39,7 +39,7 @@ class ScanCounts:
     Args:
         scans: That the manifest names.
         usable: With an embedding.
-        refused: Per word of `client.telemetry.scan_reasons`.
+        refused: Per word of `client.ingest.scan_words`.
         refused_at: Seconds since the epoch at which a scan was last read and refused, per word.
         hits: Scans, over all times, of which the cache knew all.
         misses: Scans, over all times, that had to be read.

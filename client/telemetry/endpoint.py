@@ -19,9 +19,9 @@ from prometheus_client import CollectorRegistry, Histogram, start_http_server
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
-from client.gate import withheld_groups
+from client.privacy.small_groups import withheld_groups
 from client.relay.programs import SUPEREXEC, SUPERNODE, RelayFolder
-from client.relay.state import last_contact, read_state
+from client.relay.status_file import last_contact, read_state
 from client.telemetry.audit_tally import AuditTally
 from client.telemetry.catalogue import INFO_PACKAGES, PHASE_SECONDS, SITE_METRICS
 from client.telemetry.embed_record import read_record
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
     from prometheus_client.metrics_core import Metric as Family
 
-    from client.approval import Approval, ApprovalFolder
+    from client.privacy.approvals import Approval, ApprovalFolder
     from client.telemetry.embed_record import ScanCounts
     from client.telemetry.seen import Seen
     from sites.config import SiteConfig

@@ -12,7 +12,7 @@ from mmare.host.metric_labels import Names, slug
 from mmare.wire.messages import Update
 
 if TYPE_CHECKING:
-    from client.release import Answer
+    from client.privacy.release_rules import Answer
     from mmare.study.study import Study
     from mmare.wire.messages import Request
 

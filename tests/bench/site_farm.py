@@ -29,9 +29,9 @@ from flwr.supercore.run import RunNotRunningException
 from flwr.supercore.task_identity import TaskIdentity
 from flwr.supernode.fleet_http_connection import http_request_response
 
-from client.app import app
-from client.relay.clock import BriskClock
-from client.relay.node import BACKOFF_S, BUSY, LOOK_S
+from client.relay.app import app
+from client.relay.patched.clock import BriskClock
+from client.relay.patched.supernode import BACKOFF_S, BUSY, LOOK_S
 from mmare.host.signals import told_to_stop
 from mmare.wire.joining import SiteKit
 from sites.config import SiteConfig

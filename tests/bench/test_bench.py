@@ -16,7 +16,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from client.optimizers import PhaseOptimizers
+from client.training.optimizers import PhaseOptimizers
 from mmare.models.registry import MODELS, build_model
 from mmare.study.choices import Kind, Scaling, Wire
 from mmare.study.specs import FederationSpec, ModalitySpec, ModelSpec, PrivacySpec, TrainingSpec

@@ -19,9 +19,9 @@ from pathlib import Path
 
 import pytest
 
-from client.kit import make_request
+from client.membership.kit import make_request
+from client.relay.patched.__main__ import STOCK_VARIABLE
 from client.relay.programs import SUPERNODE, RelayFolder, relay_programs
-from client.relay.warm import STOCK_VARIABLE
 from server.admission import admit
 from sites.federation import site_folders
 from tests.bench.printed import report
@@ -39,8 +39,8 @@ ROLES = (  # the first that is in a command line
     ("site_farm", "simulated SuperNodes"),
     ("forkserver", "processes of messages"),
     ("resource_tracker", "resource tracker"),
-    ("relay.warm supernode", "SuperNode"),
-    ("relay.warm superexec", "site's SuperExec"),
+    ("relay.patched supernode", "SuperNode"),
+    ("relay.patched superexec", "site's SuperExec"),
     ("clientapp", "processes of messages"),
     ("flower-superlink", "SuperLink"),
     ("flwr-serverapp", "ServerApp"),
@@ -296,7 +296,7 @@ def test_a_process_of_a_message():
         "def nothing(): pass\n"
         "if __name__ == '__main__':\n"
         "    context = get_context('forkserver')\n"
-        "    context.set_forkserver_preload(['client.relay.task'])\n"
+        "    context.set_forkserver_preload(['client.relay.patched.clientapp'])\n"
         "    forkserver.ensure_running()\n"
         "    for _ in range(6):\n"
         "        began = time.perf_counter()\n"

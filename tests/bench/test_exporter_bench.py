@@ -14,7 +14,7 @@ from functools import partial
 import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 
-from client.approval import ApprovalFolder
+from client.privacy.approvals import ApprovalFolder
 from client.telemetry.embed_record import watched
 from client.telemetry.endpoint import SiteMetrics
 from client.telemetry.endpoint import serving as site_serving
@@ -131,7 +131,7 @@ FILES = 20_000  # in the cache
 SITE_READER = """
 import json, pathlib, sys, time
 from prometheus_client import CollectorRegistry, generate_latest
-from client.approval import ApprovalFolder
+from client.privacy.approvals import ApprovalFolder
 from client.worker import audit_log
 from sites.config import load_site
 

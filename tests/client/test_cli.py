@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from client.cli import app, main
 from mmare.errors import DataError, InputError, RunError, StudyError
-from tests.client.test_embed import constant, truncated, write_scan, write_series, write_site
+from tests.client.data.test_embed import constant, truncated, write_scan, write_series, write_site
 
 RUNNER = CliRunner(env={"COLUMNS": "160", "NO_COLOR": "1"})
 PROGRAM = Path(sys.executable).parent / "mmare-site"

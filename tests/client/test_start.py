@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from flwr.common.config import parse_config_args
 
+from client.relay.exit_reasons import MOST_BYTES, last_words, why_it_ended
 from client.relay.programs import (
     SUPEREXEC,
     SUPERNODE,
@@ -19,8 +20,7 @@ from client.relay.programs import (
     relay_programs,
     way_past_proxies,
 )
-from client.relay.state import ProgramState, RelayState, is_held, last_contact, read_state, write_state
-from client.relay.words import MOST_BYTES, last_words, why_it_ended
+from client.relay.status_file import ProgramState, RelayState, is_held, last_contact, read_state, write_state
 from client.start import Part, has_joined, keep_site, worker_program
 from client.status import relay_text
 from mmare.errors import InputError, RunError
@@ -52,8 +52,8 @@ def test_the_programs_say_what_the_kit_says(tmp_path):
     kit = SiteKit(site.coordinator.kit)
     supernode, superexec = relay_programs(site)
     assert (supernode.name, superexec.name) == (SUPERNODE, SUPEREXEC)
-    assert supernode.command[1:5] == ("-P", "-m", "client.relay.warm", "supernode")
-    assert superexec.command[1:6] == ("-P", "-m", "client.relay.warm", "superexec", "--insecure")
+    assert supernode.command[1:5] == ("-P", "-m", "client.relay.patched", "supernode")
+    assert superexec.command[1:6] == ("-P", "-m", "client.relay.patched", "superexec", "--insecure")
     assert option(supernode, "--superlink") == "join.example.org:443"
     assert option(supernode, "--root-certificates") == str(kit.ca)
     assert option(supernode, "--auth-supernode-private-key") == str(kit.key)

@@ -19,12 +19,12 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from client.app import app as client_app
-from client.approval import ApprovalFolder
-from client.audit import AuditLog, Entry, Event
 from client.cli import app
-from client.dataset import load_data
-from client.link import WorkerLink, address_of
+from client.data.dataset import load_data
+from client.privacy.approvals import ApprovalFolder
+from client.privacy.audit_log import AuditLog, Entry, Event
+from client.relay.app import app as client_app
+from client.relay.worker_link import WorkerLink, address_of
 from client.status import status_text
 from client.worker import SiteStatus, Worker, make_service, run_worker, serve
 from client.worker_pb.site_worker_pb2 import Answer, Question, StatusAnswer, StudyTally
@@ -331,7 +331,7 @@ def test_the_relay_finds_the_worker_by_the_node_s_socket(site):
 
 def test_the_link_imports_neither_torch_nor_a_reader_of_data():
     program = (
-        "import sys, client.app, client.link; "
+        "import sys, client.relay.app, client.relay.worker_link; "
         "print(sorted({name.split('.')[0] for name in sys.modules} & "
         "{'torch', 'monai', 'pandas', 'numpy.ma', 'sites', 'pydicom'}))"
     )
@@ -455,7 +455,7 @@ def test_settings_that_are_none_are_refused(tmp_path, text):
 def test_the_generated_code_is_what_the_tools_make(tmp_path):
     protoc = pytest.importorskip("grpc_tools.protoc", reason="grpcio-tools is not installed")
     outputs = (f"--{kind}_out={tmp_path}" for kind in ("python", "pyi", "grpc_python"))
-    arguments = ["-I", "client/worker_pb=client", *outputs, "client/site_worker.proto"]
+    arguments = ["-I", ".", *outputs, "client/worker_pb/site_worker.proto"]
     done = subprocess.run(
         [sys.executable, "-m", protoc.__name__, *arguments],
         cwd=ROOT,
@@ -465,7 +465,7 @@ def test_the_generated_code_is_what_the_tools_make(tmp_path):
     )
     assert done.returncode == 0, done.stderr
     made = {path.name: path.read_bytes() for path in (tmp_path / "client" / "worker_pb").iterdir()}
-    kept = {path.name: path.read_bytes() for path in (ROOT / "client" / "worker_pb").glob("site_worker*")}
+    kept = {path.name: path.read_bytes() for path in (ROOT / "client" / "worker_pb").glob("site_worker_pb2*")}
     assert made == kept
 
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from client.dataset import load_data
-from client.trainer import draw_rows
+from client.data.dataset import load_data
+from client.training.trainer import draw_rows
 from mmare.models.adapters import add_noise
 from mmare.models.baselines.hypermm import HyperMM
 from mmare.models.blocks import exposures

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from client.optimizers import PhaseOptimizers
+from client.training.optimizers import PhaseOptimizers
 from mmare.errors import StudyError
 from mmare.models.base import MultimodalModel
 from mmare.models.batch import Batch

@@ -8,8 +8,8 @@ import torch
 from sklearn import metrics as reference
 from torch.nn import functional
 
-from client.dataset import load_data
-from client.trainer import draw_rows
+from client.data.dataset import load_data
+from client.training.trainer import draw_rows
 from mmare.metrics.state import MetricState
 from mmare.models.batch import Batch
 from mmare.models.registry import build_model

@@ -7,11 +7,11 @@ from dataclasses import dataclass, field, replace
 import pytest
 import torch
 
-from client.dataset import load_data
-from client.evaluate import evaluate
-from client.service import LOCAL
-from client.state import StateStore
-from client.trainer import draw_rows
+from client.data.dataset import load_data
+from client.training.evaluate import evaluate
+from client.training.service import LOCAL
+from client.training.state import StateStore
+from client.training.trainer import draw_rows
 from mmare.errors import StudyError
 from mmare.metrics.state import MetricState
 from mmare.models.registry import build_model

@@ -30,13 +30,13 @@ def test_the_bundle_holds_our_packages_and_nothing_else(bundle):
         ".info",
     }
     assert {name.suffix for name in names if len(name.parts) > 1 and name.parts[0] != ".info"} == {".py"}
-    assert Path("client/app.py") in names
+    assert Path("client/relay/app.py") in names
     assert Path("server/app.py") in names
 
 
 def test_the_relay_imports_neither_torch_nor_a_reader_of_data():
     program = (
-        "import sys, client.app; "
+        "import sys, client.relay.app; "
         "print(sorted({name.split('.')[0] for name in sys.modules} & "
         "{'torch', 'monai', 'pandas', 'sklearn', 'sites', 'pydicom', 'SimpleITK', 'nibabel'}))"
     )

@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 import torch
 
-import client.gate
-import client.service
-from client.app import app as client_app
-from client.app import register_factory
-from client.approval import ApprovalFolder
-from client.audit import AuditLog
+import client.privacy.gate
+import client.training.service
+from client.privacy.approvals import ApprovalFolder
+from client.privacy.audit_log import AuditLog
+from client.relay.app import app as client_app
+from client.relay.app import register_factory
 from client.worker import Worker, make_service, serve
 from mmare.errors import DataError, SiteCode
 from mmare.study.study import load_study
@@ -97,14 +97,14 @@ def in_service(name):
     """Crash a function of the service where the worker calls it; the other sites are in this process, too."""
 
     def arm(patch, error):
-        real = getattr(client.service, name)
+        real = getattr(client.training.service, name)
 
         def maybe(*arguments, **more):
             if threading.current_thread().name.startswith("ThreadPoolExecutor"):  # of the worker
                 raise error
             return real(*arguments, **more)
 
-        patch.setattr(client.service, name, maybe)
+        patch.setattr(client.training.service, name, maybe)
 
     return arm
 
@@ -114,14 +114,14 @@ def in_data(patch, error):
 
 
 def in_gate(patch, error):
-    real = client.gate.check_answer
+    real = client.privacy.gate.check_answer
 
     def maybe(answer, *more):
         if answer.site == SITE:
             raise error
         return real(answer, *more)
 
-    patch.setattr(client.gate, "check_answer", maybe)
+    patch.setattr(client.privacy.gate, "check_answer", maybe)
 
 
 CRASHES = {
@@ -170,7 +170,7 @@ def test_a_relay_that_crashes_says_no_more(federation, tmp_path):
 
 def test_a_trainer_that_lies_is_held_back_by_the_gate(federation, tmp_path, monkeypatch, caplog):
     """What it says of itself would let a patient's row out; the study does not."""
-    real = client.service.pack
+    real = client.training.service.pack
     row = torch.frombuffer(bytearray(PRIVATE.encode()), dtype=torch.uint8)
 
     def smuggling(tensors):
@@ -180,7 +180,7 @@ def test_a_trainer_that_lies_is_held_back_by_the_gate(federation, tmp_path, monk
         return packed
 
     with working(federation) as node:
-        monkeypatch.setattr(client.service, "pack", smuggling)
+        monkeypatch.setattr(client.training.service, "pack", smuggling)
         heard = run(federation, tmp_path / "run", node)
     assert any(f'"code":"{SiteCode.RELEASE.value}"' in text for text in heard)
     assert not [word for word in WORDS if any(word in text for text in heard)]

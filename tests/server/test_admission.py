@@ -10,7 +10,7 @@ import tomli_w
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-from client.kit import make_request
+from client.membership.kit import make_request
 from mmare.errors import InputError, StudyError
 from server.admission import FormerKey, SiteState, admit, find, listed, revoke, save
 from server.kit import Kit, init_kit

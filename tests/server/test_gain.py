@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import balanced_accuracy_score
 
-from client.evaluate import compare
+from client.training.evaluate import compare
 from mmare.errors import RunError
 from mmare.models.registry import build_model
 from mmare.wire.messages import Comparison, encode

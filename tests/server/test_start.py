@@ -146,7 +146,7 @@ def test_the_bundle_holds_no_logic(kit):
         names = set(found.namelist())
         assert names == {"pyproject.toml", "coordinator_app.py", "relay_app.py", ".info/CONTENT"}
         relay = found.read("relay_app.py").decode()
-    assert relay == "from client.app import app as installed\n\napp = installed\n"
+    assert relay == "from client.relay.app import app as installed\n\napp = installed\n"
     write_app(kit)
     assert build_fab_from_disk(kit.app) == bundle
 

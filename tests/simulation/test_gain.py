@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from client.dataset import load_data
+from client.data.dataset import load_data
 from mmare.errors import InputError
 from mmare.models.batch import Batch
 from mmare.study.study import load_study

@@ -15,7 +15,7 @@ import pytest
 from rich.console import Console
 from typer.testing import CliRunner
 
-from client import embed
+from client.data import embed
 from mmare.errors import InputError, RunError
 from mmare.study.study import load_study
 from simulation.cli import app

@@ -10,8 +10,8 @@ import pytest
 from rich.console import Console
 from typer.testing import CliRunner
 
-from client.dataset import load_data
-from client.embed import embed_site
+from client.data.dataset import load_data
+from client.data.embed import embed_site
 from mmare.errors import DataError, InputError, StudyError
 from mmare.study.choices import PromptMode
 from mmare.study.study import load_study

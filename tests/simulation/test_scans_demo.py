@@ -5,7 +5,7 @@ import json
 import pytest
 from typer.testing import CliRunner
 
-from client.dataset import load_data
+from client.data.dataset import load_data
 from mmare.study.study import load_study
 from simulation.cli import app
 from simulation.run import run_federation

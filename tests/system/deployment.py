@@ -16,9 +16,9 @@ from pathlib import Path
 
 import pytest
 
-from client.link import WorkerLink
 from client.relay.programs import RelayFolder
-from client.relay.state import read_state
+from client.relay.status_file import read_state
+from client.relay.worker_link import WorkerLink
 from server.deployment import server_app_pid, started_at
 from server.kit import Kit, load_kit
 from server.kit_status import kit_status

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from client.dataset import load_data
+from client.data.dataset import load_data
 from mmare.study.study import load_study
 from sites.datasets.phantoms import prepare_synthetic_scans
 from sites.federation import site_folders

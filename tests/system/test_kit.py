@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from client.kit import install_bundle, make_request
+from client.membership.kit import install_bundle, make_request
 from mmare.host.supervised import Household, Program
 from mmare.wire.joining import SiteKit
 from server.admission import admit, find, revoke, save

@@ -12,8 +12,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from client.approval import ApprovalFolder
-from client.link import WorkerLink
+from client.privacy.approvals import ApprovalFolder
+from client.relay.worker_link import WorkerLink
 from client.telemetry.embed_record import INTERVAL_S, read_record
 from mmare.wire.messages import Refusal, Request, RollCall, Task, decode, encode
 from server.exporter_kit import KIT_METRICS

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from client.relay.programs import RelayFolder
-from client.relay.state import read_state
+from client.relay.status_file import read_state
 from tests.federations import events, run_nodes, tiny_federation, tiny_study, weights
 from tests.system.deployment import Coordinator, Hospital, command, free_ports, needs_nginx, until
 

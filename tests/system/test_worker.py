@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from client.app import app as client_app
-from client.audit import AuditLog
-from client.link import WorkerLink
+from client.privacy.audit_log import AuditLog
+from client.relay.app import app as client_app
+from client.relay.worker_link import WorkerLink
 from server.app import settings_of
 from server.grid_fleet import GridFleet
 from server.run_folder import execute

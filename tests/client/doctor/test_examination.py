@@ -20,8 +20,6 @@ import pytest
 from rich.console import Console
 from typer.testing import CliRunner
 
-from client.approval import ApprovalFolder
-from client.audit import AuditLog
 from client.cli import app, main
 from client.doctor import examination, machine
 from client.doctor.examination import examine
@@ -31,9 +29,11 @@ from client.doctor.running import look_at_relay, look_at_worker
 from client.doctor.sockets import listening, look_at_doors
 from client.doctor.study import look_at_encoders, look_at_study
 from client.encoders.weights import PINS
-from client.kit import install_bundle, make_request
+from client.membership.kit import install_bundle, make_request
+from client.privacy.approvals import ApprovalFolder
+from client.privacy.audit_log import AuditLog
 from client.relay.programs import RelayFolder
-from client.relay.state import ProgramState, RelayState, write_state
+from client.relay.status_file import ProgramState, RelayState, write_state
 from client.worker import SiteStatus, Worker
 from mmare.errors import InputError, RunError
 from mmare.study.study import load_study

@@ -10,17 +10,16 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from client.ingest.volume import Volume
-from client.preprocess import (
+from client.encoders.preprocess import (
     MaskUse,
-    VolumeReason,
-    VolumeRefused,
     VolumeSteps,
     nearest_places,
     noise_seed,
     preprocess,
     run_mask_command,
 )
+from client.ingest.reasons import VolumeReason, VolumeRefused
+from client.ingest.volume import Volume
 from mmare.errors import InputError
 from tests.data_folder import data_folder
 

@@ -6,6 +6,7 @@ import torch
 
 from client.encoders import registry
 from client.encoders.med3d import state_shapes
+from client.encoders.preprocess import VolumeSteps
 from client.encoders.registry import (
     ENCODERS,
     GIVEN,
@@ -17,7 +18,6 @@ from client.encoders.registry import (
 )
 from client.encoders.unimed_clip import B16
 from client.encoders.weights import import_weights
-from client.preprocess import VolumeSteps
 from mmare.errors import InputError
 from mmare.study.choices import Kind
 from tests.client.encoders.towers import NARROW, drawn, write_local_files
@@ -140,7 +140,7 @@ def test_a_gpu_computes_in_what_it_has(monkeypatch, capability, expected):
 
 def test_naming_an_encoder_imports_nothing_heavy():
     code = (
-        "import sys, client.encoders.registry, client.preprocess\n"
+        "import sys, client.encoders.registry, client.encoders.preprocess\n"
         "heavy = ('monai', 'open_clip', 'transformers', 'torchvision')\n"
         "print([name for name in heavy if name in sys.modules])"
     )

@@ -12,8 +12,8 @@ import torchvision
 from torch.nn.functional import adaptive_avg_pool2d
 
 from client.encoders.resnet50_wsi import WIDTH, ResNet50Wsi, TruncatedResNet50, load_resnet50_wsi
-from client.ingest.tissue import Tiling
-from client.ingest.wsi import tiles_of
+from client.ingest.slides.tissue import Tiling
+from client.ingest.slides.wsi import tiles_of
 from mmare.errors import InputError
 from tests.data_folder import data_folder
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from client.audit import AuditLog, Entry, Event
+from client.privacy.audit_log import AuditLog, Entry, Event
 from client.telemetry.audit_tally import AuditTally
 from mmare.errors import SiteCode
 from mmare.wire.messages import Task

@@ -5,16 +5,10 @@ import stat
 
 import pytest
 
+from client.ingest.scan_words import SCAN_REASONS, reason_word
 from client.telemetry import embed_record
 from client.telemetry.embed_record import EmbedWatch, ScanCounts, read_record, watched
-from client.telemetry.scan_reasons import SCAN_REASONS, reason_word
-from tests.client.test_embed import (  # noqa: F401 - the last is a fixture
-    _made_once,
-    embed,
-    opened,
-    write_scan,
-    write_site,
-)
+from tests.client.data.test_embed import _made_once, embed, opened, write_scan, write_site  # noqa: F401 - the last is a fixture
 
 
 class Clock:
@@ -164,9 +158,7 @@ def test_a_writer_keeps_the_file_readable_for_the_worker_s_user(tmp_path):
 
 
 def test_every_reason_of_a_scan_has_its_word():
-    from client.ingest.reasons import Reason, Refused
-    from client.ingest.wsi import SlideReason, SlideRefused
-    from client.preprocess import VolumeReason, VolumeRefused
+    from client.ingest.reasons import Reason, Refused, SlideReason, SlideRefused, VolumeReason, VolumeRefused
 
     for kind, reasons in ((Refused, Reason), (VolumeRefused, VolumeReason), (SlideRefused, SlideReason)):
         for reason in reasons:

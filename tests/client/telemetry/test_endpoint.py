@@ -22,15 +22,15 @@ from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
-from client.approval import ApprovalFolder
-from client.audit import Entry, Event
-from client.link import WorkerLink
+from client.ingest.scan_words import SCAN_REASONS
+from client.privacy.approvals import ApprovalFolder
+from client.privacy.audit_log import Entry, Event
 from client.relay.programs import RelayFolder
-from client.relay.state import ProgramState, RelayState, write_state
+from client.relay.status_file import ProgramState, RelayState, write_state
+from client.relay.worker_link import WorkerLink
 from client.telemetry.catalogue import SITE_METRICS
 from client.telemetry.embed_record import ScanCounts
 from client.telemetry.endpoint import SiteMetrics, serving
-from client.telemetry.scan_reasons import SCAN_REASONS
 from client.telemetry.seen import Seen
 from client.worker import audit_log, make_service, run_worker
 from mmare.errors import InputError, SiteCode

@@ -6,7 +6,7 @@ import subprocess
 import pytest
 import torch
 
-from client.approval import ApprovalFolder
+from client.privacy.approvals import ApprovalFolder
 from client.telemetry.endpoint import SiteMetrics
 from client.telemetry.gpu import GpuReader, GpuState
 from client.telemetry.seen import Seen

@@ -1,0 +1,127 @@
+"""What a site has for a study, before anything is encoded or trained: found, usable, refused and why."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from rich.console import Group
+from rich.table import Table
+
+from client.data.dataset import presence_of
+from client.encoders.registry import check_encoders
+from mmare.errors import DataError
+from mmare.study.choices import Kind
+from mmare.wire.messages import Split
+from sites.manifest import load_manifest
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from mmare.study.specs import ModalitySpec
+    from mmare.study.study import Study
+    from sites.config import SiteConfig
+    from sites.manifest import Manifest
+
+__all__ = ["Found", "check_site", "report_table"]
+
+Progress = Callable[[str, int, int], None]  # modality, done, total
+
+
+@dataclass(frozen=True)
+class Found:
+    """One modality at one site.
+
+    Args:
+        modality: Its name.
+        found: ``(N,)`` rows that name something of it.
+        usable: ``(N,)`` rows that a model could use.
+        refused: Number of rows per reason.
+    """
+
+    modality: str
+    found: NDArray[np.bool_]
+    usable: NDArray[np.bool_]
+    refused: Counter[str]
+
+
+def check_site(
+    site: SiteConfig, study: Study, progress: Progress = lambda _name, _done, _total: None
+) -> tuple[Manifest, list[Found]]:
+    """Read everything that the study would use; scans are opened, none is encoded.
+
+    Args:
+        site: Of the hospital.
+        study: Says which modalities.
+        progress: Called while scans are read.
+
+    Raises:
+        DataError: If manifest, features or study cannot be used at all; names file, row, found and expected.
+    """
+    check_encoders(study)
+    manifest = load_manifest(site.manifest, study.classes, study.seed)
+    results = []
+    for modality in study.modalities:
+        if modality.name not in site.modalities:
+            nothing = np.zeros(len(manifest.patient_ids), dtype=bool)
+            results.append(Found(modality.name, nothing, nothing, Counter()))
+        elif modality.kind is Kind.VOLUME:
+            results.append(_scans(site, study, modality, len(manifest.patient_ids), progress))
+        else:
+            here = presence_of(modality, manifest, site, study)
+            results.append(Found(modality.name, here, here, Counter()))
+    return manifest, results
+
+
+def _scans(site: SiteConfig, study: Study, modality: ModalitySpec, rows: int, progress: Progress) -> Found:
+    from client.data import embed, scan_list  # noqa: PLC0415 - readers of scans take seconds
+
+    found, usable = np.zeros(rows, dtype=bool), np.zeros(rows, dtype=bool)
+    refused: Counter[str] = Counter()
+    scans = [scan for scan in scan_list.scans_of(site, study) if scan.modality.name == modality.name]
+    for done, scan in enumerate(scans):
+        found[scan.row] = True
+        try:
+            embed.try_scan(site, scan)
+            usable[scan.row] = True
+        except (DataError, OSError) as error:
+            refused[embed.reason_of(error)] += 1
+        progress(modality.name, done + 1, len(scans))
+    return Found(modality.name, found, usable, refused)
+
+
+def report_table(site: SiteConfig, study: Study, manifest: Manifest, results: list[Found]) -> Group:
+    """The check in a screenful: patients per split and class, then each modality in each of them."""
+    groups = [(split, label) for split in Split for label in range(len(study.classes))]
+    rows = {
+        (split, label): (manifest.splits == split.value) & (manifest.labels == label)
+        for split, label in groups
+    }
+    table = Table(box=None, padding=(0, 1))
+    table.add_column("", no_wrap=True)
+    for heading in ("found", "usable"):
+        table.add_column(heading, justify="right")
+    for split, label in groups:
+        table.add_column(f"{split}\n{study.classes[label]}", justify="right")
+    every = len(manifest.patient_ids)
+    table.add_row("patients", str(every), str(every), *(str(int(rows[group].sum())) for group in groups))
+    for result in results:
+        cells = [str(int((result.usable & rows[group]).sum())) for group in groups]
+        name = (
+            result.modality if result.modality in site.modalities else f"{result.modality} (not at this site)"
+        )
+        table.add_row(name, str(int(result.found.sum())), str(int(result.usable.sum())), *cells)
+    lines = [
+        f"{result.modality}: {count} refused: {reason}"
+        for result in results
+        for reason, count in sorted(result.refused.items())
+    ]
+    without = int((~np.stack([result.usable for result in results]).any(axis=0)).sum())
+    if without:
+        lines.append(
+            f"{without} patients have nothing usable; a run refuses the site until they are taken out"
+        )
+    return Group(f"site {site.id}, study {study.name}", "", table, *([""] if lines else []), *lines)

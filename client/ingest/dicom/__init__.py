@@ -1,0 +1,1 @@
+"""DICOM folders to volumes: headers, geometry, pixels."""

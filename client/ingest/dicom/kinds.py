@@ -1,0 +1,98 @@
+"""What a picture is, told from its header alone: a slice of a volume, or the reason why it is none."""
+
+from __future__ import annotations
+
+import re
+
+from pydicom.config import IGNORE
+from pydicom.uid import UID
+
+from client.ingest.dicom.header import Frame
+from client.ingest.reasons import Reason
+
+__all__ = ["is_planned_from", "kind_reasons"]
+
+# Storage classes without a picture of the patient, by the beginning of their UID.
+_STORAGE = "1.2.840.10008.5.1.4.1.1."
+_DERIVED = tuple(
+    _STORAGE + tail
+    for tail in (
+        "4.2",  # MR spectroscopy
+        "9.",  # waveforms
+        "11.",  # presentation states
+        "30",  # parametric map
+        "66",  # raw data, registration, segmentation, fiducials, tracts
+        "67",  # real world value mapping
+        "68.",  # surface scan
+        "77.1.5.",  # ophthalmic maps
+        "78.",  # lensometry and refraction
+        "79.1",
+        "80.1",
+        "88.",  # structured reports
+        "90.1",  # content assessment
+        "104.",  # encapsulated documents
+        "131",  # basic structured display
+        "200.",  # CT performed procedure protocols
+        "481.",  # radiotherapy
+    )
+)
+_SECONDARY_CAPTURE = _STORAGE + "7"  # and 7.1 ... 7.4, the multi-frame ones
+_DERIVED_MODALITIES = frozenset(
+    {"AU", "DOC", "ECG", "EPS", "FID", "HD", "KO", "M3D", "PLAN", "PR", "REG", "RTDOSE", "RTIMAGE", "RTPLAN"}
+    | {"RTRECORD", "RTSTRUCT", "RWV", "SEG", "SMR", "SR", "STAIN", "TEXTUREMAP"}
+)
+_SCREEN = frozenset({"SCREEN SAVE", "SCREENSAVE", "SCREEN_SAVE", "SCREEN CAPTURE"})
+_SCOUT_TYPES = frozenset(
+    {"LOCALIZER", "LOCALISER", "SCOUT", "SURVEY", "SURVIEW", "REF_SURVIEW", "TOPOGRAM", "SCANOGRAM"}
+)
+_SCOUT_WORDS = re.compile(
+    r"(?<![a-z])(locali[sz]er\w*|loc|\w*scout\w*|survey\w*|surview\w*|topogram\w*|scanogram\w*|plan ?scan)"
+    r"(?![a-z])",
+    re.IGNORECASE,
+)
+_GREY = ("MONOCHROME1", "MONOCHROME2", "")
+
+
+def kind_reasons(frame: Frame) -> tuple[Reason, ...]:
+    """Every reason why a picture is no slice of a volume, the weightiest first; none if it may be one."""
+    file = frame.file
+    if _is_derived(frame):
+        return (Reason.DERIVED_OBJECT,)
+    checks = (
+        (Reason.NO_PIXELS, not file.has_pixels or 0 in file.shape),
+        (Reason.SECONDARY_CAPTURE, _is_secondary_capture(frame)),
+        (Reason.COLOUR, file.n_samples > 1 or file.photometric not in _GREY),
+        (Reason.LOCALIZER, not _SCOUT_TYPES.isdisjoint(part.upper() for part in frame.image_type)),
+        (Reason.UNKNOWN_TRANSFER_SYNTAX, not _is_standard(file.transfer_syntax)),
+    )
+    reasons = tuple(reason for reason, applies in checks if applies)
+    placed = frame.position_mm and frame.orientation and frame.spacing_mm
+    return reasons if reasons or placed else (Reason.NO_GEOMETRY,)
+
+
+def is_planned_from(description: str) -> bool:
+    """Whether a series calls itself a localizer, for the many that say so only in their description.
+
+    Example:
+        >>> is_planned_from("3-Plane Loc SSFSE"), is_planned_from("T2 blocked")
+        (True, False)
+    """
+    return _SCOUT_WORDS.search(description) is not None
+
+
+def _is_derived(frame: Frame) -> bool:
+    uid = frame.file.sop_class_uid
+    return frame.file.modality in _DERIVED_MODALITIES or any(
+        uid == prefix.rstrip(".") or uid.startswith(prefix if prefix.endswith(".") else prefix + ".")
+        for prefix in _DERIVED
+    )
+
+
+def _is_secondary_capture(frame: Frame) -> bool:
+    uid = frame.file.sop_class_uid
+    screen = not _SCREEN.isdisjoint(part.upper() for part in frame.image_type)
+    return uid == _SECONDARY_CAPTURE or uid.startswith(_SECONDARY_CAPTURE + ".") or screen
+
+
+def _is_standard(uid: str) -> bool:
+    return UID(uid, IGNORE).is_transfer_syntax

@@ -1,0 +1,179 @@
+"""Decode pictures and turn stored values into measured ones.
+
+Codecs are pydicom's: its own for plain and run-length data, GDCM for JPEG, JPEG-LS and JPEG 2000, OpenJPEG
+for HTJ2K. Values are ``stored x slope + intercept`` of each picture. MONOCHROME1 says how a picture is
+displayed, not what was measured, and padding is a value like any other here: both are left as they are, as
+dcm2niix leaves them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import warnings
+from collections.abc import Iterator, Sequence
+from math import prod
+
+import numpy as np
+import pydicom
+from numpy.typing import NDArray
+from pydicom.dataset import Dataset
+from pydicom.encaps import generate_frames
+from pydicom.pixels.decoders.base import get_decoder
+from pydicom.uid import RLELossless
+
+from client.ingest.dicom.header import FileHeader, Frame
+from client.ingest.dicom.reader import transfer_syntax_of
+from client.ingest.dicom.resample import Grid
+from client.ingest.dicom.values import number
+from client.ingest.files import os_error_reason
+from client.ingest.reasons import Reason, Refused
+
+__all__ = ["fingerprint", "measured_values", "stored_values"]
+
+_PIXEL_KEYWORDS = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
+_END_OF_IMAGE = b"\xff\xd9"  # what every stream of the JPEG family ends with
+_TRAILING_BYTES = 64  # padding that encoders put after it
+_BITS_PER_BYTE = 8
+_OVERLAY_GROUPS = range(0x6000, 0x6020, 2)
+_INT16 = np.iinfo(np.int16)
+
+
+def stored_values(frames: Sequence[Frame]) -> Iterator[tuple[int, NDArray[np.generic]]]:
+    """Decode pictures, each file being read once.
+
+    Args:
+        frames: Any frames.
+
+    Yields:
+        The place of a frame among those given, and its values ``(rows, columns)`` as they are stored.
+
+    Raises:
+        Refused: If a file or its pixel data cannot be read.
+    """
+    by_file: dict[FileHeader, list[int]] = {}
+    for place, frame in enumerate(frames):
+        by_file.setdefault(frame.file, []).append(place)
+    for file, places in by_file.items():
+        for place, values in zip(
+            places, _decode(file, [frames[place].index for place in places]), strict=True
+        ):
+            if values.shape != file.shape:
+                raise Refused(
+                    Reason.DAMAGED_PIXEL_DATA, f"Decoded {values.shape}, the header says {file.shape}."
+                )
+            yield place, values
+
+
+def measured_values(frames: Sequence[Frame]) -> Grid:
+    """Decode pictures and apply the slope and intercept of each.
+
+    Args:
+        frames: Of one size.
+
+    Returns:
+        ``(n, rows, columns)``: int16 where every value is whole and fits, else float32.
+
+    Raises:
+        Refused: If a file or its pixel data cannot be read.
+    """
+    pictures: list[NDArray[np.generic]] = [np.empty(0)] * len(frames)
+    for place, stored in stored_values(frames):
+        pictures[place] = _scale(stored, frames[place].slope, frames[place].intercept)
+    if all(picture.dtype == np.int16 for picture in pictures):
+        return np.stack(pictures).astype(np.int16, copy=False)
+    return np.stack([picture.astype(np.float32) for picture in pictures])
+
+
+def fingerprint(frame: Frame) -> bytes:
+    """A hash that is equal for pictures with equal values.
+
+    Raises:
+        Refused: If the pixel data cannot be read.
+    """
+    (_, values), *_ = stored_values([frame])
+    whole = np.ascontiguousarray(values, np.float64)
+    digest = hashlib.sha256(np.array([frame.slope, frame.intercept]).tobytes())
+    digest.update(whole.tobytes())
+    return digest.digest()
+
+
+def _scale(stored: NDArray[np.generic], slope: float, intercept: float) -> NDArray[np.generic]:
+    if np.issubdtype(stored.dtype, np.integer) and slope.is_integer() and intercept.is_integer():
+        whole = stored.astype(np.int64) * int(slope) + int(intercept)
+        fits = whole.min() >= _INT16.min and whole.max() <= _INT16.max
+        return whole.astype(np.int16 if fits else np.int64)
+    return (stored.astype(np.float64) * slope + intercept).astype(np.float32)
+
+
+def _decode(file: FileHeader, indices: list[int]) -> Iterator[NDArray[np.generic]]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of padding and of broken values elsewhere in the header
+        dataset = _read(file)
+        _check_decoder(file)
+        _check_length(file, dataset)
+        decoder = get_decoder(file.transfer_syntax)
+        try:
+            for values, _ in decoder.iter_array(dataset, indices=indices, raw=True):
+                yield _without_overlay(dataset, values)
+        except Exception as error:  # codecs raise what they like
+            raise Refused(Reason.DAMAGED_PIXEL_DATA) from error
+
+
+def _read(file: FileHeader) -> pydicom.FileDataset:
+    try:
+        dataset = pydicom.dcmread(file.path, force=True)
+    except OSError as error:
+        raise Refused(os_error_reason(error)) from error
+    except Exception as error:  # a file cut off in the middle of an element
+        raise Refused(Reason.TRUNCATED_PIXEL_DATA) from error
+    if not any(keyword in dataset for keyword in _PIXEL_KEYWORDS):  # the header promised some
+        raise Refused(Reason.TRUNCATED_PIXEL_DATA)
+    dataset.ensure_file_meta()
+    dataset.file_meta.TransferSyntaxUID = pydicom.uid.UID(transfer_syntax_of(dataset))
+    return dataset
+
+
+def _check_decoder(file: FileHeader) -> None:
+    name = pydicom.uid.UID(file.transfer_syntax).name
+    try:
+        decoder = get_decoder(file.transfer_syntax)
+    except NotImplementedError as error:
+        raise Refused(Reason.NO_DECODER, f"It is {name}.") from error
+    if not decoder.is_available:
+        raise Refused(Reason.NO_DECODER, f"It is {name}; {', '.join(decoder.missing_dependencies)}.")
+
+
+def _check_length(file: FileHeader, dataset: Dataset) -> None:
+    if not dataset.file_meta.TransferSyntaxUID.is_encapsulated:
+        keyword = next(keyword for keyword in _PIXEL_KEYWORDS if keyword in dataset)
+        bits = number(dataset, "BitsAllocated") or 0.0
+        wanted = prod(file.shape) * file.n_samples * file.n_frames * int(bits) // _BITS_PER_BYTE
+        found = len(dataset[keyword].value or b"")
+        if found < wanted:
+            raise Refused(Reason.TRUNCATED_PIXEL_DATA, f"{found} of {wanted} bytes.")
+        return
+    try:
+        streams = list(generate_frames(dataset.PixelData, number_of_frames=file.n_frames))
+    except Exception as error:
+        raise Refused(Reason.TRUNCATED_PIXEL_DATA) from error
+    if len(streams) < file.n_frames:
+        raise Refused(Reason.TRUNCATED_PIXEL_DATA, f"{len(streams)} of {file.n_frames} pictures.")
+    if file.transfer_syntax != RLELossless and any(
+        _END_OF_IMAGE not in s[-_TRAILING_BYTES:] for s in streams
+    ):
+        raise Refused(Reason.TRUNCATED_PIXEL_DATA, "A compressed picture does not end.")
+
+
+def _without_overlay(dataset: Dataset, values: NDArray[np.generic]) -> NDArray[np.generic]:
+    """Clear the bits above BitsStored where an old overlay hides in them."""
+    bits = int(number(dataset, "BitsStored") or 0)
+    hidden = any(
+        (group, 0x0102) in dataset and (number(dataset, (group, 0x0102)) or 0) >= bits
+        for group in _OVERLAY_GROUPS
+    )
+    if not hidden or not 0 < bits < values.dtype.itemsize * _BITS_PER_BYTE or values.dtype.kind not in "iu":
+        return values
+    kept = values.astype(np.int64) & ((1 << bits) - 1)
+    if values.dtype.kind == "i":
+        kept = np.where(kept >= 1 << (bits - 1), kept - (1 << bits), kept)
+    return kept.astype(values.dtype)

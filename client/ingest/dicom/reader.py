@@ -1,0 +1,265 @@
+"""Read the header of one DICOM file into a `FileHeader` and its `Frame`s; pixel data stay on the disk."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pydicom
+from pydicom.dataset import Dataset
+from pydicom.uid import DeflatedExplicitVRLittleEndian, MediaStorageDirectoryStorage
+
+from client.ingest.dicom.csa import read_csa
+from client.ingest.dicom.header import FileHeader, Frame, Key, MosaicLayout
+from client.ingest.dicom.values import first_item, number, numbers, private_value, text, texts
+from client.ingest.files import looks_like_dicom
+from client.ingest.reasons import Reason, Refused
+
+__all__ = ["read_frames", "transfer_syntax_of"]
+
+_ECHO_DECIMALS = 3  # ms
+_MOSAIC = "MOSAIC"
+_GE = "ge "
+_GE_PARAMETERS = "GEMS_PARM_01"
+_PHILIPS = "philips"
+_PHILIPS_SCALE_SLOPE = (0x2005, 0x100E)
+_PHILIPS_FRAME = (0x2005, 0x140F)
+_SIEMENS_CSA = "SIEMENS CSA HEADER"
+_SIEMENS_MR = "SIEMENS MR HEADER"
+# Cosines rounded to two digits are still directions; all zeros, as some anonymisers write, are not.
+_LOOSE = 0.05
+_N_POSITION, _N_ORIENTATION, _N_SPACING = 3, 6, 2
+
+# For every key: where a classic file says it, and where the functional groups of an enhanced one do.
+_NUMERIC_KEYS = {
+    Key.ECHO: ("EchoTime", "EffectiveEchoTime"),
+    Key.ECHO_NUMBER: ("EchoNumbers", ""),
+    Key.INVERSION: ("InversionTime", "InversionTimes"),
+    Key.FLIP: ("FlipAngle", "FlipAngle"),
+    Key.ENERGY: ("KVP", "KVP"),
+    Key.THICKNESS: ("SliceThickness", "SliceThickness"),
+    # A classic series in time is one measurement: it stays together and is refused as four-dimensional.
+    Key.TEMPORAL: ("", "TemporalPositionIndex"),
+    Key.B_VALUE: ("DiffusionBValue", "DiffusionBValue"),
+    Key.ACQUISITION: ("AcquisitionNumber", "FrameAcquisitionNumber"),
+}
+_TEXT_KEYS = {
+    Key.STACK: ("", "StackID"),
+    Key.KERNEL: ("ConvolutionKernel", "ConvolutionKernel"),
+}
+
+
+@dataclass(frozen=True)
+class _Facts:
+    """The data sets that describe one frame, the most particular first."""
+
+    places: tuple[Dataset, ...]
+
+    def holder(self, keyword: str) -> Dataset:
+        """The data set that holds an element; the least particular one where none does."""
+        return next((place for place in self.places if keyword in place), self.places[-1])
+
+    def number(self, keyword: str) -> float | None:
+        return number(self.holder(keyword), keyword)
+
+    def numbers(self, keyword: str, count: int) -> tuple[float, ...] | None:
+        return numbers(self.holder(keyword), keyword, count)
+
+    def text(self, keyword: str) -> str:
+        return text(self.holder(keyword), keyword)
+
+
+def transfer_syntax_of(dataset: pydicom.FileDataset) -> str:
+    """The UID of the transfer syntax; where a file does not say, the plain one of its header."""
+    stated = text(getattr(dataset, "file_meta", Dataset()), "TransferSyntaxUID")
+    if stated:
+        return stated
+    implicit, little = dataset.original_encoding
+    if implicit:
+        return str(pydicom.uid.ImplicitVRLittleEndian)
+    return str(pydicom.uid.ExplicitVRLittleEndian if little else pydicom.uid.ExplicitVRBigEndian)
+
+
+def read_frames(path: Path) -> list[Frame]:
+    """Read the pictures that a file describes.
+
+    Args:
+        path: Any file.
+
+    Returns:
+        One frame per picture, at least one: an object without pictures has one frame too, to be refused by
+        name.
+
+    Raises:
+        Refused: If the file is empty, not DICOM, a DICOMDIR or unreadable.
+        OSError: If the operating system would not give it.
+    """
+    part_10 = looks_like_dicom(path)
+    with warnings.catch_warnings():
+        warnings.simplefilter(
+            "ignore"
+        )  # pydicom warns of every value that breaks a rule; what matters is checked
+        try:
+            dataset, has_pixels = _read_header(path, force=not part_10)
+            file = _file_header(path, dataset, has_pixels=has_pixels)
+            return list(_frames(file, dataset))
+        except (OSError, Refused):
+            raise
+        except Exception as error:  # a damaged header makes pydicom raise almost anything
+            raise Refused(Reason.UNREADABLE_FILE) from error
+
+
+def _read_header(path: Path, *, force: bool) -> tuple[pydicom.FileDataset, bool]:
+    size = path.stat().st_size
+    with path.open("rb") as stream:
+        try:
+            dataset = pydicom.dcmread(stream, stop_before_pixels=True, force=force)
+        except EOFError as error:
+            raise Refused(Reason.UNREADABLE_FILE) from error
+        followed = stream.tell() < size
+    meta_class = text(dataset.file_meta, "MediaStorageSOPClassUID")
+    if (
+        MediaStorageDirectoryStorage in (meta_class, text(dataset, "SOPClassUID"))
+        or "DirectoryRecordSequence" in dataset
+    ):
+        raise Refused(Reason.DICOMDIR)
+    if not len(dataset):
+        raise Refused(Reason.UNREADABLE_FILE if not force else Reason.NOT_DICOM)
+    if force and not (text(dataset, "SOPClassUID") or text(dataset, "Modality")):
+        raise Refused(Reason.NOT_DICOM)
+    deflated = (
+        transfer_syntax_of(dataset) == DeflatedExplicitVRLittleEndian
+    )  # read from memory: no place in the file
+    return dataset, followed or (deflated and "Rows" in dataset)
+
+
+def _file_header(path: Path, dataset: pydicom.FileDataset, *, has_pixels: bool) -> FileHeader:
+    meta = dataset.file_meta
+    image_type = texts(dataset, "ImageType")
+    return FileHeader(
+        path=path,
+        patient=text(dataset, "PatientID"),
+        study_uid=text(dataset, "StudyInstanceUID"),
+        series_uid=text(dataset, "SeriesInstanceUID"),
+        series_number=int(number(dataset, "SeriesNumber") or 0),
+        sop_class_uid=text(dataset, "SOPClassUID") or text(meta, "MediaStorageSOPClassUID"),
+        sop_uid=text(dataset, "SOPInstanceUID") or text(meta, "MediaStorageSOPInstanceUID"),
+        transfer_syntax=transfer_syntax_of(dataset),
+        description=text(dataset, "SeriesDescription") or text(dataset, "ProtocolName"),
+        modality=text(dataset, "Modality"),
+        manufacturer=text(dataset, "Manufacturer").lower(),
+        shape=(int(number(dataset, "Rows") or 0), int(number(dataset, "Columns") or 0)),
+        n_samples=int(number(dataset, "SamplesPerPixel") or 1),
+        photometric=text(dataset, "PhotometricInterpretation"),
+        n_frames=max(1, int(number(dataset, "NumberOfFrames") or 1)),
+        has_pixels=has_pixels,
+        enhanced="PerFrameFunctionalGroupsSequence" in dataset,
+        padding=number(dataset, "PixelPaddingValue"),
+        tilt_deg=number(dataset, "GantryDetectorTilt") or 0.0,
+        mosaic=_mosaic(dataset) if _MOSAIC in image_type else None,
+    )
+
+
+def _mosaic(dataset: Dataset) -> MosaicLayout:
+    csa = private_value(dataset, 0x0029, _SIEMENS_CSA, 0x10)
+    elements = read_csa(csa) if isinstance(csa, bytes) else {}
+    stated = private_value(dataset, 0x0019, _SIEMENS_MR, 0x0A)
+    if isinstance(stated, bytes):  # an implicit file does not tell the type; it is an unsigned short
+        stated = int.from_bytes(stated[:2], "little")
+    try:
+        n_tiles = int(stated or (elements.get("NumberOfImagesInMosaic") or ("0",))[0])
+        normal = tuple(float(part) for part in elements.get("SliceNormalVector", ()))
+    except (TypeError, ValueError):
+        return MosaicLayout(0, None)
+    return MosaicLayout(n_tiles, (normal[0], normal[1], normal[2]) if len(normal) == _N_POSITION else None)
+
+
+def _frames(file: FileHeader, dataset: Dataset) -> Iterator[Frame]:
+    if not file.enhanced:
+        yield _frame(file, 0, _Facts((dataset,)), dataset)
+        return
+    shared = _macros(first_item(dataset, "SharedFunctionalGroupsSequence"))
+    for index, group in enumerate(dataset.PerFrameFunctionalGroupsSequence):
+        yield _frame(file, index, _Facts((*_macros(group), *shared, dataset)), group)
+
+
+def _macros(group: Dataset | None) -> tuple[Dataset, ...]:
+    """The one item of every standard macro in a functional group."""
+    if group is None:
+        return ()
+    items = (first_item(group, tag) for tag in sorted(group.keys()) if not tag.is_private)
+    return tuple(item for item in items if item is not None)
+
+
+def _frame(file: FileHeader, index: int, facts: _Facts, group: Dataset) -> Frame:
+    slope, intercept, is_private = _scaling(file, facts, group)
+    image_type = texts(
+        facts.holder("FrameType" if file.enhanced else "ImageType"),
+        "FrameType" if file.enhanced else "ImageType",
+    )
+    return Frame(
+        file=file,
+        index=index,
+        position_mm=facts.numbers("ImagePositionPatient", _N_POSITION),
+        orientation=_orientation(facts.numbers("ImageOrientationPatient", _N_ORIENTATION)),
+        spacing_mm=_positive(facts.numbers("PixelSpacing", _N_SPACING)),
+        thickness_mm=facts.number("SliceThickness"),
+        slice_step_mm=facts.number("SpacingBetweenSlices"),
+        image_type=image_type or texts(facts.places[-1], "ImageType"),
+        slope=slope,
+        intercept=intercept,
+        scaling_is_private=is_private,
+        keys=tuple(_keys(file, facts, image_type)),
+    )
+
+
+def _orientation(cosines: Sequence[float] | None) -> tuple[float, ...] | None:
+    """The cosines, unless they are not two directions roughly at right angles."""
+    if cosines is None:
+        return None
+    row, column = cosines[:3], cosines[3:]
+    length = [sum(part * part for part in axis) for axis in (row, column)]
+    across = sum(a * b for a, b in zip(row, column, strict=True))
+    upright = all(abs(squared - 1) < _LOOSE for squared in length) and abs(across) < _LOOSE
+    return tuple(cosines) if upright else None
+
+
+def _positive(spacing: tuple[float, ...] | None) -> tuple[float, ...] | None:
+    return spacing if spacing is not None and min(spacing) > 0 else None
+
+
+def _scaling(file: FileHeader, facts: _Facts, group: Dataset) -> tuple[float, float, bool]:
+    """Slope and intercept of one frame.
+
+    Philips MR displays values that it scaled per series; those that compare between series are its private
+    ones (Chenevert et al. 2014, https://doi.org/10.1593/tlo.13811), which dcm2niix gives too.
+    """
+    slope = facts.number("RescaleSlope") or 1.0
+    intercept = facts.number("RescaleIntercept") or 0.0
+    if not (file.modality == "MR" and file.manufacturer.startswith(_PHILIPS)):
+        return slope, intercept, False
+    real_world = first_item(facts.holder("RealWorldValueMappingSequence"), "RealWorldValueMappingSequence")
+    for item in (real_world, *(place for place in facts.places if "RealWorldValueSlope" in place)):
+        real_slope = number(item, "RealWorldValueSlope") if item is not None else None
+        if item is not None and real_slope:
+            return real_slope, number(item, "RealWorldValueIntercept") or 0.0, True
+    private = first_item(group, _PHILIPS_FRAME) if file.enhanced else group
+    scale = number(private, _PHILIPS_SCALE_SLOPE) if private is not None else None
+    return (1.0 / scale, intercept / (slope * scale), True) if scale else (slope, intercept, False)
+
+
+def _keys(file: FileHeader, facts: _Facts, image_type: tuple[str, ...]) -> Iterator[tuple[Key, str]]:
+    place = 1 if file.enhanced else 0
+    component = facts.text("ComplexImageComponent") if file.enhanced else ""
+    yield Key.IMAGE_TYPE, "\\".join((*image_type, component)).rstrip("\\")
+    if file.manufacturer.startswith(_GE):  # its ImageType does not tell magnitude from phase, real, imaginary
+        yield Key.COMPONENT, str(private_value(facts.places[-1], 0x0043, _GE_PARAMETERS, 0x2F))
+    for key, keywords in _TEXT_KEYS.items():
+        if keywords[place]:
+            yield key, facts.text(keywords[place])
+    for key, keywords in _NUMERIC_KEYS.items():
+        value = facts.number(keywords[place]) if keywords[place] else None
+        if value is not None:
+            yield key, f"{round(value, _ECHO_DECIMALS):012.3f}"

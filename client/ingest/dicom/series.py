@@ -1,0 +1,279 @@
+"""Put frames into parts, each of which holds every position once: a volume, or the reason why not.
+
+::
+
+    frames ── by series UID and number ──> no slices (report, capture, colour, localizer)   refused
+                                      └──> by size, spacing, orientation ── too few          refused
+                                                                       └──> no repeats       a volume
+                            copies dropped, then told apart by echo, image type, ...  <──┘   or refused
+
+Nothing here depends on file names, instance numbers or the order in which files were found.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+
+import numpy as np
+from numpy.typing import NDArray
+
+from client.ingest.dicom.geometry import is_even, same_orientation, same_place, unit_axes
+from client.ingest.dicom.header import Frame, Key
+from client.ingest.dicom.kinds import is_planned_from, kind_reasons
+from client.ingest.reasons import Correction, Reason
+
+__all__ = ["Part", "find_parts"]
+
+MIN_SLICES = 3  # fewer are pictures: their spacing cannot be checked and no encoder takes them
+# Repeats told apart only by time, b value or acquisition: up to four are volumes, more are a film.
+MOST_PHASES = 4
+MOST_MR_ACQUISITIONS = 2  # a scan and its repeat; MR dynamics number their times by acquisition
+SAME_SPACING_SHARE = 1e-3  # pixel spacings written with three or more digits
+
+_PHASE_KEYS = frozenset({Key.TEMPORAL, Key.B_VALUE, Key.ACQUISITION})
+_IN_PLANE_MM = 0.1  # stacks side by side are centimetres apart, positions are written to 1e-3 mm
+
+Fingerprint = Callable[[Frame], bytes | None]
+
+
+@dataclass(frozen=True)
+class Part:
+    """Frames that were found to belong together.
+
+    Args:
+        frames: At least one, in an order that does not depend on the files.
+        reasons: Why they are no volume, the weightiest first; empty where they may be one.
+        corrections: What was done to get here.
+        n_duplicates: Copies that were dropped.
+    """
+
+    frames: tuple[Frame, ...]
+    reasons: tuple[Reason, ...] = ()
+    corrections: tuple[Correction, ...] = ()
+    n_duplicates: int = 0
+
+
+def find_parts(frames: Iterable[Frame], fingerprint: Fingerprint) -> list[Part]:
+    """Group the frames of a whole folder.
+
+    Args:
+        frames: In any order.
+        fingerprint: Hash of a frame's pixels, None where they cannot be read; asked only where two frames
+            claim one position.
+
+    Returns:
+        Parts by series number, then by UID; those of one series beside one another.
+    """
+    series: dict[tuple[int, str, str, str], list[Frame]] = {}
+    for frame in sorted(frames, key=lambda frame: frame.identity):
+        file = frame.file
+        series.setdefault((file.series_number, file.study_uid, file.series_uid, file.patient), []).append(
+            frame
+        )
+    return [part for key in sorted(series) for part in _parts_of_series(series[key], fingerprint)]
+
+
+def _parts_of_series(frames: Sequence[Frame], fingerprint: Fingerprint) -> list[Part]:
+    slices: list[Frame] = []
+    refused: dict[Reason, list[Frame]] = {}
+    for frame in frames:
+        reasons = kind_reasons(frame)
+        if not reasons and is_planned_from(frame.file.description):
+            reasons = (Reason.LOCALIZER,)
+        (refused.setdefault(reasons[0], []) if reasons else slices).append(frame)
+    parts: list[Part] = []
+    stray: list[Frame] = []
+    alike = _alike(slices)
+    for group in alike:
+        if len(group) < MIN_SLICES and len(alike) > 1 and group[0].file.mosaic is None:
+            stray.extend(group)
+        else:
+            parts.extend(_every_position_once(group, fingerprint))
+    volumes = [part for part in parts if not part.reasons]
+    if len(volumes) > 1:
+        split = Correction.ENHANCED_SPLIT if volumes[0].frames[0].file.enhanced else Correction.SERIES_SPLIT
+        parts = [
+            part if part.reasons else replace(part, corrections=(*part.corrections, split)) for part in parts
+        ]
+    if stray:
+        one = all(same_orientation(_orientation(stray[0]), _orientation(frame)) for frame in stray)
+        parts.append(Part(tuple(stray), (Reason.TOO_FEW_SLICES if one else Reason.MIXED_ORIENTATION,)))
+    for group in refused.values():
+        parts.append(
+            Part(
+                tuple(group),
+                tuple(dict.fromkeys(r for frame in group for r in kind_reasons(frame)))
+                or (Reason.LOCALIZER,),
+            )
+        )
+    return parts
+
+
+def _orientation(frame: Frame) -> tuple[float, ...]:
+    if frame.orientation is None:
+        raise ValueError("a slice has an orientation")
+    return frame.orientation
+
+
+def _alike(frames: Sequence[Frame]) -> list[list[Frame]]:
+    """Groups of one size, spacing and orientation. Each frame is compared with the first one of a group."""
+    groups: list[list[Frame]] = []
+    for frame in frames:
+        for group in groups:
+            if _is_alike(group[0], frame):
+                group.append(frame)
+                break
+        else:
+            groups.append([frame])
+    return groups
+
+
+def _is_alike(one: Frame, other: Frame) -> bool:
+    if one.file.shape != other.file.shape or (one.file.mosaic is None) != (other.file.mosaic is None):
+        return False
+    spacings = zip(one.spacing_mm or (), other.spacing_mm or (), strict=True)
+    if any(abs(a - b) > SAME_SPACING_SHARE * a for a, b in spacings):
+        return False
+    return same_orientation(_orientation(one), _orientation(other))
+
+
+def _places(frames: Sequence[Frame]) -> list[int]:
+    if frames[0].file.mosaic is not None:
+        return [0] * len(frames)  # each is a volume already; two of them are two times, echoes, ...
+    positions = np.array([frame.position_mm for frame in frames], np.float64)  # (n, 3)
+    return [int(place) for place in same_place(positions, _orientation(frames[0]))]
+
+
+def _most_repeats(frames: Sequence[Frame]) -> int:
+    return max(Counter(_places(frames)).values())
+
+
+def _every_position_once(frames: list[Frame], fingerprint: Fingerprint) -> list[Part]:
+    if _most_repeats(frames) == 1:
+        return [_judge_count(part) for part in _unmix(frames)]
+    kept = _without_copies(frames, fingerprint)
+    n_dropped = len(frames) - len(kept)
+    if _most_repeats(kept) == 1:
+        part = _judge_count(kept)
+        return [replace(part, corrections=(Correction.DUPLICATE_SLICES,), n_duplicates=n_dropped)]
+    identities = {frame.identity for frame in kept}
+    dropped = [frame for frame in frames if frame.identity not in identities]
+    return [_judge_part(part, dropped) for part in _split(kept, list(Key))]
+
+
+def _unmix(frames: list[Frame]) -> list[list[Frame]]:
+    """Put apart even stacks that lie among one another, such as thick and thin slices of one scan.
+
+    Stacks that only follow one another (a protocol that changes its slice thickness) stay together.
+    """
+    if frames[0].file.mosaic is not None or _lie_evenly(frames):
+        return [frames]
+    normal = unit_axes(_orientation(frames[0]))[2]
+    for key in Key:
+        parts = [] if key is Key.IN_PLANE else _by_key(frames, key)
+        if len(parts) > 1 and all(len(part) >= MIN_SLICES and _lie_evenly(part) for part in parts):
+            heights = [_heights(part, normal) for part in parts]
+            extents = sorted((float(along[0]), float(along[-1])) for along in heights)
+            if any(later[0] < earlier[1] for earlier, later in pairwise(extents)):
+                return parts
+    return [frames]
+
+
+def _heights(frames: Sequence[Frame], normal: NDArray[np.float64]) -> NDArray[np.float64]:
+    positions = np.array([frame.position_mm for frame in frames], np.float64)  # (n, 3)
+    return np.sort(positions @ normal)
+
+
+def _lie_evenly(frames: Sequence[Frame]) -> bool:
+    heights = _heights(frames, unit_axes(_orientation(frames[0]))[2])
+    return is_even(heights - heights[0])
+
+
+def _judge_part(frames: list[Frame], dropped: Sequence[Frame]) -> Part:
+    """A part of a split series: a volume if it holds every position once, else the reason why not."""
+    if _most_repeats(frames) == 1:
+        part = _judge_count(frames)
+        told = {frame.keys for frame in frames}
+        n_copies = sum(frame.keys in told for frame in dropped)
+        corrections = (Correction.DUPLICATE_SLICES,) if n_copies else ()
+        return replace(part, corrections=corrections, n_duplicates=n_copies)
+    # Blank pictures of two times are alike and were taken for copies: count with them.
+    repeats = Counter(_places([*frames, *dropped]))
+    if len(repeats) == 1 and frames[0].file.mosaic is None:
+        return Part(tuple(frames), (Reason.TOO_FEW_SLICES,))
+    fourth = min(repeats.values()) > 1
+    return Part(tuple(frames), (Reason.FOUR_DIMENSIONAL if fourth else Reason.CONFLICTING_SLICES,))
+
+
+def _judge_count(frames: Sequence[Frame]) -> Part:
+    enough = len(frames) >= MIN_SLICES or frames[0].file.mosaic is not None
+    return Part(tuple(frames), () if enough else (Reason.TOO_FEW_SLICES,))
+
+
+def _without_copies(frames: Sequence[Frame], fingerprint: Fingerprint) -> list[Frame]:
+    """Drop frames that have the position, the keys and the pixels of an earlier one."""
+    places = _places(frames)
+    candidates = Counter((place, frame.keys) for place, frame in zip(places, frames, strict=True))
+    marks = [
+        (place, frame.keys, fingerprint(frame)) if candidates[place, frame.keys] > 1 else None
+        for place, frame in zip(places, frames, strict=True)
+    ]
+    readable = {mark[:2] for mark in marks if mark is not None and mark[2] is not None}
+    seen: set[tuple[int, tuple[tuple[Key, str], ...], bytes | None]] = set()
+    kept = []
+    for mark, frame in zip(marks, frames, strict=True):
+        if mark is not None:
+            if mark in seen or (mark[2] is None and mark[:2] in readable):  # a broken copy of an intact one
+                continue
+            seen.add(mark)
+        kept.append(frame)
+    return kept
+
+
+def _split(frames: list[Frame], keys: Sequence[Key]) -> Iterator[list[Frame]]:
+    """Tell frames apart by the first key that leaves fewer of them at one position, then by the next."""
+    repeats = _most_repeats(frames)
+    for done, key in enumerate(keys):
+        if repeats == 1:
+            break
+        parts = _by_key(frames, key)
+        if len(parts) < 2 or not _is_useful(parts, key, repeats):  # noqa: PLR2004  two parts are a split
+            continue
+        for part in parts:
+            yield from _split(part, keys[done + 1 :])
+        return
+    yield frames
+
+
+def _is_useful(parts: Sequence[list[Frame]], key: Key, repeats: int) -> bool:
+    most = max(_most_repeats(part) for part in parts)
+    if key in _PHASE_KEYS:
+        return most == 1 and len(parts) <= _most_phases(parts[0][0], key)
+    return most < repeats
+
+
+def _most_phases(frame: Frame, key: Key) -> int:
+    if key is not Key.ACQUISITION:
+        return MOST_PHASES
+    if frame.file.mosaic is not None:
+        return 0  # Siemens numbers the times of a run by acquisition
+    return MOST_MR_ACQUISITIONS if frame.file.modality == "MR" else MOST_PHASES
+
+
+def _by_key(frames: Sequence[Frame], key: Key) -> list[list[Frame]]:
+    groups: dict[str, list[Frame]] = {}
+    for frame in frames:
+        groups.setdefault(_in_plane(frame, frames[0]) if key is Key.IN_PLANE else frame.key(key), []).append(
+            frame
+        )
+    return [groups[value] for value in sorted(groups)]
+
+
+def _in_plane(frame: Frame, first: Frame) -> str:
+    axes = unit_axes(_orientation(first))[:2]
+    offset = axes @ (np.array(frame.position_mm) - np.array(first.position_mm))
+    across, down = (np.round(offset / _IN_PLANE_MM) + 0.0).astype(int).tolist()  # + 0.0: no negative zero
+    return f"{across:+09d} {down:+09d}"

@@ -1,0 +1,328 @@
+"""Read a whole slide into the tiles that an encoder sees (thesis 5.2.4).
+
+Tissue is found on the lowest level of the pyramid (Otsu, then a colour filter), its pixels are mapped to a
+grid of tiles at 0.50 µm per pixel, at most 150 tiles are chosen evenly over the tissue, and those that hold
+too little of it are dropped. Nothing is random and nothing is ever upsampled.
+
+Where the thesis leaves the choice open or we differ:
+
+- A slide coarser than the target is refused (``too-coarse``): read as it is, its features would look like the
+  others' and mean another magnification. A study that holds such slides sets a coarser target for all.
+- The 60 % rule counts a tile's pixels at or below the thumbnail's Otsu threshold. The colour filter is not
+  asked again: nuclei and stroma lie more than 35 apart, so at full resolution hardly any tile would pass.
+- The guaranteed minimum: where fewer than ten tiles pass, the fullest ones fill up to ten as long as they
+  hold a tenth of tissue; the single fullest is kept whatever it holds.
+- Where no tissue pixel is near the mean colour (two stains, nothing between them), all of them count.
+- Of the tiles in one cell of the sampling grid, the one with most tissue on the thumbnail is taken.
+- A tile over the slide's edge is filled with white, and areas that were never scanned are white: both count
+  as glass.
+"""
+
+from __future__ import annotations
+
+import math
+import struct
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import openslide
+from numpy.typing import NDArray
+from PIL import Image
+
+from client.ingest.reasons import SlideReason, SlideRefused
+from client.ingest.slides.tissue import (
+    PLAUSIBLE_UM_PX,
+    Tiling,
+    near_mean_colour,
+    otsu_threshold,
+    shares_kept,
+    spread,
+    tissue_per_tile,
+)
+from mmare.errors import InputError
+
+__all__ = ["SlideTiles", "TilePlan", "plan_of", "tiles_of"]
+
+NATIVE_TOLERANCE = 0.05  # scanners call 0.4990 and 0.5040 µm both 20x; such a level is read as it is
+LEAST_CONTRAST = 20  # grey levels between tissue and glass; the noise of bare glass stays below 10
+DARKEST_GLASS = 128  # grey; a brighter side below it is no glass: fluorescence, or a failed scan
+LARGEST_THUMBNAIL_PX = 4096 * 4096  # a lowest level above it is averaged down while it is read
+LONGEST_SIDE_PX = 1_000_000  # 25 cm at 0.25 µm
+LARGEST_STORED_TILE_PX = 8192 * 8192  # as compressed in the file; scanners write 240 to 4096 a side
+LARGEST_LOWEST_LEVEL_PX = 150_000 * 150_000  # of a slide without pyramid; read whole, in strips
+_SIDES = ("width", "height")
+_STRIP_PX = 2048 * 2048  # read at once from such a level
+_GREYS = 256
+_WHITE = (255, 255, 255)
+_PILLOW_ERRORS = (  # what it is seen to raise on damaged files
+    Image.DecompressionBombError,
+    OSError,
+    EOFError,
+    SyntaxError,
+    ValueError,
+    TypeError,
+    LookupError,
+    struct.error,
+)
+
+
+@dataclass(frozen=True)
+class TilePlan:
+    """Which tiles of a slide will be read, and how.
+
+    Args:
+        level: Of the pyramid, 0 is the finest.
+        um_px: Of that level, across and down.
+        region_px: Width and height read there for one tile; larger than the tile where it is downsampled.
+        step_px: Distance between tiles in pixels of level 0, across and down.
+        tiles: Indices (across, down) of the chosen tiles, row by row.
+        n_with_tissue: Tiles that tissue was found in, before at most 150 were chosen.
+        threshold: Grey value up to which a pixel is tissue.
+    """
+
+    level: int
+    um_px: tuple[float, float]
+    region_px: tuple[int, int]
+    step_px: tuple[float, float]
+    tiles: tuple[tuple[int, int], ...]
+    n_with_tissue: int
+    threshold: int
+
+
+@dataclass(frozen=True, eq=False)
+class SlideTiles:
+    """The tiles of one slide.
+
+    Args:
+        plan: What was chosen.
+        pixels: ``(N, S, S, 3)`` uint8 RGB, S the side of a tile; N is at least 1.
+        places: The N indices (across, down), row by row.
+        tissue: ``(N,)`` share of tissue in each tile.
+    """
+
+    plan: TilePlan
+    pixels: NDArray[np.uint8]
+    places: tuple[tuple[int, int], ...]
+    tissue: NDArray[np.float64]
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def __iter__(self) -> Iterator[NDArray[np.uint8]]:
+        return iter(self.pixels)
+
+
+def plan_of(path: Path, *, tiling: Tiling | None = None, fallback_um_px: float | None = None) -> TilePlan:
+    """Choose the tiles of a slide without reading them: enough to check a site.
+
+    Args:
+        path: A slide of any format that OpenSlide reads, or a plain RGB TIFF.
+        tiling: The study's; by default the thesis's.
+        fallback_um_px: Microns per pixel of level 0, for a slide that does not say.
+
+    Returns:
+        The plan.
+
+    Raises:
+        SlideRefused: With the reason; the message holds no path.
+    """
+    with _opened(path) as slide:
+        return _plan(slide, tiling or Tiling(), fallback_um_px)
+
+
+def tiles_of(path: Path, *, tiling: Tiling | None = None, fallback_um_px: float | None = None) -> SlideTiles:
+    """Read the tiles of a slide: at most 150, 29 MB.
+
+    Args:
+        path: A slide of any format that OpenSlide reads, or a plain RGB TIFF.
+        tiling: The study's; by default the thesis's.
+        fallback_um_px: Microns per pixel of level 0, for a slide that does not say.
+
+    Returns:
+        The plan and the tiles; iterating gives one ``(256, 256, 3)`` uint8 array after the other.
+
+    Raises:
+        SlideRefused: With the reason; the message holds no path.
+    """
+    tiling = tiling or Tiling()
+    with _opened(path) as slide:
+        plan = _plan(slide, tiling, fallback_um_px)
+        read = [_read_tile(slide, plan, tile, tiling.tile_px) for tile in plan.tiles]
+    pixels = np.stack([np.asarray(picture) for picture in read])  # (N, S, S, 3)
+    grey = np.stack([np.asarray(picture.convert("L")) for picture in read])  # (N, S, S)
+    shares = (grey <= plan.threshold).mean(axis=(1, 2))
+    kept = shares_kept(shares, tiling)
+    if not kept.any():
+        raise SlideRefused(SlideReason.NO_TISSUE)
+    places = tuple(tile for tile, keep in zip(plan.tiles, kept, strict=True) if keep)
+    return SlideTiles(plan, pixels[kept], places, shares[kept])
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[openslide.AbstractSlide]:
+    """Open a slide; whatever its library raises until it is closed becomes a reason."""
+    try:
+        if not path.is_file():  # a pipe would block
+            raise SlideRefused(SlideReason.UNREADABLE_FILE)
+        with path.open("rb") as stream:
+            if not stream.read(1):
+                raise SlideRefused(SlideReason.EMPTY_FILE)
+    except PermissionError as error:
+        raise SlideRefused(SlideReason.PERMISSION_DENIED) from error
+    except OSError as error:
+        raise SlideRefused(SlideReason.UNREADABLE_FILE) from error
+    try:
+        with _open(path) as slide:
+            _check_sizes(slide)
+            yield slide
+    except openslide.OpenSlideError as error:
+        raise SlideRefused(SlideReason.DAMAGED_PIXEL_DATA) from error
+
+
+def _open(path: Path) -> openslide.AbstractSlide:
+    try:
+        return openslide.OpenSlide(path)
+    except openslide.OpenSlideUnsupportedFormatError:
+        return _plain_tiff(path)
+
+
+def _check_sizes(slide: openslide.AbstractSlide) -> None:
+    """Refuse what a damaged head claims: OpenSlide ends the process where it cannot get the memory."""
+    for level, (width, height) in enumerate(slide.level_dimensions):
+        tile = [slide.properties.get(f"openslide.level[{level}].tile-{side}", "0") for side in _SIDES]
+        if max(width, height) > LONGEST_SIDE_PX or math.prod(map(int, tile)) > LARGEST_STORED_TILE_PX:
+            raise SlideRefused(SlideReason.DAMAGED_PIXEL_DATA, "Its head gives impossible sizes.")
+    if math.prod(slide.level_dimensions[-1]) > LARGEST_LOWEST_LEVEL_PX:
+        raise SlideRefused(SlideReason.DAMAGED_PIXEL_DATA, "Its lowest level is impossibly large.")
+
+
+def _plain_tiff(path: Path) -> openslide.AbstractSlide:
+    """A one-picture RGB TIFF, which has neither pyramid nor tiles: small slides are exported so."""
+    reason = SlideReason.NOT_A_SLIDE
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Pillow's, about damaged tags and large pictures
+        try:
+            with Image.open(path, formats=("TIFF",)) as picture:
+                if picture.mode != "RGB" or getattr(picture, "n_frames", 1) != 1:
+                    raise SlideRefused(reason, "A TIFF that is no single RGB picture.")
+                reason = SlideReason.DAMAGED_PIXEL_DATA
+                return openslide.ImageSlide(picture.copy())  # decoded here; says no microns per pixel
+        except _PILLOW_ERRORS as error:
+            raise SlideRefused(reason) from error
+
+
+def _plan(slide: openslide.AbstractSlide, tiling: Tiling, fallback_um_px: float | None) -> TilePlan:
+    um_px = _resolution(slide, fallback_um_px)
+    level, native = _level(slide, um_px, tiling.um_px)
+    factor = slide.level_downsamples[level]
+    level_um_px = (um_px[0] * factor, um_px[1] * factor)
+    side = tiling.tile_px
+    across, down = (side if native else side * tiling.um_px / axis for axis in level_um_px)
+    region_px = (round(across), round(down))
+    step_px = (across * factor, down * factor)
+    width, height = slide.level_dimensions[level]
+    if width < region_px[0] or height < region_px[1]:
+        raise SlideRefused(SlideReason.TOO_SMALL, f"It has {width} x {height} pixels at that level.")
+    shape = (math.ceil(height / down), math.ceil(width / across))  # (rows, columns)
+
+    rgb, scanned, scale = _thumbnail(slide)
+    tissue, threshold = _tissue(rgb, scanned, tiling.colour_distance)
+    tissue_px = tissue_per_tile(tissue, (scale / step_px[0], scale / step_px[1]), shape)
+    tiles = spread(tissue_px, tiling.most_tiles)
+    return TilePlan(
+        level, level_um_px, region_px, step_px, tiles, int(np.count_nonzero(tissue_px)), threshold
+    )
+
+
+def _resolution(slide: openslide.AbstractSlide, fallback: float | None) -> tuple[float, float]:
+    """Microns per pixel of level 0, across and down."""
+    lowest, highest = PLAUSIBLE_UM_PX
+    stated = []
+    for name in (openslide.PROPERTY_NAME_MPP_X, openslide.PROPERTY_NAME_MPP_Y):
+        try:
+            value = float(slide.properties.get(name, "nan"))
+        except ValueError:
+            value = math.nan
+        if not lowest <= value <= highest:  # NaN included
+            break
+        stated.append(value)
+    else:
+        return stated[0], stated[1]
+    if fallback is None:
+        raise SlideRefused(SlideReason.NO_RESOLUTION)
+    if not lowest <= fallback <= highest:
+        raise InputError(f"a slide has between {lowest} and {highest} microns per pixel, found {fallback}")
+    return fallback, fallback
+
+
+def _level(slide: openslide.AbstractSlide, um_px: tuple[float, float], target: float) -> tuple[int, bool]:
+    """The level to read, and whether it is at the target as it stands; else it is the coarsest finer one."""
+    finest, coarsest = min(um_px), max(um_px)
+    factors = slide.level_downsamples
+
+    def miss(level: int) -> float:
+        return max(abs(axis * factors[level] / target - 1) for axis in um_px)
+
+    best = min(range(len(factors)), key=miss)
+    if miss(best) <= NATIVE_TOLERANCE:
+        return best, True
+    finer = [level for level, factor in enumerate(factors) if coarsest * factor < target]
+    if not finer:
+        raise SlideRefused(SlideReason.TOO_COARSE, f"It has {finest:.3g} microns per pixel.")
+    return max(finer, key=lambda level: factors[level]), False
+
+
+def _flat(region: Image.Image) -> Image.Image:
+    """RGB of an RGBA region; what was never scanned becomes white."""
+    picture = Image.new("RGB", region.size, _WHITE)
+    picture.paste(region, mask=region)
+    return picture
+
+
+def _thumbnail(slide: openslide.AbstractSlide) -> tuple[NDArray[np.uint8], NDArray[np.bool_], float]:
+    """The lowest level: ``(H, W, 3)`` RGB, ``(H, W)`` scanned at all, and level 0 pixels per pixel of it."""
+    level = slide.level_count - 1
+    width, height = slide.level_dimensions[level]
+    factor = slide.level_downsamples[level]
+    reduce = math.ceil(math.sqrt(width * height / LARGEST_THUMBNAIL_PX))
+    rows = height if reduce == 1 else reduce * max(1, _STRIP_PX // (width * reduce))
+    pictures, masks = [], []
+    for top in range(0, height, rows):
+        strip = (width, min(rows, height - top))
+        region = slide.read_region((0, round(top * factor)), level, strip).convert("RGBA")
+        pictures.append(np.asarray(_flat(region).reduce(reduce)))
+        masks.append(np.asarray(region.getchannel("A").reduce(reduce)) > 0)
+    return np.concatenate(pictures), np.concatenate(masks), factor * reduce
+
+
+def _tissue(
+    rgb: NDArray[np.uint8], scanned: NDArray[np.bool_], colour_distance: float
+) -> tuple[NDArray[np.bool_], int]:
+    """Tissue ``(H, W)`` after Otsu and the colour filter, and Otsu's threshold."""
+    grey = np.asarray(Image.fromarray(rgb).convert("L"))  # (H, W)
+    threshold = otsu_threshold(np.bincount(grey[scanned], minlength=_GREYS))
+    dark = (grey <= threshold) & scanned
+    bright = (grey > threshold) & scanned
+    if not dark.any() or not bright.any():
+        raise SlideRefused(SlideReason.NO_TISSUE)
+    glass = float(grey[bright].mean())
+    if glass - float(grey[dark].mean()) < LEAST_CONTRAST:
+        raise SlideRefused(SlideReason.NO_TISSUE)
+    if glass < DARKEST_GLASS:
+        raise SlideRefused(SlideReason.DARK_BACKGROUND)
+    near = near_mean_colour(rgb, dark, colour_distance)
+    return (near if near.any() else dark), threshold
+
+
+def _read_tile(
+    slide: openslide.AbstractSlide, plan: TilePlan, tile: tuple[int, int], side: int
+) -> Image.Image:
+    corner = (int(tile[0] * plan.step_px[0]), int(tile[1] * plan.step_px[1]))  # of level 0
+    picture = _flat(slide.read_region(corner, plan.level, plan.region_px).convert("RGBA"))
+    if plan.region_px == (side, side):
+        return picture
+    return picture.resize((side, side), Image.Resampling.LANCZOS)

@@ -1,0 +1,1 @@
+"""How a hospital joins: its key, its request, the bundle that comes back."""

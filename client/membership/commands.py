@@ -1,0 +1,71 @@
+"""``mmare-site kit``: how a hospital joins a federation."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from client.membership.kit import authority_fingerprint, install_bundle, make_request, own_fingerprint
+from mmare.study.study import load_study
+from mmare.wire.joining import SiteKit
+from sites.config import load_site
+
+__all__ = ["app"]
+
+app = typer.Typer(
+    no_args_is_help=True,
+    help="Join a federation: send a request, install the bundle that comes back.",
+)
+
+
+@app.command(epilog="Example: mmare-site kit request hospital/site.toml")
+def request(
+    site: Annotated[Path, typer.Argument(help="The site's site.toml.")],
+    out: Annotated[
+        Path | None, typer.Option(help="The request's file; by default request.json beside site.toml.")
+    ] = None,
+    *,
+    new_key: Annotated[
+        bool, typer.Option("--new-key", help="Make a new key in place of the old one.")
+    ] = False,
+) -> None:
+    """Make this site's key, which never leaves it, and write the small request that the coordinator gets.
+
+    Run again, it writes the same request.
+    """
+    config = load_site(site)
+    made = make_request(config, out, new_key=new_key)
+    typer.echo(f"key of {config.id}: {own_fingerprint(config)}\nrequest: {made}")
+    taken = " --replace" if new_key else ""
+    typer.echo(
+        f"next: send {made.name} to the coordinator, who runs mmare-server kit admit {made.name}{taken}; "
+        "compare the key above by telephone"
+    )
+
+
+@app.command(epilog="Example: mmare-site kit install hospital-a.zip --site hospital/site.toml")
+def install(
+    bundle: Annotated[Path, typer.Argument(help="The zip that the coordinator sent.")],
+    site: Annotated[Path, typer.Option(help="The site's site.toml.")],
+) -> None:
+    """Check the coordinator's bundle and keep what is in it: an address, a certificate and perhaps a study.
+
+    Nothing in a bundle runs, and a study computes nothing before it is approved.
+    """
+    config = load_site(site)
+    coordinator = install_bundle(bundle, config)
+    typer.echo(
+        f"joined: {coordinator.federation} at {coordinator.address} as {coordinator.site}\n"
+        f"authority: SHA-256 {authority_fingerprint(config)}; compare it with the coordinator by telephone"
+    )
+    study = SiteKit(config.coordinator.kit).study
+    if study.exists():
+        typer.echo(f"study: {load_study(study).name}")
+        typer.echo(f"next: mmare-site approve {study} --site {site}, then mmare-site start {site}")
+    else:
+        typer.echo(
+            f"next: mmare-site start {site}; a study.toml that the coordinator sends is for mmare-site "
+            "approve"
+        )

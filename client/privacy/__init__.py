@@ -1,0 +1,1 @@
+"""What may leave: approvals, gate, release rules, small groups, audit log."""

@@ -1,0 +1,72 @@
+"""Groups of few patients: which of them an answer leaves out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Hashable, Sequence
+    from typing import TypeVar
+
+    Group = TypeVar("Group", bound=Hashable)
+
+__all__ = ["withheld_groups", "withheld_patterns"]
+
+
+def withheld_groups(sizes: Mapping[Group, int], min_count: int) -> set[Group]:
+    """Groups of one partition whose size must not be told.
+
+    A single withheld group could be read off the total, and so could two of one row each: the next smallest
+    go with them until what is withheld is large enough together.
+
+    Args:
+        sizes: Rows per group; groups without rows are not there or 0.
+        min_count: Smallest size that may be told; 0 tells all.
+
+    Returns:
+        The groups to withhold.
+
+    Example:
+        >>> sorted(withheld_groups({"dead": 2, "alive": 40, "unknown": 0}, min_count=5))
+        ['alive', 'dead']
+    """
+    filled = sorted((size, index, group) for index, (group, size) in enumerate(sizes.items()) if size > 0)
+    n_withheld = sum(size < min_count for size, _, _ in filled)
+    if n_withheld:
+        together = sum(size for size, _, _ in filled[:n_withheld])
+        while n_withheld < len(filled) and together < max(min_count, n_withheld + 1):
+            together += filled[n_withheld][0]
+            n_withheld += 1
+    return {group for _, _, group in filled[:n_withheld]}
+
+
+def withheld_patterns(sizes: Mapping[str, Sequence[int]], min_count: int) -> set[str]:
+    """Presence patterns whose metric states must not be told: a state tells the size of every class in it.
+
+    What is withheld must be large enough together, class by class: else it could be read off the split's own
+    state.
+
+    Args:
+        sizes: Rows per pattern and class.
+        min_count: Smallest size that may be told; 0 tells all.
+
+    Returns:
+        The patterns to withhold.
+
+    Example:
+        >>> sorted(withheld_patterns({"11": [9, 40], "10": [2, 8], "01": [6, 7]}, min_count=5))
+        ['01', '10']
+    """
+
+    def small(counts: Sequence[int]) -> bool:
+        return any(0 < count < min_count for count in counts)
+
+    ordered = sorted(sizes, key=lambda name: (sum(sizes[name]), name))
+    withheld = {name for name in ordered if small(sizes[name])}
+    for name in ordered:
+        together = [sum(counts) for counts in zip(*(sizes[each] for each in withheld), strict=True)]
+        if not withheld or (len(withheld) > 1 and not small(together)):
+            break
+        withheld.add(name)
+    return withheld

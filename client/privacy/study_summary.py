@@ -1,0 +1,125 @@
+"""A study in plain words, for the person who decides: what is computed here, what leaves, what never does."""
+
+from __future__ import annotations
+
+import textwrap
+from typing import TYPE_CHECKING
+
+from client.privacy.release_rules import StudyRules
+from mmare.study.choices import Kind, Wire
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from mmare.study.specs import ModalitySpec
+    from mmare.study.study import Study
+    from sites.config import SiteConfig
+
+__all__ = ["study_in_words"]
+
+WIDTH = 100  # columns
+
+_HELD = {
+    Kind.VOLUME: "scans, encoded once on this machine",
+    Kind.TEXT: "texts made of the manifest's columns, encoded on this machine",
+    Kind.FEATURES: "numbers that were extracted before",
+}
+
+
+def study_in_words(study: Study, site: SiteConfig, max_releases: int) -> str:
+    """What an approval of a study means for a site.
+
+    Args:
+        study: To be approved.
+        site: Of the hospital.
+        max_releases: Answers that the approval lets out.
+
+    Raises:
+        StudyError: If the study's model does not exist or cannot serve it.
+    """
+    limit = max(site.min_count, study.privacy.min_count)
+    lines = [f"Study {study.name}, hash {study.hash}", "", "What will be computed on this machine"]
+    lines += _listed(_computed(study, site))
+    lines += ["", "What will leave"]
+    lines += _listed(_leaving(study, StudyRules(study), limit))
+    lines += ["", "What holds it back"]
+    lines += _listed(_limits(study, site, limit, max_releases))
+    lines += ["", "What never leaves"]
+    lines += _listed(
+        (
+            "A row, a scan, a text, an embedding, a patient's id, a path or a file's name. What goes wrong "
+            "leaves as a code such as S201; its detail stays in the log of this machine.",
+        )
+    )
+    return "\n".join(lines)
+
+
+def _computed(study: Study, site: SiteConfig) -> Iterator[str]:
+    training = study.training
+    yield (
+        f"A model ({study.model.name}) learns to tell {' from '.join(study.classes)}: up to "
+        f"{training.rounds} rounds, in each {training.local_epochs} pass(es) over the train rows of "
+        f"{site.manifest.name}, and "
+        "predictions for the validation and test rows."
+    )
+    for modality in study.modalities:
+        yield f"From {modality.name}: {_modality(modality, site)}."
+
+
+def _modality(modality: ModalitySpec, site: SiteConfig) -> str:
+    if modality.name not in site.modalities:
+        return "nothing; this site does not have it"
+    columns = site.modalities[modality.name].columns
+    used = f" ({', '.join(columns)})" if columns else ""
+    return f"{_HELD[modality.kind]}{used}, {modality.width} numbers per patient"
+
+
+def _leaving(study: Study, rules: StudyRules, limit: int) -> Iterator[str]:
+    groups = "" if limit <= 1 else f" Groups of fewer than {limit} are not told of."
+    yield (
+        "Before a run: how many patients there are per split and class and per pattern of modalities, the "
+        f"versions of software and encoders.{groups}"
+    )
+    yield (
+        "Before a run: per modality, over the train rows that have it, how many they are, and the sum and "
+        f"the sum of squares of each number of the embedding.{groups}"
+    )
+    kind = "the change of " if study.federation.wire is Wire.FLOAT16 else ""
+    yield (
+        f"In every round: {kind}up to {rules.most_numbers():,} parameters of the model "
+        f"({rules.most_bytes() / 1e6:.1f} MB) with how many draws of train rows exercised each block, the "
+        "mean loss over the train rows, the length of the change, and seconds. Parameters are learned from "
+        "patients, and no noise is added to them."
+    )
+    yield (
+        "In every round and at the end: per true class counts, histograms of predicted probability and sums "
+        "of losses, from which metrics are computed; also per pattern and subset of modalities, where the "
+        f"coordinator asks for them.{groups}"
+    )
+    yield "If two models are compared: per class, how many test rows both, either or neither predicted right."
+    if study.federation.local:
+        yield f"Not sent: {', '.join(study.federation.local)} of the model, which stay at this site."
+
+
+def _limits(study: Study, site: SiteConfig, limit: int, max_releases: int) -> Iterator[str]:
+    if limit > 1:
+        yield f"The smallest group that is told of has {limit} rows: the stricter limit of study and site."
+    else:
+        yield "Groups of any size are told of: neither study nor site sets a limit ([policy] min_count)."
+    limits = [most for most in (site.max_norm, study.federation.max_norm) if most]
+    if limits:
+        yield f"An update may change the model by a length (L2 norm) of at most {min(limits):g}."
+    else:
+        yield "An update may change the model by any finite length ([policy] max_norm sets a limit)."
+    yield (
+        f"At most {max_releases:,} answers leave from now on; then the study must be approved again. Each is "
+        "a line in the audit log."
+    )
+    yield "A study that differs in anything but its name and seed is another study and is refused."
+
+
+def _listed(sentences: Iterator[str] | tuple[str, ...]) -> list[str]:
+    return [
+        textwrap.fill(sentence, WIDTH, initial_indent="  - ", subsequent_indent="    ")
+        for sentence in sentences
+    ]

@@ -1,0 +1,99 @@
+"""Flower's ClientApp: a relay between Flower messages and the site's service. It can ask; it cannot read.
+
+It imports neither torch nor a reader of data. The node's configuration says where the service is: ``socket``
+names that of the site worker, ``site-factory`` a factory that whoever runs the node has registered or
+installed. Without either it is the factory that is installed as ``mmare.site_factory``.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from functools import cache
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Final
+
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordDict
+from flwr.clientapp import ClientApp
+
+from mmare.errors import SiteCode, SiteError
+from mmare.wire.messages import (
+    HEADER_KEY,
+    HEADER_RECORD,
+    PAYLOAD_KEY,
+    PAYLOAD_RECORD,
+    PAYLOAD_STYPE,
+    Endpoint,
+)
+
+__all__ = ["Factory", "app", "register_factory"]
+
+LOG = logging.getLogger(__name__)
+
+FACTORY_KEY: Final = "site-factory"  # of the node's configuration
+SOCKET_KEY: Final = "socket"
+ENTRY_POINTS: Final = "mmare.site_factory"
+
+Factory = Callable[[Mapping[str, object], Mapping[str, object]], Endpoint]  # of node and run configuration
+
+_FACTORIES: dict[str, Factory] = {}
+
+app = ClientApp()
+
+
+def register_factory(name: str, factory: Factory) -> None:
+    """Let nodes of this process whose configuration names ``name`` find their site through ``factory``."""
+    _FACTORIES[name] = factory
+
+
+def _factory(context: Context) -> Factory:
+    name = context.node_config.get(FACTORY_KEY)
+    if name is None and SOCKET_KEY in context.node_config:
+        return _worker
+    if isinstance(name, str) and name in _FACTORIES:
+        return _FACTORIES[name]
+    return _installed_factory(None if name is None else str(name))
+
+
+def _worker(node_config: Mapping[str, object], _run_config: Mapping[str, object]) -> Endpoint:
+    from client.relay.worker_link import WorkerLink  # noqa: PLC0415 - gRPC takes a moment, which nodes without it need not
+
+    return WorkerLink(Path(str(node_config[SOCKET_KEY])))
+
+
+@cache
+def _installed_factory(name: str | None) -> Factory:
+    """Looked up once: reading what is installed takes milliseconds."""
+    installed = entry_points(group=ENTRY_POINTS)
+    for entry in installed:
+        if name in (None, entry.name):
+            factory: Factory = entry.load()
+            return factory
+    raise LookupError(f"no site factory {name!r}; installed: {', '.join(entry.name for entry in installed)}")
+
+
+@app.query()
+@app.train()
+@app.evaluate()
+def relay(message: Message, context: Context) -> Message:
+    """Hand a message to the site and its answer back.
+
+    Raises:
+        SiteError: With a code only, whatever happened: Flower sends an exception's text to the server.
+    """
+    try:
+        site = _factory(context)(context.node_config, context.run_config)
+        header = str(message.content.config_records[HEADER_RECORD][HEADER_KEY])
+        tensors = message.content.array_records.get(PAYLOAD_RECORD)
+        answer, payload = site(header, b"" if tensors is None else tensors[PAYLOAD_KEY].data)
+        content = RecordDict({HEADER_RECORD: ConfigRecord({HEADER_KEY: answer})})
+        if payload:
+            array = Array("uint8", (len(payload),), PAYLOAD_STYPE, payload)
+            content[PAYLOAD_RECORD] = ArrayRecord({PAYLOAD_KEY: array})
+    except (Exception, SystemExit):  # the detail stays here; a process that ends would leave no answer
+        LOG.exception("the site could not be asked")
+        code = SiteCode.INTERNAL
+    else:
+        return Message(content, reply_to=message)
+    raise SiteError(code)

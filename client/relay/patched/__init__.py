@@ -1,0 +1,1 @@
+"""The one place that replaces private names of Flower."""

@@ -1,0 +1,1 @@
+"""The service that answers a round: training, evaluation, kept state."""

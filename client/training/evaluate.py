@@ -1,0 +1,155 @@
+"""Metric states of a model on a site's rows."""
+
+from __future__ import annotations
+
+import itertools
+from typing import TYPE_CHECKING, Final
+
+import torch
+
+from client.privacy.small_groups import withheld_groups, withheld_patterns
+from mmare.errors import SiteCode, SiteError
+from mmare.metrics.state import MetricState
+from mmare.models.batch import Batch
+from mmare.wire.messages import Comparison, Evaluation
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from torch import Tensor
+
+    from client.data.dataset import SiteData
+    from mmare.models.base import MultimodalModel
+    from mmare.wire.messages import Split
+
+__all__ = ["compare", "evaluate", "pattern_names", "predicted_right"]
+
+CHUNK: Final = 4096  # rows at a time: bounds memory, far above any hospital's validation set
+
+
+def pattern_names(present: Tensor) -> list[str]:
+    """Presence of each patient as ones and zeros in slot order.
+
+    Example:
+        >>> pattern_names(torch.tensor([[True, False, True]]))
+        ['101']
+    """
+    return ["".join("1" if there else "0" for there in row) for row in present.tolist()]
+
+
+def evaluate(
+    model: MultimodalModel,
+    data: SiteData,
+    split: Split,
+    min_count: int,
+    *,
+    patterns: bool = False,
+    subsets: bool = False,
+) -> Evaluation:
+    """Evaluate on one split; groups that are too small are withheld.
+
+    Args:
+        model: With scaling filled in.
+        data: Of the site.
+        split: Whose rows.
+        min_count: Smallest group (split and class, or presence pattern and class) that may be told of.
+        patterns: Whether to evaluate each presence pattern too.
+        subsets: Whether to evaluate each subset of modalities too, on the rows that have them, the others
+            hidden. Rows of withheld patterns are left out, so that sizes tell nothing that patterns do not.
+
+    Raises:
+        SiteError: If the model's output is not finite.
+    """
+    rows = data.rows[split]
+    label = data.label[rows]
+    logits = _logits(model, data, rows, data.present[rows])
+    names = pattern_names(data.present[rows])
+    states = _pattern_states(logits, label, names) if patterns or subsets else {}
+    hidden = withheld_patterns({name: state.counts for name, state in states.items()}, min_count)
+    told = torch.tensor([name not in hidden for name in names], dtype=torch.bool)
+    return Evaluation(
+        split=split,
+        state=MetricState.of(logits, label).withhold(min_count).to_dict(),
+        patterns={name: states[name].to_dict() for name in sorted(states) if name not in hidden}
+        if patterns
+        else {},
+        subsets=_subset_states(model, data, rows[told]) if subsets else {},
+    )
+
+
+def predicted_right(model: MultimodalModel, data: SiteData, split: Split) -> Tensor:
+    """Which rows of a split the model predicts right, ``(N,)`` bool.
+
+    Raises:
+        SiteError: If the model's output is not finite.
+    """
+    rows = data.rows[split]
+    return _logits(model, data, rows, data.present[rows]).argmax(dim=1) == data.label[rows]
+
+
+def compare(
+    site: str, first: Tensor, second: Tensor, label: Tensor, classes: Sequence[str], min_count: int
+) -> Comparison:
+    """Count where two models differ, class by class; classes that are too small are withheld.
+
+    Args:
+        site: Id.
+        first: ``(N,)`` bool, rows that the first model predicts right.
+        second: The same of the second.
+        label: ``(N,)`` int64.
+        classes: Names.
+        min_count: Smallest class that may be told of.
+
+    Example:
+        >>> right, wrong = torch.tensor([True, True]), torch.tensor([True, False])
+        >>> compare("ash", right, wrong, torch.tensor([0, 0]), ["ill", "well"], 0).cells["ill"]
+        (1, 1, 0, 0)
+    """
+    sizes = {name: int((label == index).sum()) for index, name in enumerate(classes)}
+    withheld = withheld_groups(sizes, min_count)
+    cells = {}
+    for index, name in enumerate(classes):
+        if name not in withheld:
+            one, other = first[label == index], second[label == index]
+            parts = (one & other, one & ~other, ~one & other, ~one & ~other)
+            cells[name] = tuple(int(part.sum()) for part in parts)
+    return Comparison(site, cells)
+
+
+def _logits(model: MultimodalModel, data: SiteData, rows: Tensor, present: Tensor) -> Tensor:
+    """Logits ``(N, K)`` of rows as if only ``present`` ``(N, M)`` were there.
+
+    Raises:
+        SiteError: If they are not finite.
+    """
+    device = next(model.parameters()).device
+    model.eval()
+    with torch.inference_mode():
+        parts = [
+            model(Batch(tuple(part[chunk].to(device) for part in data.embedding), there.to(device)))
+            for chunk, there in zip(torch.split(rows, CHUNK), torch.split(present, CHUNK), strict=True)
+            if len(chunk)
+        ]
+    logits = torch.cat(parts).cpu() if parts else torch.zeros(0, model.classes)
+    if not bool(logits.isfinite().all()):
+        raise SiteError(SiteCode.NON_FINITE)
+    return logits
+
+
+def _pattern_states(logits: Tensor, label: Tensor, names: list[str]) -> dict[str, MetricState]:
+    rows = {name: torch.tensor([other == name for other in names]) for name in set(names)}
+    return {name: MetricState.of(logits[chosen], label[chosen]) for name, chosen in rows.items()}
+
+
+def _subset_states(model: MultimodalModel, data: SiteData, rows: Tensor) -> dict[str, dict[str, object]]:
+    """State of each non-empty subset of modalities, of the rows that have all of it."""
+    n_modalities = data.present.shape[1]
+    found = {}
+    for choice in itertools.product((True, False), repeat=n_modalities):
+        wanted = torch.tensor(choice)
+        chosen = rows[(data.present[rows] | ~wanted).all(dim=1)]
+        if any(choice) and len(chosen):
+            logits = _logits(model, data, chosen, wanted.expand(len(chosen), n_modalities))
+            name = pattern_names(wanted.unsqueeze(0))[0]
+            found[name] = MetricState.of(logits, data.label[chosen]).to_dict()
+    return found

@@ -1,0 +1,370 @@
+"""The site service: the one place where data, trainer and gate meet.
+
+It answers the four calls of `mmare.wire.messages.Task`. Whoever calls it, a relay in the same process or a
+worker behind a socket, hands over a header and a flat run of bytes and gets the same back. Failures become a
+code.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import time
+from collections import Counter
+from importlib.metadata import version
+from typing import TYPE_CHECKING
+
+import torch
+
+from client.encoders.registry import check_encoders, encoder_notes
+from client.privacy.approvals import Agreed
+from client.privacy.gate import Gate
+from client.privacy.small_groups import withheld_groups
+from client.telemetry.seen import unobserved
+from client.training.evaluate import compare, evaluate, pattern_names, predicted_right
+from client.training.optimizers import PhaseOptimizers
+from client.training.trainer import Pull, train_round
+from mmare.errors import DataError, MmareError, SiteCode, SiteError
+from mmare.models.adapters import moment_rows
+from mmare.models.blocks import block_tensors, without_parameters
+from mmare.models.phases import phase_at
+from mmare.models.registry import build_model
+from mmare.randomness import generator_for
+from mmare.study.choices import OptimizerState, Scaling, Untouched
+from mmare.study.strategy_options import FedProxOptions, strategy_options
+from mmare.wire.messages import (
+    Comparison,
+    Counts,
+    Layout,
+    Moments,
+    Refusal,
+    Request,
+    RollCall,
+    Split,
+    Statistics,
+    Task,
+    Update,
+    WireError,
+    decode,
+    encode,
+)
+from mmare.wire.sharing import keeps_state, local_parameters, on_wire
+from mmare.wire.tensors import copy_tensors, global_tensors, layout_of, pack, trained_tensors, unpack
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from torch import Tensor
+
+    from client.data.dataset import SiteData
+    from client.privacy.release_rules import Answer
+    from client.telemetry.seen import Observer
+    from client.training.model_pool import ModelPool
+    from client.training.state import StateStore
+    from client.training.trainer import Trained
+    from mmare.models.base import MultimodalModel
+    from mmare.models.blocks import Block
+    from mmare.study.study import Study
+
+__all__ = ["SiteService"]
+
+LOG = logging.getLogger(__name__)
+
+LOCAL = "local/"  # of a kept state: prefix of parameters that stay at the site
+
+_RUN = re.compile(
+    r"[A-Za-z0-9][A-Za-z0-9._+-]*"
+)  # names a folder of this site, so it must not lead elsewhere
+
+
+class SiteService:
+    """Answers the server's calls on one site's data.
+
+    Args:
+        site: Id.
+        load: Reads the site's data for a study; called once per study.
+        store: Keeps optimiser moments between rounds.
+        models: Shared by the services of one process.
+        min_count: The site's own limit; the study's applies too, the larger one wins.
+        approved: Hashes of the studies that the hospital agreed to.
+        gate: That every answer passes, where it is more than ``min_count`` and ``approved``: with a log and
+            limits of its own.
+        observe: Told of every answer that was made, before it passes the gate; it stays at the site.
+    """
+
+    def __init__(
+        self,
+        site: str,
+        load: Callable[[Study], SiteData],
+        store: StateStore,
+        models: ModelPool,
+        min_count: int = 0,
+        approved: frozenset[str] = frozenset(),
+        gate: Gate | None = None,
+        observe: Observer = unobserved,
+    ) -> None:
+        self._site = site
+        self._load = load
+        self._store = store
+        self._models = models
+        self._gate = gate or Gate(site, Agreed(approved), min_count)
+        self._min_count = self._gate.min_count
+        self._observe = observe
+        self._data: tuple[str, SiteData] | None = None
+
+    def __call__(self, header: str, payload: bytes) -> tuple[str, bytes]:
+        """Answer one message; every failure becomes a code here, its detail stays in the site's log."""
+        self._models.take_threads()  # gRPC and the simulation call from threads of their own
+        request = None
+        try:
+            request = decode(Request, header)
+            answer, tensors = self.answer(request, payload)
+            return self._gate.release(request, payload, answer, tensors, self._train_rows())
+        except SiteError as error:
+            code = error.code
+        except WireError:
+            LOG.exception("message refused")
+            code = SiteCode.MESSAGE
+        except MmareError:
+            LOG.exception("the site's data or the study cannot be used")
+            code = SiteCode.DATA
+        except (Exception, SystemExit):  # whatever it is, only a code may leave
+            LOG.exception("unexpected failure")
+            code = SiteCode.INTERNAL
+        self._gate.refuse(request, code)
+        return encode(Refusal(code)), b""
+
+    def prepare(self, study: Study) -> None:
+        """Read the site's data now, for whoever may see what is wrong with them.
+
+        Raises:
+            DataError: If they cannot be used; names file, row, found and expected.
+        """
+        self._models.take_threads()
+        self._data_of(study)
+
+    def answer(self, request: Request, payload: bytes) -> tuple[Answer, Tensor | None]:
+        """Answer a request with a header and, after training, the changed tensors as a flat uint8 run.
+
+        What it gives has not passed the gate, which also measures the length of the change.
+
+        Raises:
+            SiteError: If the study is not an approved one, or training fails.
+            DataError: If the data cannot be used.
+            WireError: If the run's name is none, or the payload is not that of the study's model.
+        """
+        if not _RUN.fullmatch(request.run):
+            raise WireError("the name of the run is none")
+        study = self._gate.admit(request.study)
+        answer, tensors = self._made(request, study, payload)
+        self._observe(study, request, answer)
+        return answer, tensors
+
+    def _made(self, request: Request, study: Study, payload: bytes) -> tuple[Answer, Tensor | None]:
+        if request.task is Task.DESCRIBE:
+            return self._describe(request, study), None
+        if request.task is Task.STATISTICS:
+            return self._statistics(study), None
+        with self._models.borrow(study) as model:
+            sent = global_tensors(model, without=local_parameters(model, study))
+            layout = layout_of(sent)
+            if layout.fingerprint != request.layout:
+                raise WireError(f"layout {request.layout}, expected {layout.fingerprint}")
+            if not payload:
+                raise WireError("no tensors")
+            if request.task is Task.COMPARE:
+                return self._compare(study, model, layout, payload), None
+            received = unpack(torch.frombuffer(bytearray(payload), dtype=torch.uint8), layout)
+            copy_tensors(sent, received)
+            update, tensors = self._round(request, study, model, received)
+        if request.final and not study.federation.local:  # local parts are half a model, the site's to keep
+            self._store.drop(request.run)
+        return update, tensors
+
+    def _round(
+        self, request: Request, study: Study, model: MultimodalModel, received: dict[str, Tensor]
+    ) -> tuple[Update, Tensor | None]:
+        data = self._data_of(study)
+        began = time.perf_counter()
+        limit = max(self._min_count, study.privacy.min_count)
+        kept = self._kept(request, study)
+        before = {**received, **_place_local(model, study, kept)}
+        evaluations = tuple(
+            evaluate(model, data, split, limit, patterns=request.patterns, subsets=request.subsets)
+            for split in request.splits
+        )
+        evaluated = time.perf_counter()
+        update = Update(
+            self._site, request.round, evaluations=evaluations, seconds={"evaluate": evaluated - began}
+        )
+        if not request.train:
+            return update, None
+        optimizers = PhaseOptimizers(
+            model, phase_at(model.phases(), request.round), study.training, request.rate_factor
+        )
+        optimizers.restore(kept)
+        generator = generator_for(study.seed, self._site, request.round)
+        trained = train_round(
+            model, optimizers, data, data.rows[Split.TRAIN], study, generator, _pull(study, received)
+        )
+        blocks, moments = _settle(model, optimizers, trained, study, before, kept)
+        local = local_parameters(model, study)
+        sent = without_parameters(blocks, local)
+        changed, origin = (block_tensors(sent, tensors) for tensors in (trained_tensors(model), received))
+        after = evaluate(model, data, Split.VAL, limit) if request.gap else None
+        finished = time.perf_counter()
+        state = {f"{LOCAL}{name}": value for name, value in trained_tensors(model).items() if name in local}
+        if study.training.optimizer_state is OptimizerState.KEEP:
+            state |= moments
+        if keeps_state(study):
+            self._store.save(
+                request.run, request.round, _owned(state, local), request.state_round, request.keep_round
+            )
+        upload = on_wire(changed, origin, study.federation.wire)
+        return Update(
+            site=self._site,
+            round=request.round,
+            samples=trained.samples,
+            exposures=trained.exposures,
+            blocks=tuple(block.name for block in sent),
+            evaluations=evaluations,
+            trained=after,
+            train_loss=trained.loss,
+            seconds={"evaluate": evaluated - began, "train": finished - evaluated},
+            layout=layout_of(upload).fingerprint,
+        ), pack(upload)
+
+    def _compare(self, study: Study, model: MultimodalModel, layout: Layout, payload: bytes) -> Comparison:
+        """How two models, sent one after the other, do on the test rows."""
+        if study.federation.local:
+            raise WireError("models of which a part stays at the sites cannot be compared")
+        data = self._data_of(study)
+        run = torch.frombuffer(bytearray(payload), dtype=torch.uint8)
+        right = []
+        for half in (run[: layout.size], run[layout.size :]):
+            copy_tensors(global_tensors(model), unpack(half, layout))
+            right.append(predicted_right(model, data, Split.TEST))
+        limit = max(self._min_count, study.privacy.min_count)
+        label = data.label[data.rows[Split.TEST]]
+        return compare(self._site, right[0], right[1], label, study.classes, limit)
+
+    def _kept(self, request: Request, study: Study) -> dict[str, Tensor]:
+        """What the site kept after the round that the server counts on."""
+        needed = study.federation.local or (request.train and keeps_state(study))
+        if request.state_round is None or not needed:
+            return {}
+        kept = self._store.load(request.run, request.state_round)
+        if kept is None:
+            raise SiteError(SiteCode.STATE)
+        return kept
+
+    def _describe(self, request: Request, study: Study) -> RollCall:
+        data = self._data_of(study)
+        limit = max(self._min_count, study.privacy.min_count)
+        splits: dict[str, dict[str, int | None]] = {}
+        patterns: dict[str, dict[str, int | None]] = {}
+        for split in Split:
+            rows = data.rows[split]
+            labels = Counter(data.label[rows].tolist())
+            sizes = {name: labels[index] for index, name in enumerate(study.classes)}
+            splits[split] = _told(sizes, limit)
+            found = dict(sorted(Counter(pattern_names(data.present[rows])).items()))
+            hidden = any(count is None for count in splits[split].values())  # patterns would tell the total
+            patterns[split] = dict.fromkeys(found) if hidden else _told(found, limit)
+        samples = len(data.rows[Split.TRAIN])
+        return RollCall(
+            site=self._site,
+            study_hash=study.hash,
+            software=version("federated-mmare"),
+            encoders=data.encoders,
+            counts=Counts(splits, patterns),
+            samples=samples if samples >= limit else 0,  # too few to train on without telling of them
+            held_rounds=self._store.held(request.run),
+            notes=encoder_notes(study, data.encoders),
+        )
+
+    def _statistics(self, study: Study) -> Statistics:
+        data = self._data_of(study)
+        rows = data.rows[Split.TRAIN]
+        limit = max(self._min_count, study.privacy.min_count)
+        found = []
+        for slot, modality in enumerate(study.modalities):
+            chosen = rows[data.present[rows, slot]]
+            values = moment_rows(data.embedding[slot][chosen], Scaling(modality.scaling))  # (n, W)
+            if len(values) < limit:
+                values = values[:0]
+            found.append(
+                Moments(
+                    modality.name,
+                    len(values),
+                    tuple(values.sum(dim=0).tolist()),
+                    tuple(values.square().sum(dim=0).tolist()),
+                )
+            )
+        return Statistics(self._site, tuple(found))
+
+    def _train_rows(self) -> int:
+        return len(self._data[1].rows[Split.TRAIN]) if self._data else 0
+
+    def _data_of(self, study: Study) -> SiteData:
+        key = f"{study.hash}/{study.seed}"
+        if self._data is None or self._data[0] != key:
+            check_encoders(study)
+            data = self._load(study)
+            if not any(len(rows) for rows in data.rows.values()):
+                raise DataError("no rows")
+            self._data = (key, data)
+        return self._data[1]
+
+
+def _told(sizes: dict[str, int], limit: int) -> dict[str, int | None]:
+    withheld = withheld_groups(sizes, limit)
+    return {name: None if name in withheld else size for name, size in sizes.items()}
+
+
+def _pull(study: Study, received: dict[str, Tensor]) -> Pull | None:
+    options = strategy_options(study.federation.strategy, study.federation.options)
+    return Pull(options.mu, received) if isinstance(options, FedProxOptions) else None
+
+
+def _place_local(model: MultimodalModel, study: Study, kept: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Put the parts that stay at this site into the model: as kept, or as every site starts with.
+
+    Raises:
+        SiteError: If what was kept is of other parts.
+    """
+    local = local_parameters(model, study)
+    if not local:
+        return {}
+    values = {name.removeprefix(LOCAL): kept[name] for name in kept if name.startswith(LOCAL)}
+    if not values:
+        fresh = trained_tensors(build_model(study))
+        values = {name: fresh[name] for name in local}
+    if set(values) != local:
+        raise SiteError(SiteCode.STATE)
+    copy_tensors({name: value for name, value in trained_tensors(model).items() if name in local}, values)
+    return values
+
+
+def _settle(
+    model: MultimodalModel,
+    optimizers: PhaseOptimizers,
+    trained: Trained,
+    study: Study,
+    before: dict[str, Tensor],
+    kept: dict[str, Tensor],
+) -> tuple[list[Block], dict[str, Tensor]]:
+    """Put back what no sample exercised; returns the blocks that changed, and the moments to keep."""
+    blocks = [block for block in model.blocks() if block.name in optimizers.phase.blocks]
+    if study.federation.untouched is Untouched.DRIFT:
+        return blocks, optimizers.tensors()
+    untouched = [block for block in blocks if trained.exposures[block.name] == 0]
+    copy_tensors(block_tensors(untouched, trained_tensors(model)), block_tensors(untouched, before))
+    changed = [block for block in blocks if trained.exposures[block.name] > 0]
+    return changed, optimizers.untouched(untouched, kept)
+
+
+def _owned(state: dict[str, Tensor], local: frozenset[str]) -> dict[str, Tensor]:
+    """A state that training will not change: moments die with their optimiser, parameters live on."""
+    lent = {f"{LOCAL}{name}" for name in local}
+    return {name: value.to("cpu", copy=name in lent).contiguous() for name, value in state.items()}

@@ -1,0 +1,187 @@
+"""Local training of one round: draws, steps, exposures."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+import torch
+from torch.nn import functional
+
+from mmare.errors import SiteCode, SiteError
+from mmare.models.adapters import add_noise
+from mmare.models.blocks import exposures
+from mmare.models.subsets import agreement, hide_modalities, keep_subset
+from mmare.study.study import SUBSET
+
+if TYPE_CHECKING:
+    from torch import Generator, Tensor
+
+    from client.data.dataset import SiteData
+    from client.training.optimizers import PhaseOptimizers
+    from mmare.models.base import MultimodalModel
+    from mmare.study.study import Study
+
+__all__ = ["Pull", "Trained", "draw_rows", "train_round"]
+
+TEMPERATURE: Final = 2.0  # of the distributions that self-distillation compares (Hinton et al. 2015)
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a round of training came to: draws, draws per block of the phase, mean loss over the draws."""
+
+    samples: int
+    exposures: dict[str, int]
+    loss: float
+
+
+@dataclass(frozen=True)
+class Pull:
+    """FedProx: parameters are pulled to where they started, by ``strength`` times the distance."""
+
+    strength: float
+    anchor: Mapping[str, Tensor]
+
+
+def draw_rows(label: Tensor, study: Study, generator: Generator) -> Tensor:
+    """One epoch's rows: a permutation, or draws with replacement where the study weighs classes.
+
+    Args:
+        label: ``(N,)`` int64 of the train rows.
+        study: Says how classes are weighed; ``balanced`` weighs by the local inverse frequency.
+        generator: Source of the draws.
+
+    Returns:
+        ``(N,)`` int64 positions in ``label``.
+    """
+    oversample = study.training.oversample
+    if oversample is None:
+        return torch.randperm(len(label), generator=generator)
+    if isinstance(oversample, str):
+        counts = torch.bincount(label, minlength=len(study.classes))
+        weights = 1.0 / counts.clamp_min(1).double()
+    else:
+        weights = torch.tensor([oversample.get(name, 1.0) for name in study.classes], dtype=torch.float64)
+    return torch.multinomial(weights[label], len(label), replacement=True, generator=generator)
+
+
+def train_round(
+    model: MultimodalModel,
+    optimizers: PhaseOptimizers,
+    data: SiteData,
+    rows: Tensor,
+    study: Study,
+    generator: Generator,
+    pull: Pull | None = None,
+) -> Trained:
+    """Train ``local_epochs`` over the given rows.
+
+    Embeddings are scaled once: scaling is frozen during a run.
+
+    Args:
+        model: Changed in place.
+        optimizers: Of the round's phase, over the model's parameters.
+        data: Of the site.
+        rows: ``(N,)`` int64 row numbers to train on.
+        study: Training settings.
+        generator: Source of every draw: rows, noise, hidden modalities, order of merging, dropout.
+        pull: Towards the received model, if any.
+
+    Raises:
+        SiteError: If there are no rows, or the loss is not finite.
+    """
+    if len(rows) == 0:
+        raise SiteError(SiteCode.EMPTY)
+    training = study.training
+    device = next(model.parameters()).device
+    present, label = data.present[rows].to(device), data.label[rows].to(device)
+    scaled = model.scaling([part[rows].to(device) for part in data.embedding], present)  # (N, W)
+    deviation = model.scaling.noise_deviation()
+    last = optimizers.phase.rounds is None  # a part that is trained apart sees the patients as they are
+    hiding = _hiding(study) if last else None
+    weight = training.distillation if last else 0.0
+    whole = hiding is None or weight > 0  # the patient as he is gives a gradient, too
+    model.train()
+    seen: list[Tensor] = []  # presence of every draw
+    fewer: list[Tensor] = []  # and of the same draws with modalities hidden
+    losses: list[Tensor] = []
+    for _ in range(training.local_epochs):
+        for batch in torch.split(draw_rows(data.label[rows], study, generator), training.batch_size):
+            inputs, there = scaled[batch], present[batch]
+            if training.noise_probability > 0:
+                inputs = add_noise(inputs, deviation, training.noise_probability, generator)
+            fewer.append(there if hiding is None else hiding(there, generator))
+            seen.append(there if whole else fewer[-1])
+            drawn = _Drawn(inputs, seen[-1], fewer[-1], label[batch])
+            losses.append(_step(model, optimizers, drawn, generator, weight, pull) * len(batch))
+    total = torch.stack(losses).sum().item()
+    if not torch.isfinite(torch.tensor(total)):
+        raise SiteError(SiteCode.NON_FINITE)
+    blocks = [block for block in model.blocks() if block.name in optimizers.phase.blocks]
+    first, second = (exposures(blocks, torch.cat(part).cpu()) for part in (seen, fewer))
+    samples = sum(map(len, seen))
+    # A sample counts once, whichever of the two passes gave the gradient: one of them always has the more.
+    return Trained(samples, {name: max(first[name], second[name]) for name in first}, total / samples)
+
+
+@dataclass(frozen=True)
+class _Drawn:
+    """A batch in training: inputs ``(B, W)``, presence ``(B, M)`` (as is, some hidden), label ``(B,)``."""
+
+    inputs: Tensor
+    present: Tensor
+    fewer: Tensor
+    label: Tensor
+
+
+def _step(
+    model: MultimodalModel,
+    optimizers: PhaseOptimizers,
+    drawn: _Drawn,
+    generator: Generator,
+    distillation: float,
+    pull: Pull | None,
+) -> Tensor:
+    """One step of every objective; returns the loss of the first."""
+    losses: list[Tensor] = []
+    for objective, optimizer in optimizers.steps:
+        optimizer.zero_grad(set_to_none=True)
+        loss = objective.loss(drawn.inputs, drawn.present, drawn.label, generator)
+        if distillation > 0 and not losses:
+            loss = loss + _subset_loss(model, drawn, generator, distillation)
+        loss.backward()  # type: ignore[no-untyped-call] # torch leaves it untyped
+        if pull is not None:
+            _pull_back(model, pull)
+        optimizers.clip(objective)
+        optimizer.step()
+        losses.append(loss.detach())
+    return losses[0]
+
+
+def _subset_loss(model: MultimodalModel, drawn: _Drawn, generator: Generator, weight: float) -> Tensor:
+    """What hiding modalities costs: the task on what is left, and agreement with the whole patient."""
+    with torch.no_grad():
+        whole = model.logits(drawn.inputs, drawn.present, generator)  # (B, K)
+    subset = model.logits(drawn.inputs, drawn.fewer, generator)  # (B, K)
+    return functional.cross_entropy(subset, drawn.label) + weight * agreement(whole, subset, TEMPERATURE)
+
+
+def _pull_back(model: MultimodalModel, pull: Pull) -> None:
+    for name, value in model.named_parameters():
+        if value.grad is not None and name in pull.anchor:
+            value.grad.add_(value.detach() - pull.anchor[name].to(value.device), alpha=pull.strength)
+
+
+def _hiding(study: Study) -> Callable[[Tensor, Generator], Tensor] | None:
+    """What hides modalities of a batch in a step; nothing where none are hidden."""
+    wanted = study.training.modality_dropout
+    if wanted == SUBSET:
+        return keep_subset
+    names = [modality.name for modality in study.modalities]
+    each = [wanted.get(name, 0.0) if isinstance(wanted, Mapping) else float(wanted) for name in names]
+    if not any(each):
+        return None
+    probability = torch.tensor(each)
+    return lambda present, generator: hide_modalities(present, probability, generator)
