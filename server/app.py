@@ -11,56 +11,21 @@ from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
 from mmare.errors import InputError
-from mmare.study.study import load_study
-from server.grid_fleet import POLL_S, GridFleet, hurry
-from server.rounds import Mode
-from server.run_folder import RunSettings, execute
-from server.supervisor import BAD_INPUT
+from server.deployment.retry_policy import BAD_INPUT
+from server.rounds.flower_fleet import POLL_S, GridFleet, hurry
+from server.run.folder import execute
+from server.run.request import settings_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from mmare.study.study import Study
-    from server.journal import Listener
+    from server.store.journal import Listener
 
-__all__ = ["app", "run_on", "settings_of"]
+__all__ = ["app", "run_on"]
 
 LOG = logging.getLogger("flwr.mmare")  # under Flower's own, which shows what a run says
 
 app = ServerApp()
-
-
-def settings_of(run_config: Mapping[str, object]) -> tuple[Study, RunSettings]:
-    """Study and settings from Flower's run configuration (``pyproject.toml`` lists the keys).
-
-    Raises:
-        InputError: If a value cannot be used.
-    """
-    federation = str(run_config.get("federation") or "")
-    source = Path(federation) if federation else _embedded()  # a folder, or a study file alone
-    assignments = [part for part in str(run_config.get("set") or "").split(";") if part.strip()]
-    study = load_study(source / "study.toml" if source.is_dir() else source).override(assignments)
-    mode = str(run_config.get("mode") or Mode.FEDERATED)
-    if mode not in list(Mode):
-        raise InputError(f"mode must be one of {', '.join(Mode)}, found {mode!r}")
-    out = Path(str(run_config.get("out") or "") or f"runs/{study.name}-{mode}-seed{study.seed}")
-    return study, RunSettings(
-        out=out.absolute(),
-        federation=str(source.resolve()),
-        mode=Mode(mode),
-        backend=str(run_config.get("backend") or "flower"),
-        overwrite=bool(run_config.get("overwrite") or False),
-        trainer=str(run_config.get("trainer") or ""),
-        expected_nodes=int(str(run_config.get("nodes") or 0)),
-        subsets=bool(run_config.get("subsets") or False),
-    )
-
-
-def _embedded() -> Path:
-    for entry in entry_points(group="mmare.embedded_federation"):
-        folder: Path = entry.load()()
-        return folder
-    raise InputError("federation is empty and no embedded one is installed")
 
 
 def run_on(

@@ -12,9 +12,9 @@ from rich.console import Console
 from mmare.errors import InputError
 from mmare.host.console import run_command
 from mmare.host.signals import told_to_stop
-from server.kit_cli import app as kit_app
-from server.status import run_status
-from server.watch import watch_run
+from server.membership.commands import app as kit_app
+from server.monitoring.run_summary import run_status
+from server.monitoring.watch import watch_run
 
 __all__ = ["app", "main"]
 
@@ -68,7 +68,7 @@ def start(  # noqa: PLR0913 - a command line's options
     What dies on the way is started again and the run resumed. Ctrl-C or SIGTERM stops everything; the same
     command goes on. Exit code 0 only when the result is there.
     """
-    from server.start import StartSettings, start_run  # noqa: PLC0415 - cryptography serves few commands
+    from server.deployment.start import StartSettings, start_run  # noqa: PLC0415 - cryptography serves few commands
 
     found = StartSettings(
         *(kit, source, out, mode, tuple(assignments or ()), overwrite, min_nodes, tries, metrics_port, proxy)
@@ -103,9 +103,9 @@ def status(
 
 def _status_of_kit(kit: Path, console: Console, *, watch: bool) -> Path | None:
     """Print what a coordinator does; gives the folder of its run, if that has begun."""
-    from server.kit import load_kit  # noqa: PLC0415 - cryptography serves few commands
-    from server.kit_status import kit_status  # noqa: PLC0415 - as above
-    from server.supervision import last_run  # noqa: PLC0415 - as above
+    from server.deployment.run_supervisor import last_run  # noqa: PLC0415 - as above
+    from server.deployment.status import kit_status  # noqa: PLC0415 - as above
+    from server.membership.kit import load_kit  # noqa: PLC0415 - cryptography serves few commands
 
     loaded = load_kit(kit)
     found = last_run(loaded)
@@ -132,7 +132,7 @@ def export(
     interval: Annotated[float, typer.Option(min=0.05, help="Seconds between looks at the journals.")] = 2.0,
 ) -> None:
     """Tell Prometheus what the journals of runs say, until it is stopped; needs no other process."""
-    from server.exporter import Exporter, serving  # noqa: PLC0415 - prometheus-client serves no other command
+    from server.monitoring.exporter import Exporter, serving  # noqa: PLC0415 - prometheus-client serves no other command
 
     if not runs.is_dir():
         raise InputError(f"{runs}: no folder; expected the folder in which runs lie")

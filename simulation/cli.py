@@ -19,7 +19,7 @@ from client.data.progress import scan_progress
 from mmare.host.console import run_command
 from mmare.study.choices import Kind
 from mmare.study.study import Study, load_study
-from server.rounds import Mode
+from server.rounds.loop import Mode
 from simulation import prepare
 from simulation.grid import list_cells, run_grid
 from simulation.grid_cell import Workplace
@@ -224,7 +224,7 @@ def _metrics(out: Path, port: int | None) -> AbstractContextManager[object]:
     """Serves the metrics of a run folder, where a port is given."""
     if port is None:
         return nullcontext()
-    from server.exporter import Exporter, serving  # noqa: PLC0415 - the metrics are rarely asked for
+    from server.monitoring.exporter import Exporter, serving  # noqa: PLC0415 - the metrics are rarely asked for
 
     return serving(Exporter(out), port, "127.0.0.1")
 

@@ -18,13 +18,14 @@ from flwr.serverapp import Grid, ServerApp
 from flwr.supercore.task_identity import TaskIdentity
 
 from client.relay.app import app as client_app
-from server.app import run_on, settings_of
+from server.app import run_on
+from server.run.request import settings_of
 
 if TYPE_CHECKING:
     from flwr.clientapp import ClientApp
     from flwr.supercore.run import Run
 
-    from server.journal import Listener
+    from server.store.journal import Listener
 
 __all__ = ["InProcessGrid", "held_up_s", "run_in_process", "run_with_ray"]
 

@@ -18,7 +18,7 @@ from rich.console import Console
 from mmare.errors import InputError
 from mmare.host.console import run_command
 from mmare.study.study import load_study
-from server.rounds import Mode
+from server.rounds.loop import Mode
 from simulation.demo import embedded_federation
 from simulation.progress import live_rounds
 from simulation.run import Backend, run_federation

@@ -14,11 +14,11 @@ from client.training.state import StateStore
 from mmare.errors import InputError
 from mmare.study.study import load_study
 from mmare.wire.tensors import global_tensors
-from server.fleet import Answer
-from server.gain import gains
-from server.journal import Journal, read_journal
-from server.model_file import load_model
-from server.roll_call import roll_call
+from server.rounds.fleet import Answer
+from server.rounds.gain import gains
+from server.rounds.roll_call import roll_call
+from server.store.journal import Journal, read_journal
+from server.store.model_file import load_model
 from simulation.report import GAIN, write_report
 from sites.federation import site_folders
 

@@ -94,7 +94,7 @@ def check_cell(cell: Cell, place: Workplace, say: Say = lambda _text: None) -> N
     Raises:
         InputError: If data, study, model or mode do not go together.
     """
-    from server.run_folder import check_run  # noqa: PLC0415 - torch takes seconds
+    from server.run.folder import check_run  # noqa: PLC0415 - torch takes seconds
 
     say("preparing")
     federation = _federation(cell, place)
@@ -279,8 +279,8 @@ def _say_scans(say: Say, site: SiteConfig, done: int, total: int) -> None:
 
 def _clear_other_run(cell: Cell, federation: Path, out: Path) -> None:
     """Remove a run that was begun by a program with other defaults, or where the grid lay elsewhere."""
-    from server.app import settings_of  # noqa: PLC0415 - torch takes seconds
-    from server.run_folder import finished_result  # noqa: PLC0415 - as above
+    from server.run.folder import finished_result  # noqa: PLC0415 - as above
+    from server.run.request import settings_of  # noqa: PLC0415 - torch takes seconds
 
     config = {
         "federation": str(federation),
@@ -300,7 +300,7 @@ def _thin(out: Path, federation: Path, *, keep_models: bool) -> None:
 
     Result, journal, study and report stay.
     """
-    from server.journal import read_journal  # noqa: PLC0415 - not for the parent
+    from server.store.journal import read_journal  # noqa: PLC0415 - not for the parent
     from sites.federation import site_folders  # noqa: PLC0415 - pandas takes seconds
 
     for folder in (out, *out.glob("local/*")):

@@ -15,7 +15,7 @@ from itertools import product
 from typing import Any, Final
 
 from mmare.errors import InputError
-from server.rounds import Mode
+from server.rounds.loop import Mode
 
 __all__ = [
     "KEYS",

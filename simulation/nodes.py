@@ -23,7 +23,7 @@ from mmare.errors import SiteCode
 from mmare.study.choices import Kind
 from mmare.study.study import load_study
 from mmare.wire.messages import Endpoint, Refusal, Split, encode
-from server.app import settings_of
+from server.run.request import settings_of
 from simulation.demo import embedded_federation
 from sites.federation import site_folders
 

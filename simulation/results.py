@@ -15,7 +15,7 @@ from typing import Any
 
 from mmare.errors import InputError
 from mmare.study.study import Study, load_study
-from server.journal import read_journal
+from server.store.journal import read_journal
 
 __all__ = [
     "HEADLINE",

@@ -7,9 +7,9 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
 from mmare.errors import InputError
-from server.app import settings_of
-from server.rounds import Mode
-from server.run_folder import check_run, finished_result
+from server.rounds.loop import Mode
+from server.run.folder import check_run, finished_result
+from server.run.request import settings_of
 from simulation.report import write_report
 from sites.federation import site_folders
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
-    from server.journal import Listener
+    from server.store.journal import Listener
 
 __all__ = ["Backend", "run_federation"]
 

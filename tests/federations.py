@@ -18,12 +18,12 @@ from mmare.models.registry import build_model
 from mmare.study.study import Study, parse_study
 from mmare.wire.messages import Endpoint, Request, Split, Task, Update, decode, encode
 from mmare.wire.tensors import global_tensors, layout_of, unpack
-from server.app import settings_of
-from server.checkpoint import read_checkpoint
-from server.fleet import Answer
-from server.grid_fleet import GridFleet
-from server.journal import read_journal
-from server.run_folder import execute
+from server.rounds.fleet import Answer
+from server.rounds.flower_fleet import GridFleet
+from server.run.folder import execute
+from server.run.request import settings_of
+from server.store.checkpoint import read_checkpoint
+from server.store.journal import read_journal
 from simulation.engine import InProcessGrid, held_up_s
 from simulation.nodes import site_of_partition
 from sites.federation import SiteTables, site_folders, write_federation

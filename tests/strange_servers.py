@@ -11,7 +11,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from socketserver import StreamRequestHandler, ThreadingTCPServer
 
-from server.certificates import Pair
+from server.membership.certificates import Pair
 
 Reply = Callable[[str, str], tuple[int, bytes]]  # of method and path: status and body
 

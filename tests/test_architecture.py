@@ -17,9 +17,9 @@ FLOWER = {
     "client/relay/patched/__main__.py",
     "client/relay/patched/clientapp.py",
     "server/app.py",
-    "server/grid_fleet.py",
-    "server/rounds.py",
-    "server/strategy.py",
+    "server/rounds/flower_fleet.py",
+    "server/rounds/loop.py",
+    "server/aggregation/strategies.py",
     "simulation/engine.py",
     "simulation/flower_simulation.py",
 }

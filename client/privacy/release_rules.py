@@ -2,7 +2,8 @@
 
 Nothing here asks the trainer: which tensors may leave follows from the study's model and the round's phase,
 how often a block can have been exercised from the rows that the site has, which groups may be told from the
-limit. Both ends check updates (see ``server/upload.py``); here the reason is the patient, there the average.
+limit. Both ends check updates (see ``server/rounds/update_checks.py``); here the reason is the patient, there
+the average.
 """
 
 from __future__ import annotations

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Iterable
 from typing import Any, Final
 
-__all__ = ["OTHER", "Names", "safe", "slug"]
+__all__ = ["OTHER", "Names", "run_label", "safe", "slug"]
 
 OTHER: Final = "other"
 LONGEST: Final = 64
@@ -61,3 +62,17 @@ class Names:
     def add_all(self, values: Iterable[Any]) -> tuple[str, ...]:
         """The labels of several names, in order."""
         return tuple(self(value) for value in values)
+
+
+_RUN = re.compile(r".*-([0-9a-f]{8})")
+
+
+def run_label(run: Any) -> str:  # noqa: ANN401 - whatever a journal holds
+    """The short id of a run: the end of its name, or eight signs of a digest of a name of another form.
+
+    Example:
+        >>> run_label("mmist-vital12-d95f77ff")
+        'd95f77ff'
+    """
+    found = _RUN.fullmatch(str(run))
+    return found[1] if found else hashlib.sha256(str(run).encode(errors="replace")).hexdigest()[:8]

@@ -23,10 +23,10 @@ from mmare.study.specs import FederationSpec, ModalitySpec, ModelSpec, PrivacySp
 from mmare.study.strategy_options import STRATEGY_OPTIONS
 from mmare.study.study import Study
 from mmare.wire.tensors import layout_of, trained_tensors
-from server.aggregation import Contribution
-from server.journal import read_journal
-from server.strategy import Gathered, strategy_of
-from server.upload import Upload
+from server.aggregation.mean import Contribution
+from server.aggregation.strategies import Gathered, strategy_of
+from server.rounds.update_checks import Upload
+from server.store.journal import read_journal
 from simulation.run import Backend, run_federation
 from sites.datasets.mmist import prepare_mmist
 from sites.federation import SiteTables, write_federation

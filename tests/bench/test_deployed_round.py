@@ -22,7 +22,7 @@ import pytest
 from client.membership.kit import make_request
 from client.relay.patched.__main__ import STOCK_VARIABLE
 from client.relay.programs import SUPERNODE, RelayFolder, relay_programs
-from server.admission import admit
+from server.membership.records import admit
 from sites.federation import site_folders
 from tests.bench.printed import report
 from tests.bench.test_bench import PARAMETERS, federation

@@ -22,7 +22,7 @@ from client.telemetry.seen import Seen
 from client.worker import audit_log, make_service
 from mmare.study.study import load_study
 from mmare.wire.messages import Request, Task, decode
-from server.exporter import Exporter, serving
+from server.monitoring.exporter import Exporter, serving
 from simulation.run import run_federation
 from sites.config import load_site
 from tests.bench.printed import report
@@ -36,7 +36,7 @@ BLOCKS = {f"adapter.m{number}": 4000 for number in range(10)}
 READER = """
 import json, pathlib, sys, time
 from prometheus_client import CollectorRegistry, generate_latest
-from server.exporter import Exporter
+from server.monitoring.exporter import Exporter
 
 def memory(kind):
     lines = pathlib.Path("/proc/self/status").read_text().splitlines()

@@ -32,7 +32,7 @@ from client.worker_pb.site_worker_pb2_grpc import SiteWorkerServicer, add_SiteWo
 from mmare.errors import DataError, InputError, RunError, SiteCode
 from mmare.study.study import load_study
 from mmare.wire.messages import Refusal, Request, RollCall, Task, decode, encode
-from server.grid_fleet import GridFleet
+from server.rounds.flower_fleet import GridFleet
 from simulation.engine import InProcessGrid
 from sites.config import WorkerConfig, load_site
 from tests.federations import tiny_federation, tiny_study
@@ -186,7 +186,7 @@ def other_server(folder, ask):
     server = grpc.server(ThreadPoolExecutor(max_workers=2))
     add_SiteWorkerServicer_to_server(Other(), server)
     server.add_insecure_port(address_of(folder / "other.sock"))
-    server.start()
+    server.deployment.start()
     try:
         yield WorkerLink(folder / "other.sock")
     finally:

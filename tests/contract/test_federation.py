@@ -20,7 +20,7 @@ from mmare.models.registry import MODELS, build_model
 from mmare.randomness import generator_for
 from mmare.study.specs import ModelSpec
 from mmare.wire.messages import Split
-from server.model_file import load_model
+from server.store.model_file import load_model
 from simulation.run import Backend
 from sites.federation import site_folders
 from tests.federations import ModelsByRound, run_nodes, tiny_federation, tiny_study, weights

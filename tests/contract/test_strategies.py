@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from mmare.errors import RunError, StudyError
 from mmare.study.specs import FederationSpec
 from mmare.study.strategy_options import STRATEGY_OPTIONS, FedAvgOptions
-from server.aggregation import Contribution
-from server.checkpoint import read_checkpoint, write_checkpoint
-from server.strategy import STRATEGIES, Gathered, strategy_of
+from server.aggregation.mean import Contribution
+from server.aggregation.strategies import STRATEGIES, Gathered, strategy_of
+from server.store.checkpoint import read_checkpoint, write_checkpoint
 
 MEANS = sorted(name for name, options in STRATEGY_OPTIONS.items() if issubclass(options, FedAvgOptions))
 VARIANTS = {

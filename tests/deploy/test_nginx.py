@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from mmare.host.supervised import Household, Program
-from server.certificates import Pair
-from server.kit import init_kit
+from server.membership.certificates import Pair
+from server.membership.kit import init_kit
 from tests.strange_servers import free_port, https_server
 
 EXAMPLE = Path(__file__).parents[2] / "deploy" / "nginx" / "mmare.conf"

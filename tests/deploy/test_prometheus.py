@@ -10,8 +10,8 @@ import yaml
 
 from client.telemetry.catalogue import SITE_METRICS
 from mmare.host.metric_families import Kind, metrics_table
-from server.exporter_kit import KIT_METRICS
-from server.exporter_metrics import METRICS
+from server.monitoring.kit_metrics import KIT_METRICS
+from server.monitoring.run_metrics import METRICS
 from tests.deploy.watching import (
     DASHBOARDS,
     DEPLOY,

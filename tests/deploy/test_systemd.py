@@ -97,7 +97,7 @@ def test_the_worker_has_no_way_out_and_the_relay_no_data():
 
 
 def test_the_keys_that_the_exporter_may_not_see_are_the_kits():
-    from server.kit import Kit
+    from server.membership.kit import Kit
 
     home = Path(environment(SYSTEMD / "coordinator.env")["MMARE_KIT"])
     kit = Kit(home, "name", "host", 443, 9095)

@@ -16,7 +16,7 @@ from mmare.models.registry import build_model
 from mmare.randomness import generator_for
 from mmare.study.study import load_study
 from mmare.wire.messages import Split
-from server.model_file import load_model
+from server.store.model_file import load_model
 from sites.federation import site_folders
 from tests.federations import (
     SITES,

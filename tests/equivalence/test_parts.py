@@ -20,8 +20,8 @@ from mmare.study.specs import ModelSpec
 from mmare.wire.messages import Evaluation, Request, Split, Task, Update, decode
 from mmare.wire.sharing import local_parameters
 from mmare.wire.tensors import copy_tensors, global_tensors, layout_of, trained_tensors, unpack
-from server.averaging import Averaging
-from server.checkpoint import read_checkpoint
+from server.rounds.global_model import Averaging
+from server.store.checkpoint import read_checkpoint
 from sites.federation import SiteTables, site_folders, write_federation
 from tests.federations import (
     SITES,

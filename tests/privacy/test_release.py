@@ -19,9 +19,9 @@ from client.relay.app import register_factory
 from client.worker import Worker, make_service, serve
 from mmare.errors import DataError, SiteCode
 from mmare.study.study import load_study
-from server.app import settings_of
-from server.grid_fleet import GridFleet
-from server.run_folder import execute
+from server.rounds.flower_fleet import GridFleet
+from server.run.folder import execute
+from server.run.request import settings_of
 from simulation.engine import InProcessGrid
 from sites.config import load_site
 from tests.federations import all_events, node_configs, run_config, tiny_federation

@@ -10,8 +10,8 @@ from mmare.errors import InputError
 from mmare.models.batch import Batch
 from mmare.study.study import load_study
 from mmare.wire.messages import Split
-from server.model_file import load_model
-from server.rounds import Mode
+from server.rounds.loop import Mode
+from server.store.model_file import load_model
 from simulation.gain import compare_runs
 from simulation.run import run_federation
 from sites.federation import site_folders

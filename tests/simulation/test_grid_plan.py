@@ -10,7 +10,7 @@ import pytest
 from mmare.errors import InputError
 from mmare.models.registry import MODELS, build_model, model_options
 from mmare.study.study import Study, load_study
-from server.rounds import Mode
+from server.rounds.loop import Mode
 from simulation.grid_file import find_grid, load_grid, ready_grids, resolve
 from simulation.grid_plan import select
 from sites.datasets.ixi import IxiOptions, ixi_study

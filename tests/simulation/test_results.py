@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from mmare.errors import InputError
-from server.journal import read_journal
+from server.store.journal import read_journal
 from simulation.results import (
     Absence,
     Estimate,

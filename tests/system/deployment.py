@@ -19,9 +19,9 @@ import pytest
 from client.relay.programs import RelayFolder
 from client.relay.status_file import read_state
 from client.relay.worker_link import WorkerLink
-from server.deployment import server_app_pid, started_at
-from server.kit import Kit, load_kit
-from server.kit_status import kit_status
+from server.deployment.programs import server_app_pid, started_at
+from server.deployment.status import kit_status
+from server.membership.kit import Kit, load_kit
 from sites.config import SiteConfig, load_site
 from tests.federations import all_events
 

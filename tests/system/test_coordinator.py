@@ -13,9 +13,9 @@ import tomli_w
 from cryptography import x509
 from rich.console import Console
 
-from server.registration import registered, superlink_answers
+from server.membership.flower_nodes import registered, superlink_answers
 from tests.federations import all_events, outcome, run_nodes, tiny_federation, tiny_study
-from tests.server.test_proxy import CLOSED, status
+from tests.server.deployment.test_proxy import CLOSED, status
 from tests.system.deployment import Coordinator, Hospital, command, free_ports, needs_nginx, until
 
 pytestmark = [pytest.mark.system, needs_nginx]

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from server.journal import read_journal
+from server.store.journal import read_journal
 from sites.datasets.synthetic import prepare_synthetic
 
 pytestmark = pytest.mark.system

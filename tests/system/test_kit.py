@@ -12,9 +12,7 @@ import pytest
 from client.membership.kit import install_bundle, make_request
 from mmare.host.supervised import Household, Program
 from mmare.wire.joining import SiteKit
-from server.admission import admit, find, revoke, save
-from server.kit import Kit, init_kit, renew
-from server.registration import (
+from server.membership.flower_nodes import (
     Agreement,
     flower_environment,
     register,
@@ -23,6 +21,8 @@ from server.registration import (
     superlink_answers,
     unregister,
 )
+from server.membership.kit import Kit, init_kit, renew
+from server.membership.records import admit, find, revoke, save
 from tests.kits import asked, free_port
 
 pytestmark = pytest.mark.system

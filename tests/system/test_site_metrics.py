@@ -16,8 +16,8 @@ from client.privacy.approvals import ApprovalFolder
 from client.relay.worker_link import WorkerLink
 from client.telemetry.embed_record import INTERVAL_S, read_record
 from mmare.wire.messages import Refusal, Request, RollCall, Task, decode, encode
-from server.exporter_kit import KIT_METRICS
-from server.kit import renew
+from server.membership.kit import renew
+from server.monitoring.kit_metrics import KIT_METRICS
 from sites.config import load_site
 from sites.datasets.phantoms import prepare_synthetic_scans
 from tests.deploy.watching import (

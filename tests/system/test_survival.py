@@ -20,7 +20,7 @@ from pathlib import Path
 
 import pytest
 
-from server.kit import load_kit, renew
+from server.membership.kit import load_kit, renew
 from tests.federations import (
     events,
     run_nodes,

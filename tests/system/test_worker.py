@@ -14,9 +14,9 @@ import pytest
 from client.privacy.audit_log import AuditLog
 from client.relay.app import app as client_app
 from client.relay.worker_link import WorkerLink
-from server.app import settings_of
-from server.grid_fleet import GridFleet
-from server.run_folder import execute
+from server.rounds.flower_fleet import GridFleet
+from server.run.folder import execute
+from server.run.request import settings_of
 from simulation.engine import InProcessGrid
 from sites.config import load_site
 from tests.federations import events, node_configs, outcome, run_config, run_nodes, tiny_federation

@@ -38,9 +38,9 @@ from client.worker import SiteStatus, Worker
 from mmare.errors import InputError, RunError
 from mmare.study.study import load_study
 from mmare.wire.joining import SiteKit
-from server.admission import admit
-from server.certificates import Pair
-from server.kit import init_kit
+from server.membership.certificates import Pair
+from server.membership.kit import init_kit
+from server.membership.records import admit
 from sites.config import CoordinatorConfig, MetricsConfig, WorkerConfig, load_site
 from tests.client.test_worker import serving
 from tests.federations import tiny_federation, tiny_study

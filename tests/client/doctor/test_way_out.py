@@ -16,7 +16,7 @@ from client.doctor.network import clock_finding, look_at_network
 from client.doctor.proxies import Surroundings, surroundings
 from client.doctor.way_out import Answer
 from mmare.wire.joining import Coordinator
-from server.certificates import new_authority, new_server
+from server.membership.certificates import new_authority, new_server
 from tests.strange_servers import connect_proxy, flower, free_port, https_server, plain_server
 
 RUNTIME_PORT = 9094

@@ -12,9 +12,9 @@ from typer.testing import CliRunner
 from client.cli import app
 from client.membership.kit import own_fingerprint
 from mmare.host.console import run_command
-from server.admission import admit
-from server.certificates import certificate_fingerprint
-from server.kit import init_kit
+from server.membership.certificates import certificate_fingerprint
+from server.membership.kit import init_kit
+from server.membership.records import admit
 from tests.federations import tiny_study
 from tests.kits import asked, site_config
 

@@ -16,9 +16,9 @@ from mmare.errors import InputError
 from mmare.host import files
 from mmare.study.study import load_study
 from mmare.wire.joining import Coordinator, SiteKit
-from server.admission import admit
-from server.certificates import certificate_fingerprint, new_authority, new_server
-from server.kit import Kit, init_kit
+from server.membership.certificates import certificate_fingerprint, new_authority, new_server
+from server.membership.kit import Kit, init_kit
+from server.membership.records import admit
 from tests.federations import tiny_study
 from tests.kits import asked, site_config
 

@@ -15,7 +15,7 @@ from mmare.wire.messages import (
     Task,
     encode,
 )
-from server.grid_fleet import GridFleet
+from server.rounds.flower_fleet import GridFleet
 from simulation.engine import InProcessGrid
 from tests.federations import tiny_study
 

@@ -1,0 +1,1 @@
+"""Strategies as pure functions: how updates become the next model."""

@@ -1,0 +1,284 @@
+"""The strategies that a study can name. A new one is one function and one line here.
+
+A strategy is pure: what the sites sent and its own state in, the next model and the next state out. The state
+is part of every checkpoint, so that a resumed run goes on bit for bit.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Final
+
+import torch
+from flwr.app import Array, ArrayRecord, MessageType, Metadata, MetricRecord, RecordDict
+from flwr.app.message import make_message
+from flwr.serverapp.strategy import FedAvg, FedMedian, FedTrimmedAvg, Krum
+
+from mmare.errors import RunError
+from mmare.study.strategy_options import (
+    FedAvgOptions,
+    FedMedianOptions,
+    KrumOptions,
+    TrimmedMeanOptions,
+    strategy_options,
+)
+from mmare.wire.tensors import is_finite
+from server.aggregation.mean import Contribution, to_dtype, weighted_mean
+from server.aggregation.robust import changes_gram, points_of, runs
+from server.aggregation.server_optimizers import ServerOptimizer, fedadam, fedavgm, fedyogi
+from server.aggregation.site_weights import gap_factors, site_weights
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from mmare.study.specs import FederationSpec
+    from server.aggregation.mean import BlockWeights
+
+__all__ = ["STRATEGIES", "Gathered", "Strategy", "Tensors", "strategy_of"]
+
+# Keys of the state: what is kept, then of what.
+GAP: Final = "gap/"  # factor of a site's weight
+STEPS: Final = "steps/"  # that a block has made; the moments of parameters are named by the optimiser
+
+_VALUE: Final = "value"
+_SAMPLES: Final = "num-examples"  # Flower's default key of weights
+_PLACE: Final = "place"  # of a site in the list that Flower chooses from
+_AT_HAND: Final = Metadata(0, "", 0, 0, "", "", 0.0, 1.0, MessageType.TRAIN)  # of replies that do not travel
+
+Tensors = dict[str, "Tensor"]
+
+
+@dataclass(frozen=True)
+class Gathered:
+    """What a round brought.
+
+    Args:
+        current: Federated tensors that the sites started from.
+        parts: Names of the tensors of each block.
+        contributions: Of different sites.
+        state: What the strategy kept of the rounds before; empty in the first.
+    """
+
+    current: Mapping[str, Tensor]
+    parts: Mapping[str, Sequence[str]]
+    contributions: Sequence[Contribution]
+    state: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+Strategy = Callable[[Gathered], tuple[Tensors, Tensors]]
+
+
+def strategy_of(federation: FederationSpec) -> Strategy:
+    """Make the strategy that a study names, with its options.
+
+    What all of them keep is kept here: a site without samples changes nothing, the order of contributions
+    does not matter, and neither the model nor the state gets a value that is not finite. That sites send none
+    is checked where updates arrive; a server optimiser can still overflow.
+
+    Returns:
+        A strategy that raises `RunError` where no site has samples or the result is not finite.
+
+    Raises:
+        StudyError: If the strategy or an option does not exist.
+    """
+    options = strategy_options(federation.strategy, federation.options)
+    step = STRATEGIES[federation.strategy](options)
+
+    def checked(gathered: Gathered) -> tuple[Tensors, Tensors]:
+        heard = sorted(
+            (each for each in gathered.contributions if each.samples > 0), key=lambda each: each.site
+        )
+        if not heard:
+            raise RunError("no site sent an update with training samples: there is nothing to bring together")
+        changed, state = step(replace(gathered, contributions=heard))
+        if not is_finite(changed) or not is_finite(state):
+            raise RunError(
+                f"strategy {federation.strategy} made values that are not finite; its options are too bold"
+            )
+        return changed, {name: value.contiguous() for name, value in state.items()}
+
+    return checked
+
+
+# Means
+
+
+def _mean(gathered: Gathered, options: FedAvgOptions) -> tuple[Tensors, dict[str, BlockWeights], Tensors]:
+    """The weighted mean, the weights that made it, and the factors of site weights as state."""
+    factors: dict[str, float] = {}
+    if options.gap_step > 0:
+        before = {
+            name.removeprefix(GAP): float(value)
+            for name, value in gathered.state.items()
+            if name.startswith(GAP)
+        }
+        gaps = {each.site: each.gap for each in gathered.contributions}
+        factors = gap_factors(gaps, before, options.gap_step)
+    weights = site_weights(gathered.parts, gathered.contributions, options, factors)
+    mean = weighted_mean(gathered.current, gathered.parts, gathered.contributions, weights)
+    kept = {f"{GAP}{site}": torch.tensor(value, dtype=torch.float64) for site, value in factors.items()}
+    return mean, weights, kept
+
+
+def _fedavg(options: FedAvgOptions) -> Strategy:
+    """FedAvg (McMahan et al. 2017), weighted by samples or, block by block, by exposure."""
+
+    def step(gathered: Gathered) -> tuple[Tensors, Tensors]:
+        mean, _, state = _mean(gathered, options)
+        return mean, state
+
+    return step
+
+
+def _stepping(make: Callable[[Any], ServerOptimizer]) -> Callable[[Any], Strategy]:
+    """A strategy that steps along the mean change; where no site has a say, value and moments stay."""
+
+    def strategy(options: FedAvgOptions) -> Strategy:
+        optimizer = make(options)
+
+        def step(gathered: Gathered) -> tuple[Tensors, Tensors]:
+            changed, weights, state = _mean(gathered, options)
+            for block, names in gathered.parts.items():
+                moves = weights[block].moves
+                count = gathered.state.get(f"{STEPS}{block}", torch.tensor(0)) + int(moves)
+                state[f"{STEPS}{block}"] = count
+                for name in names:
+                    value = gathered.current[name]
+                    if not value.is_floating_point():
+                        continue  # a count has no step
+                    keys = [f"{moment}/{name}" for moment in optimizer.moments]
+                    moments: Sequence[Tensor] = [
+                        gathered.state[key] if key in gathered.state else torch.zeros_like(value)
+                        for key in keys
+                    ]
+                    if moves:
+                        change = changed[name] - value
+                        changed[name], moments = optimizer.step(value, change, moments, int(count))
+                    state.update(zip(keys, moments, strict=True))
+            return changed, state
+
+        return step
+
+    return strategy
+
+
+# What compares sites, by Flower's own classes
+
+
+def _fedmedian(_: FedMedianOptions) -> Strategy:
+    """Coordinate-wise median (Yin et al. 2018), sites unweighted."""
+    return _by_coordinate(FedMedian())
+
+
+def _trimmed_mean(options: TrimmedMeanOptions) -> Strategy:
+    """Coordinate-wise trimmed mean (Yin et al. 2018), sites unweighted."""
+    return _by_coordinate(FedTrimmedAvg(beta=options.share))
+
+
+def _by_coordinate(flower: FedAvg) -> Strategy:
+    """Each block over the sites that sent it; a run of coordinates of all sites is copied at a time."""
+
+    def step(gathered: Gathered) -> tuple[Tensors, Tensors]:
+        sent = [each.load() for each in gathered.contributions]
+        changed = dict(gathered.current)
+        for block, names in gathered.parts.items():
+            senders = [
+                (each, tensors)
+                for each, tensors in zip(gathered.contributions, sent, strict=True)
+                if block in each.blocks
+            ]
+            for name in names if senders else ():
+                made = torch.empty(changed[name].numel(), dtype=torch.float64)
+                for run, pieces in runs([tensors[name] for _, tensors in senders]):
+                    values = (piece.double() for piece in pieces)  # or means of equal values would move
+                    made[run], _ = _aggregate(flower, [each for each, _ in senders], values)
+                changed[name] = to_dtype(made, changed[name].dtype).view(changed[name].shape)
+        return changed, {}
+
+    return step
+
+
+def _krum(options: KrumOptions) -> Strategy:
+    """Krum (Blanchard et al. 2017): the model of the site that is closest to its nearest sites.
+
+    A block that a site did not send counts as the model that it received. Flower is given a point per site,
+    in as many dimensions as there are sites, at the distances that their models have: given the models, it
+    takes distances as differences of squared norms in their own precision, in which a round's change drowns
+    beside the model, and copies all of them several times.
+    """
+    needed = 2 * options.malicious + 3  # Blanchard et al., proposition 1
+    flower = Krum(num_malicious_nodes=options.malicious)
+
+    def step(gathered: Gathered) -> tuple[Tensors, Tensors]:
+        heard = gathered.contributions
+        if len(heard) < needed:
+            raise RunError(
+                f"krum with options malicious = {options.malicious} needs updates of at least {needed} "
+                f"sites, found {len(heard)}"
+            )
+        sent = [
+            {name: tensors[name] for block in each.blocks for name in gathered.parts[block]}
+            for each in heard
+            for tensors in (each.load(),)
+        ]
+        gram = changes_gram(gathered.current, sent)
+        if not gram.isfinite().all():
+            raise RunError("krum cannot compare updates whose distances are not finite")
+        _, metrics = _aggregate(flower, heard, points_of(gram))
+        chosen = sent[int(metrics[_PLACE])]
+        return {
+            name: to_dtype(chosen.get(name, value), value.dtype) for name, value in gathered.current.items()
+        }, {}
+
+    return step
+
+
+def _aggregate(
+    flower: FedAvg, senders: Sequence[Contribution], values: Iterable[Tensor]
+) -> tuple[Tensor, Mapping[str, Any]]:
+    """What one of Flower's strategies makes of values as replies of sites.
+
+    Returns:
+        The aggregated value and the aggregated metrics: the mean place of the sites that went into it.
+    """
+    replies = [
+        make_message(
+            _AT_HAND,
+            RecordDict(
+                {
+                    "arrays": ArrayRecord({_VALUE: Array(value.numpy())}),
+                    "metrics": MetricRecord({_SAMPLES: each.samples, _PLACE: place}),
+                }
+            ),
+        )
+        for place, (each, value) in enumerate(zip(senders, values, strict=True))
+    ]
+    logger = logging.getLogger("flwr")
+    logger.addFilter(_is_told)
+    try:
+        arrays, metrics = flower.aggregate_train(0, replies)
+    finally:
+        logger.removeFilter(_is_told)
+    assert arrays is not None  # noqa: S101 - there are replies
+    assert metrics is not None  # noqa: S101
+    return torch.from_numpy(arrays[_VALUE].numpy()), metrics
+
+
+def _is_told(record: logging.LogRecord) -> bool:
+    """Flower counts the replies of each call; ours are pieces of one model."""
+    return record.levelno > logging.INFO
+
+
+STRATEGIES: Final[dict[str, Callable[[Any], Strategy]]] = {
+    "exposure": _fedavg,
+    "fedadam": _stepping(fedadam),
+    "fedavg": _fedavg,
+    "fedavgm": _stepping(fedavgm),
+    "fedmedian": _fedmedian,
+    "fedprox": _fedavg,  # the pull is the sites' (Li et al. 2020)
+    "fedyogi": _stepping(fedyogi),
+    "krum": _krum,
+    "trimmed-mean": _trimmed_mean,
+}

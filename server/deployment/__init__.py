@@ -1,0 +1,1 @@
+"""The coordinator's programs: what is started, watched, restarted."""

@@ -1,0 +1,215 @@
+"""The Flower app that travels, and its runs: submitted, asked about and stopped by Flower's command line.
+
+What travels holds no logic: two lines that name the app which the coordinator, or the hospital, has
+installed. Flower's command line leaves with exit code 0 whatever happened, so its answers are read.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import tomli_w
+
+from mmare.errors import InputError, RunError
+from mmare.host.files import write_whole
+from server.membership.flower_nodes import CONNECTION, flower_environment
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from server.membership.kit import Kit
+
+__all__ = [
+    "FlowerRun",
+    "app_files",
+    "flower_status",
+    "run_log",
+    "stop_run",
+    "stop_runs",
+    "submit_run",
+    "write_app",
+]
+
+COMMAND_S: Final = 60.0  # a call takes one or two seconds; longer is a machine in trouble
+SERVER_APP, CLIENT_APP = "coordinator_app", "relay_app"
+CONFIG: Final = {  # as in this project's own pyproject.toml
+    "federation": "",
+    "out": "",
+    "mode": "federated",
+    "set": "",
+    "overwrite": False,
+    "trainer": "",
+    "nodes": 0,
+    "backend": "flower",
+    "subsets": False,
+}
+
+
+@dataclass(frozen=True)
+class FlowerRun:
+    """What Flower says of a run.
+
+    Args:
+        status: ``pending``, ``starting``, ``running``, ``finished:completed``, ``finished:failed`` or
+            ``finished:stopped``.
+        details: Why, where it failed.
+    """
+
+    status: str
+    details: str = ""
+
+
+def app_files() -> dict[str, str]:
+    """The app, by file name."""
+    project = {
+        "project": {
+            "name": "mmare",
+            "version": version("federated-mmare"),
+            "description": "Names the installed apps of federated-mmare.",
+            "dependencies": [],
+        },
+        "tool": {
+            "flwr": {
+                "app": {
+                    "publisher": "mmare",
+                    "fab-include": [f"{SERVER_APP}.py", f"{CLIENT_APP}.py"],
+                    "components": {"serverapp": f"{SERVER_APP}:app", "clientapp": f"{CLIENT_APP}:app"},
+                    "config": CONFIG,
+                }
+            }
+        },
+    }
+    files = {"pyproject.toml": tomli_w.dumps(project)}
+    for name, package in ((SERVER_APP, "server"), (CLIENT_APP, "client")):
+        # Flower looks for an assignment to `app` before it takes a bundle
+        files[f"{name}.py"] = f"from {package}.app import app as installed\n\napp = installed\n"
+    return files
+
+
+def write_app(kit: Kit) -> None:
+    """Write the app into the kit.
+
+    Raises:
+        InputError: If it cannot be written.
+    """
+    try:
+        kit.app.mkdir(parents=True, exist_ok=True)
+        for name, text in app_files().items():
+            write_whole(kit.app / name, text.encode())
+    except OSError as error:
+        raise InputError(f"{kit.app}: cannot be written ({type(error).__name__})") from None
+
+
+def submit_run(kit: Kit, run_config: Mapping[str, object]) -> int:
+    """Submit a run of the app.
+
+    Args:
+        kit: Whose SuperLink takes it.
+        run_config: Keys of `CONFIG`.
+
+    Returns:
+        Flower's number of it.
+
+    Raises:
+        RunError: If SuperLink does not take it.
+    """
+    path = kit.state / "run-config.toml"  # a file, since quotes within words would be cut
+    try:
+        write_whole(path, tomli_w.dumps(dict(run_config)).encode())
+    except OSError as error:
+        raise RunError(f"{path}: cannot be written ({error.strerror})") from None
+    answer = _flwr(kit, "run", str(kit.app), CONNECTION, "--run-config", str(path))
+    return int(answer["run-id"])
+
+
+def flower_status(kit: Kit, run: int) -> FlowerRun:
+    """How a run is doing.
+
+    Raises:
+        RunError: If SuperLink does not answer or does not know it.
+    """
+    runs = _flwr(kit, "list", CONNECTION, "--run-id", str(run)).get("runs") or []
+    if not runs:
+        raise RunError(f"SuperLink does not know the run {run}")
+    details = str(runs[0].get("status-details", ""))
+    return FlowerRun(str(runs[0]["status"]), "" if details == "N/A" else details)
+
+
+def stop_run(kit: Kit, run: int) -> bool:
+    """Stop a run, with what was on its way to the sites; whether there was anything to stop."""
+    try:
+        _flwr(kit, "stop", str(run), CONNECTION)
+    except RunError:
+        return False  # over already, or unknown
+    return True
+
+
+def stop_runs(kit: Kit) -> list[int]:
+    """Stop every run that is not over, as a crash may leave some behind.
+
+    Returns:
+        Their numbers.
+
+    Raises:
+        RunError: If SuperLink does not list its runs.
+    """
+    runs = _flwr(kit, "list", CONNECTION).get("runs") or []
+    left = [int(run["run-id"]) for run in runs if not str(run["status"]).startswith("finished")]
+    return [run for run in left if stop_run(kit, run)]
+
+
+def run_log(kit: Kit, run: int) -> str:
+    """What the run's ServerApp wrote; nothing where SuperLink does not say."""
+    try:
+        done = _command(kit, "log", str(run), CONNECTION, "--show")
+    except RunError:
+        return ""
+    return done.stdout
+
+
+def _flwr(kit: Kit, command: str, *arguments: str) -> dict[str, Any]:
+    """What a command answers.
+
+    Raises:
+        RunError: If it says no, or nothing that can be read.
+    """
+    done = _command(kit, command, *arguments, "--format", "json")
+    try:
+        answer: dict[str, Any] = json.loads(done.stdout)
+        succeeded = bool(answer["success"])
+    except (ValueError, KeyError, TypeError):
+        answer, succeeded = {}, False
+    if not succeeded:
+        said = str(answer.get("error-message") or done.stderr or done.stdout).strip()
+        words = " ".join(said.split())[-300:] or f"exit code {done.returncode}"
+        raise RunError(f"flwr {command}: {words}")
+    return answer
+
+
+def _command(kit: Kit, *arguments: str) -> subprocess.CompletedProcess[str]:
+    places = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
+    program = shutil.which("flwr", path=places)
+    if program is None:
+        raise RunError("flwr: not found beside this Python nor on PATH; the installation is not whole")
+    plain = {key: value for key, value in os.environ.items() if key != "FORCE_COLOR"}
+    try:
+        return subprocess.run(  # noqa: S603 - our own command
+            [program, *arguments],
+            env={**plain, **flower_environment(kit), "NO_COLOR": "1"},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=COMMAND_S,
+            check=False,
+            start_new_session=True,  # Ctrl-C is for us; we tell the rest
+        )
+    except subprocess.TimeoutExpired:
+        raise RunError(f"flwr {arguments[0]}: no answer after {COMMAND_S:.0f} s") from None

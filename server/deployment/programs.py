@@ -1,0 +1,247 @@
+"""The coordinator's programs: what is started how, whether it answers, and what a predecessor left behind.
+
+::
+
+    site ── HTTPS ─► nginx :port ── HTTPS ─► SuperLink 127.0.0.1:superlink_port ◄── SuperExec ─► ServerApp
+                     (proxy.py)              TLS, node keys, database               one per attempt at a run
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import signal
+import socket
+import ssl
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from mmare.errors import InputError
+from mmare.host.files import write_whole
+from mmare.host.supervised import Program
+from mmare.wire.messages import CHUNK_BYTES
+from server.deployment.proxy import nginx_command
+from server.membership.flower_nodes import flower_environment, superlink_answers
+from server.membership.kit import PROXY, SUPEREXEC, SUPERLINK
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from server.membership.kit import Kit
+
+__all__ = [
+    "check_ports",
+    "end_leftovers",
+    "programs",
+    "proxy_answers",
+    "recorded",
+    "server_app_pid",
+    "server_app_pids",
+    "started_at",
+    "superlink_answers",
+    "write_record",
+]
+
+RECORD: Final = "processes.json"  # of the kit's state: who runs, for a successor
+POLL_S: Final = "0.1"  # of SuperExec, for work
+END_S: Final = 10.0  # from SIGTERM to SIGKILL for what a predecessor left
+LOOK_S: Final = 0.05
+_PROC: Final = Path("/proc")
+
+
+def programs(kit: Kit, *, proxy: bool = True) -> tuple[Program, ...]:
+    """What a coordinator keeps running, in the order of starting.
+
+    Args:
+        kit: Of the coordinator.
+        proxy: Whether its own nginx stands in front.
+
+    Raises:
+        InputError: If nginx is wanted and not installed.
+    """
+    here = str(Path(sys.executable).parent)
+    environment = {
+        **flower_environment(kit),
+        "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": POLL_S,
+        "FLWR_PRIVATE_MAX_ARRAY_CHUNK_SIZE": str(CHUNK_BYTES),
+        "PATH": os.pathsep.join([here, os.environ.get("PATH", os.defpath)]),  # SuperExec finds flwr-serverapp
+        "PYTHONUNBUFFERED": "1",
+    }
+    authority, secret = str(kit.ca_certificate), str(kit.secret)
+    address = ("--host", "127.0.0.1", "--port", str(kit.superlink_port))
+    superlink = (
+        *(_program("flower-superlink"), *address, "--ssl-ca-certfile", authority),
+        *("--ssl-certfile", str(kit.certificate), "--ssl-keyfile", str(kit.key)),
+        *("--enable-supernode-auth", "--database", str(kit.database), "--isolation", "process"),
+        *("--superexec-auth-secret-file", secret, "--disable-runtime-dependency-installation"),
+    )
+    superexec = (
+        *(_program("flower-superexec"), "--runtime-api-address", f"127.0.0.1:{kit.superlink_port}"),
+        *("--root-certificates", authority, "--superexec-auth-secret-file", secret),
+    )
+    commands = [(SUPERLINK, superlink), (SUPEREXEC, superexec)]
+    if proxy:
+        commands.append((PROXY, nginx_command(kit)))
+    return tuple(
+        Program(
+            *(name, command, kit.logs / f"{name}.log", environment),
+            first_pause_s=0.2,
+            longest_pause_s=10.0,
+            healthy_s=15.0,  # three times what SuperLink needs to answer
+            stop_s=8.0,
+        )
+        for name, command in commands
+    )
+
+
+def _program(name: str) -> str:
+    """A program of this installation; ``PATH`` may hold another one."""
+    beside = Path(sys.executable).parent / name
+    return str(beside) if beside.exists() else name
+
+
+def proxy_answers(kit: Kit, timeout_s: float = 2.0) -> bool:
+    """Whether the public door, asked on this machine, lets ``/health`` through to SuperLink."""
+    context = ssl.create_default_context(cafile=str(kit.ca_certificate))
+    try:
+        with (
+            socket.create_connection(("127.0.0.1", kit.port), timeout=timeout_s) as plain,
+            context.wrap_socket(plain, server_hostname=kit.host) as secured,
+        ):
+            connection = http.client.HTTPSConnection(kit.host, kit.port, timeout=timeout_s)
+            connection.sock = secured
+            connection.request("GET", "/health")
+            return connection.getresponse().status == http.client.OK
+    except (OSError, http.client.HTTPException):  # TLS errors are of the first kind
+        return False
+
+
+def check_ports(kit: Kit, *, proxy: bool = True) -> None:
+    """Refuse to start where a port cannot be had, before anything runs.
+
+    Raises:
+        InputError: Saying which and why.
+    """
+    wanted = {kit.superlink_port: "127.0.0.1", **({kit.port: ""} if proxy else {})}
+    for port, address in wanted.items():
+        key = "superlink_port" if address else "port"
+        with socket.socket() as found:
+            found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the programs themselves do
+            try:
+                found.bind((address, port))
+            except PermissionError:
+                raise InputError(
+                    f"port {port} is kept for root on this machine; set another {key} in {kit.config}, give "
+                    "the program CAP_NET_BIND_SERVICE (deploy/systemd), or lower "
+                    "net.ipv4.ip_unprivileged_port_start"
+                ) from None
+            except OSError as error:
+                raise InputError(
+                    f"port {port} cannot be had ({error.strerror}): another program listens there; stop it "
+                    f"or set another {key} in {kit.config}"
+                ) from None
+
+
+# Processes
+
+
+def server_app_pids(superexec: int | None) -> list[int]:
+    """The ServerApps that a SuperExec runs and that live: one, but for a moment between two attempts."""
+    found = []
+    for folder in _PROC.glob("[0-9]*") if superexec is not None else ():
+        with suppress(OSError, ValueError):
+            state, parent = _stat(int(folder.name))[:2]
+            command = (folder / "cmdline").read_bytes().split(b"\0")
+            if parent == str(superexec) and state != "Z" and any(b"flwr-serverapp" in c for c in command[:2]):
+                found.append(int(folder.name))
+    return sorted(found)
+
+
+def server_app_pid(superexec: int | None) -> int | None:
+    """One of `server_app_pids`, or nothing."""
+    return next(iter(server_app_pids(superexec)), None)
+
+
+def started_at(pid: int) -> str | None:
+    """When a process was started, in ticks since the machine was; tells it from a later one of that number.
+
+    Returns:
+        Nothing where there is no such process, or only what is left of one for its parent.
+    """
+    try:
+        fields = _stat(pid)
+    except (OSError, ValueError):
+        return None
+    return None if fields[0] == "Z" else fields[19]
+
+
+def _stat(pid: int) -> list[str]:
+    """Fields of ``/proc/PID/stat`` from the third on: the second, a name, may hold blanks and brackets."""
+    text = (_PROC / str(pid) / "stat").read_text(encoding="ascii", errors="replace")
+    return text[text.rindex(")") + 2 :].split()
+
+
+def write_record(kit: Kit, pids: Mapping[str, int]) -> None:
+    """Note who runs, so that a successor can end what is left of us."""
+    entries = {name: {"pid": pid, "started": started_at(pid)} for name, pid in pids.items()}
+    with suppress(OSError):  # of a full disk; the kernel ends our programs in any case
+        write_whole(kit.state / RECORD, json.dumps(entries, indent=2).encode())
+
+
+def recorded(kit: Kit) -> dict[str, int]:
+    """Programs of the last start that still live, by name."""
+    return {name: pid for name, pid, started in _entries(kit) if started_at(pid) == started}
+
+
+def end_leftovers(kit: Kit) -> list[str]:
+    """End what a predecessor that was killed has left running; the caller holds the lock of `start`.
+
+    Returns:
+        Names of what there was.
+    """
+    entries = _entries(kit)
+    left = sorted(name for name, pid, started in entries if _group(pid, started))
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        for member in _left(entries):
+            with suppress(ProcessLookupError, PermissionError):
+                os.kill(member, number)
+        end = time.monotonic() + END_S
+        while _left(entries) and time.monotonic() < end:
+            time.sleep(LOOK_S)
+    with suppress(OSError):
+        (kit.state / RECORD).unlink(missing_ok=True)
+    return left
+
+
+def _entries(kit: Kit) -> list[tuple[str, int, str]]:
+    """Name, process id and time of start of the programs of the last start."""
+    try:
+        found = json.loads((kit.state / RECORD).read_text(encoding="utf-8"))
+        return [
+            (str(name), int(entry["pid"]), str(entry["started"]))
+            for name, entry in found.items()
+            if entry["started"] is not None
+        ]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return []
+
+
+def _left(entries: list[tuple[str, int, str]]) -> list[int]:
+    return [member for _, pid, started in entries for member in _group(pid, started)]
+
+
+def _group(leader: int, started: str) -> list[int]:
+    """Living processes of a group that we began; its number is no other's while one of them lives."""
+    if started_at(leader) not in (None, started):
+        return []
+    found = []
+    for folder in _PROC.glob("[0-9]*"):
+        with suppress(OSError, ValueError):
+            state, _, group = _stat(int(folder.name))[:3]
+            if group == str(leader) and state != "Z":
+                found.append(int(folder.name))
+    return found

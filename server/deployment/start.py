@@ -1,0 +1,233 @@
+"""``mmare-server start``: the coordinator's programs, and one run to its end.
+
+Everything is started as a child of this process and ends with it. Who kills this process, too, loses nothing:
+the same command ends what is left of it and goes on from the last checkpoint.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from multiprocessing import get_context
+from typing import TYPE_CHECKING, Final
+
+from mmare.errors import InputError, RunError
+from mmare.host.signals import told_to_stop
+from mmare.host.supervised import Household
+from mmare.study.study import load_study
+from server.deployment.flower_runs import write_app
+from server.deployment.programs import check_ports, end_leftovers
+from server.deployment.proxy import write_proxy
+from server.deployment.retry_policy import Limits
+from server.deployment.run_supervisor import Supervision
+from server.deployment.services import Services
+from server.deployment.start_view import StartView
+from server.membership.certificates import certificate_days_left, certificate_end
+from server.membership.flower_nodes import register_admitted, write_connection
+from server.membership.kit import load_kit
+from server.membership.records import SiteState, listed
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+    from pathlib import Path
+
+    from rich.console import Console
+
+    from mmare.study.study import Study
+    from server.membership.kit import Kit
+
+__all__ = ["MODES", "StartSettings", "start_run"]
+
+MODES: Final = ("federated", "local")  # a hospital's rows never lie in one place with another's
+MARGIN_S: Final = 120.0  # beyond the two deadlines that a roll call may be silent
+WARN_DAYS: Final = 30
+LOCK: Final = "start.lock"  # of the kit's state
+
+
+@dataclass(frozen=True)
+class StartSettings:
+    """What the command was given.
+
+    Args:
+        kit: The coordinator's folder.
+        source: A study file, or a federation folder with one.
+        out: Run folder; by default in the kit.
+        mode: Of `MODES`.
+        assignments: ``section.key=value`` over the study.
+        overwrite: Replace a run with other settings.
+        min_nodes: Sites that the roll call waits for; 0 for all that are admitted.
+        tries: Attempts in a row without a new checkpoint.
+        metrics_port: Where the kit's runs are told to Prometheus; none for nowhere.
+        proxy: Whether an own nginx stands in front.
+    """
+
+    kit: Path
+    source: Path
+    out: Path | None = None
+    mode: str = "federated"
+    assignments: tuple[str, ...] = ()
+    overwrite: bool = False
+    min_nodes: int = 0
+    tries: int = 5
+    metrics_port: int | None = None
+    proxy: bool = True
+
+
+def start_run(settings: StartSettings, console: Console) -> Path:
+    """Run the coordinator until the run has ended.
+
+    Args:
+        settings: Of the command.
+        console: For people.
+
+    Returns:
+        The run folder, with its result.
+
+    Raises:
+        InputError: If something that was given cannot be used.
+        RunError: If the run was given up, or this process was told to stop; the same command resumes it.
+    """
+    kit = load_kit(settings.kit)
+    study = _study(settings)
+    out = (settings.out or kit.runs / f"{study.name}-{settings.mode}-seed{study.seed}").absolute()
+    config = {
+        "federation": str(settings.source.absolute()),
+        "out": str(out),
+        "mode": settings.mode,
+        "set": ";".join(settings.assignments),
+        "overwrite": settings.overwrite,
+        "nodes": settings.min_nodes or _admitted(kit, study),
+    }
+    with ExitStack() as stack:
+        stopped = stack.enter_context(told_to_stop())
+        stack.enter_context(_alone(kit))
+        if _elsewhere(config):
+            return out
+        view = stack.enter_context(StartView(console, out))
+        _prepare(kit, view, proxy=settings.proxy)
+        if settings.metrics_port is not None:
+            view.say(f"metrics: {stack.enter_context(_metrics(kit, out, settings.metrics_port))}")
+        services = Services(kit, stack.enter_context(Household()), view.say, proxy=settings.proxy)
+        view.say(f"{kit.federation}: starting SuperLink and its SuperExec{' and nginx' * settings.proxy}")
+        if not services.begin(stopped):
+            raise RunError("stopped before the run began")
+        _register(kit, view)
+        limits = Limits(silent_s=2 * study.federation.deadline_s + MARGIN_S, tries=settings.tries)
+        Supervision(kit, config, limits, services, view, stopped).run()
+    return out
+
+
+def _study(settings: StartSettings) -> Study:
+    if settings.mode not in MODES:
+        raise InputError(f"--mode must be one of {', '.join(MODES)}, found {settings.mode!r}")
+    if any(";" in assignment for assignment in settings.assignments):
+        raise InputError("--set takes no semicolon")
+    source = settings.source
+    return load_study(source / "study.toml" if source.is_dir() else source).override(settings.assignments)
+
+
+def _admitted(kit: Kit, study: Study) -> int:
+    """How many sites may take part.
+
+    Raises:
+        InputError: If the run could never have enough of them.
+    """
+    found = sum(record.state is SiteState.ADMITTED for record in listed(kit))
+    if found < study.federation.min_sites:
+        raise InputError(
+            f"{kit.folder}: {found} sites are admitted, but federation.min_sites is "
+            f"{study.federation.min_sites}; mmare-server kit admit takes in the request of a site"
+        )
+    return found
+
+
+def _elsewhere(config: Mapping[str, object]) -> bool:
+    """Check a run in a process of its own, which ends: this one is to stay small, and the check needs torch.
+
+    Returns:
+        Whether the run is finished.
+
+    Raises:
+        InputError: If it cannot be run.
+    """
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        return pool.submit(_is_finished, dict(config)).result()
+
+
+def _is_finished(config: Mapping[str, object]) -> bool:
+    from server.run.folder import check_run, finished_result  # noqa: PLC0415 - as above
+    from server.run.request import settings_of  # noqa: PLC0415 - torch, see above
+
+    study, settings = settings_of(config)
+    check_run(study, settings.mode)
+    return finished_result(study, settings) is not None
+
+
+def _prepare(kit: Kit, view: StartView, *, proxy: bool) -> None:
+    """Files and ports; what a predecessor left is ended."""
+    for name in end_leftovers(kit):
+        view.say(f"{name} of an earlier start was still running and was ended")
+    _check_certificate(kit, view)
+    check_ports(kit, proxy=proxy)
+    write_connection(kit)
+    write_app(kit)
+    if proxy:
+        write_proxy(kit)
+
+
+def _check_certificate(kit: Kit, view: StartView) -> None:
+    """Refuse a certificate that no site would trust, and say in time that one is nearly over.
+
+    Raises:
+        InputError: If it is over.
+    """
+    end = certificate_end(kit.certificate)
+    left = certificate_days_left(kit.certificate)
+    renewal = "mmare-server kit renew makes a new one, and sites need do nothing"
+    if left < 0:
+        raise InputError(f"{kit.certificate}: expired on {end:%Y-%m-%d}; {renewal}")
+    if left < WARN_DAYS:
+        view.say(f"the server's certificate is valid until {end:%Y-%m-%d}, {left} more days; {renewal}")
+
+
+def _register(kit: Kit, view: StartView) -> None:
+    agreement = register_admitted(kit)
+    for site in agreement.registered:
+        view.say(f"registered {site}")
+    for site, why in agreement.refused.items():
+        view.say(f"{site} cannot take part: {why}")
+
+
+@contextmanager
+def _metrics(kit: Kit, out: Path, port: int) -> Iterator[str]:
+    from server.monitoring.exporter import Exporter, serving  # noqa: PLC0415 - prometheus-client, where it is wanted
+
+    runs = kit.runs if out.is_relative_to(kit.runs) else out
+    with serving(Exporter(runs, kit=kit.folder), port, "127.0.0.1") as served:
+        yield f"http://127.0.0.1:{served}/metrics"
+
+
+@contextmanager
+def _alone(kit: Kit) -> Iterator[None]:
+    """Hold the kit for this start.
+
+    Raises:
+        InputError: If another one runs.
+    """
+    kit.state.mkdir(parents=True, exist_ok=True)
+    with (kit.state / LOCK).open("a+", encoding="ascii") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            lock.seek(0)
+            owner = lock.read().strip() or "unknown"
+            raise InputError(
+                f"{kit.folder}: mmare-server start runs with this kit already (process {owner})"
+            ) from None
+        lock.truncate(0)
+        lock.write(str(os.getpid()))
+        lock.flush()
+        yield

@@ -1,0 +1,1 @@
+"""Who belongs: the coordinator's kit, records of sites, certificates, Flower's nodes."""

@@ -1,0 +1,166 @@
+"""The metrics of a deployment, from the coordinator's folder: certificates, sites, programs, Flower's view.
+
+Everything is read from files when Prometheus comes: no program is asked, so the numbers are there whichever
+of them has died.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import re
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Final
+
+from cryptography import x509
+
+from mmare.host.metric_families import Kind, Metric, Sample
+from mmare.host.metric_labels import OTHER, Names
+from server.membership.kit import PROXY, SUPEREXEC, SUPERLINK
+from server.monitoring.flower_state import read_flower_state
+
+__all__ = ["KIT_METRICS", "KitReader"]
+
+PROGRAMS: Final = (SUPERLINK, SUPEREXEC, PROXY)
+STATES: Final = ("admitted", "revoked")
+RUN_STATUSES: Final = ("pending", "starting", "running", "completed", "failed", "stopped")
+NODE_STATUSES: Final = ("online", "offline", "registered", "unregistered")
+MOST_SITES: Final = 1000
+_CERTIFICATES: Final = {"server": "server.crt", "authority": "ca.crt"}
+_PROCESSES: Final = (
+    "state/processes.json"  # of server.deployment.programs: the programs that run, at every change
+)
+_LOCK: Final = "state/start.lock"  # of server.deployment.start, held while it keeps them
+_DATABASE: Final = "state/superlink.db"
+_STAT: Final = Path("/proc/stat")
+_TICKS: Final = re.compile(r"[0-9]{1,15}")  # since the machine was started
+_G: Final = Kind.GAUGE
+
+KIT_METRICS: Final = (
+    Metric(
+        "mmare_certificate_expiry_timestamp_seconds",
+        _G,
+        "When a certificate of the coordinator ends: its own, or that of its authority.",
+        ("certificate",),
+    ),
+    Metric("mmare_kit_sites", _G, "Sites in the coordinator's folder, by whether they may join.", ("state",)),
+    Metric(
+        "mmare_deployment_program_up",
+        _G,
+        "1 while a program of the deployment runs, 0 once it has ended.",
+        ("program",),
+    ),
+    Metric(
+        "mmare_deployment_program_start_timestamp_seconds",
+        _G,
+        "When a program of the deployment that runs was started.",
+        ("program",),
+    ),
+    Metric("mmare_flower_run_status", _G, "1 for the state in which Flower sees the last run.", ("status",)),
+    Metric("mmare_flower_nodes", _G, "Nodes that Flower knows, by state.", ("status",)),
+    Metric("mmare_flower_node_online", _G, "1 while Flower sees that a site is there.", ("site",)),
+)
+
+
+class KitReader:
+    """What a coordinator's folder says now. What is missing, damaged or odd in it is not told.
+
+    Args:
+        folder: Of the kit.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._sites = Names(MOST_SITES)
+        self._seen: set[str] = set()  # programs that have run
+
+    def samples(self) -> Iterator[Sample]:
+        """Values of the metrics."""
+        for name, file in _CERTIFICATES.items():
+            ends = _expiry(self._folder / file)
+            if ends is not None:
+                yield Sample("mmare_certificate_expiry_timestamp_seconds", (name,), ends)
+        records = [_object(path) for path in sorted((self._folder / "sites").glob("*.json"))]
+        states = Counter(str(record.get("state")) for record in records)
+        for state in STATES:
+            yield Sample("mmare_kit_sites", (state,), float(states[state]))
+        yield from self._programs()
+        yield from self._flower(records)
+
+    def _programs(self) -> Iterator[Sample]:
+        """The numbers of processes are not looked up: the exporter may run where they are other ones."""
+        found = _object(self._folder / _PROCESSES)
+        self._seen |= found.keys() & set(PROGRAMS)
+        kept = _is_held(self._folder / _LOCK)
+        for name in sorted(self._seen):
+            runs = kept and name in found
+            yield Sample("mmare_deployment_program_up", (name,), float(runs))
+            entry = found.get(name)
+            ticks = entry.get("started") if isinstance(entry, dict) else None
+            if runs and isinstance(ticks, str) and _TICKS.fullmatch(ticks):
+                since = _boot_time() + int(ticks) / os.sysconf("SC_CLK_TCK")
+                yield Sample("mmare_deployment_program_start_timestamp_seconds", (name,), since)
+
+    def _flower(self, records: list[Mapping[str, Any]]) -> Iterator[Sample]:
+        state = read_flower_state(self._folder / _DATABASE, time.time())
+        if state is None:
+            return
+        if state.run is not None:
+            status = _of(RUN_STATUSES, state.run)
+            for each in (*RUN_STATUSES, OTHER):
+                yield Sample("mmare_flower_run_status", (each,), float(each == status))
+        statuses = Counter(_of(NODE_STATUSES, status) for status in state.nodes.values())
+        for each in (*NODE_STATUSES, OTHER):
+            yield Sample("mmare_flower_nodes", (each,), float(statuses[each]))
+        online: dict[str, float] = {}
+        for record in records:
+            node, site = record.get("node_id"), self._sites(record.get("site"))
+            if record.get("state") == "admitted" and type(node) is int and site != OTHER:
+                online.setdefault(site, float(state.nodes.get(node) == "online"))
+        for site, there in online.items():
+            yield Sample("mmare_flower_node_online", (site,), there)
+
+
+def _expiry(path: Path) -> float | None:
+    """When the first certificate of a file to end does so."""
+    try:
+        found = x509.load_pem_x509_certificates(path.read_bytes())
+    except (OSError, ValueError):
+        return None
+    return min(each.not_valid_after_utc.timestamp() for each in found)
+
+
+def _object(path: Path) -> Mapping[str, Any]:
+    """A file's JSON object; an empty one where there is none."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _of(words: tuple[str, ...], value: str) -> str:
+    """A word of a closed set."""
+    return value if value in words else OTHER
+
+
+def _is_held(lock: Path) -> bool:
+    """Whether a process holds a lock; the kernel lets go of it when that one ends, however it ends."""
+    try:
+        with lock.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    return False
+
+
+def _boot_time() -> float:
+    """When this machine was started, in seconds since the epoch."""
+    lines = _STAT.read_text(encoding="ascii").splitlines()
+    return float(next(line.split()[1] for line in lines if line.startswith("btime ")))

@@ -1,0 +1,88 @@
+"""What is wrong with a run right now, for a terminal; `deploy/prometheus` says the same to Alertmanager."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterator
+from typing import Final
+
+from mmare.errors import SiteCode
+from server.monitoring.run_state import RunState
+from server.store.reasons import Reason
+
+__all__ = ["run_alerts"]
+
+STALLED: Final = 1.5  # deadlines without a word; after one the late sites are named
+SILENT_ROUNDS: Final = 3
+STARVED_ROUNDS: Final = 5
+NORM_RATIO: Final = 5.0  # of the median over sites
+REGRESSION: Final = 0.1  # below the best pooled balanced accuracy
+SITE_GAP: Final = 0.3  # between balanced accuracies of the best and the worst site
+UNEXERCISED: Final = "conditioning."  # blocks of what rows miss: where no row misses it, nothing is wrong
+
+
+def run_alerts(state: RunState, now: float) -> list[tuple[str, str]]:
+    """Alerts of a run: name, as in the rules of Prometheus, and a sentence.
+
+    Args:
+        state: Of the run; one that has finished has none.
+        now: Seconds since the epoch.
+
+    Example:
+        >>> run_alerts(RunState(min_count=5), now=0.0)
+        []
+    """
+    if state.failed is not None:
+        name = "QuorumLost" if state.failed == "quorum" else "RunFailed"
+        return [(name, f"the run failed ({state.failed}); the same command resumes it")]
+    if not state.active:
+        return []
+    return [*_rounds(state, now), *_sites(state), *_data(state), *_scores(state)]
+
+
+def _rounds(state: RunState, now: float) -> Iterator[tuple[str, str]]:
+    silent_s = now - state.last_event
+    if state.deadline_s > 0 and silent_s > STALLED * state.deadline_s:
+        yield "RoundStalled", f"no word for {silent_s:.0f} s, the deadline is {state.deadline_s:.0f} s"
+
+
+def _sites(state: RunState) -> Iterator[tuple[str, str]]:
+    for name, site in sorted(state.sites.items()):
+        if site.missed >= SILENT_ROUNDS:
+            yield "SiteSilent", f"{name} is not in the last {site.missed} rounds"
+    for reason, count in sorted(state.refused.items()):
+        if alert := _alert_of(reason):
+            yield alert, f"{count} answers of this round refused: {reason}"
+    norms = {name: site.norm for name, site in state.sites.items() if site.norm is not None}
+    median = statistics.median(norms.values()) if norms else 0.0
+    for name, norm in sorted(norms.items()):
+        if norm > NORM_RATIO * median > 0:
+            yield "NormOutlier", f"the update of {name} is {norm / median:.1f} times the median"
+
+
+def _alert_of(reason: str) -> str:
+    """The alert of an answer that was refused; none where there was no answer at all."""
+    if reason == Reason.NODE_FAILED or reason.startswith("S40"):
+        return ""
+    if reason in {Reason.NON_FINITE.value, SiteCode.NON_FINITE.value}:
+        return "NonFinite"
+    return "PolicyDenied" if reason == SiteCode.STUDY or reason.startswith("S30") else "UpdateRejected"
+
+
+def _data(state: RunState) -> Iterator[tuple[str, str]]:
+    for modality in state.modalities:
+        if state.absent[modality] >= STARVED_ROUNDS:
+            rounds = state.absent[modality]
+            yield "BlockStarved", f"no site with {modality} is in the last {rounds} rounds"
+    for block, rounds in sorted(state.starved.items()):
+        if rounds >= STARVED_ROUNDS and not block.startswith(UNEXERCISED):
+            yield "BlockStarved", f"block {block} got no sample in {rounds} rounds"
+
+
+def _scores(state: RunState) -> Iterator[tuple[str, str]]:
+    score = state.scores.get("validation", {}).get("balanced_accuracy")
+    if state.best is not None and score is not None and state.best[1] - score > REGRESSION:
+        yield "MetricRegression", f"validation balanced accuracy {score:.3f}, it was {state.best[1]:.3f}"
+    worst = state.worst("validation", "balanced_accuracy")
+    if worst is not None and worst[2] > SITE_GAP:
+        yield "WorstSiteGap", f"{worst[0]} is {worst[2]:.3f} behind the best site"

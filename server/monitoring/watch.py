@@ -1,0 +1,178 @@
+"""``mmare-server status --watch``: a run under way as a dashboard in the terminal."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+from itertools import pairwise
+from typing import TYPE_CHECKING, Final
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
+
+from mmare.errors import InputError
+from server.monitoring.followed_run import FollowedRun
+from server.monitoring.run_alerts import run_alerts
+from server.monitoring.run_state import RunState, SiteState
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+__all__ = ["dashboard", "sparkline", "watch_run"]
+
+INTERVAL_S: Final = 1.0
+WIDTH: Final = 50  # signs of a sparkline
+HISTORY: Final = 600  # rounds that it shows
+LONGEST_WORD: Final = 12  # of why a site was left out
+BARS: Final = "▁▂▃▄▅▆▇█"
+
+
+def watch_run(
+    run: Path,
+    console: Console,
+    pause: Callable[[float], None] = time.sleep,
+    clock: Callable[[], float] = time.time,
+) -> None:
+    """Show a run until it finishes or fails, or until the user interrupts.
+
+    Args:
+        run: Run folder.
+        console: Where to; where it is no terminal, only the last view is printed.
+        pause: Waits for seconds.
+        clock: Seconds since the epoch.
+
+    Raises:
+        InputError: If it is not a run folder.
+    """
+    followed = FollowedRun(run, lambda: RunState(min_count=0, history=HISTORY))
+    while followed.read_on():
+        pass
+    if not followed.state.started:
+        raise InputError(f"{run}: no run here; expected a folder with rounds.jsonl")
+    with Live(dashboard(followed.state, clock()), console=console, auto_refresh=False) as live:
+        try:
+            while followed.state.active:
+                pause(INTERVAL_S)
+                while followed.read_on():
+                    pass
+                live.update(dashboard(followed.state, clock()), refresh=True)
+        except KeyboardInterrupt:
+            return
+
+
+def dashboard(state: RunState, now: float) -> Group:
+    """State, curves, sites and alerts of a run.
+
+    Args:
+        state: Of the run.
+        now: Seconds since the epoch.
+    """
+    return Group(_summary(state, now), "", _sites(state, now), "", _alerts(state, now))
+
+
+def sparkline(values: Iterable[float], width: int = WIDTH) -> str:
+    """A curve in one line: the mean of each stretch, from the lowest to the highest.
+
+    Example:
+        >>> sparkline([0.0, 0.5, 1.0])
+        '▁▅█'
+        >>> sparkline([2.0, 2.0]), sparkline([])
+        ('▁▁', '')
+    """
+    series = list(values)
+    columns = min(width, len(series))
+    edges = [column * len(series) // columns for column in range(columns + 1)] if columns else []
+    means = [sum(series[start:end]) / (end - start) for start, end in pairwise(edges)]
+    low, high = min(means, default=0.0), max(means, default=0.0)
+    scale = (len(BARS) - 1) / (high - low) if high > low else 0.0
+    return "".join(BARS[int((mean - low) * scale + 0.5)] for mean in means)
+
+
+def _summary(state: RunState, now: float) -> Table:
+    table = Table(box=None, show_header=False, padding=(0, 1))
+    best = "-" if state.best is None else f"round {state.best[0]}, balanced accuracy {state.best[1]:.3f}"
+    for name, value in (
+        ("run", f"{state.study} {state.run}, {state.mode}, {state.info.get('model', '-')}"),
+        ("state", _state(state, now)),
+        ("rounds", f"{state.round} of at most {state.planned_rounds}"),
+        ("sites", _counts(state)),
+        ("best", best),
+        ("bal. accuracy", _curve(state, "score")),
+        ("train loss", _curve(state, "loss")),
+    ):
+        table.add_row(name, Text(value))
+    return table
+
+
+def _state(state: RunState, now: float) -> str:
+    if state.failed is not None:
+        return f"failed: {state.failed}"
+    if state.finished:
+        return "finished"
+    return f"under way, last event {_ago(now - state.last_event)} ago"
+
+
+def _counts(state: RunState) -> str:
+    turned_away = sum(state.not_admitted.values())
+    return (
+        f"{len(state.answered)} of {len(state.members)} in, {len(state.late)} late, "
+        f"{sum(state.refused.values())} refused, {turned_away} turned away, {state.min_sites} needed"
+    )
+
+
+def _curve(state: RunState, name: str) -> str:
+    values = [value for _, value in state.curves[name]]
+    return f"{sparkline(values)}  {values[-1]:.3f}" if values else "-"
+
+
+def _sites(state: RunState, now: float) -> Table:
+    table = Table(box=None, padding=(0, 1))
+    for heading in ("site", "seen", "samples", "norm", "loss", "bal. acc."):
+        table.add_column(heading, justify="left" if heading == "site" else "right", no_wrap=True)
+    table.add_column("left out", min_width=LONGEST_WORD)
+    for name, site in sorted(state.sites.items()):
+        table.add_row(
+            escape(name),
+            _ago(now - site.last_seen) if site.last_seen else "-",
+            "-" if site.samples is None else str(site.samples),
+            "-" if site.norm is None else f"{site.norm:.3g}",
+            "-" if site.train_loss is None else f"{site.train_loss:.3f}",
+            _score(site),
+            _left_out(site),
+        )
+    return table
+
+
+def _score(site: SiteState) -> str:
+    score = site.scores.get("validation", {}).get("balanced_accuracy")
+    return "-" if score is None else f"{score:.3f}"
+
+
+def _left_out(site: SiteState) -> str:
+    if not site.left_out:
+        return "-"
+    last = max(site.left_out, key=lambda reason: site.left_out[reason])
+    return f"{last}, {site.missed} rounds in a row" if site.missed else f"{last}, but back"
+
+
+def _alerts(state: RunState, now: float) -> Group | Text:
+    alerts = run_alerts(state, now)
+    if not alerts:
+        return Text(" no alerts", style="green")
+    return Group(*(Text(f" {name}: {sentence}", style="bold red") for name, sentence in alerts))
+
+
+def _ago(seconds: float) -> str:
+    """A duration in its largest unit.
+
+    Example:
+        >>> _ago(75.0), _ago(7300.0)
+        ('1 min', '2 h')
+    """
+    for size, unit in ((3600, "h"), (60, "min")):
+        if seconds >= size:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{max(seconds, 0.0):.0f} s"

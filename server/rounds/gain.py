@@ -1,0 +1,150 @@
+"""What a site gains by joining: two models on the same test rows, compared where the rows are.
+
+Each site counts, per class, the rows that only one of the two models predicts right. Counts can be added, so
+the pooled difference is that of all rows, and its interval needs no row (McNemar's table, per class).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Final
+
+import torch
+
+from mmare.errors import RunError
+from mmare.metrics.intervals import draw_cells
+from mmare.wire.messages import Comparison, Request, Task, WireError, decode, encode
+from mmare.wire.tensors import layout_of, pack
+from server.rounds.roll_call import explain
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from torch import Tensor
+
+    from mmare.study.study import Study
+    from server.rounds.fleet import Answer, Fleet
+    from server.rounds.roll_call import Member
+
+__all__ = ["gain_of", "gains"]
+
+CELLS: Final = 4  # both, the first alone, the second alone, neither
+RESAMPLES: Final = 2000
+LARGEST: Final = 2**40  # rows of a class at a site: more than mankind
+
+
+def gains(
+    fleet: Fleet,
+    study: Study,
+    run: str,
+    members: Mapping[str, Member],
+    joined: Mapping[str, Tensor],
+    alone: Mapping[str, Mapping[str, Tensor]],
+) -> dict[str, Any]:
+    """Compare a model with the one that each site trained alone, on the site's own test rows.
+
+    Args:
+        fleet: The nodes.
+        study: Of both.
+        run: Its name.
+        members: From the roll call.
+        joined: Tensors of the federated model.
+        alone: Per site, tensors of its own.
+
+    Returns:
+        ``sites``: per site, and ``pooled``: over all, as `gain_of` gives them; ``left_out``: reason per site.
+
+    Raises:
+        RunError: If no site could compare.
+    """
+    first, layout = pack(joined).numpy().tobytes(), layout_of(joined).fingerprint
+    cells: dict[str, dict[str, tuple[int, ...]]] = {}
+    left_out: dict[str, str] = {}
+    for site in sorted(alone):
+        if site not in members:
+            left_out[site] = "not at the roll call"
+            continue
+        header = encode(Request(Task.COMPARE, run, study.to_dict(), layout=layout))
+        payload = first + pack(alone[site]).numpy().tobytes()
+        left_out[site] = "no answer before the deadline"
+        for answer in fleet.ask({members[site].node: header}, payload, study.federation.deadline_s):
+            try:
+                cells[site] = _read(answer, site, study)
+                del left_out[site]
+            except WireError as error:
+                left_out[site] = explain(answer, error)
+    if not any(cells.values()):
+        raise RunError(
+            f"no site could compare: {'; '.join(left_out.values()) or 'all classes are too small'}"
+        )
+    pooled = {
+        name: _add([found[name] for found in cells.values() if name in found]) for name in study.classes
+    }
+    return {
+        "sites": {site: gain_of(found, study.classes) for site, found in cells.items()},
+        "pooled": gain_of({name: value for name, value in pooled.items() if value}, study.classes),
+        "left_out": left_out,
+    }
+
+
+def gain_of(cells: Mapping[str, Sequence[int]], classes: Sequence[str]) -> dict[str, Any]:
+    """Paired difference of balanced accuracy, first less second, with a 95 % bootstrap interval.
+
+    Rows are drawn within each class, as in `mmare.metrics.intervals`.
+
+    Args:
+        cells: Per class: rows that both, the first alone, the second alone, neither predicted right.
+        classes: All names; with one missing nothing is defined.
+
+    Returns:
+        ``n``, ``first``, ``second``, ``difference``, ``ci95``; ``None`` where not defined.
+
+    Example:
+        >>> found = gain_of({"ill": (5, 3, 0, 2), "well": (8, 1, 1, 0)}, ["ill", "well"])
+        >>> found["n"], round(found["first"], 2), round(found["difference"], 2)
+        (20, 0.85, 0.15)
+    """
+    n = sum(sum(cells[name]) for name in classes if name in cells)
+    if any(sum(cells.get(name, ())) == 0 for name in classes):
+        return {"n": n, **dict.fromkeys(("first", "second", "difference", "ci95"))}
+    counts = torch.tensor([list(cells[name]) for name in classes], dtype=torch.int64)  # (K, 4)
+    generator = torch.Generator().manual_seed(0)
+    drawn = torch.stack([draw_cells(row, RESAMPLES, generator) for row in counts], dim=1)  # (R, K, 4)
+    spread = _shares(drawn)  # (R, 2)
+    first, second = _shares(counts.double().unsqueeze(0))[0].tolist()
+    bounds = torch.tensor([0.025, 0.975], dtype=torch.float64)
+    return {
+        "n": n,
+        "first": first,
+        "second": second,
+        "difference": first - second,
+        "ci95": (spread[:, 0] - spread[:, 1]).quantile(bounds).tolist(),
+    }
+
+
+def _shares(counts: Tensor) -> Tensor:
+    """Balanced accuracies of both models, ``(R, 2)``, from cells ``(R, K, 4)``."""
+    totals = counts.sum(dim=2)  # (R, K)
+    right = torch.stack(
+        [counts[..., 0] + counts[..., 1], counts[..., 0] + counts[..., 2]], dim=2
+    )  # (R, K, 2)
+    return (right / totals.unsqueeze(2)).mean(dim=1)
+
+
+def _add(parts: Sequence[Sequence[int]]) -> tuple[int, ...]:
+    return tuple(sum(column) for column in zip(*parts, strict=True))
+
+
+def _read(answer: Answer, site: str, study: Study) -> dict[str, tuple[int, ...]]:
+    """The cells of an answer.
+
+    Raises:
+        WireError: If they cannot be.
+    """
+    found = decode(Comparison, answer.header or "")
+    if found.site != site:
+        raise WireError(f"an answer of {found.site!r}")
+    for name, cells in found.cells.items():
+        if name not in study.classes or len(cells) != CELLS or not all(0 <= n <= LARGEST for n in cells):
+            raise WireError("a comparison that no rows could give")
+    return dict(found.cells)

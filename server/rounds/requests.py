@@ -1,0 +1,201 @@
+"""Asking sites: one message to each, answers checked at the door, tensors spooled to disk as they arrive."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import torch
+
+from mmare.errors import SiteCode
+from mmare.wire.messages import Layout, Request, Update, WireError, decode, encode
+from mmare.wire.tensors import unpack
+from server.rounds.fleet import LATE
+from server.rounds.roll_call import explain
+from server.rounds.round_metrics import collect_states, trained_state
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from pathlib import Path
+
+    from torch import Tensor
+
+    from mmare.study.study import Study
+    from server.rounds.fleet import Answer, Fleet
+    from server.rounds.roll_call import RollCalls
+    from server.rounds.update_checks import Upload
+    from server.store.journal import Journal
+
+__all__ = ["Inquiry", "Reply", "read_spooled"]
+
+MOST_SECONDS = 1e9  # 30 years: sums of what sites claim stay finite
+
+
+@dataclass(frozen=True)
+class Reply:
+    """A checked answer.
+
+    Args:
+        update: Its header.
+        spooled: Where its tensors lie, if it has any.
+        size: Of header and tensors in bytes.
+    """
+
+    update: Update
+    spooled: Path | None
+    size: int
+
+
+class Inquiry:
+    """Asks the members of a run and keeps what is wrong or late out of it, by name.
+
+    Args:
+        fleet: The nodes.
+        study: Of the run.
+        calls: Know the sites that take part.
+        journal: Of the run.
+        spool: Folder for tensors on their way; a file per node, overwritten each round.
+        upload: What sites may return.
+    """
+
+    def __init__(
+        self,
+        fleet: Fleet,
+        study: Study,
+        calls: RollCalls,
+        journal: Journal,
+        spool: Path,
+        upload: Upload,
+    ) -> None:
+        self._fleet = fleet
+        self._study = study
+        self._calls = calls
+        self._journal = journal
+        self._spool = spool
+        self._upload = upload
+        self._phase: dict[str, str] = {}
+        self.without_state: set[str] = set()  # sites that lost what an accepted round left with them
+
+    def begin_test(self) -> None:
+        """From here on, events of the journal say that they are of the test."""
+        self._phase = {"phase": "test"}
+
+    def ask(
+        self,
+        requests: Mapping[str, Request],
+        payload: bytes,
+        round_number: int,
+        accept: Callable[[str, Answer], None],
+    ) -> None:
+        """Ask sites and hand over each answer; name those that are late or wrong.
+
+        Args:
+            requests: By site id.
+            payload: Tensors for all of them.
+            round_number: For the journal; 0 before the rounds.
+            accept: Takes an answer or raises `WireError`.
+        """
+        self.without_state.clear()
+        nodes = {self._calls.members[site].node: site for site in requests}
+        waiting = set(requests)
+        headers = {node: encode(requests[site]) for node, site in nodes.items()}
+        for answer in self._fleet.ask(headers, payload, self._study.federation.deadline_s):
+            site = nodes[answer.node]
+            waiting.discard(site)
+            try:
+                accept(site, answer)
+            except WireError as error:
+                reason = explain(answer, error)
+                if reason.endswith(SiteCode.STATE.value):
+                    self.without_state.add(site)
+                self._journal.write(
+                    "site_left_out", round=round_number, **self._phase, site=site, reason=reason
+                )
+        for site in sorted(waiting):
+            self._journal.write("site_left_out", round=round_number, **self._phase, site=site, reason=LATE)
+
+    def updates(
+        self, requests: Mapping[str, Request], payload: bytes, round_number: int
+    ) -> tuple[dict[str, Reply], int]:
+        """Ask for evaluation and training.
+
+        Returns:
+            Good replies by site id in order, and the bytes that were sent to all.
+        """
+        replies: dict[str, Reply] = {}
+        down = {site: len(encode(request)) + len(payload) for site, request in requests.items()}
+
+        def accept(site: str, answer: Answer) -> None:
+            reply = self._check(site, requests[site], answer)
+            replies[site] = reply
+            self._journal.write(
+                "site_update",
+                round=round_number,
+                **self._phase,
+                site=site,
+                samples=reply.update.samples,
+                seconds=sum(reply.update.seconds.values()),
+                bytes_up=reply.size,
+                bytes_down=down[site],
+                norm=reply.update.norm,
+                train_loss=reply.update.train_loss,
+            )
+
+        self.ask(requests, payload, round_number, accept)
+        return dict(sorted(replies.items())), sum(down.values())
+
+    def _check(self, site: str, request: Request, answer: Answer) -> Reply:
+        """Check an answer against what was asked, and spool its tensors.
+
+        Raises:
+            WireError: If it is not an answer to it.
+        """
+        update = decode(Update, answer.header or "")
+        size = len((answer.header or "").encode()) + len(answer.payload)
+        if update.site != site or update.round != request.round:
+            raise WireError(f"an answer of {update.site!r} to round {update.round}")
+        if tuple(evaluation.split for evaluation in update.evaluations) != request.splits:
+            raise WireError("evaluations of other splits than asked")
+        _check_numbers(update)
+        for split in request.splits:
+            collect_states({site: update}, split, self._study)
+        if (update.trained is not None) != (request.gap and request.train):
+            raise WireError("an evaluation of the trained model that was not asked for, or none that was")
+        if update.trained is not None:
+            trained_state(update, self._study)
+        if not request.train:
+            return Reply(update, None, size)
+        draws = self._calls.members[site].call.samples * self._study.training.local_epochs
+        if not 0 < update.samples <= draws:
+            raise WireError(f"{update.samples} samples, expected 1 to {draws}")
+        layout = self._upload.check(update, request.round)
+        if len(answer.payload) != layout.size:
+            raise WireError(f"{len(answer.payload)} bytes of tensors, expected {layout.size}")
+        path = self._spool / f"{answer.node}.bin"
+        _write_over(path, answer.payload)
+        norm = self._upload.check_step(read_spooled(path, layout))
+        return Reply(replace(update, norm=norm), path, size)
+
+
+def _check_numbers(update: Update) -> None:
+    """Refuse what no site can have measured.
+
+    Raises:
+        WireError: Naming it.
+    """
+    if not all(0 <= seconds <= MOST_SECONDS for seconds in update.seconds.values()):
+        raise WireError(f"seconds that are not from 0 to {MOST_SECONDS:g}")
+
+
+def _write_over(path: Path, payload: bytes) -> None:
+    """Write a file, over the one of the round before where that has the same size: its pages serve again."""
+    again = path.exists() and path.stat().st_size == len(payload)
+    with path.open("r+b" if again else "wb") as file:
+        file.write(payload)
+
+
+def read_spooled(path: Path, layout: Layout) -> dict[str, Tensor]:
+    """Tensors of a spooled update, mapped from its file."""
+    if layout.size == 0:
+        return {}
+    return unpack(torch.from_file(str(path), size=layout.size, dtype=torch.uint8), layout)

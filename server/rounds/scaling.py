@@ -1,0 +1,61 @@
+"""Pooled scaling moments: summed over sites, set as buffers of the model."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from mmare.models.adapters import pooled_moments
+from mmare.wire.messages import Moments, WireError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from mmare.models.base import MultimodalModel
+    from mmare.study.study import Study
+    from mmare.wire.messages import Statistics
+    from server.store.journal import Journal
+
+LARGEST: Final = 1e30  # sums of float32 features stay far below, and their squares do not overflow
+SLACK, TINY = 1 + 1e-9, 1e-12  # rounding: (sum)^2 <= n * sum of squares holds for real rows
+
+__all__ = ["check_statistics", "set_scaling"]
+
+
+def check_statistics(statistics: Statistics, study: Study, samples: int) -> None:
+    """Refuse moments that no rows could have.
+
+    Args:
+        statistics: From a site.
+        study: Of the run.
+        samples: Train rows that the site said it has.
+
+    Raises:
+        WireError: Naming the modality.
+    """
+    names = [moments.modality for moments in statistics.moments]
+    if names != [modality.name for modality in study.modalities]:
+        raise WireError("moments of other modalities than the study's")
+    for modality, moments in zip(study.modalities, statistics.moments, strict=True):
+        if len(moments.total) != modality.width or len(moments.squares) != modality.width:
+            raise WireError(f"moments of {modality.name} have another width than {modality.width}")
+        if not 0 <= moments.n <= samples:
+            raise WireError(f"moments of {modality.name} are of {moments.n} rows, expected 0 to {samples}")
+        for total, squares in zip(moments.total, moments.squares, strict=True):
+            if not (abs(total) < LARGEST and total**2 <= max(moments.n, 0) * squares * SLACK + TINY):
+                raise WireError(f"moments of {modality.name} that no rows have")
+
+
+def set_scaling(
+    model: MultimodalModel, statistics: Mapping[str, Statistics], study: Study, journal: Journal
+) -> None:
+    """Fill the model's scaling buffers from the moments of all sites, summed in the order of site ids."""
+    for slot, modality in enumerate(study.modalities):
+        parts = [statistics[site].moments[slot] for site in sorted(statistics)]
+        told: list[Moments] = [part for part in parts if part.n > 0]
+        n = sum(part.n for part in told)
+        total = [sum(values) for values in zip(*(part.total for part in told), strict=True)]
+        squares = [sum(values) for values in zip(*(part.squares for part in told), strict=True)]
+        zeros = [0.0] * modality.width
+        model.scaling.set_moments(slot, *pooled_moments(n, total or zeros, squares or zeros))
+        sites = [site for site in sorted(statistics) if statistics[site].moments[slot].n > 0]
+        journal.write("scaling", modality=modality.name, n=n, sites=sites)

@@ -1,0 +1,83 @@
+"""Which round's model is kept, and when a run stops looking."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from mmare.study.choices import Select
+
+__all__ = ["Selection"]
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Best round so far: highest validation score; ties by lower log-loss, then the earlier.
+
+    Args:
+        round: Best round, 0 before any.
+        score: Its score and negated log-loss; minus infinity where not defined.
+        last: Last round that was looked at.
+
+    Example:
+        >>> one = {"pooled": {"balanced_accuracy": 0.6, "log_loss": 0.5}}
+        >>> two = {"pooled": {"balanced_accuracy": 0.6, "log_loss": 0.6}}
+        >>> first = Selection().after(1, one, Select.BALANCED_ACCURACY)
+        >>> second = first.after(2, two, Select.BALANCED_ACCURACY)
+        >>> second.round, second.exhausted(patience=1)
+        (1, True)
+    """
+
+    round: int = 0
+    score: tuple[float, float] = (-math.inf, -math.inf)
+    last: int = 0
+
+    def after(self, round_number: int, metrics: Mapping[str, Any], select: Select) -> Selection:
+        """The selection once a round's validation metrics are known.
+
+        Args:
+            round_number: Of the model.
+            metrics: ``pooled`` and ``sites``, as `server.rounds.round_metrics.headline` gives them.
+            select: What counts; a value that is not defined is the worst.
+        """
+        first, loss = _value(metrics, select), metrics["pooled"].get("log_loss")
+        score = (-math.inf if first is None else first, -math.inf if loss is None else -loss)
+        if self.round == 0 or score > self.score:
+            return Selection(round_number, score, round_number)
+        return Selection(self.round, self.score, round_number)
+
+    def exhausted(self, patience: int) -> bool:
+        """Whether ``patience`` rounds have gone by without a better one."""
+        return self.last - self.round >= patience
+
+    def to_dict(self) -> dict[str, Any]:
+        """For a checkpoint."""
+        score = [None if math.isinf(value) else value for value in self.score]
+        return {"round": self.round, "score": score, "last": self.last}
+
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any]) -> Selection:
+        """What `to_dict` gave."""
+        first, second = (-math.inf if value is None else value for value in content["score"])
+        return cls(content["round"], (first, second), content["last"])
+
+
+def _value(metrics: Mapping[str, Any], select: Select) -> float | None:
+    """What is to be large."""
+    if select is Select.WORST_SITE:
+        each = [site.get("balanced_accuracy") for site in metrics["sites"].values()]
+        known = [value for value in each if value is not None]
+        return min(known) if known else None
+    value: float | None = metrics["pooled"].get(_METRIC[select])
+    return -value if value is not None and select in LOSSES else value
+
+
+_METRIC = {
+    Select.BALANCED_ACCURACY: "balanced_accuracy",
+    Select.AUC: "auc",
+    Select.LOSS: "log_loss",
+    Select.BALANCED_LOSS: "balanced_log_loss",
+}
+LOSSES: Final = {Select.LOSS, Select.BALANCED_LOSS}

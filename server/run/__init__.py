@@ -1,0 +1,1 @@
+"""One run: what was asked for, its folder, its result."""

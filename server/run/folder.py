@@ -1,0 +1,273 @@
+"""One run in its folder: begin, resume or refuse; journal, checkpoints, model, result."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import re
+import shutil
+import uuid
+from contextlib import contextmanager
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any, Final
+
+import tomli_w
+
+from mmare.errors import InputError, MmareError, RunError, StudyError
+from mmare.models.registry import build_model, model_options
+from server.aggregation.strategies import strategy_of
+from server.rounds.loop import Mode, Plan, RoundLoop
+from server.rounds.roll_call import roll_call
+from server.rounds.update_checks import Upload
+from server.run.request import RunSettings
+from server.run.result import (
+    common_facts,
+    left_out,
+    local_metrics,
+    notes_of_model,
+    notes_of_sites,
+    outcome_facts,
+    versions,
+)
+from server.store.journal import JOURNAL, RESULT, STUDY, Journal, read_journal
+from server.store.model_file import save_model
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from mmare.study.study import Study
+    from server.rounds.fleet import Fleet
+    from server.store.journal import Listener
+
+__all__ = ["check_run", "execute", "finished_result"]
+
+MOST_MODALITIES: Final = 6  # whose subsets are tested: 63
+_OWN: Final = (JOURNAL, RESULT, STUDY, "report.html", "checkpoints", "model", "spool", "local", ".lock")
+
+
+def finished_result(study: Study, settings: RunSettings) -> dict[str, Any] | None:
+    """The result of a run that is finished with the same settings, or nothing.
+
+    Raises:
+        InputError: If the folder holds a run with other settings, or something that is not a run.
+    """
+    out = settings.out
+    if out.exists() and not out.is_dir():
+        raise InputError(f"{out}: is a file, expected a folder")
+    if not out.exists():
+        return None
+    started = _first_start(out)
+    if started is None:
+        foreign = sorted(path.name for path in out.iterdir() if path.name not in _OWN)
+        if foreign:
+            raise InputError(f"{out}: holds {foreign[0]!r} and no run; choose an empty folder")
+    if started is None or settings.overwrite:
+        return None
+    wanted = _settings_table(study, settings)
+    for key, value in wanted.items():
+        if started["settings"].get(key) != value:
+            raise InputError(
+                f"{out}: holds a run with another {_difference(key, started['settings'].get(key), value)}; "
+                "choose another folder, or --overwrite to replace it"
+            )
+    path = out / RESULT
+    if not path.exists():
+        return None
+    try:
+        result: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        return None  # the run is taken up again and writes it anew
+    return result
+
+
+def check_run(study: Study, mode: Mode, *, subsets: bool = False) -> None:
+    """Refuse a study that cannot be run in a mode, before anything is written.
+
+    Raises:
+        StudyError: If model, strategy or local parts cannot be.
+    """
+    Upload(build_model(study), study)
+    strategy_of(study.federation)
+    if subsets and len(study.modalities) > MOST_MODALITIES:
+        raise StudyError(
+            f"subsets of {len(study.modalities)} modalities are too many to test, "
+            f"expected at most {MOST_MODALITIES} modalities"
+        )
+    if study.federation.local and mode is not Mode.FEDERATED:
+        raise StudyError(f"[federation] local names parts that stay at sites, which mode {mode} has none of")
+
+
+def execute(
+    fleet: Fleet, study: Study, settings: RunSettings, listeners: tuple[Listener, ...] = ()
+) -> dict[str, Any]:
+    """Run to the end, from wherever an earlier attempt got, and write the result.
+
+    Args:
+        fleet: The nodes.
+        study: With all overrides applied.
+        settings: Of the run.
+        listeners: Called with every event of the journal.
+
+    Returns:
+        The content of ``result.json``.
+
+    Raises:
+        InputError: If the settings cannot be run.
+        RunError: If the run failed; the same settings resume it.
+    """
+    done = finished_result(study, settings)
+    if done is not None:
+        return done
+    check_run(study, settings.mode, subsets=settings.subsets)
+    out = settings.out
+    out.mkdir(parents=True, exist_ok=True)
+    with _alone(out):
+        if settings.overwrite:
+            _clear(out)
+        started = _first_start(out)
+        run = started["run"] if started else f"{_slug(study.name)}-{uuid.uuid4().hex[:8]}"
+        (out / STUDY).write_text(tomli_w.dumps(study.to_dict()), encoding="utf-8")
+        journal = Journal(out / JOURNAL, run, listeners)
+        journal.write(
+            "run_started",
+            settings=_settings_table(study, settings),
+            versions=versions(),
+            hash=study.hash,
+            mode=settings.mode,
+            backend=settings.backend,
+        )
+        try:
+            result = _run(fleet, study, settings, journal, run)
+        except MmareError as error:
+            journal.write("run_failed", reason=str(error))
+            raise
+        except KeyboardInterrupt:
+            journal.write("run_failed", reason="interrupted")
+            raise RunError("interrupted; the same command resumes the run") from None
+        _write_atomically(out / RESULT, json.dumps(result, indent=2, allow_nan=False) + "\n")
+        journal.write("run_finished", **{key: result[key] for key in ("rounds_run", "best_round", "seconds")})
+    return result
+
+
+def _run(fleet: Fleet, study: Study, settings: RunSettings, journal: Journal, run: str) -> dict[str, Any]:
+    out = settings.out
+    common = common_facts(study, settings)
+    if settings.mode is not Mode.LOCAL:
+        loop = RoundLoop(
+            fleet,
+            study,
+            out,
+            journal,
+            run,
+            Plan(settings.mode, settings.trainer, settings.expected_nodes, settings.subsets),
+        )
+        outcome = loop.run()
+        facts = {"run": run, "round": outcome.best_round, "notes": notes_of_model(study)}
+        save_model(out / "model", study, outcome.tensors, facts)
+        told = {"left_out": left_out(out), "notes": [*notes_of_sites(out), *notes_of_model(study)]}
+        return {**common, **outcome_facts(outcome), "metrics": outcome.metrics, **told}
+    members = roll_call(fleet, study, run, journal, settings.expected_nodes or 1)
+    trainers = [site for site, member in members.items() if member.call.samples > 0]
+    if not trainers:
+        raise RunError("no site with training rows took part in the roll call")
+    local: dict[str, Any] = {}
+    outcomes = []
+    for site in trainers:
+        folder = out / "local" / site
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / STUDY).write_text(tomli_w.dumps(study.to_dict()), encoding="utf-8")
+        own = Journal(folder / JOURNAL, f"{run}-{site}", journal.listeners)
+        own.write("run_started", mode=Mode.LOCAL, site=site, hash=study.hash)
+        loop = RoundLoop(
+            fleet,
+            study,
+            folder,
+            own,
+            f"{run}-{site}",
+            Plan(Mode.LOCAL, site, len(members), settings.subsets),
+        )
+        outcome = loop.run()
+        outcomes.append(outcome)
+        save_model(folder / "model", study, outcome.tensors, {"run": run, "round": outcome.best_round})
+        own.write("run_finished", **outcome_facts(outcome))
+        local[site] = {**outcome_facts(outcome), "metrics": local_metrics(outcome, site)}
+    totals = {
+        phase: sum(outcome.progress.seconds.get(phase, 0.0) for outcome in outcomes)
+        for phase in ("total", "setup", "rounds", "train")
+    }
+    longest = max(outcomes, key=lambda outcome: outcome.progress.round)
+    return {
+        **common,
+        **outcome_facts(longest),
+        "seconds": totals,
+        "local": local,
+        "left_out": left_out(out),
+        "notes": [*notes_of_sites(out), *notes_of_model(study)],
+    }
+
+
+def _settings_table(study: Study, settings: RunSettings) -> dict[str, Any]:
+    model = {"name": study.model.name, **asdict(model_options(study))}
+    table = {
+        **study.to_dict(),
+        "model": model,
+        "mode": settings.mode.value,
+        "federation": settings.federation,
+        "subsets": settings.subsets,
+    }
+    plain: dict[str, Any] = json.loads(json.dumps(table))  # as the journal gives it back
+    return plain
+
+
+def _first_start(out: Path) -> dict[str, Any] | None:
+    events = read_journal(out / JOURNAL)
+    return next((event for event in events if event["event"] == "run_started"), None)
+
+
+def _difference(key: str, found: Any, wanted: Any) -> str:  # noqa: ANN401 - JSON values
+    """Name one setting that differs."""
+    if isinstance(found, dict) and isinstance(wanted, dict):
+        for name in sorted({*found, *wanted}):
+            if found.get(name) != wanted.get(name):
+                return f"{key}.{name}: {found.get(name)!r}, now {wanted.get(name)!r}"
+    if isinstance(found, list):
+        return key
+    return f"{key}: {found!r}, now {wanted!r}"
+
+
+@contextmanager
+def _alone(out: Path) -> Iterator[None]:
+    """Hold the folder's lock.
+
+    Raises:
+        InputError: If another process holds it.
+    """
+    with (out / ".lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise InputError(f"{out}: another process is running this run") from None
+        yield
+
+
+def _clear(out: Path) -> None:
+    for name in _OWN:
+        path = out / name
+        if path.is_dir():
+            shutil.rmtree(path)
+        elif name != ".lock":
+            path.unlink(missing_ok=True)
+
+
+def _write_atomically(path: Path, text: str) -> None:
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _slug(name: str) -> str:
+    return re.sub(r"[^A-Za-z0-9]+", "-", name).strip("-").lower() or "run"

@@ -1,0 +1,110 @@
+"""What a run ends with: the content of ``result.json``."""
+
+from __future__ import annotations
+
+import platform
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+from mmare.models.registry import MODELS, build_model
+from mmare.wire.tensors import global_tensors
+from server.rounds.loop import Outcome
+from server.rounds.update_checks import Upload
+from server.store.journal import JOURNAL, read_journal
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from mmare.study.study import Study
+    from server.run.request import RunSettings
+
+__all__ = [
+    "common_facts",
+    "left_out",
+    "local_metrics",
+    "notes_of_model",
+    "notes_of_sites",
+    "outcome_facts",
+    "versions",
+]
+
+
+def local_metrics(outcome: Outcome, site: str) -> dict[str, Any]:
+    """Metrics of a site that trained alone: on its own test rows and on all."""
+    test = outcome.metrics["test"]
+    return {
+        "validation": outcome.metrics["validation"]["pooled"],
+        "test": {
+            "own": test["sites"].get(site),
+            **{name: test[name] for name in ("pooled", "sites", "subsets")},
+        },
+    }
+
+
+def common_facts(study: Study, settings: RunSettings) -> dict[str, Any]:
+    """What every ``result.json`` says, whatever the mode."""
+    model = build_model(study)
+    return {
+        "study": study.name,
+        "model": study.model.name,
+        "strategy": study.federation.strategy,
+        "mode": settings.mode.value,
+        "seed": study.seed,
+        "backend": settings.backend,
+        "parameters": {
+            "trainable": sum(value.numel() for value in model.parameters()),
+            "federated": sum(value.numel() for value in Upload(model, study).tensors.values()),
+            "buffers": sum(value.numel() for value in global_tensors(model).values())
+            - sum(value.numel() for value in model.parameters()),
+        },
+        "versions": versions(),
+    }
+
+
+def outcome_facts(outcome: Outcome) -> dict[str, Any]:
+    """Rounds, bytes and seconds of one training."""
+    progress = outcome.progress
+    return {
+        "rounds_run": progress.round,
+        "best_round": outcome.best_round,
+        "bytes": {"down_per_round": progress.bytes_down, "up_per_round": progress.bytes_up},
+        "seconds": {
+            phase: progress.seconds.get(phase, 0.0) for phase in ("total", "setup", "rounds", "train")
+        },
+    }
+
+
+def left_out(out: Path) -> list[dict[str, Any]]:
+    """Who was left out when and why, from the journals; round 0 is the roll call."""
+    found = []
+    for path in [out / JOURNAL, *sorted((out / "local").glob(f"*/{JOURNAL}"))]:
+        for event in read_journal(path):
+            if event["event"] == "site_left_out" or (event["event"] == "roll_call" and not event["accepted"]):
+                at_test = " (at the test)" if event.get("phase") == "test" else ""
+                entry = {
+                    "site": event["site"],
+                    "round": event.get("round", 0),
+                    "reason": event["reason"] + at_test,
+                }
+                if entry not in found:
+                    found.append(entry)
+    return found
+
+
+def notes_of_sites(out: Path) -> list[str]:
+    """What sites said of their features at the roll call, each once."""
+    events = read_journal(out / JOURNAL)
+    return list(dict.fromkeys(note for event in events for note in event.get("notes", [])))
+
+
+def notes_of_model(study: Study) -> list[str]:
+    """What a reader must know of the model and its figures: what it stands for, what stayed at the sites."""
+    parts = ", ".join(study.federation.local)
+    stay = f"{parts} stay at each site: metrics are with the sites' own, the model has their starting values"
+    return [note for note in (MODELS[study.model.name].NOTE, stay if parts else "") if note]
+
+
+def versions() -> dict[str, str]:
+    """Of Python and the packages that numbers depend on."""
+    packages = {name: version(name) for name in ("federated-mmare", "flwr", "numpy", "torch")}
+    return {**packages, "python": platform.python_version()}

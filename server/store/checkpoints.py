@@ -1,0 +1,120 @@
+"""A run folder's checkpoints: the last two rounds and the best model that they refer to."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any, Final
+
+from mmare.study.tables import TableError, from_table
+from server.store.checkpoint import DamagedCheckpointError, read_checkpoint, write_checkpoint
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from torch import Tensor
+
+__all__ = ["CheckpointStore", "Progress"]
+
+KEPT: Final = 2
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What a run must know to go on after a round.
+
+    Args:
+        round: That was aggregated.
+        selection: Of the rounds validated so far.
+        state_rounds: Per site, the last round whose update was accepted.
+        seconds: Spent so far, per phase.
+        bytes_down: Of the last round, over all sites.
+        bytes_up: Of the last round, over all sites.
+        trained: No further round will be trained; the selection is final.
+        best_states: As ``state_rounds``, after the best round so far.
+        own_losses: Validation loss per site of the model that it trained last, where the strategy asks.
+        plateau: Of the step size (`server.rounds.schedule`).
+    """
+
+    round: int = 0
+    selection: Mapping[str, Any] = field(default_factory=dict)
+    state_rounds: Mapping[str, int] = field(default_factory=dict)
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    bytes_down: int = 0
+    bytes_up: int = 0
+    trained: bool = False
+    best_states: Mapping[str, int] = field(default_factory=dict)
+    own_losses: Mapping[str, float] = field(default_factory=dict)
+    plateau: Mapping[str, Any] = field(default_factory=dict)
+
+
+class CheckpointStore:
+    """Checkpoints of one run.
+
+    Args:
+        folder: ``checkpoints`` of the run folder.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._best_of: dict[str, int] = {}  # best round that each checkpoint file refers to
+
+    def save(self, tensors: Mapping[str, Tensor], progress: Progress) -> tuple[str, int]:
+        """Write a round's checkpoint, then remove what neither of the last two needs.
+
+        Returns:
+            File name and size in bytes.
+        """
+        path = self._round(progress.round)
+        size = write_checkpoint(path, tensors, asdict(progress))
+        self._best_of[path.name] = progress.selection.get("round", 0)
+        kept = [other for other in sorted(self._folder.glob("round-*.safetensors")) if other <= path][-KEPT:]
+        needed = {*kept, *(self._best(self._best_of.get(other.name, 0)) for other in kept)}
+        for other in self._folder.glob("*-*.safetensors"):
+            if other not in needed:
+                other.unlink(missing_ok=True)
+        return path.name, size
+
+    def save_best(self, round_number: int) -> None:
+        """Keep the checkpoint of the best round so far beyond the rounds that follow."""
+        best = self._best(round_number)
+        temporary = best.with_name(f".{best.name}")
+        shutil.copyfile(
+            self._round(round_number), temporary
+        )  # no link: damage to one must not reach the other
+        temporary.replace(best)
+
+    def load_best(self, round_number: int) -> dict[str, Tensor]:
+        """The model of the best round.
+
+        Raises:
+            DamagedCheckpointError: If it is missing or damaged.
+        """
+        return read_checkpoint(self._best(round_number))[0]
+
+    def usable(self) -> list[tuple[dict[str, Tensor], Progress]]:
+        """Checkpoints that are whole and whose best model is too, newest first."""
+        found = []
+        for path in sorted(self._folder.glob("round-*.safetensors"), reverse=True):
+            try:
+                tensors, state = read_checkpoint(path)
+                progress = from_table(Progress, state, path.name)
+                if progress.selection.get("round"):
+                    self.load_best(progress.selection["round"])
+            except (DamagedCheckpointError, TableError):
+                continue
+            self._best_of[path.name] = progress.selection.get("round", 0)
+            found.append((tensors, progress))
+        return found
+
+    def damaged(self) -> list[str]:
+        """Names of round checkpoints that cannot be used."""
+        whole = {self._round(progress.round).name for _, progress in self.usable()}
+        return sorted({path.name for path in self._folder.glob("round-*.safetensors")} - whole)
+
+    def _round(self, number: int) -> Path:
+        return self._folder / f"round-{number:06d}.safetensors"
+
+    def _best(self, number: int) -> Path:
+        return self._folder / f"best-{number:06d}.safetensors"

@@ -1,0 +1,267 @@
+"""The public door: a real nginx with our configuration, before something that notes what gets through."""
+
+import http.client
+import os
+import re
+import signal
+import socket
+import ssl
+import time
+from pathlib import Path
+
+import pytest
+
+from mmare.errors import InputError, RunError
+from mmare.host.supervised import Household, Program
+from server.deployment import proxy
+from server.deployment.programs import proxy_answers
+from server.deployment.proxy import CONFIG, nginx_command, proxy_config, write_proxy
+from server.membership.certificates import Pair, new_authority, new_server
+from server.membership.kit import init_kit, load_kit
+from tests.strange_servers import free_port, https_server
+
+CLOSED = (  # paths that no site asks for
+    "/",
+    "/docs",
+    "/openapi.json",
+    "/redoc",
+    "/health/",
+    "/health?x=1",
+    "/HEALTH",
+    "//health",
+    "/./health",
+    "/v1/fleet",
+    "/v1/fleet/",
+    "/v1/fleet/pull-messages/",
+    "/v1/fleet/pull-messages?x=/v1/control/list-runs",
+    "/v1/fleet/pull-messages/x",
+    "/v1/control/list-runs",
+    "/v1/control/start-run",
+    "/v1/runtime/acquire-task",
+    "//v1/control/list-runs",
+    "/v1//control/list-runs",
+    "//v1/fleet/pull-messages",
+    "/v1/fleet/../control/list-runs",
+    "/v1/fleet/%2e%2e/control/list-runs",
+    "/v1/fleet/%2E%2E%2Fcontrol/list-runs",
+    "/v1/fleet/..%2fcontrol/list-runs",
+    "/v1/fleet/%252e%252e/control/list-runs",
+    "/v1/fleet/x/../../control/list-runs",
+    "/v1/control/../fleet/pull-messages",
+    "/v1/control/list-runs/../../fleet/pull-messages",
+    "/v1/control/list-runs%2f..%2f..%2ffleet/pull-messages",
+    "/v1/%63ontrol/list-runs",
+    "/v1/fleet/pull%2dmessages",
+    "/v1/fleet/%70ull-messages",
+    "/v1/fleet/;/../control/list-runs",
+    "/v1/fleet\\..\\control\\list-runs",
+    "/./v1/control/list-runs",
+    "/v1/fleet/pull-messages#",
+    "/v1/FLEET/pull-messages",
+    "http://localhost/v1/control/list-runs",
+)
+
+
+@pytest.fixture(scope="module")
+def door(tmp_path_factory):
+    """A public door with something behind it; gives the kit and what was let through."""
+    try:
+        proxy.nginx_program()
+    except InputError:
+        pytest.skip("nginx is not installed")
+    folder = tmp_path_factory.mktemp("door")
+    port, asked = free_port(), []
+
+    def superlink(method, path):
+        asked.append((method, path))
+        return 200, b"superlink"
+
+    kit = init_kit(folder / "kit", "join.example.org", port)
+    pair = Pair(kit.key.read_bytes(), kit.certificate.read_bytes())
+    (folder / "behind").mkdir()
+    with https_server(folder / "behind", pair, superlink) as behind, Household() as household:
+        text = kit.config.read_text().replace("superlink_port = 9095", f"superlink_port = {behind}")
+        kit.config.write_text(text)
+        kit = load_kit(kit.folder)
+        assert kit.superlink_port == behind
+        write_proxy(kit)
+        household.keep(Program("nginx", nginx_command(kit), kit.logs / "proxy.log"))
+        household.look()
+        end = time.monotonic() + 20
+        while not proxy_answers(kit):
+            assert time.monotonic() < end, (kit.logs / "proxy.log").read_text()
+            time.sleep(0.05)
+        yield kit, asked, household
+
+
+def status(kit, verb, path, body=b"", port=None):
+    """Of an answer to a request that is sent letter by letter."""
+    context = ssl.create_default_context(cafile=str(kit.ca_certificate))
+    lines = (
+        f"{verb} {path} HTTP/1.1",
+        f"Host: {kit.host}",
+        f"Content-Length: {len(body)}",
+        "Connection: close",
+    )
+    head = "\r\n".join(lines) + "\r\n\r\n"
+    with (
+        socket.create_connection(("127.0.0.1", port or kit.port), timeout=10) as plain,
+        context.wrap_socket(plain, server_hostname=kit.host) as secured,
+    ):
+        secured.sendall(head.encode() + body)
+        return int(secured.recv(4096).split()[1])
+
+
+def test_sites_and_health_are_let_through_unchanged(door):
+    kit, asked, _ = door
+    asked.clear()
+    assert status(kit, "GET", "/health") == 200
+    assert status(kit, "POST", "/v1/fleet/pull-messages", b"x" * 300_000) == 200
+    assert asked == [("GET", "/health"), ("POST", "/v1/fleet/pull-messages")]
+
+
+@pytest.mark.parametrize("verb", ["GET", "POST", "PUT", "PROPFIND"])
+def test_nothing_else_is(door, verb):
+    kit, asked, _ = door
+    asked.clear()
+    answers = {path: status(kit, verb, path) for path in CLOSED}
+    assert asked == []
+    assert set(answers.values()) <= {400, 403, 404, 405}, answers
+
+
+@pytest.mark.parametrize(
+    ("verb", "path"),
+    [
+        ("POST", "/health"),
+        ("DELETE", "/health"),
+        ("GET", "/v1/fleet/pull-messages"),
+        ("PUT", "/v1/fleet/push-object"),
+    ],
+)
+def test_another_verb_is_refused(door, verb, path):
+    kit, asked, _ = door
+    asked.clear()
+    assert status(kit, verb, path) == 403
+    assert asked == []
+
+
+def test_a_body_that_no_site_sends_is_refused_before_it_is_read(door):
+    kit, asked, _ = door
+    asked.clear()
+    context = ssl.create_default_context(cafile=str(kit.ca_certificate))
+    context.check_hostname = False
+    connection = http.client.HTTPSConnection("127.0.0.1", kit.port, context=context, timeout=10)
+    connection.putrequest("POST", "/v1/fleet/push-object")
+    connection.putheader("content-length", str(17 * 2**20))
+    connection.endheaders()
+    assert connection.getresponse().status == 413
+    connection.close()
+    assert status(kit, "POST", "/v1/fleet/push-object", b"x" * (6 * 2**20)) == 200
+    assert asked == [("POST", "/v1/fleet/push-object")]
+
+
+def test_who_is_refused_is_noted_and_who_is_let_through_is_not(door):
+    kit, _, _ = door
+    status(kit, "GET", "/v1/control/notable")
+    status(kit, "GET", "/health")
+    log = (kit.logs / "proxy.log").read_text()
+    assert re.search(r'127\.0\.0\.1 "GET /v1/control/notable HTTP/1\.1" 404', log)
+    assert "/health HTTP" not in log.split("notable", 1)[1]
+
+
+def test_plain_text_and_old_tls_are_refused(door):
+    kit, asked, _ = door
+    asked.clear()
+    connection = http.client.HTTPConnection("127.0.0.1", kit.port, timeout=10)
+    connection.request("GET", "/health")
+    assert connection.getresponse().status == 400
+    connection.close()
+    old = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    old.load_verify_locations(cafile=str(kit.ca_certificate))
+    old.minimum_version = ssl.TLSVersion.TLSv1_2
+    with (
+        socket.create_connection(("127.0.0.1", kit.port), timeout=10) as plain,
+        old.wrap_socket(plain, server_hostname=kit.host) as secured,
+    ):
+        assert secured.version() in ("TLSv1.2", "TLSv1.3")
+    assert asked == []
+
+
+def test_killed_with_its_worker_left_it_is_back_on_the_same_port(door):
+    kit, _, household = door
+    pid = household.pid("nginx")
+    os.kill(pid, signal.SIGKILL)
+    end = time.monotonic() + 20
+    while household.pid("nginx") in (None, pid) or not proxy_answers(kit):
+        household.look()
+        assert time.monotonic() < end, (kit.logs / "proxy.log").read_text()
+        time.sleep(0.05)
+    assert status(kit, "GET", "/health") == 200
+
+
+def test_superlink_with_another_certificate_is_not_spoken_to(tmp_path):
+    try:
+        proxy.nginx_program()
+    except InputError:
+        pytest.skip("nginx is not installed")
+    asked = []
+    other = new_server(new_authority("somebody"), "localhost")
+    with https_server(tmp_path, other, lambda *call: asked.append(call) or (200, b"")) as behind:
+        kit = init_kit(tmp_path / "kit", "localhost", free_port(), superlink_port=behind)
+        write_proxy(kit)
+        with Household() as household:
+            household.keep(Program("nginx", nginx_command(kit), tmp_path / "nginx.log"))
+            household.look()
+            end = time.monotonic() + 20
+            while True:
+                try:
+                    assert status(kit, "GET", "/health") == 502
+                    break
+                except OSError:
+                    assert time.monotonic() < end, (tmp_path / "nginx.log").read_text()
+                    time.sleep(0.05)
+    assert asked == []
+    assert "certificate verify" in (tmp_path / "nginx.log").read_text()
+
+
+# The configuration
+
+
+def test_no_path_outside_the_kit_is_written_to(tmp_path):
+    text = proxy_config(init_kit(tmp_path / "kit", "localhost"))
+    paths = set(re.findall(r"(?<=\s)(/[^\s;]+)", text)) - {"/dev/stdout", "/health"}
+    assert len(paths) == 9
+    foreign = [path for path in paths if not path.startswith(str(tmp_path))]
+    assert foreign == []
+    assert "$$" not in text
+    assert "user" not in text.split("events")[0]
+
+
+def test_a_root_that_starts_it_gives_the_worker_its_own_user(tmp_path):
+    text = proxy_config(init_kit(tmp_path / "kit", "localhost"), "mmare mmare", ipv6=True)
+    assert "\nuser mmare mmare;\n" in text
+    assert "listen [::]:443 ssl;" in text
+
+
+def test_a_path_that_nginx_would_read_otherwise_is_refused(tmp_path):
+    kit = init_kit(tmp_path / "the kit", "localhost")
+    with pytest.raises(InputError, match="nginx takes no path with blanks"):
+        write_proxy(kit)
+
+
+def test_where_nginx_is_missing_it_is_said_what_to_do(tmp_path, monkeypatch):
+    monkeypatch.setattr(proxy.shutil, "which", lambda *_, **__: None)
+    with pytest.raises(InputError, match=r"nginx: not installed.*--no-proxy"):
+        write_proxy(init_kit(tmp_path / "kit", "localhost"))
+
+
+def test_what_nginx_does_not_take_is_said_in_its_words(tmp_path):
+    try:
+        proxy.nginx_program()
+    except InputError:
+        pytest.skip("nginx is not installed")
+    kit = init_kit(tmp_path / "kit", "localhost")
+    kit.certificate.write_text("no certificate\n")
+    with pytest.raises(RunError, match=rf"{CONFIG}: nginx does not take it: cannot load certificate"):
+        write_proxy(kit)
+    assert Path(kit.nginx / CONFIG).exists()

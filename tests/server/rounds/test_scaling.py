@@ -1,0 +1,103 @@
+import numpy as np
+import pytest
+import torch
+
+from mmare.models.registry import build_model
+from mmare.wire.messages import Moments, Statistics, WireError
+from server.rounds.scaling import check_statistics, set_scaling
+from server.store.journal import Journal, read_journal
+from tests.federations import WIDTHS, tiny_study
+
+STUDY = tiny_study()
+SITES = {"ash": 13, "birch": 40, "cedar": 1}
+
+
+def rows(site, modality):
+    random = np.random.default_rng([len(site), WIDTHS[modality]])
+    return random.normal(len(site), 3, size=(SITES[site], WIDTHS[modality]))
+
+
+def moments(site, modality, n=None):
+    values = rows(site, modality)[:n]
+    return Moments(modality, len(values), tuple(values.sum(0)), tuple(np.square(values).sum(0)))
+
+
+def statistics(site, **n: int):
+    return Statistics(site, tuple(moments(site, modality, n.get(modality)) for modality in WIDTHS))
+
+
+def test_the_buffers_are_numpys_moments_of_the_pooled_rows(tmp_path):
+    model = build_model(STUDY)
+    found = {site: statistics(site) for site in reversed(SITES)}
+    set_scaling(model, found, STUDY, Journal(tmp_path / "rounds.jsonl", "run"))
+    for slot, modality in enumerate(WIDTHS):
+        pooled = np.concatenate([rows(site, modality) for site in SITES])
+        mean, deviation = (model.scaling.get_buffer(f"{name}_{slot}") for name in ("mean", "deviation"))
+        np.testing.assert_allclose(mean.numpy(), pooled.mean(0), rtol=1e-5)
+        np.testing.assert_allclose(deviation.numpy(), pooled.std(0), rtol=1e-4)
+    assert [(event["modality"], event["n"]) for event in read_journal(tmp_path / "rounds.jsonl")] == [
+        (modality, sum(SITES.values())) for modality in WIDTHS
+    ]
+
+
+def test_the_order_of_sites_does_not_matter_bit_for_bit(tmp_path):
+    models = []
+    for order in (SITES, reversed(SITES)):
+        models.append(build_model(STUDY))
+        found = {site: statistics(site) for site in order}
+        set_scaling(models[-1], found, STUDY, Journal(tmp_path / "rounds.jsonl", "run"))
+    for name, value in models[0].state_dict().items():
+        assert torch.equal(value, models[1].state_dict()[name])
+
+
+def test_a_modality_that_nobody_tells_of_is_left_as_it_is(tmp_path):
+    model = build_model(STUDY)
+    set_scaling(model, {"ash": statistics("ash", wsi=0)}, STUDY, Journal(tmp_path / "rounds.jsonl", "run"))
+    assert torch.equal(model.scaling.get_buffer("mean_1"), torch.zeros(WIDTHS["wsi"]))
+    assert torch.equal(model.scaling.get_buffer("deviation_1"), torch.ones(WIDTHS["wsi"]))
+    last = read_journal(tmp_path / "rounds.jsonl")[-1]
+    assert (last["modality"], last["n"], last["sites"]) == ("wsi", 0, [])
+
+
+def test_a_constant_feature_does_not_divide_by_zero(tmp_path):
+    model = build_model(STUDY)
+    parts = tuple(Moments(name, 4, (8.0,) * width, (16.0,) * width) for name, width in WIDTHS.items())
+    set_scaling(model, {"ash": Statistics("ash", parts)}, STUDY, Journal(tmp_path / "rounds.jsonl", "run"))
+    assert model.scaling.get_buffer("deviation_0").min() > 0
+
+
+@pytest.mark.parametrize(
+    ("parts", "reason"),
+    [
+        pytest.param((moments("ash", "wsi"), moments("ash", "ct")), "other modalities", id="order"),
+        pytest.param((moments("ash", "ct"),), "other modalities", id="too-few"),
+        pytest.param(
+            (moments("ash", "ct"), Moments("wsi", 3, (1.0,), (1.0,))), "wsi have another width", id="width"
+        ),
+        pytest.param(
+            (moments("ash", "ct"), Moments("wsi", -3, (1.0,) * 16, (1.0,) * 16)), "wsi", id="negative"
+        ),
+        pytest.param(
+            (moments("ash", "ct"), Moments("wsi", 51, (1.0,) * 16, (1.0,) * 16)),
+            "of 51 rows, expected 0 to 50",
+            id="more-rows-than-it-has",
+        ),
+        pytest.param(
+            (moments("ash", "ct"), Moments("wsi", 2, (9.0,) * 16, (1.0,) * 16)),
+            "wsi that no rows have",
+            id="impossible",
+        ),
+        pytest.param(
+            (moments("ash", "ct"), Moments("wsi", 2, (1e200,) * 16, (1e308,) * 16)),
+            "wsi that no rows have",
+            id="overflow",
+        ),
+    ],
+)
+def test_moments_that_are_not_the_studys_are_refused(parts, reason):
+    with pytest.raises(WireError, match=reason):
+        check_statistics(Statistics("ash", parts), STUDY, samples=50)
+
+
+def test_moments_that_are_the_studys_pass():
+    check_statistics(statistics("ash"), STUDY, samples=50)

@@ -1,0 +1,76 @@
+import json
+import math
+
+import pytest
+
+from mmare.study.choices import Select
+from server.rounds.selection import Selection
+
+
+def metrics(accuracy, loss):
+    return {"pooled": {"balanced_accuracy": accuracy, "log_loss": loss}, "sites": {}}
+
+
+def chosen(rounds):
+    found = Selection()
+    for number, (accuracy, loss) in enumerate(rounds, start=1):
+        found = found.after(number, metrics(accuracy, loss), Select.BALANCED_ACCURACY)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("rounds", "best"),
+    [
+        pytest.param([(0.5, 1.0), (0.6, 2.0), (0.55, 0.1)], 2, id="accuracy-first"),
+        pytest.param([(0.5, 1.0), (0.5, 0.9), (0.5, 0.95)], 2, id="tie-by-loss"),
+        pytest.param([(0.5, 1.0), (0.5, 1.0)], 1, id="full-tie-stays-with-the-earlier"),
+        pytest.param([(None, 0.5), (0.1, 9.0)], 2, id="a-defined-one-beats-none"),
+        pytest.param([(None, 0.5), (None, 0.4), (None, 0.6)], 2, id="no-accuracy-goes-by-loss"),
+        pytest.param([(None, None), (None, None)], 1, id="nothing-defined-keeps-the-first"),
+        pytest.param([(0.5, None), (0.5, 3.0)], 2, id="a-defined-loss-beats-none"),
+        pytest.param([(0.0, 3.0), (None, 0.1)], 1, id="zero-is-not-none"),
+    ],
+)
+def test_the_best_round(rounds, best):
+    assert chosen(rounds).round == best
+
+
+@pytest.mark.parametrize(("patience", "stops"), [(1, 3), (2, 4), (3, 5)])
+def test_patience_counts_rounds_without_a_better_one(patience, stops):
+    found, number = Selection(), 0
+    for number, accuracy in enumerate((0.5, 0.6, 0.6, 0.6, 0.6, 0.6), start=1):
+        found = found.after(number, metrics(accuracy, 1.0), Select.BALANCED_ACCURACY)
+        if found.exhausted(patience):
+            break
+    assert (found.round, number) == (2, stops)
+
+
+def test_a_better_round_starts_the_count_again():
+    assert not chosen([(0.5, 1), (0.4, 1), (0.6, 1), (0.5, 1)]).exhausted(2)
+
+
+@pytest.mark.parametrize("rounds", [[], [(None, None)], [(0.25, None)], [(0.1, 0.3), (0.2, 0.1)]])
+def test_a_selection_survives_json(rounds):
+    found = chosen(rounds)
+    again = Selection.from_dict(json.loads(json.dumps(found.to_dict(), allow_nan=False)))
+    assert again == found
+    assert all(not math.isnan(value) for value in again.score)
+
+
+SITES = {"ash": {"balanced_accuracy": 0.4}, "birch": {"balanced_accuracy": 0.9}, "cedar": {}}
+
+
+@pytest.mark.parametrize(
+    ("select", "score"),
+    [
+        (Select.BALANCED_ACCURACY, 0.7),
+        (Select.WORST_SITE, 0.4),
+        (Select.AUC, 0.8),
+        (Select.LOSS, -0.5),
+        (Select.BALANCED_LOSS, -0.6),
+    ],
+)
+def test_what_is_selected_by(select, score):
+    pooled = {"balanced_accuracy": 0.7, "auc": 0.8, "log_loss": 0.5, "balanced_log_loss": 0.6}
+    found = Selection().after(1, {"pooled": pooled, "sites": SITES}, select)
+    assert found.score == (score, -0.5)
