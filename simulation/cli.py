@@ -20,14 +20,14 @@ from mmare.host.console import run_command
 from mmare.study.choices import Kind
 from mmare.study.study import Study, load_study
 from server.rounds.loop import Mode
-from simulation import prepare
-from simulation.grid import list_cells, run_grid
-from simulation.grid_cell import Workplace
-from simulation.grid_file import find_grid, load_grid, ready_grids
-from simulation.grid_records import is_grid
+from simulation.grid.cell import Workplace
+from simulation.grid.file import find_grid, load_grid, ready_grids
+from simulation.grid.scheduler import list_cells, run_grid
+from simulation.grid_report.records import is_grid
+from simulation.prepare import commands as prepare
 from simulation.progress import live_rounds
-from simulation.report import GAIN, write_comparison, write_report
-from simulation.results import find_runs
+from simulation.report.results import find_runs
+from simulation.report.run_report import GAIN, write_comparison, write_report
 from simulation.run import Backend, run_federation
 from sites.options import SyntheticKind
 
@@ -93,7 +93,7 @@ def report(
 ) -> None:
     """Write report.html again, or a comparison of several runs side by side; of a grid, report.md, too."""
     if is_grid(folder):
-        from simulation.grid_report import write_grid_report  # noqa: PLC0415 - matplotlib takes seconds
+        from simulation.grid_report.report import write_grid_report  # noqa: PLC0415 - matplotlib takes seconds
 
         for page in write_grid_report(folder):
             typer.echo(page)

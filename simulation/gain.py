@@ -19,7 +19,7 @@ from server.rounds.gain import gains
 from server.rounds.roll_call import roll_call
 from server.store.journal import Journal, read_journal
 from server.store.model_file import load_model
-from simulation.report import GAIN, write_report
+from simulation.report.run_report import GAIN, write_report
 from sites.federation import site_folders
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from mmare.errors import InputError
 from server.rounds.loop import Mode
 from server.run.folder import check_run, finished_result
 from server.run.request import settings_of
-from simulation.report import write_report
+from simulation.report.run_report import write_report
 from sites.federation import site_folders
 
 if TYPE_CHECKING:

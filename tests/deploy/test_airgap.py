@@ -85,7 +85,7 @@ def test_the_wheel_installs_without_an_index_and_runs(tmp_path):
     names = zipfile.ZipFile(wheel).namelist()
     packages = {name.partition("/")[0] for name in names if not name.partition("/")[0].endswith(".dist-info")}
     assert packages == {"client", "mmare", "server", "simulation", "sites"}
-    assert "simulation/report_template.html.j2" in names
+    assert "simulation/report/templates/report_template.html.j2" in names
 
     sums = next(line for line in commands(0).splitlines() if "sha256sum" in line)
     check = next(line for line in commands(1).splitlines() if "sha256sum --check" in line)

@@ -1,0 +1,322 @@
+"""One cell of a grid: prepare its federation, check its study, encode its scans, run it, tidy up after it."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import io
+import json
+import shutil
+import time
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import tomli_w
+
+from mmare.errors import InputError, StudyError
+from mmare.study.choices import Kind
+from mmare.study.study import Study, load_study
+from mmare.study.tables import read_toml
+from simulation.grid.file import resolve
+from simulation.grid.plan import Cell
+from sites.config import load_site
+
+if TYPE_CHECKING:
+    from sites.config import SiteConfig
+
+__all__ = ["FEDERATIONS", "Say", "Workplace", "check_cell", "run_cell"]
+
+FEDERATIONS, RUNS, CACHE = "federations", "runs", "cache"  # folders of a grid
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Workplace:
+    """What all cells of a grid share.
+
+    Args:
+        out: Folder of the grid, absolute.
+        sources: Where data lie on this machine, by name.
+        weights: Folder that ``mmare-site weights import`` has filled, where encoders need it.
+        keep_models: Whether run folders keep their models.
+    """
+
+    out: Path
+    sources: Mapping[str, str]
+    weights: Path | None = None
+    keep_models: bool = False
+
+    @classmethod
+    def make(
+        cls,
+        sources: Mapping[str, str],
+        out: Path,
+        given: Sequence[str] = (),
+        weights: Path | None = None,
+        *,
+        keep_models: bool = False,
+    ) -> Workplace:
+        """From the flags of the command.
+
+        Args:
+            sources: Of the grid.
+            out: As typed.
+            given: ``NAME=PATH``, instead of the grid's.
+            weights: As typed; ``./weights`` where there is such a folder.
+            keep_models: As typed.
+
+        Raises:
+            InputError: If a word is none, names no source, or there is no such folder of weights.
+        """
+        found = dict(sources)
+        for word in given:
+            name, _, path = (part.strip() for part in word.partition("="))
+            if not path or name not in sources:
+                known = ", ".join(sources) or "none, the grid has no sources"
+                raise InputError(f"--source is {word!r}, expected NAME=PATH with one of {known}")
+            found[name] = str(Path(path).resolve())
+        if weights is None and Path("weights").is_dir():
+            weights = Path("weights")
+        if weights is not None and not weights.is_dir():
+            raise InputError(f"--weights is {str(weights)!r}, and there is no such folder")
+        return cls(out.absolute(), found, None if weights is None else weights.resolve(), keep_models)
+
+
+def check_cell(cell: Cell, place: Workplace, say: Say = lambda _text: None) -> None:
+    """Prepare the federation of a cell and refuse a study that cannot be run; nothing is encoded or trained.
+
+    Raises:
+        InputError: If data, study, model or mode do not go together.
+    """
+    from server.run.folder import check_run  # noqa: PLC0415 - torch takes seconds
+
+    say("preparing")
+    federation = _federation(cell, place)
+    study = _study(cell, federation)
+    check_run(study, cell.mode, subsets=cell.subsets)
+    _check_encoders(study, federation, place)
+
+
+def run_cell(cell: Cell, place: Workplace, say: Say = lambda _text: None) -> dict[str, Any]:
+    """Run a cell, or take up where an earlier attempt stopped.
+
+    Args:
+        cell: Which.
+        place: Where.
+        say: Told where it is.
+
+    Returns:
+        The line of results, but for the name of the grid.
+
+    Raises:
+        InputError: If its settings cannot be run.
+        RunError: If the run failed.
+    """
+    from simulation.run import run_federation  # noqa: PLC0415 - torch takes seconds
+
+    began = time.monotonic()
+    check_cell(cell, place, say)
+    federation = _federation(cell, place)
+    study = _study(cell, federation)
+    _embed(federation, study, place, say)
+    out = place.out / RUNS / cell.id
+    _clear_other_run(cell, federation, out)
+    say("starting")
+    result = run_federation(
+        federation,
+        out,
+        mode=cell.mode,
+        assignments=cell.assignments,
+        listeners=(_listener(say),),
+        subsets=cell.subsets,
+    )
+    _thin(out, federation, keep_models=place.keep_models)
+    amputation = federation / "amputation.json"
+    return {
+        "cell": cell.id,
+        "settings": cell.settings,
+        "modalities": [modality.name for modality in study.modalities],
+        "classes": list(study.classes),
+        "amputation": json.loads(amputation.read_text(encoding="utf-8")) if amputation.exists() else None,
+        "seconds": round(max(time.monotonic() - began, result["seconds"]["total"]), 3),
+        "result": result,
+    }
+
+
+def _listener(say: Say) -> Callable[[Mapping[str, Any]], None]:
+    alone = ""
+
+    def listen(event: Mapping[str, Any]) -> None:
+        nonlocal alone
+        if event["event"] == "run_started":
+            alone = f"{event['site']} alone, " if "site" in event else ""
+        elif event["event"] == "round_started":
+            say(f"{alone}round {event['round']}")
+
+    return listen
+
+
+def _study(cell: Cell, federation: Path) -> Study:
+    return load_study(federation / "study.toml").override(cell.assignments)
+
+
+def _federation(cell: Cell, place: Workplace) -> Path:
+    """The federation folder of a cell, made by whoever comes first."""
+    folder = place.out / FEDERATIONS / cell.federation
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with _turn(folder.with_name(f".{folder.name}.lock")):
+        if not folder.exists():
+            staging = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}")
+            try:
+                _prepare(cell, place, staging)
+                for file in sorted(staging.glob("*/site.toml")):
+                    _share_cache(file, place)
+                staging.rename(folder)
+            finally:
+                shutil.rmtree(staging, ignore_errors=True)
+        for file in sorted(folder.glob("*/site.toml")):
+            if place.weights not in {None, load_site(file).weights}:
+                _set_compute(file, "weights", str(place.weights))  # given on this call only
+    return folder
+
+
+def _prepare(cell: Cell, place: Workplace, out: Path) -> None:
+    """``mmare-sim prepare`` with the cell's arguments; what it prints is for nobody."""
+    from click import ClickException, UsageError  # noqa: PLC0415 - as below
+
+    from simulation.prepare import commands as prepare  # noqa: PLC0415 - nothing else here needs a command line
+
+    arguments = resolve(cell.prepare, place.sources)
+    if arguments[0] == "ixi" and place.weights is not None and "--weights" not in arguments:
+        arguments += ["--weights", str(place.weights)]
+    silence = io.StringIO()
+    try:
+        with redirect_stdout(silence), redirect_stderr(silence):
+            prepare.app([*arguments, "--out", str(out)], standalone_mode=False)
+    except UsageError as error:
+        raise StudyError(f"prepare {' '.join(cell.prepare)}: {error.format_message()}") from None
+    except ClickException as error:
+        raise StudyError(error.format_message()) from None
+    if not (out / "study.toml").exists():
+        raise StudyError(f"prepare {' '.join(cell.prepare)}: made no federation")
+
+
+def _share_cache(file: Path, place: Workplace) -> None:
+    """Let a site keep its embeddings where all federations of the grid find them.
+
+    Embeddings are keyed by site, patient and content of the scan, so federations that differ in what is
+    missing or in the split share them. What was encoded while the federation was prepared moves there, too.
+    """
+    site = load_site(file)
+    shared = place.out / CACHE / site.id / "embeddings"
+    for embedding in sorted((site.cache / "embeddings").glob("*/*")):
+        target = shared / embedding.parent.name / embedding.name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        embedding.replace(target)
+    shutil.rmtree(site.cache, ignore_errors=True)
+    _set_compute(file, "cache", f"../../../{CACHE}/{site.id}")
+
+
+def _set_compute(file: Path, key: str, value: str) -> None:
+    """Put one key of ``[compute]`` into a ``site.toml``."""
+    content = read_toml(file, "site")
+    content["compute"] = {**content.get("compute", {}), key: value}
+    temporary = file.with_name(f".{file.name}")
+    temporary.write_bytes(tomli_w.dumps(content).encode())
+    temporary.replace(file)
+
+
+def _check_encoders(study: Study, federation: Path, place: Workplace) -> None:
+    """Refuse encoders that do not exist or whose weights are not there.
+
+    Raises:
+        InputError: Naming the encoder.
+    """
+    from client.encoders.registry import (  # noqa: PLC0415 - as above
+        GIVEN,
+        check_encoders,
+        encoder_source,
+        fingerprint,
+    )
+    from sites.federation import site_folders  # noqa: PLC0415 - pandas takes seconds
+
+    check_encoders(study)
+    site = site_folders(federation)[0]  # all have the same weights
+    for modality in study.modalities:
+        try:
+            if modality.encoder != GIVEN:
+                fingerprint(modality.encoder, encoder_source(site))
+        except InputError as error:
+            hint = "" if place.weights is not None else "; --weights names their folder for all sites"
+            raise InputError(f"{error}{hint}") from None
+
+
+def _embed(federation: Path, study: Study, place: Workplace, say: Say) -> None:
+    """Encode the scans that nobody has encoded yet; of two workers with the same scans, one waits."""
+    volumes = [modality for modality in study.modalities if modality.kind is Kind.VOLUME]
+    if not volumes:
+        return
+    from client.data.embed import embed_site  # noqa: PLC0415 - torch and readers of scans take seconds
+    from sites.federation import site_folders  # noqa: PLC0415 - pandas takes seconds
+
+    encoders = hashlib.sha256(repr(volumes).encode()).hexdigest()[:12]
+    (place.out / CACHE).mkdir(exist_ok=True)
+    say("waiting for another worker's scans")
+    with _turn(place.out / CACHE / f".{encoders}.lock"):
+        for site in site_folders(federation):
+            embed_site(site, study, partial(_say_scans, say, site))
+
+
+def _say_scans(say: Say, site: SiteConfig, done: int, total: int) -> None:
+    say(f"scans of {site.id}, {done} of {total}")
+
+
+def _clear_other_run(cell: Cell, federation: Path, out: Path) -> None:
+    """Remove a run that was begun by a program with other defaults, or where the grid lay elsewhere."""
+    from server.run.folder import finished_result  # noqa: PLC0415 - as above
+    from server.run.request import settings_of  # noqa: PLC0415 - torch takes seconds
+
+    config = {
+        "federation": str(federation),
+        "out": str(out),
+        "mode": cell.mode.value,
+        "set": ";".join(cell.assignments),
+        "subsets": cell.subsets,
+    }
+    try:
+        finished_result(*settings_of(config))
+    except InputError:
+        shutil.rmtree(out)
+
+
+def _thin(out: Path, federation: Path, *, keep_models: bool) -> None:
+    """Remove what a finished run needs no more: checkpoints, spool, the sites' optimiser states, the model.
+
+    Result, journal, study and report stay.
+    """
+    from server.store.journal import read_journal  # noqa: PLC0415 - not for the parent
+    from sites.federation import site_folders  # noqa: PLC0415 - pandas takes seconds
+
+    for folder in (out, *out.glob("local/*")):
+        for name in ("checkpoints", "spool", *(() if keep_models else ("model",))):
+            shutil.rmtree(folder / name, ignore_errors=True)
+    runs = {str(event["run"]) for event in read_journal(out / "rounds.jsonl")}
+    caches = [site.cache for site in site_folders(federation)]
+    for cache in (*caches, federation / ".pooled"):
+        for run in runs:
+            for state in (cache / "runs").glob(f"{run}*"):
+                shutil.rmtree(state, ignore_errors=True)
+
+
+@contextmanager
+def _turn(path: Path) -> Iterator[None]:
+    """Wait for a lock that ends with its holder, however that ends."""
+    with path.open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield

@@ -1,0 +1,170 @@
+"""How far a grid is: cells done, time left, and where the running ones are."""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.text import Text
+
+if TYPE_CHECKING:
+    from simulation.grid.plan import Cell
+
+__all__ = ["Estimate", "GridProgress", "duration", "live_grid"]
+
+_KINDS = (("data", "label", "ablation", "strategy", "mode"), ("model", "mode"), ("model",), ())
+
+
+class Estimate:
+    """How long cells take, from those that have ended: alike ones first, else the same model, else any."""
+
+    def __init__(self) -> None:
+        self._seconds: dict[tuple[Any, ...], list[float]] = defaultdict(list)
+
+    def add(self, settings: Mapping[str, Any], seconds: float) -> None:
+        """Note a cell that has ended."""
+        for kind in _KINDS:
+            self._seconds[kind, *(settings.get(key) for key in kind)].append(seconds)
+
+    def of(self, settings: Mapping[str, Any]) -> float | None:
+        """Seconds that such a cell takes, or nothing where none has ended yet."""
+        for kind in _KINDS:
+            found = self._seconds.get((kind, *(settings[key] for key in kind)))
+            if found:
+                return sum(found) / len(found)
+        return None
+
+    def left(self, waiting: Iterable[Cell], running: Mapping[Cell, float], jobs: int) -> float | None:
+        """Seconds until all cells have ended.
+
+        Args:
+            waiting: Cells that have not begun.
+            running: Cells that have, with the seconds that they took so far.
+            jobs: Cells that run at once.
+
+        Returns:
+            Nothing where none has ended yet.
+        """
+        seconds = [self.of(cell.settings) for cell in waiting]
+        for cell, so_far in running.items():
+            whole = self.of(cell.settings)
+            seconds.append(None if whole is None else max(whole - so_far, 0.0))
+        known = [value for value in seconds if value is not None]
+        return sum(known) / jobs if len(known) == len(seconds) else None
+
+
+class GridProgress:
+    """Told what happens; `render` draws it on a terminal, elsewhere each cell is a line.
+
+    Args:
+        cells: Of the grid, those that are done among them.
+        done: Cells that are.
+        estimate: Knows those already.
+        jobs: Cells that run at once.
+        console: Where lines go.
+    """
+
+    def __init__(self, cells: int, done: int, estimate: Estimate, jobs: int, console: Console) -> None:
+        self._console = console
+        self._estimate = estimate
+        self._jobs = jobs
+        self._waiting: list[Cell] = []
+        self._running: dict[Cell, tuple[float, str]] = {}
+        self._bar = Progress(
+            TextColumn("cells"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("{task.description}"),
+            console=console,
+        )
+        self._task = self._bar.add_task("", total=cells, completed=done)
+
+    def queue(self, cells: Iterable[Cell]) -> None:
+        """What is still to be run."""
+        self._waiting = list(cells)
+
+    def begin(self, cell: Cell) -> None:
+        """A cell was handed to a worker."""
+        self._waiting = [other for other in self._waiting if other is not cell]
+        self._running[cell] = (time.monotonic(), "")
+
+    def say(self, cell: Cell, text: str) -> None:
+        """Where a cell is."""
+        began, _ = self._running.get(cell, (time.monotonic(), ""))
+        self._running[cell] = (began, text)
+
+    def pause(self, cell: Cell) -> None:
+        """A cell is no longer looked at, and not done either."""
+        self._running.pop(cell, None)
+
+    def end(self, cell: Cell, entry: Mapping[str, Any] | None) -> None:
+        """A cell has ended, with a line of results or without."""
+        self._running.pop(cell, None)
+        if entry is not None:
+            self._estimate.add(cell.settings, entry["seconds"])
+        self._bar.advance(self._task)
+        if not self._console.is_terminal:
+            told = "failed" if entry is None else f"{_score(entry['result'])}{entry['seconds']:.1f} s"
+            left = self._left()
+            task = self._bar.tasks[0]
+            self._console.print(
+                f"{task.completed:.0f} of {task.total:.0f}: {escape(cell.words)}: {told}"
+                + (f"; {left}" if left else ""),
+                highlight=False,
+                soft_wrap=True,
+            )
+
+    def render(self) -> Group:
+        """The bar, and a line per running cell."""
+        self._bar.update(self._task, description=self._left())
+        now = time.monotonic()
+        lines = [
+            Text(f"  {cell.words}  {text}  {duration(now - began)}", overflow="ellipsis", no_wrap=True)
+            for cell, (began, text) in self._running.items()
+        ]
+        return Group(self._bar, *lines)
+
+    def _left(self) -> str:
+        now = time.monotonic()
+        running = {cell: now - began for cell, (began, _) in self._running.items()}
+        if not self._waiting and not running:
+            return ""
+        seconds = self._estimate.left(self._waiting, running, self._jobs)
+        return "" if seconds is None else f"about {duration(seconds)} left"
+
+
+@contextmanager
+def live_grid(progress: GridProgress, console: Console) -> Iterator[None]:
+    """Redraws itself on a terminal."""
+    if not console.is_terminal:
+        yield
+        return
+    with Live(get_renderable=progress.render, console=console, refresh_per_second=2):
+        yield
+
+
+def duration(seconds: float) -> str:
+    """Seconds as a person says them.
+
+    Example:
+        >>> duration(42), duration(150), duration(9000)
+        ('42 s', '2 min', '2 h 30 min')
+    """
+    if seconds < 60:  # noqa: PLR2004 - a minute
+        return f"{seconds:.0f} s"
+    hours, minutes = divmod(int(seconds) // 60, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min"
+
+
+def _score(result: Mapping[str, Any]) -> str:
+    """The headline of a result; of sites that trained alone there is none."""
+    value = result["metrics"]["test"]["pooled"]["balanced_accuracy"] if "metrics" in result else None
+    return "" if value is None else f"balanced accuracy {value:.3f}, "

@@ -1,0 +1,1 @@
+"""The report of a grid: records, statistics, tables, figures, page."""

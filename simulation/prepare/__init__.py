@@ -1,0 +1,1 @@
+"""``mmare-sim prepare``: federation folders from data sets."""

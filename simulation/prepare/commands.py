@@ -1,0 +1,362 @@
+"""``mmare-sim prepare``: data sets become federation folders.
+
+What reads tables (pandas, scikit-learn) is imported inside the commands, so that ``--help`` answers at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from mmare.errors import StudyError
+from mmare.study.choices import Kind, PromptMode
+from simulation.prepare.embed_first import embedding_first
+from simulation.prepare.summary import show
+from sites.missing.plan import Missingness
+from sites.options import (
+    Cohort,
+    Grouping,
+    IxiTask,
+    Mechanism,
+    Pattern,
+    SplitScheme,
+    SyntheticKind,
+    SyntheticPattern,
+)
+
+__all__ = ["app"]
+
+_MED3D = "med3d-resnet18"
+
+app = typer.Typer(no_args_is_help=True, help="Make a federation folder: study.toml and one folder per site.")
+
+Out = Annotated[Path, typer.Option(help="Federation folder to write, whole or not at all.")]
+Seed = Annotated[int, typer.Option(help="Of the split; also written as the study's seed.")]
+Without = Annotated[
+    list[str] | None, typer.Option(help="Modality to leave out, such as clinical; commas or repeat.")
+]
+Overwrite = Annotated[
+    bool, typer.Option("--overwrite", help="Replace a federation folder that is there already.")
+]
+Mechanisms = Annotated[
+    Mechanism | None,
+    typer.Option(
+        help="Take modalities away: at random (mcar), by a column of the table (mar), or by the label or "
+        "what the modality shows (mnar)."
+    ),
+]
+Rate = Annotated[
+    float | None,
+    typer.Option(help="Mean probability that a modality is taken away; one is always left."),
+]
+Drivers = Annotated[
+    list[str] | None,
+    typer.Option(help="Of mar: a column. Of mnar: pc1, the first principal component, or label."),
+]
+Slope = Annotated[
+    float | None,
+    typer.Option(help="Of mar and mnar: of the logit per standard deviation of the driver; 2 by default."),
+]
+SiteMissing = Annotated[
+    list[str] | None,
+    typer.Option(metavar="SITE=MECHANISM:RATE", help="Another mechanism, or only RATE, at a site; repeat."),
+]
+Patterns = Annotated[
+    Pattern, typer.Option(help="Exclusive: every site goes without a modality that another site keeps.")
+]
+
+
+@app.command(
+    epilog="Example: mmare-sim prepare mmist --source ../shared/data/mmist --by hospital --out runs/mmist"
+)
+def mmist(  # noqa: PLR0913, PLR0917 - one parameter per flag
+    source: Annotated[Path, typer.Option(help="Root of the release, or its folder datasets/ccRCC/Code.")],
+    out: Out,
+    by: Annotated[
+        Grouping, typer.Option(help="Sites: TCGA and CPTAC, or TCGA's hospitals and CPTAC.")
+    ] = Grouping.SOURCE,
+    split: Annotated[
+        SplitScheme, typer.Option(help="The release's test set, or 70/10/20 by label and presence.")
+    ] = SplitScheme.STRATIFIED,
+    cohort: Annotated[
+        Cohort, typer.Option(help="All 618 patients, or the 617 of the thesis.")
+    ] = Cohort.RELEASE,
+    seed: Seed = 0,
+    without: Without = None,
+    min_patients: Annotated[
+        int, typer.Option(help="Fewest patients of a hospital that is its own site; the rest is tcga-other.")
+    ] = 30,
+    prompt_mode: Annotated[
+        PromptMode, typer.Option(help="Leave missing fields out of the prompt, or say that they are missing.")
+    ] = PromptMode.OMIT,
+    mechanism: Mechanisms = None,
+    missing_rate: Rate = None,
+    driver: Drivers = None,
+    slope: Slope = None,
+    site_missing: SiteMissing = None,
+    pattern: Patterns = Pattern.NATURAL,
+    overwrite: Overwrite = False,
+) -> None:
+    """Turn the official MMIST-ccRCC release into a federation: CT, MRI, WSI and a clinical prompt."""
+    from sites.datasets.mmist import prepare_mmist  # noqa: PLC0415 - slow, not for --help
+
+    missing = _missing(mechanism, missing_rate, driver, slope, site_missing, pattern)
+    with embedding_first(out, Console(stderr=True)) as embed:
+        prepared = prepare_mmist(
+            source,
+            out,
+            by,
+            split,
+            cohort,
+            seed,
+            _commas(without or []),
+            min_patients,
+            prompt_mode=prompt_mode,
+            missing=missing,
+            overwrite=overwrite,
+            embed=embed,
+        )
+    show(prepared)
+
+
+@app.command(
+    epilog="Example: mmare-sim prepare ixi --source data/IXI --task sex --with-clinical --seed 42 "
+    "--mechanism mcar --missing-rate 0.4 --out runs/ixi-sex"
+)
+def ixi(  # noqa: PLR0913, PLR0917 - one parameter per flag
+    source: Annotated[
+        Path, typer.Option(help="Folder with IXI.xls and, in any sub-folders, IXI012-HH-1211-T1.nii.gz, ….")
+    ],
+    task: Annotated[IxiTask, typer.Option(help="What is predicted: sex, or epoch of the life span.")],
+    out: Out,
+    with_clinical: Annotated[
+        bool, typer.Option("--with-clinical", help="Add the clinical prompt as a fifth modality.")
+    ] = False,
+    mechanism: Mechanisms = None,
+    missing_rate: Rate = None,
+    driver: Drivers = None,
+    slope: Slope = None,
+    site_missing: SiteMissing = None,
+    pattern: Patterns = Pattern.NATURAL,
+    seed: Annotated[
+        int, typer.Option(help="Of split and amputation; also the study's. 42 splits as the thesis did.")
+    ] = 0,
+    prompt_mode: Annotated[
+        PromptMode, typer.Option(help="Leave missing fields out of the prompt, or say that they are missing.")
+    ] = PromptMode.OMIT,
+    keep_incomplete: Annotated[
+        bool,
+        typer.Option("--keep-incomplete", help="Subjects with any contrast, not only those with all four."),
+    ] = False,
+    encoder: Annotated[str, typer.Option(help="Of the four contrasts.")] = _MED3D,
+    weights: Annotated[
+        Path | None,
+        typer.Option(help="Folder of the encoder's weights, for mnar on pc1; ./weights where there is one."),
+    ] = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Turn the IXI brain scans into a federation of their three hospitals.
+
+    Opens no image, but for mnar on pc1, which embeds all scans first.
+    """
+    from sites.datasets.ixi import prepare_ixi  # noqa: PLC0415 - slow, not for --help
+
+    missing = _missing(mechanism, missing_rate, driver, slope, site_missing, pattern)
+    _check_encoder(encoder)
+    if weights is None and Path("weights").is_dir():
+        weights = Path("weights")
+    with embedding_first(out, Console(stderr=True), weights) as embed:
+        prepared = prepare_ixi(
+            source,
+            out,
+            task,
+            with_clinical,
+            seed,
+            missing,
+            prompt_mode=prompt_mode,
+            complete=not keep_incomplete,
+            encoder=encoder,
+            overwrite=overwrite,
+            embed=embed,
+        )
+    show(prepared)
+
+
+@app.command(epilog="Example: mmare-sim prepare synthetic --patients 200 --seed 0 --out runs/synthetic")
+def synthetic(  # noqa: PLR0913, PLR0917 - one parameter per flag
+    out: Out,
+    kind: Annotated[
+        SyntheticKind, typer.Option(help="What the hospitals hold: features, or NIfTI head phantoms.")
+    ] = SyntheticKind.FEATURES,
+    patients: Annotated[int | None, typer.Option(help="Per hospital. By default 200, of scans 40.")] = None,
+    sites: Annotated[int | None, typer.Option(help="Hospitals; by default three.")] = None,
+    pattern: Annotated[
+        SyntheticPattern,
+        typer.Option(
+            help="The hospitals' own gaps, no gap, every hospital without a modality that another keeps, or "
+            "flair at the first hospital alone."
+        ),
+    ] = SyntheticPattern.NATURAL,
+    signal: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=WEIGHT", help="Weight of a modality's cause in the disease; 1 by default."
+        ),
+    ] = None,
+    without: Without = None,
+    mechanism: Mechanisms = None,
+    missing_rate: Rate = None,
+    driver: Drivers = None,
+    slope: Slope = None,
+    site_missing: SiteMissing = None,
+    seed: Seed = 0,
+    overwrite: Overwrite = False,
+) -> None:
+    """Make hospitals with different scanners and gaps, and features or scans with a known answer."""
+    from sites.datasets.synthetic import prepare_synthetic  # noqa: PLC0415 - slow, not for --help
+
+    missing = _missing(mechanism, missing_rate, driver, slope, site_missing)
+    weights = {name: _number(text, "--signal") for name, text in _named(signal or [], "--signal").items()}
+    with embedding_first(out, Console(stderr=True)) as embed:
+        prepared = prepare_synthetic(
+            kind,
+            out=out,
+            patients=patients,
+            seed=seed,
+            n_sites=sites,
+            pattern=pattern,
+            signal=weights,
+            without=_commas(without or []),
+            missing=missing,
+            overwrite=overwrite,
+            embed=embed,
+        )
+    show(prepared)
+
+
+@app.command(
+    epilog="Example: mmare-sim prepare table --table heart.csv --id-column id --site-column hospital "
+    "--label-column outcome --classes healthy,ill --modality exam=age,sex --modality lab=crp,ldl "
+    "--categorical sex --missing-values '?,-9' --out runs/heart"
+)
+def table(  # noqa: PLR0913, PLR0917 - one parameter per flag
+    table: Annotated[Path, typer.Option(help="CSV, TSV, Parquet or Excel file, one row per patient.")],
+    out: Out,
+    id_column: Annotated[str, typer.Option(help="Column with the patient id.")],
+    site_column: Annotated[str, typer.Option(help="Column with the hospital.")],
+    label_column: Annotated[str, typer.Option(help="Column with the class name.")],
+    classes: Annotated[str, typer.Option(help="Class names in label order, with commas.")],
+    modality: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=COL,COL…", help="A modality: a group of columns; repeat."),
+    ] = None,
+    features: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=FILE", help="A modality: vectors by id (npz, csv, parquet); repeat."),
+    ] = None,
+    categorical: Annotated[
+        list[str] | None, typer.Option(help="Columns that hold words; commas or repeat.")
+    ] = None,
+    missing_values: Annotated[
+        str, typer.Option(help="Cells that mean missing, beside blank ones, with commas.")
+    ] = "",
+    split_column: Annotated[
+        str | None, typer.Option(help="Column with train, val or test; else drawn by label and site.")
+    ] = None,
+    positive: Annotated[
+        str | None, typer.Option(help="Class of F1, precision and recall; of two classes the last.")
+    ] = None,
+    mechanism: Mechanisms = None,
+    missing_rate: Rate = None,
+    driver: Drivers = None,
+    slope: Slope = None,
+    site_missing: SiteMissing = None,
+    pattern: Patterns = Pattern.NATURAL,
+    seed: Seed = 0,
+    overwrite: Overwrite = False,
+) -> None:
+    """Turn a table into a federation: groups of columns are modalities, one column names the site."""
+    from sites.datasets.table import TableColumns, prepare_table  # noqa: PLC0415 - slow, not for --help
+
+    columns = TableColumns(
+        id=id_column,
+        site=site_column,
+        label=label_column,
+        split=split_column,
+        modalities={name: _commas([group]) for name, group in _named(modality or [], "--modality").items()},
+        categorical=_commas(categorical or []),
+    )
+    prepared = prepare_table(
+        table,
+        out,
+        columns,
+        _commas([classes]),
+        features={name: Path(file) for name, file in _named(features or [], "--features").items()},
+        missing_values=_commas([missing_values]),
+        positive=positive,
+        seed=seed,
+        missing=_missing(mechanism, missing_rate, driver, slope, site_missing, pattern),
+        overwrite=overwrite,
+    )
+    show(prepared)
+
+
+def _missing(
+    mechanism: Mechanism | None,
+    rate: float | None,
+    drivers: Sequence[str] | None,
+    slope: float | None,
+    sites: Sequence[str] | None,
+    pattern: Pattern = Pattern.NATURAL,
+) -> Missingness:
+    return Missingness(mechanism, rate, tuple(drivers or ()), slope, tuple(sites or ()), pattern)
+
+
+def _check_encoder(name: str) -> None:
+    """Refuse an encoder that no brain scan goes through; the usual one is not looked up, which takes seconds.
+
+    Raises:
+        StudyError: Naming those that there are.
+    """
+    if name == _MED3D:
+        return
+    from client.encoders.registry import ENCODERS  # noqa: PLC0415 - torch takes seconds
+    from sites.datasets.ixi import WIDTH  # noqa: PLC0415 - pandas takes seconds
+
+    fits = {key for key, entry in ENCODERS.items() if entry.kind is Kind.VOLUME and entry.width == WIDTH}
+    known = sorted(key for key in fits if not ENCODERS[key].slides)
+    if name not in known:
+        raise StudyError(f"--encoder is {name!r}, expected one of {', '.join(known)}")
+
+
+def _number(text: str, flag: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise StudyError(f"{flag} is {text!r}, expected a number") from None
+
+
+def _commas(words: Sequence[str]) -> list[str]:
+    """Words given with commas, by repeating the flag, or both."""
+    return [part.strip() for word in words for part in word.split(",") if part.strip()]
+
+
+def _named(pairs: Sequence[str], flag: str) -> dict[str, str]:
+    """``NAME=VALUE`` pairs.
+
+    Raises:
+        StudyError: If one has no name or value, or a name occurs twice.
+    """
+    named: dict[str, str] = {}
+    for pair in pairs:
+        name, _, value = (part.strip() for part in pair.partition("="))
+        if not name or not value:
+            raise StudyError(f"{flag} is {pair!r}, expected NAME=VALUE")
+        if name in named:
+            raise StudyError(f"{flag} names {name!r} twice, expected each modality once")
+        named[name] = value
+    return named

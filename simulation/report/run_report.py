@@ -1,0 +1,345 @@
+"""Write ``report.html``: one self-contained page for a run, or for the runs of one study side by side.
+
+The page's words and layout are in ``report_template.html.j2``, its figures in `simulation.report.figures`; here
+is what it shows. matplotlib is imported when a page is written, so that importing this module stays cheap.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from mmare.errors import InputError
+from mmare.study.choices import Select
+from mmare.study.study import Study
+from simulation.report.page import render_page, replace_page
+from simulation.report.results import (
+    HEADLINE,
+    MODES,
+    Comparison,
+    Estimate,
+    Event,
+    RunRecord,
+    absences,
+    find_runs,
+    line_up,
+    load_run,
+    local_journals,
+    site_names,
+)
+
+__all__ = ["GAIN", "write_comparison", "write_report"]
+
+SPLITS = {"train": "Train", "val": "Validation", "test": "Test"}
+METRICS = {
+    **HEADLINE,
+    "accuracy": "Accuracy",
+    "macro_precision": "Macro precision",
+    "macro_recall": "Macro recall",
+}
+BINARY_METRICS = {"f1": "F1", "precision": "Precision", "recall": "Recall"}
+CALIBRATION = {"log_loss": "Log loss", "brier": "Brier score", "ece": "ECE"}
+SELECTED_BY = {
+    Select.BALANCED_ACCURACY: "best validation balanced accuracy over all sites, ties to the lower loss",
+    Select.WORST_SITE: "best validation balanced accuracy of the worst site, ties to the lower loss",
+    Select.AUC: "best validation AUC over all sites, ties to the lower loss",
+    Select.LOSS: "lowest validation loss over all sites",
+    Select.BALANCED_LOSS: "lowest validation loss over all sites, classes alike",
+}
+GAIN = "gain.json"
+PHASES = {
+    "setup": "Setup (data, roll call, scaling)",
+    "wait": "Training at the sites, and waiting for them",
+    "aggregate": "Averaging their updates",
+    "evaluate": "Merging their metrics",
+    "checkpoint": "Writing checkpoints",
+}
+
+View = dict[str, Any]
+
+
+def write_report(run: Path) -> Path:
+    """Write the report of one finished run.
+
+    Args:
+        run: A run folder.
+
+    Returns:
+        The page, ``report.html`` in the run folder; a page that was there is replaced.
+
+    Raises:
+        InputError: If the folder lacks a file of a finished run, or one is damaged.
+    """
+    record = load_run(run)
+    return replace_page(
+        run / "report.html", render_page(_local_view(record) if record.mode == "local" else _run_view(record))
+    )
+
+
+def write_comparison(folder: Path) -> Path:
+    """Write a page that sets the runs of one study side by side on the same test rows.
+
+    Args:
+        folder: Holds run folders, one or two levels below: each site alone, federated, centralised, as many
+            seeds as there are.
+
+    Returns:
+        The page, ``report.html`` in ``folder``; a page that was there is replaced.
+
+    Raises:
+        InputError: If there is no finished run, one is damaged, or they are of different studies.
+    """
+    runs = find_runs(folder)
+    if runs == [folder]:
+        raise InputError(f"{folder}: a comparison needs a folder that holds runs, found a run")
+    view = _comparison_view(line_up([load_run(run) for run in runs]), folder)
+    return replace_page(folder / "report.html", render_page(view))
+
+
+def _run_view(record: RunRecord) -> View:
+    """What the page of a federated or centralised run shows."""
+    from simulation.report import figures  # noqa: PLC0415 - matplotlib is loaded only when a page is written
+
+    sites = site_names(record)
+    test = record.result["metrics"].get("test") or {}
+    traffic = _traffic(record.events)
+    return {
+        **_common(record, sites, record.events),
+        "kind": "run",
+        "present": [site for site in sites if site in traffic or site in (test.get("sites") or {})],
+        "test": test,
+        "validation": record.result["metrics"].get("validation") or {},
+        "withheld_rows": _withheld_rows(test, sites),
+        "spread": _spread(test),
+        "gain": _gain(record),
+        "curves": figures.curves_of_run(record, sites),
+        "forests": figures.figures_of_test(test, sites),
+        "times": _times(record),
+        "traffic": traffic,
+    }
+
+
+def _local_view(record: RunRecord) -> View:
+    """What the page of sites that each trained alone shows."""
+    from simulation.report import figures  # noqa: PLC0415 - matplotlib is loaded only when a page is written
+
+    journals = local_journals(record)
+    sites = site_names(record)
+    events = [*record.events, *(event for told in journals.values() for event in told)]
+    alone = line_up([record])
+    return {
+        **_common(record, sites, events),
+        "kind": "local",
+        "local": record.result["local"],
+        "curves": figures.curves_alone(journals, sites),
+        "comparison": alone,
+        "matrices": _matrices(alone),
+    }
+
+
+def _comparison_view(comparison: Comparison, folder: Path) -> View:
+    """What the page of several runs shows."""
+    from simulation.report import figures  # noqa: PLC0415 - matplotlib is loaded only when a page is written
+
+    return {
+        **_page(comparison.study, comparison.sites),
+        "kind": "comparison",
+        "comparison": comparison,
+        "runs": [(str(record.folder.relative_to(folder)), record) for record in comparison.records],
+        "tiles": _tiles(comparison),
+        "forests": figures.comparison_figures(comparison),
+        "matrices": _matrices(comparison),
+    }
+
+
+def _page(study: Study, sites: Sequence[str]) -> View:
+    """What every page shows."""
+    from simulation.report import figures  # noqa: PLC0415 - matplotlib is loaded only when a page is written
+
+    options = {**study.model.options}
+    settings = {
+        "study": {
+            "name": study.name,
+            "classes": study.classes,
+            "positive": study.positive,
+            "seed": study.seed,
+        },
+        "model": {"name": study.model.name, **options},
+        "training": asdict(study.training),
+        "federation": asdict(study.federation),
+        "privacy": asdict(study.privacy),
+    }
+    binary = {key: f"{name} ({study.positive})" for key, name in BINARY_METRICS.items()}
+    return {
+        "study": study,
+        "sites": sites,
+        "present": sites,
+        "palette": figures.PALETTE,
+        "marks": {
+            site: (figures.site_variable(position), " ".join(map(str, figures.site_dash(position))))
+            for position, site in enumerate(sites)
+        },
+        "settings": settings,
+        "modalities": [asdict(modality) for modality in study.modalities],
+        "headline": HEADLINE,
+        "columns": {**METRICS, **(binary if study.positive and len(study.classes) == 2 else {})},  # noqa: PLR2004 - binary metrics are defined for two classes
+        "calibration": CALIBRATION,
+        "modes": MODES,
+        "splits": SPLITS,
+    }
+
+
+def _common(record: RunRecord, sites: Sequence[str], events: Sequence[Event]) -> View:
+    """What the page of any one run shows."""
+    page = _page(record.study, sites)
+    started = [event for event in record.events if event["event"] == "run_started"]
+    # The journal's settings also tell the options that the model filled in itself.
+    written = (started[-1].get("settings") or {}) if started else {}
+    page["settings"]["model"] = {**(written.get("model") or {}), **page["settings"]["model"]}
+    page["settings"]["study"]["seed"] = record.seed
+    roll = {str(event["site"]): event for event in events if event["event"] == "roll_call"}
+    counts = {site: event["counts"] for site, event in sorted(roll.items()) if event.get("counts")}
+    return {
+        **page,
+        "record": record,
+        "result": record.result,
+        "started": started,
+        "finished": next(
+            (event for event in reversed(record.events) if event["event"] == "run_finished"), None
+        ),
+        "absences": absences(record),
+        "selected_by": SELECTED_BY[record.study.training.select],
+        "least": record.study.privacy.min_count,
+        "rows": {site: told.get("splits") or {} for site, told in counts.items()},
+        "patterns": _patterns(counts),
+        "scaling": {event["modality"]: event for event in events if event["event"] == "scaling"},
+    }
+
+
+def _gain(record: RunRecord) -> View | None:
+    """What each site gains by joining, where ``mmare-sim gain`` has compared."""
+    path = record.folder / GAIN
+    if not path.exists():
+        return None
+    try:
+        found: View = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        raise InputError(f"{path}: not JSON; expected what mmare-sim gain writes") from None
+    return found
+
+
+def _patterns(counts: Mapping[str, Mapping[str, Any]]) -> list[View]:
+    """Presence patterns, commonest first; per site the counts of each split and the share of train rows."""
+    found: dict[str, dict[str, dict[str, int | None]]] = {}
+    for site, told in counts.items():
+        for split, patterns in (told.get("patterns") or {}).items():
+            for pattern, n in (patterns or {}).items():
+                found.setdefault(pattern, {}).setdefault(site, {})[split] = n
+    train = {
+        site: sum(cells[site].get("train") or 0 for cells in found.values() if site in cells)
+        for site in counts
+    }
+    rows = [
+        {
+            "pattern": pattern,
+            "cells": cells,
+            "share": {
+                site: (splits.get("train") or 0) / max(train[site], 1) for site, splits in cells.items()
+            },
+            "n": sum(n or 0 for splits in cells.values() for n in splits.values()),
+        }
+        for pattern, cells in found.items()
+    ]
+    return sorted(rows, key=lambda row: (-row["n"], row["pattern"]))
+
+
+def _withheld_rows(test: Mapping[str, Any], sites: Sequence[str]) -> dict[str, list[str]]:
+    """Per class, the sites of the test table whose rows the pooled values do not cover."""
+    tested = [site for site in sites if site in (test.get("sites") or {})]
+    over = test.get("over") or {}
+    missing = {name: [site for site in tested if site not in covered] for name, covered in over.items()}
+    return {name: absent for name, absent in missing.items() if absent}
+
+
+def _spread(test: Mapping[str, Any]) -> View | None:
+    """Best and worst site by balanced accuracy, where at least two have one."""
+    values = {
+        site: metrics["balanced_accuracy"]
+        for site, metrics in sorted((test.get("sites") or {}).items())
+        if metrics and metrics.get("balanced_accuracy") is not None
+    }
+    worst = test.get("worst_site")
+    if not worst and values:
+        site = min(values, key=values.__getitem__)
+        worst = {"site": site, "balanced_accuracy": values[site]}
+    if not worst or len(values) < 2:  # noqa: PLR2004 - one site has no spread
+        return None
+    best = max(values, key=values.__getitem__)
+    return {
+        "worst": worst,
+        "best": best,
+        "value": values[best],
+        "gap": values[best] - worst["balanced_accuracy"],
+    }
+
+
+def _times(record: RunRecord) -> list[View]:
+    """Where the seconds of a run went, with each phase's share of the total."""
+    seconds = record.result.get("seconds") or {}
+    phases = {"setup": float(seconds.get("setup") or 0)}
+    for event in record.events:
+        spent = event.get("seconds") if event["event"] == "aggregated" else {}
+        if event["event"] == "checkpoint":
+            spent = {"checkpoint": event.get("seconds")}
+        for phase, value in (spent or {}).items():
+            phases[phase] = phases.get(phase, 0.0) + float(value or 0)
+    total = max(float(seconds.get("total") or 0), sum(phases.values()))
+    rows = [(PHASES.get(phase, phase), value) for phase, value in phases.items()]
+    rows.append(("Everything else", total - sum(phases.values())))
+    return [
+        {"phase": phase, "seconds": value, "share": value / total if total else 0.0} for phase, value in rows
+    ]
+
+
+def _traffic(events: Iterable[Event]) -> dict[str, View]:
+    """Per site: rounds taken part in, and means per round of samples, seconds, update norm and bytes."""
+    rounds: dict[str, dict[int, Event]] = {}
+    for event in events:
+        if event["event"] == "site_update" and event.get("train_loss") is not None:
+            rounds.setdefault(str(event["site"]), {})[event["round"]] = event
+    keys = ("samples", "seconds", "norm", "bytes_up", "bytes_down")
+    return {
+        site: {
+            "rounds": len(told),
+            **{key: sum(float(event.get(key) or 0) for event in told.values()) / len(told) for key in keys},
+        }
+        for site, told in sorted(rounds.items())
+    }
+
+
+def _tiles(comparison: Comparison) -> list[tuple[str, Estimate]]:
+    """Pooled test balanced accuracy of each mode; of the sites alone, the best and the worst."""
+    found = [(way, way.on(None, "balanced_accuracy")) for way in reversed(comparison.contenders)]
+    tiles = [(MODES[way.mode], value) for way, value in found if way.mode != "local"]
+    alone = [(way, value) for way, value in found if way.mode == "local" and value.value is not None]
+    alone.sort(key=lambda pair: pair[1].value or 0.0, reverse=True)
+    if alone:
+        tiles.append((f"Best site alone: {alone[0][0].site}", alone[0][1]))
+    if len(alone) > 1:
+        tiles.append((f"Worst site alone: {alone[-1][0].site}", alone[-1][1]))
+    return tiles
+
+
+def _matrices(comparison: Comparison) -> list[View]:
+    """Per metric: each way to train (rows) on all test rows and on each site's (columns)."""
+    columns = (None, *comparison.sites)
+    return [
+        {
+            "title": title,
+            "rows": [(c, [(rows, c.on(rows, metric)) for rows in columns]) for c in comparison.contenders],
+        }
+        for metric, title in HEADLINE.items()
+    ]
