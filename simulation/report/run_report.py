@@ -1,7 +1,7 @@
 """Write ``report.html``: one self-contained page for a run, or for the runs of one study side by side.
 
-The page's words and layout are in ``report_template.html.j2``, its figures in `simulation.report.figures`; here
-is what it shows. matplotlib is imported when a page is written, so that importing this module stays cheap.
+The page's words and layout are in ``report_template.html.j2``, its figures in `simulation.report.figures`;
+here is what it shows. matplotlib is imported when a page is written, so that importing stays cheap.
 """
 
 from __future__ import annotations
