@@ -275,7 +275,7 @@ def serve(
         if group is not None:
             os.chown(socket, -1, group)
             socket.chmod(0o660)
-        server.deployment.start()
+        server.start()
         try:
             begin()
         except BaseException:

@@ -50,7 +50,7 @@ HEADER_KEY: Final = "header"
 PAYLOAD_RECORD: Final = "tensors"  # of a Flower message: an ArrayRecord with one flat array under PAYLOAD_KEY
 PAYLOAD_KEY: Final = "flat"
 CHUNK_BYTES: Final = 8 << 20  # of it in one request: a usual model goes in one; the door lets 16 MiB in
-PAYLOAD_STYPE: Final = "mmare.wire.tensors"  # how the array's bytes are to be read: a run of a Layout
+PAYLOAD_STYPE: Final = "mmare.flat"  # how the array's bytes are to be read: a run of a Layout
 
 Endpoint = Callable[
     [str, bytes], tuple[str, bytes]

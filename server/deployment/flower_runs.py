@@ -88,9 +88,9 @@ def app_files() -> dict[str, str]:
         },
     }
     files = {"pyproject.toml": tomli_w.dumps(project)}
-    for name, package in ((SERVER_APP, "server"), (CLIENT_APP, "client")):
+    for name, module in ((SERVER_APP, "server.app"), (CLIENT_APP, "client.relay.app")):
         # Flower looks for an assignment to `app` before it takes a bundle
-        files[f"{name}.py"] = f"from {package}.app import app as installed\n\napp = installed\n"
+        files[f"{name}.py"] = f"from {module} import app as installed\n\napp = installed\n"
     return files
 
 

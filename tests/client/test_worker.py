@@ -186,7 +186,7 @@ def other_server(folder, ask):
     server = grpc.server(ThreadPoolExecutor(max_workers=2))
     add_SiteWorkerServicer_to_server(Other(), server)
     server.add_insecure_port(address_of(folder / "other.sock"))
-    server.deployment.start()
+    server.start()
     try:
         yield WorkerLink(folder / "other.sock")
     finally:
