@@ -1,6 +1,17 @@
-"""For every test: no deadline on property tests, since a busy machine is no failure."""
+"""For every test: one thread, as sites compute by default, and no deadline on property tests.
+
+Several test processes on a few cores spend most of their time in each other's threads otherwise, and sums of
+more threads are other bits.
+"""
+
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before anything imports torch
 
 from hypothesis import settings
 
-settings.register_profile("unhurried", deadline=None)
-settings.load_profile("unhurried")
+from tests.properties import FEW, PROFILE
+
+settings.register_profile("quick", deadline=None, max_examples=FEW)
+settings.register_profile("ci", deadline=None)
+settings.load_profile(PROFILE)

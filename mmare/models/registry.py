@@ -57,7 +57,9 @@ def build_model(study: Study) -> MultimodalModel:
         StudyError: If the model or one of its options does not exist or has a value of the wrong kind.
 
     Example:
-        >>> from mmare.study.study import Kind, ModalitySpec, Study
+        >>> from mmare.study.choices import Kind
+        >>> from mmare.study.specs import ModalitySpec
+        >>> from mmare.study.study import Study
         >>> study = Study("s", ("a", "b"), (ModalitySpec("ct", Kind.FEATURES, 512),))
         >>> build_model(study).classes
         2

@@ -36,6 +36,7 @@ class Study:
         StudyError: If the parts contradict each other.
 
     Example:
+        >>> from mmare.study.choices import Kind
         >>> ct = ModalitySpec(name="ct", kind=Kind.FEATURES, width=512)
         >>> study = Study(name="vital", classes=("dead", "alive"), modalities=(ct,), positive="alive")
         >>> study.hash == Study("again", study.classes, study.modalities, "alive", seed=7).hash

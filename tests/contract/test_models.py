@@ -5,7 +5,7 @@ from functools import cache
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from client.training.optimizers import PhaseOptimizers
@@ -28,6 +28,7 @@ from tests.mmare.models.examples import (
     small_maps,
     small_options,
 )
+from tests.properties import examples
 
 WIDTHS = (32, 12, 32)  # the middle one needs an adapter
 EVEN = (8, 8, 8)  # for models that take one width only
@@ -144,7 +145,7 @@ FILLERS = st.lists(
 
 
 @EVERY
-@settings(max_examples=15)
+@examples(15)
 @given(patients=st.integers(1, 10), seed=st.integers(0, 99), one=FILLERS, other=FILLERS)
 def test_what_stands_in_absent_rows_changes_nothing(name, patients, seed, one, other):
     model, batch = model_of(name), batch_of(name, random_presence(patients, 3, seed), seed)
@@ -161,7 +162,7 @@ def test_what_stands_in_absent_rows_changes_nothing(name, patients, seed, one, o
 
 
 @EVERY
-@settings(max_examples=10)
+@examples(10)
 @given(patients=st.integers(1, 10), seed=st.integers(0, 99))
 def test_noise_in_absent_slots_changes_no_step(name, patients, seed):
     """Training adds its noise after scaling, to whole rows: absent slots then hold numbers."""
@@ -183,7 +184,7 @@ def test_noise_in_absent_slots_changes_no_step(name, patients, seed):
 
 
 @EVERY
-@settings(max_examples=25)
+@examples(25)
 @given(patients=st.integers(2, 10), seed=st.integers(0, 99))
 def test_a_prediction_does_not_depend_on_batch_mates(name, patients, seed):
     model, batch = model_of(name), batch_of(name, random_presence(patients, 3, seed), seed)
@@ -196,7 +197,7 @@ def test_a_prediction_does_not_depend_on_batch_mates(name, patients, seed):
 
 @EVERY
 @given(order=st.permutations(range(9)), seed=st.integers(0, 99))
-@settings(max_examples=25)
+@examples(25)
 def test_permuting_patients_permutes_predictions(name, order, seed):
     model, batch = model_of(name), batch_of(name, random_presence(9, 3, seed), seed)
     moved = Batch(tuple(part[order] for part in batch.embedding), batch.present[order])

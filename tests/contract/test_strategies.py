@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from mmare.errors import RunError, StudyError
@@ -15,6 +15,7 @@ from mmare.study.strategy_options import STRATEGY_OPTIONS, FedAvgOptions
 from server.aggregation.mean import Contribution
 from server.aggregation.strategies import STRATEGIES, Gathered, strategy_of
 from server.store.checkpoint import read_checkpoint, write_checkpoint
+from tests.properties import examples
 
 MEANS = sorted(name for name, options in STRATEGY_OPTIONS.items() if issubclass(options, FedAvgOptions))
 VARIANTS = {
@@ -123,7 +124,7 @@ def test_an_unknown_option_is_refused_by_name(name):
 
 
 @EVERY
-@settings(max_examples=5, deadline=None)
+@examples(5)
 @given(order=st.permutations(range(len(SITES))), seed=st.integers(0, 99))
 def test_the_order_of_replies_does_not_matter_bit_for_bit(name, options, order, seed):
     gathered = a_round(seed)
@@ -201,7 +202,7 @@ def test_names_shapes_and_dtypes_are_kept_and_what_comes_in_is_not_changed(name,
 
 
 @BETWEEN
-@settings(max_examples=10, deadline=None)
+@examples(10)
 @given(seed=st.integers(0, 999), count=st.integers(3, 5))
 def test_a_value_lies_between_those_of_the_sites_and_the_one_before(name, options, seed, count):
     gathered = a_round(seed, SITES[:count])

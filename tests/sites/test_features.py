@@ -6,12 +6,13 @@ import zipfile
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
 from mmare.errors import DataError
 from sites.features import load_features, write_features
+from tests.properties import examples
 
 VECTORS = {"b": np.array([1.5, -2.0, 0.1], np.float32), "a": np.array([0, 3e-30, 7e20], np.float32)}
 
@@ -58,7 +59,7 @@ finite = st.floats(width=32, allow_nan=False, allow_infinity=False)
         )
     )
 )
-@settings(max_examples=60, deadline=None)
+@examples(60)
 def test_what_is_written_reads_back_bit_for_bit(tmp_path_factory, vectors):
     folder = tmp_path_factory.mktemp("features")
     name = write_features(folder, "ct", vectors)

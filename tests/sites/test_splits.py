@@ -5,12 +5,13 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from mmare.errors import DataError
 from mmare.wire.messages import Split
 from sites.splits import strata, stratified_split, three_way
+from tests.properties import examples
 
 cohorts = st.lists(st.tuples(st.sampled_from("ab"), st.sampled_from("0123")), min_size=2, max_size=120)
 
@@ -20,7 +21,7 @@ def keys_of(cohort):
 
 
 @given(cohorts, st.sampled_from([0.1, 0.125, 1 / 7, 0.2, 0.3, 1 / 3, 0.5, 0.7, 0.9]), st.integers(0, 5))
-@settings(max_examples=150, deadline=None)
+@examples(150)
 def test_a_cut_has_its_size_and_leaves_no_side_empty(cohort, fraction, seed):
     drawn = stratified_split(keys_of(cohort), fraction, seed)
     assert drawn.shape == (len(cohort),)
@@ -29,7 +30,7 @@ def test_a_cut_has_its_size_and_leaves_no_side_empty(cohort, fraction, seed):
 
 
 @given(cohorts, st.integers(0, 5))
-@settings(max_examples=50, deadline=None)
+@examples(50)
 def test_each_stratum_gives_its_share(cohort, seed):
     keys = keys_of(cohort)
     drawn = stratified_split(keys, 0.2, seed)

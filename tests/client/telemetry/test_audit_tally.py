@@ -3,13 +3,14 @@
 import json
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from client.privacy.audit_log import AuditLog, Entry, Event
 from client.telemetry.audit_tally import AuditTally
 from mmare.errors import SiteCode
 from mmare.wire.messages import Task
+from tests.properties import examples
 
 ENTRIES = st.builds(
     Entry,
@@ -21,7 +22,7 @@ ENTRIES = st.builds(
 )
 
 
-@settings(max_examples=30, deadline=None)
+@examples(30)
 @given(st.lists(st.lists(ENTRIES, max_size=4), max_size=4))
 def test_read_on_piece_by_piece_it_counts_what_the_log_counts(tmp_path_factory, pieces):
     log = AuditLog(tmp_path_factory.mktemp("log") / "audit.jsonl")

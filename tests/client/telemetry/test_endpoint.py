@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
@@ -39,6 +39,7 @@ from mmare.study.study import load_study
 from mmare.wire.messages import Request, Task, encode
 from sites.config import MetricsConfig, load_site
 from tests.federations import run_nodes, tiny_federation, tiny_study
+from tests.properties import examples
 
 PREFIX = "mmare_site_worker_"
 SITE, PARTITION = "birch", 1
@@ -399,7 +400,7 @@ def small_federation(tmp_path_factory):
     return tiny_federation(tmp_path_factory.mktemp("small") / "federation", sites=(SITE,), patients=16)
 
 
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(
     RECORDS, st.lists(LINES, max_size=5), st.binary(max_size=30), st.lists(ODD_TEXT.filter(len), max_size=3)
 )

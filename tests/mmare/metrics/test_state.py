@@ -9,7 +9,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from sklearn import metrics as sk
 
@@ -18,7 +18,6 @@ from mmare.metrics.state import MAX_LOG_LOSS, N_BINS, N_CALIBRATION_BINS, Metric
 RATES = ["accuracy", "log_loss", "brier", "ece"]
 OF_ALL_CLASSES = ["balanced_accuracy", "auc", "macro_f1", "macro_precision", "macro_recall"]
 METRICS = ["n", *RATES, *OF_ALL_CLASSES, "balanced_log_loss", "f1", "precision", "recall"]
-unhurried = settings(deadline=None)  # a busy machine is no failure
 LOGIT = st.one_of(
     st.floats(-15, 15, width=32),
     st.sampled_from([0.0, -0.0, 1e-45, 1e-20, 1.0, -1.0]),  # ties, and scores that differ by less than a bit
@@ -114,7 +113,6 @@ def assert_same(left, right):
     assert left.withheld == right.withheld
 
 
-@unhurried
 @given(complete_rows, st.sampled_from([0, 1]))
 def test_every_metric_is_that_of_scikit_learn(rows, positive):
     logits, labels = rows
@@ -124,7 +122,6 @@ def test_every_metric_is_that_of_scikit_learn(rows, positive):
         assert found[name] == (value if value is None else pytest.approx(value, rel=1e-9, abs=1e-9)), name
 
 
-@unhurried
 @given(complete_rows)
 def test_auc_is_within_its_bound_of_the_exact_one(rows):
     state = MetricState.of(*rows)
@@ -162,7 +159,6 @@ def test_auc_at_its_limits(logits, auc, bound):
     assert (state.compute(1)["auc"], state.auc_error_bound()) == (auc, bound)
 
 
-@unhurried
 @given(any_rows, st.data())
 def test_merging_any_partition_gives_the_pooled_state(rows, data):
     logits, labels = rows
@@ -176,7 +172,6 @@ def test_merging_any_partition_gives_the_pooled_state(rows, data):
         assert value == (None if expected[name] is None else pytest.approx(expected[name], abs=1e-9)), name
 
 
-@unhurried
 @given(rows_of(3), rows_of(3), rows_of(3))
 def test_merge_is_associative_commutative_and_has_a_neutral_element(a, b, c):
     first, second, third = (MetricState.of(*rows) for rows in (a, b, c))
@@ -208,7 +203,6 @@ def test_no_rows(n_classes):
     assert nothing.auc_error_bound() is None
 
 
-@unhurried
 @given(any_rows, st.sampled_from([None, 0, 1]))
 def test_what_is_not_defined_is_none_and_never_nan(rows, positive):
     state = MetricState.of(*rows)
@@ -291,7 +285,6 @@ def test_withheld_classes_are_united_by_merge():
     assert first.merge(second).counts == (0, 3, 2)
 
 
-@unhurried
 @given(any_rows, st.integers(0, 5))
 def test_dict_round_trip_through_json(rows, min_count):
     state = MetricState.of(*rows).withhold(min_count)
@@ -303,7 +296,6 @@ def test_dict_round_trip_through_json(rows, min_count):
     assert all(mine.dtype == theirs.dtype for mine, theirs in zip(state._tensors, back._tensors, strict=True))
 
 
-@unhurried
 @given(rows_of(3, complete=True), rows_of(3))
 def test_a_merged_state_is_read_back(first, second):
     state = MetricState.of(*first).withhold(3).merge(MetricState.of(*second))
@@ -439,7 +431,6 @@ JSON_VALUE = st.one_of(
 )
 
 
-@unhurried
 @given(st.data(), JSON_VALUE)
 def test_any_change_is_refused_or_gives_a_state_without_nan(data, value):
     content = MetricState.of(*HONEST).to_dict()

@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from mmare.models.base import Fusion
@@ -13,6 +13,7 @@ from mmare.models.registry import build_model
 from mmare.study.choices import Scaling
 from tests.mmare.models import formulas
 from tests.mmare.models.examples import a_batch, a_study, generator, patterns, random_presence
+from tests.properties import examples
 
 WIDTHS = (16, 24, 16)  # the middle one needs an adapter
 GIVEN = tuple(Scaling)
@@ -91,7 +92,7 @@ def loop(model, scaled, present, order=None):
 
 @pytest.mark.parametrize("fusion", Fusion)
 @pytest.mark.parametrize("conditioning", [True, False], ids=["conditioned", "unconditioned"])
-@settings(max_examples=20)
+@examples(20)
 @given(patients=st.integers(1, 12), order=st.sampled_from(MergeOrder), seed=st.integers(0, 99))
 def test_evaluation_equals_the_loop_in_slot_order(conditioning, fusion, patients, order, seed):
     model = small(order, conditioning=conditioning, fusion=fusion, seed=seed).eval()

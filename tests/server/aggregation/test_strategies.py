@@ -10,7 +10,7 @@ import torch
 from flwr.app import Array, ArrayRecord, MessageType, Metadata, MetricRecord, RecordDict
 from flwr.app.message import make_message
 from flwr.serverapp.strategy import FedAdam, FedAvgM, FedMedian, FedTrimmedAvg, FedYogi, Krum
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from mmare.errors import RunError
@@ -20,6 +20,7 @@ from server.aggregation.mean import Contribution
 from server.aggregation.robust import changes_gram, points_of, runs
 from server.aggregation.site_weights import gap_factors, site_weights
 from server.aggregation.strategies import Gathered, strategy_of
+from tests.properties import examples
 
 PARTS = {"head": ("bias",), "ct": ("ct.weight", "ct.bias"), "columns": ("g",)}
 SHAPES = {"bias": (3,), "ct.weight": (2, 4), "ct.bias": (), "g": (5,)}
@@ -297,7 +298,7 @@ def test_a_server_that_overflows_stops_with_a_sentence():
 # What compares sites
 
 
-@settings(max_examples=30, deadline=None)
+@examples(30)
 @given(EXPOSED, st.sampled_from([0.0, 0.2, 0.34, 0.49]))
 def test_median_and_trimmed_mean_are_loops_over_the_sites_that_sent_a_block(table, share):
     gathered = exposed_round(table)
@@ -344,7 +345,7 @@ def krum_loop(gathered, malicious):
     return scores
 
 
-@settings(max_examples=30, deadline=None)
+@examples(30)
 @given(
     st.lists(st.lists(st.integers(0, 30), min_size=3, max_size=3), min_size=5, max_size=7), st.integers(0, 1)
 )

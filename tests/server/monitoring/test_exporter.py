@@ -7,7 +7,7 @@ import urllib.request
 from collections import deque
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
@@ -18,6 +18,7 @@ from server.monitoring.exporter import SHOWN_RUNS, Exporter, serving
 from server.monitoring.run_metrics import METRICS
 from server.monitoring.run_state import PHASES, RunState
 from server.store.reasons import REASONS, Ending, ending_of, reason_of
+from tests.properties import examples
 from tests.server.journals import (
     START,
     a_round,
@@ -337,7 +338,7 @@ def odd_events(draw):
     return found
 
 
-@settings(max_examples=60)
+@examples(60)
 @given(st.lists(odd_events(), max_size=12), st.lists(st.binary(max_size=30), max_size=2))
 def test_odd_journals_break_nothing_and_leak_nothing(tmp_path_factory, changed, rubbish):
     folder = tmp_path_factory.mktemp("odd")

@@ -12,7 +12,7 @@ import pytest
 from flwr.server.superlink.linkstate import LinkStateFactory
 from flwr.supercore.object_store import ObjectStoreFactory
 from flwr.superlink.federation import NoOpFederationManager
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
@@ -24,6 +24,7 @@ from server.membership.records import Admitted, SiteState, save
 from server.monitoring.exporter import Exporter
 from server.monitoring.flower_state import FlowerState, read_flower_state
 from server.monitoring.kit_metrics import KIT_METRICS, NODE_STATUSES, RUN_STATUSES
+from tests.properties import examples
 
 pytestmark = pytest.mark.filterwarnings("ignore:No path_separator found:DeprecationWarning")  # of Flower's
 
@@ -248,7 +249,7 @@ def odd_database(tmp_path_factory):
     return path
 
 
-@settings(max_examples=40, deadline=None)
+@examples(40)
 @given(
     st.lists(SITES | ODD, max_size=3),
     st.dictionaries(st.sampled_from(["superlink", "proxy", "/home/patients"]), PROCESS | ODD) | ODD,

@@ -4,6 +4,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from server.store.checkpoint import DamagedCheckpointError, read_checkpoint, write_checkpoint
+from tests.properties import examples
 
 TENSORS = {
     "model": torch.arange(40, dtype=torch.uint8),
@@ -64,7 +65,7 @@ def read_changed(folder, content):
 
 
 @given(position=st.integers(min_value=0), flip=st.integers(1, 255))
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(examples(300), suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_a_changed_byte_is_found_or_changes_nothing(written, position, flip):
     path, whole = written
     content = bytearray(whole)
@@ -89,7 +90,7 @@ def test_another_type_or_shape_over_the_same_bytes_is_found(written, found, made
 
 
 @given(st.data())
-@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(examples(100), suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_a_cut_file_is_found(written, data):
     path, whole = written
     assert read_changed(path.parent, whole[: data.draw(st.integers(0, len(whole) - 1))]) is None

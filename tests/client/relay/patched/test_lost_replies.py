@@ -5,6 +5,8 @@ import sys
 
 import pytest
 
+pytestmark = pytest.mark.slow  # a process of Flower's client each
+
 REJOINED = ["deactivate-node", "send-node-heartbeat"]
 
 

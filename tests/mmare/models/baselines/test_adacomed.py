@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn.functional import cosine_similarity, cross_entropy
 
@@ -25,6 +25,7 @@ from mmare.models.blocks import exposures
 from mmare.study.choices import Kind
 from mmare.study.specs import ModalitySpec
 from tests.mmare.models.examples import generator, patterns, random_presence
+from tests.properties import examples
 
 WIDTHS = (4, 3, 5)
 CLASSES = 3
@@ -139,7 +140,7 @@ def released_attention(attention):
     return layer
 
 
-@settings(max_examples=15)
+@examples(15)
 @given(patients=st.integers(1, 8), streams=st.integers(1, 4), seed=st.integers(0, 99))
 def test_attention_is_the_released_layer_on_the_streams_of_one_patient(patients, streams, seed):
     attention = drawn_anew(StreamAttention(streams, 4, 2, 0.5), seed).eval()
@@ -181,7 +182,7 @@ def shares_by_loop(experts, slices, there):
     return [value.exp() / total if use else 0.0 for value, use in zip(score, usable, strict=True)]
 
 
-@settings(max_examples=15)
+@examples(15)
 @given(patients=st.integers(1, 6), streams=st.integers(1, 4), seed=st.integers(0, 99))
 def test_experts_are_mixed_over_those_whose_streams_are_there(patients, streams, seed):
     experts = drawn_anew(SubsetExperts(streams, 3), seed)
@@ -208,7 +209,7 @@ def test_there_is_an_expert_for_every_subset(streams):
 
 
 @given(patients=st.integers(1, 7), seed=st.integers(0, 99), temperature=st.sampled_from([0.07, 0.5, 2.0]))
-@settings(max_examples=15)
+@examples(15)
 def test_contrast_and_agreement_equal_the_loop(patients, seed, temperature):
     large, small = rand(patients, 5, seed=seed), rand(patients, 5, seed=seed + 100)
     losses, fractions = [], []

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn import functional
 
@@ -15,6 +15,7 @@ from mmare.study.choices import Kind
 from mmare.study.specs import ModalitySpec
 from tests.mmare.models.baselines.test_drim_losses import contrastive_loop
 from tests.mmare.models.examples import generator, patterns, random_presence
+from tests.properties import examples
 
 MMIST = {"ct": 512, "mri": 512, "wsi": 1024, "clinical": 512}
 WIDTHS = {"ct": 6, "text": 4, "wsi": 9}
@@ -183,7 +184,7 @@ def test_low_scores_as_the_released_softmax_and_the_formula_see_them():
     assert attention_weights(low, SoftmaxOne.OFF).tolist() == pytest.approx([1 / 2] * 2)
 
 
-@settings(max_examples=30)
+@examples(30)
 @given(st.lists(st.floats(-30, 30), min_size=1, max_size=6), st.sampled_from(SoftmaxOne))
 def test_weights_equal_the_loop(scores, rule):
     values = torch.tensor(scores, dtype=torch.float64)
@@ -236,7 +237,7 @@ def test_gradients_equal_those_of_the_loop():
         torch.testing.assert_close(found[name], wanted[name])
 
 
-@settings(max_examples=10)
+@examples(10)
 @given(st.integers(1, 7), st.integers(0, 99), st.booleans())
 def test_losses_equal_the_loops_over_patients(patients, seed, over_missing):
     model = exact(model_of(dropout=0.0, alpha=0.7, gamma=0.3, temperature=0.2, over_missing=over_missing))
@@ -411,7 +412,7 @@ def test_the_objectives_share_the_blocks_between_them():
     assert sorted(held) == sorted(name for name, _ in model.named_parameters())
 
 
-@settings(max_examples=30)
+@examples(30)
 @given(st.integers(1, 6), st.integers(0, 999))
 def test_a_block_is_exposed_exactly_when_its_objective_gives_it_a_gradient(patients, seed):
     model, present = model_of(), random_presence(patients, 3, seed)

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn import functional
 
@@ -14,6 +14,7 @@ from mmare.models.baselines.drim_losses import (
     same_patient_contrastive,
 )
 from tests.mmare.models.examples import generator, random_presence
+from tests.properties import examples
 
 WIDTH = 5
 
@@ -48,7 +49,7 @@ def contrastive_loop(embedding, present, temperature, over_missing):
     return sum(losses) / count if losses else embedding.new_zeros(())
 
 
-@settings(max_examples=40)
+@examples(40)
 @given(
     patients=st.integers(1, 6),
     modalities=st.integers(1, 4),

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn.functional import cross_entropy
 
@@ -20,6 +20,7 @@ from mmare.models.blocks import exposures
 from mmare.study.choices import Kind
 from mmare.study.specs import ModalitySpec
 from tests.mmare.models.examples import a_batch, generator, patterns, random_presence
+from tests.properties import examples
 
 VGG = 25088
 WIDTHS = (8, 5, 8)  # the middle one needs an adapter
@@ -144,7 +145,7 @@ def loop_loss(model, scaled, present, label):
 
 @FORMS
 @pytest.mark.parametrize("pooling", Pooling)
-@settings(max_examples=10)
+@examples(10)
 @given(patients=st.integers(1, 9), seed=st.integers(0, 99))
 def test_logits_equal_the_loop_over_patients(make, pooling, patients, seed):
     model = make(pooling).eval()
@@ -154,7 +155,7 @@ def test_logits_equal_the_loop_over_patients(make, pooling, patients, seed):
 
 
 @FORMS
-@settings(max_examples=10)
+@examples(10)
 @given(patients=st.integers(1, 9), seed=st.integers(0, 99))
 def test_universal_loss_and_its_gradients_equal_the_loop_over_pairs(make, patients, seed):
     model = make().train()

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from mmare.models.baselines.unilmmv import UniLMMV, UniLMMVOptions
@@ -13,6 +13,7 @@ from mmare.models.blocks import exposures
 from mmare.study.choices import Kind
 from mmare.study.specs import ModalitySpec
 from tests.mmare.models.examples import a_batch, generator, patterns, random_presence
+from tests.properties import examples
 
 WIDTHS = (8, 5, 8)  # the middle one has the adapter of another width
 CLASSES = 3
@@ -147,7 +148,7 @@ def loop(model, scaled, present):
     return torch.stack([by_patient(model, row, there) for row, there in rows])
 
 
-@settings(max_examples=10)
+@examples(10)
 @given(patients=st.integers(1, 8), seed=st.integers(0, 99))
 def test_evaluation_equals_the_loop_over_patients(patients, seed):
     model, present = a_model(dropout=0.5, modality_dropout=0.5).eval(), random_presence(patients, 3, seed)
