@@ -10,6 +10,7 @@ from importlib.metadata import PackageNotFoundError, metadata, requires, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+import psutil
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
@@ -37,7 +38,6 @@ NO_GPU: Final = (
     "run nvidia-smi as this user; if it lists the GPU, install a torch that fits the driver's CUDA, else the "
     'driver; device = "cpu" computes without'
 )
-_MEMINFO: Final = Path("/proc/meminfo")
 _CGROUP: Final = Path("/sys/fs/cgroup")
 _NVIDIA: Final = Path("/proc/driver/nvidia/version")
 
@@ -171,13 +171,10 @@ def _existing(folder: Path) -> Path:
 
 def _available() -> int:
     """Bytes that a new program can have here."""
-    lines = dict(line.split(":", 1) for line in _MEMINFO.read_text(encoding="ascii").splitlines())
-    found = [int(lines["MemAvailable"].split()[0]) * 1024]
+    available = psutil.virtual_memory().available
     try:
         limit = (_CGROUP / "memory.max").read_text(encoding="ascii").strip()
         used = (_CGROUP / "memory.current").read_text(encoding="ascii").strip()
     except OSError:  # no container, or one of another kind
-        return found[0]
-    if limit != "max":
-        found.append(int(limit) - int(used))
-    return min(found)
+        return available
+    return available if limit == "max" else min(available, int(limit) - int(used))

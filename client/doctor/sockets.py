@@ -2,27 +2,23 @@
 
 from __future__ import annotations
 
-import sys
 from contextlib import suppress
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address, ip_address
-from pathlib import Path
 from typing import TYPE_CHECKING, Final
+
+import psutil
 
 from client.doctor.findings import fine, problem, warning
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from client.doctor.findings import Finding
     from sites.config import SiteConfig
 
 __all__ = ["Listening", "listening", "look_at_doors"]
 
-PROC: Final = Path("/proc")
 PROGRAMS: Final = ("mmare-site", "flower-supernode", "flower-superexec", "flwr-clientapp")
 RELAY: Final = "client.relay.patched"  # a module; its role comes next on the command line
-_LISTENS: Final = "0A"  # state of a TCP socket in /proc/net/tcp
 
 
 @dataclass(frozen=True)
@@ -88,48 +84,20 @@ def look_at_doors(site: SiteConfig) -> list[Finding]:
 
 def listening() -> list[Listening]:
     """TCP sockets of this machine (of this network namespace) that wait for others."""
-    holders = dict(_holders())
-    found = []
-    for name in ("tcp", "tcp6"):
-        with suppress(OSError):
-            for line in (PROC / "net" / name).read_text(encoding="ascii").splitlines()[1:]:
-                fields = line.split()
-                if fields[3] == _LISTENS:
-                    address, _, port = fields[1].partition(":")
-                    found.append(Listening(_address(address), int(port, 16), holders.get(fields[9], "")))
+    found = [
+        Listening(ip_address(each.laddr.ip), each.laddr.port, _program(each.pid))
+        for each in psutil.net_connections("tcp")
+        if each.status == psutil.CONN_LISTEN and each.laddr
+    ]
     return sorted(found, key=lambda each: (each.port, str(each.address)))
 
 
-def _address(text: str) -> IPv4Address | IPv6Address:
-    """An address as the kernel writes it: hexadecimal, in words of the machine's byte order.
-
-    Example:
-        >>> _address("0100007F")
-        IPv4Address('127.0.0.1')
-    """
-    words = (text[start : start + 8] for start in range(0, len(text), 8))
-    return ip_address(b"".join(int(word, 16).to_bytes(4, sys.byteorder) for word in words))
-
-
-def _holders() -> Iterator[tuple[str, str]]:
-    """Inode of every socket of our programs that this user may see, and the program."""
-    for process in PROC.iterdir():
-        if not process.name.isdigit():
-            continue
-        with suppress(OSError):
-            program = _program((process / "cmdline").read_bytes())
-            if program:
-                for link in (process / "fd").iterdir():
-                    with suppress(OSError):
-                        target = str(link.readlink())
-                        if target.startswith("socket:["):
-                            yield target[len("socket:[") : -1], program
-
-
-def _program(command: bytes) -> str:
-    """Which of our programs a command line is of, if any; the interpreter may stand before it."""
-    words = command.decode("utf-8", "replace").split("\0")
-    if RELAY in words[:-2]:
+def _program(pid: int | None) -> str:
+    """Which of our programs a process runs, if this user may see it; the interpreter may stand first."""
+    words: list[str] = []
+    with suppress(psutil.Error):
+        words = psutil.Process(pid).cmdline() if pid is not None else []
+    if RELAY in words[:-1]:
         return words[words.index(RELAY) + 1]
     return next((name for name in (word.rpartition("/")[2] for word in words[:2]) if name in PROGRAMS), "")
 

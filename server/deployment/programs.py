@@ -20,6 +20,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+import psutil
+
 from mmare.errors import InputError
 from mmare.host.files import write_whole
 from mmare.host.supervised import Program
@@ -50,7 +52,7 @@ RECORD: Final = "processes.json"  # of the kit's state: who runs, for a successo
 POLL_S: Final = "0.1"  # of SuperExec, for work
 END_S: Final = 10.0  # from SIGTERM to SIGKILL for what a predecessor left
 LOOK_S: Final = 0.05
-_PROC: Final = Path("/proc")
+_TICKS_PER_S: Final = os.sysconf("SC_CLK_TCK")
 
 
 def programs(kit: Kit, *, proxy: bool = True) -> tuple[Program, ...]:
@@ -151,13 +153,14 @@ def check_ports(kit: Kit, *, proxy: bool = True) -> None:
 
 def server_app_pids(superexec: int | None) -> list[int]:
     """The ServerApps that a SuperExec runs and that live: one, but for a moment between two attempts."""
-    found = []
-    for folder in _PROC.glob("[0-9]*") if superexec is not None else ():
-        with suppress(OSError, ValueError):
-            state, parent = _stat(int(folder.name))[:2]
-            command = (folder / "cmdline").read_bytes().split(b"\0")
-            if parent == str(superexec) and state != "Z" and any(b"flwr-serverapp" in c for c in command[:2]):
-                found.append(int(folder.name))
+    found: list[int] = []
+    if superexec is None:
+        return found
+    with suppress(psutil.NoSuchProcess):
+        for child in psutil.Process(superexec).children():
+            with suppress(psutil.Error):  # a zombie has no command line
+                if any("flwr-serverapp" in word for word in child.cmdline()[:2]):
+                    found.append(child.pid)
     return sorted(found)
 
 
@@ -173,16 +176,13 @@ def started_at(pid: int) -> str | None:
         Nothing where there is no such process, or only what is left of one for its parent.
     """
     try:
-        fields = _stat(pid)
-    except (OSError, ValueError):
+        process = psutil.Process(pid)
+        if process.status() == psutil.STATUS_ZOMBIE:
+            return None
+        since_boot_s = process.create_time() - psutil.boot_time()  # both move when the clock is set
+    except (psutil.Error, ValueError):  # ValueError: a damaged record holds a negative number
         return None
-    return None if fields[0] == "Z" else fields[19]
-
-
-def _stat(pid: int) -> list[str]:
-    """Fields of ``/proc/PID/stat`` from the third on: the second, a name, may hold blanks and brackets."""
-    text = (_PROC / str(pid) / "stat").read_text(encoding="ascii", errors="replace")
-    return text[text.rindex(")") + 2 :].split()
+    return str(round(since_boot_s * _TICKS_PER_S))
 
 
 def write_record(kit: Kit, pids: Mapping[str, int]) -> None:
@@ -239,9 +239,8 @@ def _group(leader: int, started: str) -> list[int]:
     if started_at(leader) not in (None, started):
         return []
     found = []
-    for folder in _PROC.glob("[0-9]*"):
-        with suppress(OSError, ValueError):
-            state, _, group = _stat(int(folder.name))[:3]
-            if group == str(leader) and state != "Z":
-                found.append(int(folder.name))
+    for process in psutil.process_iter():
+        with suppress(psutil.Error, ProcessLookupError):
+            if os.getpgid(process.pid) == leader and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process.pid)
     return found

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+import psutil
 from rich.console import Group
 from rich.markup import escape
 from rich.table import Table
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
 __all__ = ["kit_status"]
 
 SOON_DAYS: Final = 30  # of a certificate: time to renew
-_STATUS: Final = Path("/proc")
 
 
 def kit_status(kit: Kit) -> Group:
@@ -82,12 +82,9 @@ def _yes(answer: bool) -> str:
 def _memory(pid: int) -> str:
     """Of a process alone: what it shares with others is shared out."""
     try:
-        for line in (_STATUS / str(pid) / "smaps_rollup").read_text(encoding="ascii").splitlines():
-            if line.startswith("Pss:"):
-                return f"{int(line.split()[1]) / 1024:.0f} MiB"
-    except (OSError, ValueError, IndexError):
-        pass
-    return "-"
+        return f"{psutil.Process(pid).memory_full_info().pss / 2**20:.0f} MiB"
+    except psutil.Error:
+        return "-"
 
 
 def _sites(kit: Kit, run: Path | None, *, answers: bool) -> Table:

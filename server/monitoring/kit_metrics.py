@@ -16,6 +16,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
+import psutil
 from cryptography import x509
 
 from mmare.host.metric_families import Kind, Metric, Sample
@@ -36,7 +37,6 @@ _PROCESSES: Final = (
 )
 _LOCK: Final = "state/start.lock"  # of server.deployment.start, held while it keeps them
 _DATABASE: Final = "state/superlink.db"
-_STAT: Final = Path("/proc/stat")
 _TICKS: Final = re.compile(r"[0-9]{1,15}")  # since the machine was started
 _G: Final = Kind.GAUGE
 
@@ -102,7 +102,7 @@ class KitReader:
             entry = found.get(name)
             ticks = entry.get("started") if isinstance(entry, dict) else None
             if runs and isinstance(ticks, str) and _TICKS.fullmatch(ticks):
-                since = _boot_time() + int(ticks) / os.sysconf("SC_CLK_TCK")
+                since = psutil.boot_time() + int(ticks) / os.sysconf("SC_CLK_TCK")
                 yield Sample("mmare_deployment_program_start_timestamp_seconds", (name,), since)
 
     def _flower(self, records: list[Mapping[str, Any]]) -> Iterator[Sample]:
@@ -158,9 +158,3 @@ def _is_held(lock: Path) -> bool:
     except OSError:
         return False
     return False
-
-
-def _boot_time() -> float:
-    """When this machine was started, in seconds since the epoch."""
-    lines = _STAT.read_text(encoding="ascii").splitlines()
-    return float(next(line.split()[1] for line in lines if line.startswith("btime ")))

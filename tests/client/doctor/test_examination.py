@@ -8,6 +8,7 @@ import re
 import shutil
 import socket
 import stat
+import subprocess
 import sys
 import tempfile
 import threading
@@ -396,6 +397,22 @@ def test_a_port_that_others_reach_is_a_problem(site, family, address, verdict):
     assert row.verdict is verdict
     assert f"{port}" in row.found
     assert port not in [each.port for each in listening()]
+
+
+def test_an_open_port_names_the_program_of_ours_that_holds_it(tmp_path):
+    script = tmp_path / "mmare-site"
+    script.write_text(
+        "import socket\n"
+        "door = socket.create_server(('127.0.0.1', 0))\n"
+        "print(door.getsockname()[1], flush=True)\n"
+        "input()\n"
+    )
+    command, pipe = [sys.executable, str(script)], subprocess.PIPE
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True) as program:
+        port = int(program.stdout.readline())
+        found = {each.port: each.program for each in listening()}
+        program.communicate("\n", timeout=10)
+    assert found[port] == "mmare-site"
 
 
 def test_metrics_for_others_are_a_warning(site):

@@ -209,8 +209,22 @@ def test_what_a_killed_predecessor_left_is_ended_with_all_it_started(kit):
     stranger.wait()
 
 
+def test_a_start_is_the_kernel_s_own_number():
+    """Ticks since boot, field 22 of proc(5), as older records hold it."""
+    fields = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
+    assert started_at(os.getpid()) == fields[19]
+
+
 @pytest.mark.parametrize(
-    "text", ["", "[]", '{"superlink": 3}', '{"superlink": {"pid": "x", "started": "1"}}', "{"]
+    "text",
+    [
+        "",
+        "[]",
+        '{"superlink": 3}',
+        '{"superlink": {"pid": "x", "started": "1"}}',
+        '{"proxy": {"pid": -5, "started": "1"}}',
+        "{",
+    ],
 )
 def test_a_damaged_record_is_no_record(kit, text):
     (kit.state / "processes.json").write_text(text)
