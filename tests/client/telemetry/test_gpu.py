@@ -1,8 +1,10 @@
 """The driver's library: asked in its own binary interface, and absent without harm."""
 
+import ctypes
 import shutil
 import subprocess
 
+import pynvml
 import pytest
 import torch
 
@@ -18,8 +20,8 @@ STAND_IN = """
 typedef struct { unsigned long long total, free, used; } memory_t;
 typedef struct { unsigned int gpu, memory; } utilization_t;
 static int devices[3] = {0, 1, 2};
-int nvmlInit_v2(void) { return INIT; }
-int nvmlDeviceGetCount_v2(unsigned int *count) { *count = 3; return 0; }
+int nvmlInitWithFlags(unsigned int flags) { return INIT; }
+int nvmlDeviceGetCount_v2(unsigned int *count) { *count = 3; return INIT; }
 int nvmlDeviceGetHandleByIndex_v2(unsigned int i, void **device) {
   *device = &devices[i]; return i == 1 ? 15 : 0;
 }
@@ -33,7 +35,19 @@ int nvmlDeviceGetUtilizationRates(void *device, utilization_t *u) {
 
 
 @pytest.fixture
-def library(tmp_path):
+def load(monkeypatch):
+    """Have the real pynvml load another library than the driver's."""
+
+    def instead(library):
+        monkeypatch.setattr(pynvml, "CDLL", lambda _name: ctypes.CDLL(library))
+        monkeypatch.setattr(pynvml, "nvmlLib", None)
+        monkeypatch.setattr(pynvml, "_nvmlGetFunctionPointer_cache", {})
+
+    return instead
+
+
+@pytest.fixture
+def driver(tmp_path, load):
     """A library of the documented interface (nvml.h): three GPUs, of which one is lost and one shy."""
     compiler = shutil.which("cc") or shutil.which("gcc")
     if compiler is None:
@@ -44,24 +58,28 @@ def library(tmp_path):
         source.write_text(STAND_IN)
         command = [compiler, "-shared", "-fPIC", f"-DINIT={init}", "-o", str(made), str(source)]
         subprocess.run(command, check=True, timeout=60)
-        return str(made)
+        load(made)
 
     return make
 
 
-def test_gpus_are_read_in_the_library_s_own_interface(library):
-    assert GpuReader(library()).read() == [
+def test_gpus_are_read_in_the_library_s_own_interface(driver):
+    driver()
+    assert GpuReader().read() == [
         GpuState(0, 50 << 30, 150 << 30, 0.37),
         GpuState(2, 50 << 30, 150 << 30, None),
     ]
 
 
-def test_a_driver_that_does_not_answer_has_no_gpus(library):
-    assert GpuReader(library(init=9)).read() == []
+def test_a_driver_that_does_not_answer_has_no_gpus(driver):
+    driver(init=9)
+    assert GpuReader().read() == []
 
 
-def test_a_library_without_its_functions_has_no_gpus():
-    assert GpuReader("libc.so.6").read() == []
+@pytest.mark.parametrize("library", ["no-such-library.so", "libc.so.6"], ids=["absent", "without functions"])
+def test_a_machine_without_a_driver_has_no_gpus(load, library):
+    load(library)
+    assert GpuReader().read() == []
 
 
 @pytest.mark.gpu
@@ -77,9 +95,10 @@ def test_a_real_gpu_is_told_as_cuda_tells_it():
     assert all(state.busy is None or 0 <= state.busy <= 1 for state in after)
 
 
-def test_gpus_are_told_to_prometheus(library, tmp_path):
+def test_gpus_are_told_to_prometheus(driver, tmp_path):
     site = load_site(tiny_federation(tmp_path / "fed", sites=("ash",)) / "ash" / "site.toml")
-    gpus = GpuReader(library())
+    driver()
+    gpus = GpuReader()
     metrics = SiteMetrics(site, ApprovalFolder(site.folder), site.folder / "audit.jsonl", Seen(), gpus)
     found = {
         (sample.name.removeprefix("mmare_site_worker_gpu_"), sample.labels["gpu"]): sample.value
