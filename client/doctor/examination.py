@@ -25,7 +25,6 @@ from client.doctor.findings import problem
 from client.doctor.kit import look_at_kit
 from client.doctor.machine import look_at_device, look_at_disk, look_at_memory, look_at_versions
 from client.doctor.network import look_at_network
-from client.doctor.proxies import surroundings
 from client.doctor.running import look_at_relay, look_at_worker
 from client.doctor.sockets import look_at_doors
 from client.doctor.study import look_at_encoders, look_at_study, read_study
@@ -67,8 +66,8 @@ def examine(site: SiteConfig, study_path: Path | None = None) -> list[Finding]:
     end = time.monotonic() + MOST_S
     path = study_path or kit.study
     study, unread = read_study(path)
-    around, port = surroundings(), site.coordinator.runtime_port
-    slow = [("network", in_background(lambda: look_at_network(coordinator, kit.ca, around, port)))]
+    port = site.coordinator.runtime_port
+    slow = [("network", in_background(lambda: look_at_network(coordinator, kit.ca, port)))]
     slow.append(("device", in_background(lambda: look_at_device(site.device))))
     if study is not None:
         slow.append(("encoders", in_background(lambda: look_at_encoders(site, study))))

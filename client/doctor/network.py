@@ -4,24 +4,24 @@ from __future__ import annotations
 
 import http.client
 import json
+import time
+from dataclasses import replace
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Final
 
-from client.doctor.certificates import read_authority
+from client.doctor.certificates import read_authority, read_certificate
 from client.doctor.findings import Obstacle, fine, problem, warning
-from client.doctor.way_out import Allowance, Answer, Way, addresses_of, reached
+from client.doctor.proxies import proxy_for, unread_ranges
+from client.doctor.way_out import NOT_REACHED, TOTAL_S, Answer, Steps, Way, addresses_of, reached
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from client.doctor.findings import Finding
-    from client.doctor.proxies import Surroundings
     from mmare.wire.joining import Coordinator
 
 __all__ = ["clock_finding", "look_at_network"]
-
-NETWORK_S: Final = 20.0
 
 # SuperNodes sign the time; the coordinator's SuperLink takes what is at most so far from its own
 # (SYSTEM_TIME_TOLERANCE and TIMESTAMP_TOLERANCE of flwr.common.constant).
@@ -35,9 +35,7 @@ RENEW_AUTHORITY_DAYS: Final = 90
 LOOPBACK: Final = "127.0.0.1"
 
 
-def look_at_network(
-    coordinator: Coordinator, ca: Path, around: Surroundings, runtime_port: int
-) -> list[Finding]:
+def look_at_network(coordinator: Coordinator, ca: Path, runtime_port: int) -> list[Finding]:
     """Try the way to the coordinator; stops at the first step that fails.
 
     Nothing but an empty question is sent, and only to the coordinator itself.
@@ -45,48 +43,44 @@ def look_at_network(
     Args:
         coordinator: To reach.
         ca: PEM file of the federation's authority.
-        around: Proxies of this machine.
         runtime_port: On loopback, which no proxy must be asked for.
     """
     findings: list[Finding] = []
     step = "proxy"
     try:
-        proxy = around.choose("https", coordinator.host, coordinator.port)
+        proxy = proxy_for("https", coordinator.host, coordinator.port)
         findings.append(fine("proxy", f"{proxy}" if proxy else f"none on the way to {coordinator.host}"))
-        findings += _around(around, runtime_port)
-        allowance = Allowance(NETWORK_S)
-        way = Way(coordinator.host, coordinator.port, ca, proxy, allowance=allowance)
+        findings += _other_proxies(runtime_port)
+        way = Way(coordinator, ca, proxy, end=time.monotonic() + TOTAL_S)
         step = "name"
-        addresses = addresses_of(way.first[0], allowance)
+        addresses = addresses_of(way.first[0], way.end)
         if addresses != [way.first[0]]:
             findings.append(fine("name", f"{way.first[0]} is {', '.join(addresses)}"))
         step = "connection"
         row, address = _connection(way, addresses)
         findings.append(row)
-        way = Way(coordinator.host, coordinator.port, ca, proxy, address, allowance)
-        if proxy is not None:
-            step = "way out"
-            with way.connected():
-                findings.append(fine(step, f"the proxy connects to {coordinator.address}"))
-        step = "TLS"
-        findings += _tls(way)
-        step = "coordinator"
-        health = _ask(way, "GET", "/health")
+        way = replace(way, address=address)
+        steps = Steps()
+        try:
+            health = way.ask("GET", "/health", steps)
+        finally:
+            step = steps.at
+            findings += _passed(way, steps)
         findings.append(_health(health))
         if "date" in health.headers:
             findings.append(clock_finding(health))
         step = "fleet"
-        findings.append(_fleet(_ask(way, "POST", "/v1/fleet/pull-messages")))
+        findings.append(_fleet(way.ask("POST", "/v1/fleet/pull-messages", Steps())))
     except Obstacle as obstacle:
         findings.append(problem(step, obstacle.found, obstacle.advice))
     return findings
 
 
-def _around(around: Surroundings, runtime_port: int) -> list[Finding]:
+def _other_proxies(runtime_port: int) -> list[Finding]:
     """What else the environment says of proxies."""
     findings = []
     try:
-        loopback = around.choose("http", LOOPBACK, runtime_port)
+        loopback = proxy_for("http", LOOPBACK, runtime_port)
     except Obstacle as obstacle:
         findings.append(problem("proxy", obstacle.found, obstacle.advice))
         loopback = None
@@ -99,11 +93,12 @@ def _around(around: Surroundings, runtime_port: int) -> list[Finding]:
                 f"NO_PROXY={LOOPBACK},localhost",
             )
         )
-    if around.ranges and around.proxies:
+    ranges = unread_ranges()
+    if ranges:
         findings.append(
             warning(
                 "proxy",
-                f"NO_PROXY holds ranges of addresses, {', '.join(around.ranges)}, which Flower does not read",
+                f"NO_PROXY holds ranges of addresses, {', '.join(ranges)}, which Flower does not read",
                 "name the coordinator itself in NO_PROXY if it is to be reached without the proxy",
             )
         )
@@ -134,12 +129,20 @@ def _connection(way: Way, addresses: list[str]) -> tuple[Finding, str]:
     return fine("connection", f"TCP port {port} answers at {', '.join(good)}"), good[0]
 
 
-def _tls(way: Way) -> list[Finding]:
-    with way.secured() as secured:
-        certificate, version = secured.certificate, secured.socket.version()
+def _passed(way: Way, steps: Steps) -> list[Finding]:
+    """Rows of the steps that a request has left behind."""
+    rows = []
+    if way.proxy is not None and steps.at in ("TLS", "coordinator"):
+        rows.append(fine("way out", f"the proxy connects to {way.coordinator.address}"))
+    return [*rows, *_tls(way, steps)] if steps.at == "coordinator" else rows
+
+
+def _tls(way: Way, steps: Steps) -> list[Finding]:
+    certificate = read_certificate(steps.certificate)
     now = datetime.now(UTC)
     days = certificate.days_left(now)
-    said = f"{version}; the certificate is the federation's, for {way.host}, valid for {days} more days"
+    host = way.coordinator.host
+    said = f"{steps.tls}; the certificate is the federation's, for {host}, valid for {days} more days"
     authority = read_authority(way.ca)
     findings = [fine("TLS", said)]
     if days < RENEW_DAYS:
@@ -155,35 +158,11 @@ def _tls(way: Way) -> list[Finding]:
     return findings
 
 
-def _ask(way: Way, method: str, path: str) -> Answer:
-    """One question on a connection of its own.
-
-    Raises:
-        Obstacle: If no answer comes.
-    """
-    with way.secured() as secured:
-        try:
-            return secured.request(method, path, way.target)
-        except (OSError, http.client.HTTPException) as error:
-            raise Obstacle(
-                f"TLS works, but {method} {path} gets no answer ({type(error).__name__})",
-                "ask the coordinator whether mmare-server start is running, and to look into its logs",
-            ) from None
-
-
 def _health(answer: Answer) -> Finding:
     if answer.status == http.client.OK:
         return fine("coordinator", "answers on /health")
-    if answer.status in (
-        http.client.BAD_GATEWAY,
-        http.client.SERVICE_UNAVAILABLE,
-        http.client.GATEWAY_TIMEOUT,
-    ):
-        return problem(
-            "coordinator",
-            f"its proxy answers {answer.status}: Flower's SuperLink behind it does not run",
-            "tell the coordinator; this hospital has nothing to do",
-        )
+    if answer.status in NOT_REACHED:
+        return _no_superlink("coordinator", answer)
     return problem(
         "coordinator",
         f"/health answers {answer.status}, expected 200",
@@ -201,20 +180,20 @@ def _fleet(answer: Answer) -> Finding:
             "/v1/fleet/ answers without asking for a key",
             "tell the coordinator that node authentication is off: any machine could pass for a hospital",
         )
-    if answer.status in (
-        http.client.BAD_GATEWAY,
-        http.client.SERVICE_UNAVAILABLE,
-        http.client.GATEWAY_TIMEOUT,
-    ):
-        return problem(
-            "fleet",
-            f"the coordinator's proxy answers {answer.status}: Flower's SuperLink behind it does not run",
-            "tell the coordinator; this hospital has nothing to do",
-        )
+    if answer.status in NOT_REACHED:
+        return _no_superlink("fleet", answer)
     return problem(
         "fleet",
         f"/v1/fleet/ answers {answer.status}, expected 401 of Flower",
         "tell the coordinator that its proxy does not let /v1/fleet/ through, or another program answers",
+    )
+
+
+def _no_superlink(check: str, answer: Answer) -> Finding:
+    return problem(
+        check,
+        f"the coordinator's proxy answers {answer.status}: Flower's SuperLink behind it does not run",
+        "tell the coordinator; this hospital has nothing to do",
     )
 
 

@@ -3,63 +3,52 @@
 ::
 
     name ─► TCP (or a proxy's CONNECT) ─► TLS with the federation's authority ─► one HTTP request
+
+httpx goes it, as in Flower's SuperNode; its request extension ``trace`` says in which step it failed.
 """
 
 from __future__ import annotations
 
 import errno
 import http.client
-import re
 import socket
 import ssl
 import time
-from contextlib import contextmanager
+from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
+
+import httpcore
+import httpx
 
 from client.doctor.background import in_background
 from client.doctor.certificates import Certificate, read_authority, read_certificate, why_refused
 from client.doctor.findings import Obstacle
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from client.doctor.proxies import Proxy
+    from mmare.wire.joining import Coordinator
 
-__all__ = ["Allowance", "Answer", "Secured", "Way", "addresses_of", "no_connection", "no_tunnel", "reached"]
+__all__ = ["NOT_REACHED", "TOTAL_S", "Answer", "Steps", "Way", "addresses_of", "reached"]
 
 TOTAL_S: Final = 20.0  # that all steps together may take
 STEP_S: Final = 5.0  # that one step may take
 ADDRESSES_S: Final = 10.0  # that all addresses of a name may take
 MOST_BYTES: Final = 1 << 16  # of an answer that is read
-_PROTOBUF: Final = {"content-type": "application/protobuf", "accept": "application/protobuf"}
-_STATUS_LINE: Final = re.compile(rb"HTTP/1\.[01] (\d{3})")
-
-
-class Allowance:
-    """How long all steps together may take.
-
-    Args:
-        total_s: From now on.
-    """
-
-    def __init__(self, total_s: float) -> None:
-        self._end = time.monotonic() + total_s
-
-    def step_s(self, most_s: float | None = None) -> float:
-        """For the next step.
-
-        Args:
-            most_s: That it may take; by default what one step may.
-
-        Raises:
-            TimeoutError: If nothing is left.
-        """
-        left = min(self._end - time.monotonic(), STEP_S if most_s is None else most_s)
-        if left <= 0:
-            raise TimeoutError
-        return left
+NOT_REACHED: Final = (  # what a proxy answers that does not reach the program behind it
+    http.client.BAD_GATEWAY,
+    http.client.SERVICE_UNAVAILABLE,
+    http.client.GATEWAY_TIMEOUT,
+)
+_HEADERS: Final = {
+    "accept": "application/protobuf",
+    "accept-encoding": "identity",
+    "connection": "close",
+    "content-type": "application/protobuf",
+}
 
 
 @dataclass(frozen=True)
@@ -81,39 +70,50 @@ class Answer:
     received: float
 
 
-@dataclass(frozen=True)
-class Secured:
-    """A connection whose other end is the coordinator.
+class _Enough(Exception):  # noqa: N818 - ends a request of which only the handshake was wanted
+    pass
+
+
+class Steps:
+    """How far a request came; httpx calls it for each event of the request.
 
     Args:
-        socket: TLS.
-        certificate: Of the coordinator.
+        handshake_only: Whether to break off with `_Enough` once TLS is there, before anything is asked.
     """
 
-    socket: ssl.SSLSocket
-    certificate: Certificate
+    tls: str  # version; this and the next are there once TLS is
+    certificate: bytes  # of the other end, DER
+    head: tuple[int, Sequence[tuple[bytes, bytes]]] | None = None  # status and headers of the last answer
+    cause: BaseException | None = None  # of the failure
+    sent: float
+    received: float
 
-    def request(self, method: str, path: str, target: str) -> Answer:
-        """Ask once, with an empty body.
+    def __init__(self, *, handshake_only: bool = False) -> None:
+        self.at = "connection"  # the step under way: then way out (through a proxy), TLS, coordinator
+        self._handshake_only = handshake_only
 
-        Args:
-            method: Of HTTP.
-            path: On the coordinator.
-            target: Its host and port.
-
-        Raises:
-            OSError: If the connection breaks or no answer comes.
-            http.client.HTTPException: If the answer is not HTTP.
-        """
-        headers = {"host": target, "connection": "close", "content-length": "0", **_PROTOBUF}
-        lines = [f"{method} {path} HTTP/1.1", *(f"{name}: {value}" for name, value in headers.items())]
-        sent = time.time()
-        self.socket.sendall(("\r\n".join(lines) + "\r\n\r\n").encode("ascii"))
-        with http.client.HTTPResponse(self.socket, method=method) as response:
-            response.begin()
-            received = time.time()
-            found = {name.lower(): value for name, value in response.getheaders()}
-            return Answer(response.status, found, response.read(MOST_BYTES), sent, received)
+    def __call__(self, event: str, info: Mapping[str, Any]) -> None:
+        """Note an event: httpcore's part, its step, and whether that started, is complete or failed."""
+        if "exception" in info:
+            self.cause = info["exception"].__cause__ or info["exception"]  # later, httpcore drops the cause
+        match event.partition(".")[2]:
+            case "connect_tcp.complete":
+                self.at = "way out"
+            case "start_tls.started":
+                self.at = "TLS"
+            case "start_tls.complete":
+                link = info["return_value"].get_extra_info("socket")
+                self.tls, self.certificate = link.version(), link.getpeercert(binary_form=True)
+                self.at = "coordinator"
+                if self._handshake_only:
+                    link.close()
+                    raise _Enough
+            case "send_request_headers.started":
+                self.sent = time.time()
+            case "receive_response_headers.complete":
+                self.received = time.time()
+                _, status, _, headers = info["return_value"]
+                self.head = status, headers
 
 
 @dataclass(frozen=True)
@@ -121,124 +121,112 @@ class Way:
     """To one coordinator.
 
     Args:
-        host: Its name or address.
-        port: Its port.
+        coordinator: To reach.
         ca: PEM file of the federation's authority.
         proxy: That connections go through, if any.
         address: Of the proxy where there is one, else of the coordinator; none to look it up.
-        allowance: For all steps together.
+        end: When all steps must be over, by `time.monotonic`.
     """
 
-    host: str
-    port: int
+    coordinator: Coordinator
     ca: Path
     proxy: Proxy | None = None
     address: str | None = None
-    allowance: Allowance = field(default_factory=lambda: Allowance(TOTAL_S))
+    end: float = field(default_factory=lambda: time.monotonic() + TOTAL_S)
 
     @property
     def first(self) -> tuple[str, int]:
         """Whom this machine connects to: the proxy where there is one."""
-        return (self.host, self.port) if self.proxy is None else (self.proxy.host, self.proxy.port)
+        there = self.coordinator if self.proxy is None else self.proxy
+        return there.host, there.port
 
-    @property
-    def target(self) -> str:
-        """The coordinator as HTTP names it."""
-        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+    def ask(self, method: str, path: str, steps: Steps) -> Answer:
+        """Ask once, with an empty body, on a connection of its own.
 
-    @contextmanager
-    def connected(self) -> Iterator[socket.socket]:
-        """A TCP connection, through the proxy where there is one.
-
-        Raises:
-            Obstacle: If there is none to be had.
-        """
-        host, port = self.first
-        address = (self.address or host, port)
-        try:
-            link = socket.create_connection(address, timeout=self.allowance.step_s())
-        except OSError as error:
-            raise no_connection(error, host, port, proxied=self.proxy is not None) from None
-        with link:
-            if self.proxy is not None:
-                self._tunnel(link, self.proxy)
-            yield link
-
-    @contextmanager
-    def secured(self) -> Iterator[Secured]:
-        """A TLS connection to the coordinator.
+        Args:
+            method: Of HTTP.
+            path: On the coordinator.
+            steps: Says afterwards how far it came.
 
         Raises:
-            Obstacle: If there is none to be had, or the other end is not the coordinator.
+            Obstacle: If no answer comes, or the other end is not the coordinator.
         """
+        if self.proxy is not None and self.proxy.url.scheme != "http":
+            steps.at = "way out"
+            raise Obstacle(
+                f"{self.proxy} is reached over TLS, which is not tried here",
+                f"if the proxy also takes plain connections, set {self.proxy.variable} to http://…",
+            )
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # as Flower's client makes it
         try:
             context.load_verify_locations(cafile=self.ca)
         except OSError:
+            steps.at = "TLS"
             raise Obstacle(
                 f"{self.ca} holds no certificate that the coordinator's could be compared with",
                 "install the coordinator's bundle again with mmare-site kit install",
             ) from None
-        with self.connected() as link:
-            try:
-                link.settimeout(self.allowance.step_s())
-                wrapped = context.wrap_socket(link, server_hostname=self.host)
-            except ssl.SSLCertVerificationError as error:
-                raise why_refused(error, self._shown(), read_authority(self.ca), self.host) from None
-            except OSError as error:
-                raise _no_handshake(error, self.host) from None
-            with wrapped:
-                yield Secured(wrapped, read_certificate(wrapped.getpeercert(binary_form=True) or b""))
+        try:
+            return self._send(method, path, context, steps)
+        except httpx.TransportError:
+            raise self._obstacle(steps, f"{method} {path}") from None
+
+    def _send(self, method: str, path: str, context: ssl.SSLContext, steps: Steps) -> Answer:
+        host, proxy = self.coordinator.host, None
+        if self.proxy is not None:
+            proxy = httpx.Proxy(self.proxy.url.copy_with(host=self.address or self.proxy.host))
+        elif self.address is not None:
+            host = self.address
+        url = httpx.URL(scheme="https", host=host, port=self.coordinator.port, path=path)
+        headers = {"host": self.coordinator.address, **_HEADERS}
+        extensions = {"trace": steps, "sni_hostname": self.coordinator.host}
+        timeout = left_s(self.end, STEP_S)
+        with (
+            httpx.Client(verify=context, proxy=proxy, timeout=timeout, trust_env=False) as client,
+            client.stream(method, url, headers=headers, extensions=extensions) as response,
+        ):
+            body = next(response.iter_raw(MOST_BYTES), b"")
+            return Answer(response.status_code, dict(response.headers), body, steps.sent, steps.received)
+
+    def _obstacle(self, steps: Steps, question: str) -> Obstacle:
+        """Why a request failed, in words."""
+        cause = steps.cause
+        if steps.at == "connection" and isinstance(cause, OSError):
+            return no_connection(cause, *self.first, proxied=self.proxy is not None)
+        if steps.at == "way out" and self.proxy is not None:
+            return _no_tunnel(steps, self.proxy, self.coordinator.address)
+        if isinstance(cause, ssl.SSLCertVerificationError):
+            return why_refused(cause, self._shown(), read_authority(self.ca), self.coordinator.host)
+        if steps.at == "TLS":
+            return _no_handshake(cause, self.coordinator.host)
+        return Obstacle(
+            f"TLS works, but {question} gets no answer ({type(cause).__name__})",
+            "ask the coordinator whether mmare-server start is running, and to look into its logs",
+        )
 
     def _shown(self) -> Certificate:
         """The certificate that the other end shows; nothing is sent to it."""
         blind = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         blind.check_hostname = False
         blind.verify_mode = ssl.CERT_NONE
-        with self.connected() as link:
-            try:
-                link.settimeout(self.allowance.step_s())
-                with blind.wrap_socket(link, server_hostname=self.host) as wrapped:
-                    return read_certificate(wrapped.getpeercert(binary_form=True) or b"")
-            except (OSError, ValueError) as error:
-                raise Obstacle(
-                    f"the certificate is not accepted, and cannot be read either ({error})",
-                    "ask who runs the firewall of this hospital what answers on that address",
-                ) from None
-
-    def _tunnel(self, link: socket.socket, proxy: Proxy) -> None:
-        """Have the proxy connect to the coordinator.
-
-        Raises:
-            Obstacle: If it does not.
-        """
-        if proxy.scheme != "http":
-            raise Obstacle(
-                f"{proxy} is reached over TLS, which is not tried here",
-                f"if the proxy also takes plain connections, set {proxy.variable} to http://…",
-            )
-        target = self.target
-        lines = [f"CONNECT {target} HTTP/1.1", f"Host: {target}"]
-        if proxy.authorization is not None:
-            lines.append(f"Proxy-Authorization: {proxy.authorization}")
+        steps = Steps(handshake_only=True)
         try:
-            link.settimeout(self.allowance.step_s())
-            link.sendall(("\r\n".join(lines) + "\r\n\r\n").encode("latin-1"))
-            head = _read_head(link)
-        except OSError as error:
+            with suppress(_Enough):
+                self._send("GET", "/", blind, steps)
+            return read_certificate(steps.certificate)
+        except (httpx.TransportError, ValueError) as error:
             raise Obstacle(
-                f"{proxy} accepts the connection but does not answer ({_reason(error)})",
-                "ask who runs the proxy whether this machine may use it",
+                f"the certificate is not accepted, and cannot be read either ({error})",
+                "ask who runs the firewall of this hospital what answers on that address",
             ) from None
-        found = _STATUS_LINE.match(head)
-        if found is None:
-            raise Obstacle(f"{proxy} does not answer as a proxy", f"check the address in {proxy.variable}")
-        status = int(found[1])
-        if status != http.client.OK:
-            raise no_tunnel(status, head.decode("latin-1").lower(), proxy, target)
 
 
-def addresses_of(host: str, allowance: Allowance) -> list[str]:
+def left_s(end: float, most_s: float) -> float:
+    """How long the next step may take, where all must be over by ``end`` of `time.monotonic`."""
+    return max(0.001, min(end - time.monotonic(), most_s))
+
+
+def addresses_of(host: str, end: float) -> list[str]:
     """Addresses of a name, in the order in which they are tried.
 
     Raises:
@@ -246,7 +234,7 @@ def addresses_of(host: str, allowance: Allowance) -> list[str]:
     """
     asked = in_background(lambda: socket.getaddrinfo(host, None, type=socket.SOCK_STREAM))
     try:
-        return list(dict.fromkeys(str(entry[4][0]) for entry in asked.result(timeout=allowance.step_s())))
+        return list(dict.fromkeys(str(entry[4][0]) for entry in asked.result(timeout=left_s(end, STEP_S))))
     except TimeoutError:
         raise Obstacle(
             f"no name server answers for {host}", "check the name servers of this machine (/etc/resolv.conf)"
@@ -270,7 +258,7 @@ def reached(way: Way, addresses: list[str]) -> dict[str, Obstacle | None]:
     found: dict[str, Obstacle | None] = {}
     for address in addresses:
         try:
-            socket.create_connection((address, port), timeout=way.allowance.step_s(each_s)).close()
+            socket.create_connection((address, port), timeout=left_s(way.end, each_s)).close()
             found[address] = None
         except OSError as error:
             found[address] = no_connection(error, host, port, proxied=way.proxy is not None)
@@ -295,16 +283,30 @@ def no_connection(error: OSError, host: str, port: int, *, proxied: bool) -> Obs
     return Obstacle(f"no connection to {host}:{port} ({_reason(error)})", ask)
 
 
-def no_tunnel(status: int, head: str, proxy: Proxy, target: str) -> Obstacle:
+def _no_tunnel(steps: Steps, proxy: Proxy, target: str) -> Obstacle:
     """Why a proxy did not connect, in words."""
+    cause = steps.cause
+    if steps.head is not None:
+        return _refused(*steps.head, proxy, target)
+    if isinstance(cause, OSError | httpcore.RemoteProtocolError):  # the latter: it ends without an answer
+        return Obstacle(
+            f"{proxy} accepts the connection but does not answer ({_reason(cause)})",
+            "ask who runs the proxy whether this machine may use it",
+        )
+    return Obstacle(f"{proxy} does not answer as a proxy", f"check the address in {proxy.variable}")
+
+
+def _refused(status: int, headers: Sequence[tuple[bytes, bytes]], proxy: Proxy, target: str) -> Obstacle:
+    """What a proxy's answer to CONNECT means."""
     if status == http.client.PROXY_AUTHENTICATION_REQUIRED:
-        offered = re.findall(r"proxy-authenticate:\s*([\w-]+)", head)
+        values = [value.decode("latin-1") for name, value in headers if name.lower() == b"proxy-authenticate"]
+        offered = [value.split()[0].lower() for value in values if value.strip()]
         if offered and "basic" not in offered:
             return Obstacle(
                 f"{proxy} answers 407: it wants a login by {', '.join(offered)}, which Flower cannot do",
                 f"ask who runs the proxy to let this machine through to {target} without a login",
             )
-        if proxy.user is None:
+        if not proxy.url.username:
             return Obstacle(
                 f"{proxy} answers 407: it asks for a user name and a password",
                 f"put them into {proxy.variable}, as http://USER:PASSWORD@{proxy.host}:{proxy.port}",
@@ -313,7 +315,7 @@ def no_tunnel(status: int, head: str, proxy: Proxy, target: str) -> Obstacle:
             f"{proxy} answers 407: it does not accept the user name and password",
             f"correct them in {proxy.variable}; signs such as @ and : in them are written as %40 and %3A",
         )
-    if status in (http.client.BAD_GATEWAY, http.client.SERVICE_UNAVAILABLE, http.client.GATEWAY_TIMEOUT):
+    if status in NOT_REACHED:
         return Obstacle(
             f"{proxy} answers {status}: it does not reach {target} itself",
             f"check the address with the coordinator, and ask who runs the proxy whether {target} is allowed",
@@ -324,7 +326,7 @@ def no_tunnel(status: int, head: str, proxy: Proxy, target: str) -> Obstacle:
     )
 
 
-def _no_handshake(error: OSError, host: str) -> Obstacle:
+def _no_handshake(error: BaseException | None, host: str) -> Obstacle:
     firewall = f"ask who runs this hospital's firewall whether it inspects TLS, and to leave {host} alone"
     if isinstance(error, TimeoutError):
         return Obstacle("the connection opens, but TLS gets no answer", firewall)
@@ -336,24 +338,7 @@ def _no_handshake(error: OSError, host: str) -> Obstacle:
     return Obstacle(f"TLS breaks off ({_reason(error)})", firewall)
 
 
-def _read_head(link: socket.socket) -> bytes:
-    """The head of a proxy's answer.
-
-    Raises:
-        OSError: If it does not come.
-    """
-    head = b""
-    while b"\r\n\r\n" not in head and len(head) < MOST_BYTES:
-        chunk = link.recv(4096)
-        if not chunk:
-            break
-        head += chunk
-    if not head:
-        raise ConnectionResetError(errno.ECONNRESET, "it closes the connection")
-    return head
-
-
-def _reason(error: BaseException) -> str:
+def _reason(error: BaseException | None) -> str:
     if isinstance(error, TimeoutError):
         return "no answer"
     if isinstance(error, ssl.SSLError):

@@ -4,6 +4,7 @@ import os
 import socket
 import ssl
 import time
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 
 import httpx
@@ -13,7 +14,7 @@ from client.doctor import way_out
 from client.doctor.certificates import EXPIRED, Certificate, why_refused
 from client.doctor.findings import Obstacle, Verdict
 from client.doctor.network import clock_finding, look_at_network
-from client.doctor.proxies import Surroundings, surroundings
+from client.doctor.proxies import proxy_for
 from client.doctor.way_out import Answer
 from mmare.wire.joining import Coordinator
 from server.membership.certificates import new_authority, new_server
@@ -21,7 +22,6 @@ from tests.strange_servers import connect_proxy, flower, free_port, https_server
 
 RUNTIME_PORT = 9094
 NOW = datetime.now(UTC)
-DIRECT = Surroundings({})
 
 
 @pytest.fixture(scope="module")
@@ -41,8 +41,20 @@ def _quick(monkeypatch):
     monkeypatch.setattr(way_out, "STEP_S", 0.5)  # loopback answers at once, or never
 
 
-def look(port, ca, around=DIRECT, host="localhost"):
-    return look_at_network(Coordinator("north", host, port, "elm"), ca, around, RUNTIME_PORT)
+def look(port, ca, proxies=None, host="localhost"):
+    with environment(proxies or {}):
+        return look_at_network(Coordinator("north", host, port, "elm"), ca, RUNTIME_PORT)
+
+
+@contextmanager
+def environment(proxies):
+    """The variables that name proxies, and no others of that kind."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in [name for name in os.environ if name.lower().endswith("_proxy")]:
+            patch.delenv(name)
+        for name, value in proxies.items():
+            patch.setenv(name, value)
+        yield
 
 
 def by_check(findings):
@@ -58,7 +70,7 @@ def only_problem(findings):
 
 
 def through(proxy, login=""):
-    return Surroundings({"https": f"http://{login}127.0.0.1:{proxy.port}"})
+    return {"HTTPS_PROXY": f"http://{login}127.0.0.1:{proxy.port}"}
 
 
 def test_a_good_coordinator_has_seven_good_rows(authority, ca, tmp_path):
@@ -143,8 +155,10 @@ def test_another_name_than_the_certificates_is_named(authority, ca, tmp_path):
 
 def test_a_firewall_that_opens_tls_is_named(ca, tmp_path):
     firewall = new_authority("Gate Inspection")
-    with https_server(tmp_path, new_server(firewall, "localhost")) as port:
+    asked = []
+    with https_server(tmp_path, new_server(firewall, "localhost"), lambda *it: asked.append(it)) as port:
         row = only_problem(look(port, ca))
+    assert asked == []  # not even while its certificate is read
     assert "issued by CN=Gate Inspection authority" in row.found
     assert "the federation's authority is CN=north authority" in row.found
     assert "if CN=Gate Inspection authority is a proxy or firewall of this hospital" in row.advice
@@ -324,7 +338,7 @@ def test_everything_goes_through_the_proxy(authority, ca, tmp_path):
     assert {finding.verdict for finding in findings} == {Verdict.OK}
     assert by_check(findings)["way out"].found == "the proxy connects to fed.example.org:8443"
     assert all(head.startswith("CONNECT fed.example.org:8443 HTTP/1.1\r\n") for head in proxy.asked)
-    assert len(proxy.asked) == 4  # the way out, TLS, two questions
+    assert len(proxy.asked) == 2  # questions, each on a connection of its own
     said = " ".join(f"{finding.found} {finding.advice}" for finding in findings)
     assert "HTTPS_PROXY: 127.0.0.1" in said
     assert not [secret for secret in ("s3", "mary", "bWFyeTp") if secret in said]
@@ -361,22 +375,18 @@ def test_a_proxy_that_refuses_is_explained(ca, refusal, login, words, advice):
 
 def test_a_proxy_that_says_nothing_is_not_waited_for(ca):
     with plain_server(b"", hold=True) as port:
-        row = only_problem(
-            look(443, ca, Surroundings({"https": f"http://127.0.0.1:{port}"}), host="fed.example.org")
-        )
+        row = only_problem(look(443, ca, {"HTTPS_PROXY": f"http://127.0.0.1:{port}"}, host="fed.example.org"))
     assert "accepts the connection but does not answer (no answer)" in row.found
 
 
 def test_a_proxy_that_hangs_up_is_explained(ca):
     with plain_server(b"") as port:
-        row = only_problem(
-            look(443, ca, Surroundings({"https": f"http://127.0.0.1:{port}"}), host="fed.example.org")
-        )
+        row = only_problem(look(443, ca, {"HTTPS_PROXY": f"http://127.0.0.1:{port}"}, host="fed.example.org"))
     assert "accepts the connection but does not answer" in row.found
 
 
 def test_a_proxy_that_is_not_there_is_explained(ca):
-    gone = Surroundings({"https": f"http://127.0.0.1:{free_port()}"})
+    gone = {"HTTPS_PROXY": f"http://127.0.0.1:{free_port()}"}
     row = only_problem(look(443, ca, gone, host="fed.example.org"))
     assert row.check == "connection"
     assert "check the port of the proxy" in row.advice
@@ -390,21 +400,19 @@ def test_a_proxy_that_is_not_there_is_explained(ca):
     ],
 )
 def test_a_variable_that_names_no_http_proxy_is_a_problem(ca, address, words):
-    row = only_problem(look(443, ca, Surroundings({"https": address})))
+    row = only_problem(look(443, ca, {"HTTPS_PROXY": address}))
     assert row.check == "proxy"
     assert words in row.found
 
 
 def test_a_proxy_behind_tls_is_not_tried(ca):
     with plain_server(b"") as port:
-        row = only_problem(
-            look(443, ca, Surroundings({"https": f"https://127.0.0.1:{port}"}), host="a.example.org")
-        )
+        row = only_problem(look(443, ca, {"HTTPS_PROXY": f"https://127.0.0.1:{port}"}, host="a.example.org"))
     assert "reached over TLS, which is not tried here" in row.found
 
 
 def test_loopback_behind_a_proxy_and_ranges_are_told(authority, ca, tmp_path):
-    around = Surroundings({"http": "http://proxy.example.org:3128"}, ("10.0.0.0/8",))
+    around = {"HTTP_PROXY": "http://proxy.example.org:3128", "NO_PROXY": "10.0.0.0/8"}
     with https_server(tmp_path, new_server(authority, "localhost")) as port:
         rows = [row for row in look(port, ca, around) if row.check == "proxy"]
     assert [row.verdict for row in rows] == [Verdict.OK, Verdict.OK, Verdict.WARNING]
@@ -436,26 +444,31 @@ HOSTS = ("fed.example.org", "example.org", "notexample.org", "127.0.0.1", "local
         pytest.param({"HTTPS_PROXY": "p:1", "https_proxy": ""}, id="taken away"),
     ],
 )
-def test_the_proxy_is_the_one_that_flowers_client_takes(variables, entry, monkeypatch):
-    for name in [name for name in os.environ if name.lower().endswith("_proxy")]:
-        monkeypatch.delenv(name)
-    for name, value in {**variables, "NO_PROXY": entry}.items():
-        monkeypatch.setenv(name, value)
-    around = surroundings()
-    with httpx.Client() as client:
+def test_the_proxy_is_the_one_that_flowers_client_takes(variables, entry):
+    with environment({**variables, "NO_PROXY": entry}), httpx.Client() as client:
         for scheme in ("http", "https"):
             for host in HOSTS:
                 for port in (443, 80, 8443, 9094):
                     name = f"[{host}]" if ":" in host else host
                     taken = client._transport_for_url(httpx.URL(f"{scheme}://{name}:{port}/"))
-                    direct = around.choose(scheme, host, port) is None
+                    direct = proxy_for(scheme, host, port) is None
                     assert direct == (taken is client._transport), (scheme, host, port)
 
 
+def test_an_entry_of_no_proxy_that_stops_flowers_client_is_a_problem(ca):
+    variables = {"HTTPS_PROXY": "http://p:1", "NO_PROXY": "http://fed.example.org:port"}
+    with environment(variables), pytest.raises(httpx.InvalidURL):
+        httpx.Client()
+    row = only_problem(look(443, ca, variables))
+    assert row.check == "proxy"
+    assert row.found.startswith("NO_PROXY holds")
+
+
 def test_a_password_is_not_in_any_text():
-    proxy = Surroundings({"all": "http://mary:secret@proxy"}).choose("https", "fed.example.org", 443)
+    with environment({"ALL_PROXY": "http://mary:secret@proxy"}):
+        proxy = proxy_for("https", "fed.example.org", 443)
     assert str(proxy) == "ALL_PROXY: proxy:80, with a user name"
     assert "secret" not in repr(proxy)
-    with pytest.raises(Obstacle) as caught:
-        Surroundings({"all": "socks5://mary:secret@proxy"}).choose("https", "fed.example.org", 443)
+    with environment({"ALL_PROXY": "socks5://mary:secret@proxy"}), pytest.raises(Obstacle) as caught:
+        proxy_for("https", "fed.example.org", 443)
     assert "secret" not in f"{caught.value.found}{caught.value.advice}"
