@@ -1,7 +1,8 @@
 """The private header of Siemens (CSA), as far as a mosaic needs it.
 
 Layout: https://nipy.org/nibabel/dicom/siemens_csa.html. Two versions exist; both are a list of named
-elements, each with items of text padded to four bytes.
+elements, each with items of text padded to four bytes. nibabel's own reader is no substitute: as of 5.4 it
+fails on every header of the first version (nipy/nibabel issue 817).
 """
 
 from __future__ import annotations

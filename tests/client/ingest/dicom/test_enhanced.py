@@ -1,5 +1,7 @@
 """Enhanced multi-frame CT and MR, and Siemens mosaics."""
 
+import struct
+
 import numpy as np
 import pytest
 
@@ -143,6 +145,19 @@ def test_csa_header_is_read_and_rubbish_is_not():
     assert read_csa(header) == {"NumberOfImagesInMosaic": ("35",), "SliceNormalVector": ("0.0", "0.6", "0.8")}
     assert read_csa(header[:-60]) == {}
     assert read_csa(b"SV10\x04\x03\x02\x01\xff\xff\xff\xff") == {}
+
+
+def test_csa_header_of_the_first_version_is_read():
+    """Its lengths count from the number of items of the first element; it does not begin with SV10."""
+    elements = {"EchoLinePosition": ["1", "22", "333"], "NumberOfImagesInMosaic": ["35"], "B_value": []}
+    header = struct.pack("<II", len(elements), 77)
+    for name, items in elements.items():
+        header += struct.pack("<64si4siii", name.encode(), 0, b"IS", 6, len(items), 77)
+        for item in items:
+            length = len(item) + 1
+            header += struct.pack("<4i", length + 3, length, 77, length)
+            header += item.encode().ljust(-(-length // 4) * 4, b"\0")
+    assert read_csa(header) == {name: tuple(items) for name, items in elements.items()}
 
 
 @pytest.mark.parametrize(
