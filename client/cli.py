@@ -122,7 +122,7 @@ def embed(
     for note in report.untrained:
         console.print(f"[yellow]{note}[/]")
     for refusal in report.refused:
-        typer.echo(f"{refusal.modality}, data row {refusal.row + 1}: {refusal.reason}")
+        typer.echo(f"{refusal.modality}, data row {refusal.row + 1}: {refusal.sentence}")
     typer.echo(
         f"{report.encoded} encoded, {report.cached} there before, {len(report.refused)} cannot be used"
     )

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
+from client.ingest.reasons import ScanReason, ScanRefused, explain
+
 if TYPE_CHECKING:
     from collections.abc import Iterable
     from pathlib import Path
@@ -20,7 +22,8 @@ __all__ = ["EmbeddingCache", "content_hash"]
 
 CHUNK: Final = 1 << 20  # bytes read at a time
 INDEX: Final = "files.json"
-LASTING, PASSING = ".refused", ".failed"  # endings of what says why there is no embedding
+REFUSED: Final = ".refused"  # ending of what says why there is no embedding
+FAILED: Final = ".failed"  # its ending in older caches where the scan was to be tried again
 
 
 def content_hash(paths: Iterable[Path]) -> str:
@@ -96,23 +99,25 @@ class EmbeddingCache:
         np.save(buffer, vector)
         self._write(self._path(key), buffer.getvalue())
 
-    def put_refusal(self, key: str, reason: str, *, lasting: bool = True) -> None:
-        """Keep that a scan cannot be used; what does not last is tried again, and missing until then.
+    def put_refusal(self, key: str, refused: ScanRefused) -> None:
+        """Keep why a scan cannot be used: its code and what was found.
 
         Raises:
             OSError: If the disk is full.
         """
-        kept, other = (LASTING, PASSING) if lasting else (PASSING, LASTING)
-        self._write(self._path(key).with_suffix(kept), reason.encode())
-        self._path(key).with_suffix(other).unlink(missing_ok=True)
+        content = json.dumps([refused.reason, refused.detail])
+        self._write(self._path(key).with_suffix(REFUSED), content.encode())
 
-    def refusal(self, key: str, *, lasting: bool = True) -> str | None:
-        """Why a scan cannot be used, for good or (not ``lasting``) for now; or nothing."""
-        try:
-            path = self._path(key).with_suffix(LASTING if lasting else PASSING)
-            return path.read_text(encoding="utf-8") or None
-        except (OSError, UnicodeDecodeError):
-            return None
+    def refusal(self, key: str) -> ScanRefused | None:
+        """Why a scan cannot be used, or nothing where no refusal is known."""
+        for ending, unknown in ((REFUSED, ScanReason.OTHER), (FAILED, ScanReason.UNREADABLE_FILE)):
+            try:
+                content = self._path(key).with_suffix(ending).read_text(encoding="utf-8")
+            except (OSError, UnicodeDecodeError):
+                continue
+            if content:
+                return _refusal_in(content, unknown)
+        return None
 
     def save_index(self) -> None:
         """Keep what files were seen with which content."""
@@ -131,3 +136,14 @@ class EmbeddingCache:
 
     def _path(self, key: str) -> Path:
         return self._folder / key[:2] / f"{key}.npy"
+
+
+def _refusal_in(content: str, unknown: ScanReason) -> ScanRefused:
+    """A kept refusal; older caches hold its sentence alone, which may be worded otherwise by now."""
+    try:
+        reason, detail = json.loads(content)
+        return ScanRefused(ScanReason(reason), str(detail))
+    except (ValueError, TypeError):
+        starts = {reason: explain(reason).rstrip(".") for reason in ScanReason if explain(reason)}
+        reason = next((each for each, start in starts.items() if content.startswith(start)), unknown)
+        return ScanRefused(reason, content.removeprefix(starts.get(reason, "")).lstrip(".: "))

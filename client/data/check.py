@@ -12,7 +12,9 @@ from rich.console import Group
 from rich.table import Table
 
 from client.data.dataset import presence_of
+from client.data.scan_list import scans_of
 from client.encoders.registry import check_encoders
+from client.ingest.reasons import ScanReason, ScanRefused, refused_by
 from mmare.errors import DataError
 from mmare.study.choices import Kind
 from mmare.wire.messages import Split
@@ -36,27 +38,21 @@ class Found:
     """One modality at one site.
 
     Args:
-        modality: Its name.
         found: ``(N,)`` rows that name something of it.
         usable: ``(N,)`` rows that a model could use.
-        refused: Number of rows per reason.
+        refused: Number of rows per code and detail.
     """
 
     modality: str
     found: NDArray[np.bool_]
     usable: NDArray[np.bool_]
-    refused: Counter[str]
+    refused: Counter[tuple[ScanReason, str]]
 
 
 def check_site(
     site: SiteConfig, study: Study, progress: Progress = lambda _name, _done, _total: None
 ) -> tuple[Manifest, list[Found]]:
     """Read everything that the study would use; scans are opened, none is encoded.
-
-    Args:
-        site: Of the hospital.
-        study: Says which modalities.
-        progress: Called while scans are read.
 
     Raises:
         DataError: If manifest, features or study cannot be used at all; names file, row, found and expected.
@@ -77,18 +73,19 @@ def check_site(
 
 
 def _scans(site: SiteConfig, study: Study, modality: ModalitySpec, rows: int, progress: Progress) -> Found:
-    from client.data import embed, scan_list  # noqa: PLC0415 - readers of scans take seconds
+    from client.data.read_scan import try_scan  # noqa: PLC0415 - readers of scans take seconds
 
     found, usable = np.zeros(rows, dtype=bool), np.zeros(rows, dtype=bool)
-    refused: Counter[str] = Counter()
-    scans = [scan for scan in scan_list.scans_of(site, study) if scan.modality.name == modality.name]
+    refused: Counter[tuple[ScanReason, str]] = Counter()
+    scans = [scan for scan in scans_of(site, study) if scan.modality.name == modality.name]
     for done, scan in enumerate(scans):
         found[scan.row] = True
         try:
-            embed.try_scan(site, scan)
+            try_scan(site, scan)
             usable[scan.row] = True
         except (DataError, OSError) as error:
-            refused[embed.reason_of(error)] += 1
+            why = refused_by(error)
+            refused[why.reason, why.detail] += 1
         progress(modality.name, done + 1, len(scans))
     return Found(modality.name, found, usable, refused)
 
@@ -115,9 +112,9 @@ def report_table(site: SiteConfig, study: Study, manifest: Manifest, results: li
         )
         table.add_row(name, str(int(result.found.sum())), str(int(result.usable.sum())), *cells)
     lines = [
-        f"{result.modality}: {count} refused: {reason}"
+        f"{result.modality}: {count} refused: {ScanRefused(*why)}"
         for result in results
-        for reason, count in sorted(result.refused.items())
+        for why, count in sorted(result.refused.items())
     ]
     without = int((~np.stack([result.usable for result in results]).any(axis=0)).sum())
     if without:

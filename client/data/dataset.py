@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 import torch
 
+from client.data.cache import EmbeddingCache
+from client.data.scan_list import list_scan, scan_fingerprint, scans_of
 from client.encoders.registry import ENCODERS, GIVEN, encoder_source, fingerprint
 from mmare.errors import DataError
 from mmare.study.choices import Kind
@@ -17,7 +19,7 @@ from sites.manifest import load_manifest
 from sites.prompts import compile_prompt
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from numpy.typing import NDArray
     from torch import Tensor
@@ -26,6 +28,8 @@ if TYPE_CHECKING:
     from mmare.study.study import Study
     from sites.config import ModalitySource, SiteConfig
     from sites.manifest import Manifest
+
+    Vectors = Iterator[tuple[int, NDArray[np.float32]]]  # row of the manifest, (W,)
 
 __all__ = ["SiteData", "load_data", "presence_of"]
 
@@ -82,7 +86,9 @@ def load_data(site: SiteConfig, study: Study) -> SiteData:
         rows = np.zeros((len(manifest.patient_ids), modality.width), dtype=np.float32)
         present = np.zeros(len(manifest.patient_ids), dtype=bool)
         if modality.name in site.modalities:
-            encoders[modality.name] = _FILL[modality.kind](rows, present, modality, manifest, site, study)
+            for row, vector in _VECTORS[modality.kind](modality, manifest, site, study):
+                rows[row], present[row] = vector, True
+            encoders[modality.name] = _fingerprint(modality, site)
         embeddings.append(torch.from_numpy(rows))
         columns.append(present)
     found = np.stack(columns, axis=1)  # (N, M)
@@ -108,85 +114,58 @@ def presence_of(
     Raises:
         DataError: If its file or columns cannot be used.
     """
-    rows = np.zeros((len(manifest.patient_ids), modality.width), dtype=np.float32)
     present = np.zeros(len(manifest.patient_ids), dtype=bool)
-    _FILL[modality.kind](rows, present, modality, manifest, site, study)
+    for row, _ in _VECTORS[modality.kind](modality, manifest, site, study):
+        present[row] = True
     return present
 
 
-def _fill_features(
-    rows: NDArray[np.float32],
-    present: NDArray[np.bool_],
-    modality: ModalitySpec,
-    manifest: Manifest,
-    site: SiteConfig,
-    _study: Study,
-) -> str:
-    """Write the vectors of a features file; returns the encoder's fingerprint, as its siblings do."""
+def _feature_vectors(modality: ModalitySpec, manifest: Manifest, site: SiteConfig, _study: Study) -> Vectors:
+    """The rows of a features file."""
     source = site.modalities[modality.name]
     if source.file is None:
         raise DataError(f"{manifest.source}: modality {modality.name} needs a features file in site.toml")
     table = load_features(source.file, modality.width)
     for row, patient in enumerate(manifest.patient_ids):
         if patient in table:
-            rows[row] = table[patient]
-            present[row] = True
-    return GIVEN
+            yield row, table[patient]
 
 
-def _fill_text(
-    rows: NDArray[np.float32],
-    present: NDArray[np.bool_],
-    modality: ModalitySpec,
-    manifest: Manifest,
-    site: SiteConfig,
-    _study: Study,
-) -> str:
-    """Write the embeddings of texts, encoded here and now."""
+def _text_vectors(modality: ModalitySpec, manifest: Manifest, site: SiteConfig, _study: Study) -> Vectors:
+    """The embeddings of texts, encoded here and now."""
     texts = _texts(modality, site.modalities[modality.name], manifest)
-    chosen = [row for row, text in enumerate(texts) if text is not None]
-    source = encoder_source(site)
+    chosen = {row: text for row, text in enumerate(texts) if text is not None}
     if chosen:
         make = ENCODERS[modality.encoder].open_text
         assert make is not None  # noqa: S101 - check_encoders lets text encoders through only
-        encoder = make(source, modality.width)
-        rows[chosen] = encoder.encode([text for text in texts if text is not None])
-        present[chosen] = True
-    return fingerprint(modality.encoder, source)
+        encoder = make(encoder_source(site), modality.width)
+        yield from zip(chosen, encoder.encode(list(chosen.values())), strict=True)
 
 
-def _fill_volumes(
-    rows: NDArray[np.float32],
-    present: NDArray[np.bool_],
-    modality: ModalitySpec,
-    manifest: Manifest,
-    site: SiteConfig,
-    study: Study,
-) -> str:
-    """Write the embeddings of scans from the cache; a scan that was refused is a missing modality."""
-    from client.data import scan_list  # noqa: PLC0415 - readers of scans take seconds
-
-    cache = scan_list.site_cache(site)
-    for scan in scan_list.scans_of(site, study):
+def _scan_vectors(modality: ModalitySpec, manifest: Manifest, site: SiteConfig, study: Study) -> Vectors:
+    """The embeddings of scans from the cache; a scan that was refused is a missing modality."""
+    cache = EmbeddingCache(site.cache)
+    for scan in scans_of(site, study):
         if scan.modality.name != modality.name:
             continue
-        try:
-            key = scan_list.cache_key(cache, site, scan)
-        except OSError:
-            continue  # embedding said so
-        vector = cache.get(key)
-        if vector is not None:
-            rows[scan.row] = vector
-            present[scan.row] = True
-        elif cache.refusal(key) is None and cache.refusal(key, lasting=False) is None:
+        listed = list_scan(cache, site, scan)
+        if listed.vector is not None:
+            yield scan.row, listed.vector
+        elif listed.refused is None:
             raise DataError(
                 f"{manifest.source}: data row {scan.row + 1}: the scan of {modality.name} is not embedded; "
                 "run mmare-site embed first"
             )
-    return scan_list.scan_fingerprint(site, modality)
 
 
-_FILL = {Kind.FEATURES: _fill_features, Kind.TEXT: _fill_text, Kind.VOLUME: _fill_volumes}
+_VECTORS: Final = {Kind.FEATURES: _feature_vectors, Kind.TEXT: _text_vectors, Kind.VOLUME: _scan_vectors}
+
+
+def _fingerprint(modality: ModalitySpec, site: SiteConfig) -> str:
+    """Of the encoder that made the vectors of a modality."""
+    if modality.kind is Kind.VOLUME:
+        return scan_fingerprint(site, modality)
+    return GIVEN if modality.kind is Kind.FEATURES else fingerprint(modality.encoder, encoder_source(site))
 
 
 def _texts(modality: ModalitySpec, source: ModalitySource, manifest: Manifest) -> list[str | None]:

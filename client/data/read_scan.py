@@ -1,46 +1,92 @@
-"""A patient's scan of one modality and its mask, from the paths in the manifest to volumes."""
+"""A patient's scan of one modality and its mask, from the paths in the manifest to what an encoder sees."""
 
 from __future__ import annotations
 
 import hashlib
 from typing import TYPE_CHECKING
 
-from client.encoders.preprocess import MaskUse, VolumeSteps, run_mask_command
+import torch
+
+from client.data.scan_list import noise_names
+from client.encoders.preprocess import noise_seed, preprocess, run_mask_command
+from client.encoders.registry import ENCODERS
+from client.encoders.vgg11 import SliceSteps, slices_of
 from client.ingest.choose import Prefer, SeriesRule, choose_each
 from client.ingest.convert import convert_folder
 from client.ingest.nifti import read_nifti
+from client.ingest.reasons import ScanReason, ScanRefused
+from client.ingest.slides.wsi import plan_of, tiles_of
 from client.ingest.volume import Plane
 from mmare.errors import DataError, InputError
-from mmare.study.choices import MaskUse as StudyMask
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-    from pathlib import Path
+    from torch import Tensor
 
+    from client.data.scan_list import Scan
     from client.ingest.volume import Volume
-    from mmare.study.specs import ModalitySpec
-    from sites.config import MaskSource, ModalitySource
+    from sites.config import ModalitySource, SiteConfig
 
-__all__ = ["mask_of", "read_scan", "rule_of", "steps_of"]
-
-
-def steps_of(modality: ModalitySpec) -> VolumeSteps:
-    """The preprocessing that a study wants for a modality."""
-    size, window = modality.size, modality.window
-    return VolumeSteps(
-        size=(size[0], size[1], size[2]) if size else VolumeSteps.size,
-        window=(window[0], window[1]) if window else None,
-        mask=MaskUse.MASK if modality.mask is StudyMask.STRIP else MaskUse.NONE,
-        crop_to_mask=modality.crop_to_mask,
-    )
+__all__ = ["read_scan", "try_scan"]
 
 
-def rule_of(source: ModalitySource) -> SeriesRule:
-    """Which series of a folder of DICOM files the site wants.
+def read_scan(site: SiteConfig, scan: Scan, key: str) -> Tensor:
+    """Read a scan and its mask, and preprocess; a mask that a program makes is kept under ``key``.
+
+    Returns:
+        What its encoder takes one of; the tiles of a slide ``(N, 256, 256, 3)``.
 
     Raises:
-        DataError: If site.toml names a plane or preference that does not exist.
+        DataError: If it cannot be used.
+        OSError: If a file cannot be read.
     """
+    if ENCODERS[scan.modality.encoder].slides:
+        um_px = site.modalities[scan.modality.name].um_px
+        return torch.from_numpy(tiles_of(scan.path, fallback_um_px=um_px).pixels)
+    volume = _volume(site, scan)
+    mask = _mask(site, scan, key) if scan.steps.needs_mask else None
+    if isinstance(scan.steps, SliceSteps):
+        tensor = slices_of(volume, scan.steps, mask)
+    else:
+        tensor = preprocess(volume, scan.steps, noise_seed(*noise_names(site, scan)), mask)
+    return tensor.pin_memory() if torch.cuda.is_available() else tensor
+
+
+def try_scan(site: SiteConfig, scan: Scan) -> None:
+    """Read a scan, and its mask where one is named, without preprocessing.
+
+    Raises:
+        DataError: If it cannot be used.
+        OSError: If a file cannot be read.
+    """
+    if ENCODERS[scan.modality.encoder].slides:
+        plan_of(scan.path, fallback_um_px=site.modalities[scan.modality.name].um_px)
+        return
+    _volume(site, scan)
+    if scan.mask is not None:
+        read_nifti(scan.mask)
+
+
+def _volume(site: SiteConfig, scan: Scan) -> Volume:
+    """A NIfTI file, or the series of a folder of DICOM files that the site's rule picks.
+
+    The folder's ``report.json`` says which series was taken, and why not the others. Modalities that share a
+    folder are served in turn, so that no series counts twice.
+    """
+    rules = {name: _rule(site.modalities[name]) for name in scan.sharing}
+    if not scan.path.is_dir():
+        return read_nifti(scan.path)
+    out = site.cache / "converted" / hashlib.sha256(str(scan.path.absolute()).encode()).hexdigest()[:16]
+    try:
+        choice = choose_each(convert_folder(scan.path, out, rules=rules).series, rules)[scan.modality.name]
+    except InputError as error:  # several patients in one folder, say
+        raise DataError(str(error)) from None
+    if choice.entry is None or choice.entry.output is None:
+        raise ScanRefused(ScanReason.NO_FITTING_SERIES, choice.why)
+    return read_nifti(out / choice.entry.output)
+
+
+def _rule(source: ModalitySource) -> SeriesRule:
+    """Which series of a folder of DICOM files the site wants."""
     try:
         return SeriesRule(
             plane=Plane(source.series["plane"]) if "plane" in source.series else None,
@@ -54,49 +100,14 @@ def rule_of(source: ModalitySource) -> SeriesRule:
         ) from None
 
 
-def read_scan(path: Path, converted: Path, rules: Mapping[str, SeriesRule], modality: str) -> Volume:
-    """Read a NIfTI file, or the series of a folder of DICOM files that the site's rule picks.
-
-    The folder's ``report.json`` says which series was taken, and why not the others. Modalities that share a
-    folder are served in turn, so that no series counts twice.
-
-    Args:
-        path: File or folder.
-        converted: Where volumes of DICOM folders are kept.
-        rules: Of every modality of the patient that names this path, in slot order.
-        modality: That is wanted.
-
-    Raises:
-        DataError: If it holds no usable volume.
-    """
-    if not path.is_dir():
-        return read_nifti(path)
-    out = converted / hashlib.sha256(str(path.absolute()).encode()).hexdigest()[:16]
-    try:
-        choice = choose_each(convert_folder(path, out, rules=rules).series, rules)[modality]
-    except InputError as error:  # several patients in one folder, say
-        raise DataError(str(error)) from None
-    if choice.entry is None or choice.entry.output is None:
-        raise DataError(f"The folder holds no series that fits: {choice.why}")
-    return read_nifti(out / choice.entry.output)
-
-
-def mask_of(path: Path, given: Path | None, source: MaskSource | None, made: Path) -> Volume | None:
-    """The mask of a scan, as the hospital has it.
-
-    Args:
-        path: The scan.
-        given: The mask's path, where the manifest or the site's folder names one.
-        source: How the site holds masks.
-        made: Where a mask that a program makes is kept.
-
-    Raises:
-        DataError: If the mask cannot be read or the program fails.
-    """
-    if given is not None:
-        return read_nifti(given)
+def _mask(site: SiteConfig, scan: Scan, key: str) -> Volume | None:
+    """The mask of a scan, as the hospital has it."""
+    if scan.mask is not None:
+        return read_nifti(scan.mask)
+    source = site.modalities[scan.modality.name].mask
     if source is None or source.command is None:
         return None
+    made = site.cache / "masks" / f"{key}.nii.gz"
     if not made.exists():
-        run_mask_command(source.command, path, made, source.timeout_s)
+        run_mask_command(source.command, scan.path, made, source.timeout_s)
     return read_nifti(made)

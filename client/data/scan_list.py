@@ -1,4 +1,4 @@
-"""Which scans a site holds for a study, and the key of the embedding of one."""
+"""Which scans a site holds for a study, the key of the embedding of each, and what the cache knows of it."""
 
 from __future__ import annotations
 
@@ -8,22 +8,28 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from client.data.cache import EmbeddingCache
-from client.data.read_scan import steps_of
+from client.encoders.preprocess import MaskUse, VolumeSteps
 from client.encoders.registry import ENCODERS, encoder_source, fingerprint
 from client.encoders.vgg11 import SliceSteps
+from client.ingest.reasons import PASSING, refused_by
 from client.ingest.slides.tissue import Tiling
 from mmare.errors import DataError
 from mmare.study.choices import Kind
+from mmare.study.choices import MaskUse as StudyMask
 from sites.manifest import load_manifest
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from client.data.cache import EmbeddingCache
+    from client.ingest.reasons import ScanRefused
     from mmare.study.specs import ModalitySpec
     from mmare.study.study import Study
     from sites.config import SiteConfig
     from sites.manifest import Manifest
 
-__all__ = ["Scan", "cache_key", "scan_fingerprint", "scans_of", "site_cache"]
+__all__ = ["ListedScan", "Scan", "list_scan", "noise_names", "scan_fingerprint", "scans_of", "steps_of"]
 
 
 @dataclass(frozen=True)
@@ -32,12 +38,11 @@ class Scan:
 
     Args:
         row: In the manifest, from 0.
-        patient: Id.
-        modality: Of the study.
         path: File or folder.
-        mask: File of its mask, where there is one.
+        mask: File of its mask; none where there is none, or a program makes it.
         sharing: Modalities of the patient that name the same folder, in slot order.
-        fingerprint: Of encoder, weights and preprocessing.
+        steps: Its preprocessing.
+        encoding: What its embedding depends on beside its content, alike for all scans of the modality.
     """
 
     row: int
@@ -46,35 +51,62 @@ class Scan:
     path: Path
     mask: Path | None
     sharing: tuple[str, ...]
-    fingerprint: str
+    steps: VolumeSteps
+    encoding: str
 
 
-def site_cache(site: SiteConfig) -> EmbeddingCache:
-    """The site's embeddings."""
-    return EmbeddingCache(site.cache)
+@dataclass(frozen=True, eq=False)
+class ListedScan:
+    """A scan and what is known of it.
+
+    Args:
+        key: Of its embedding; empty where its files cannot be read.
+        vector: Its embedding ``(W,)``, where there is one.
+        refused: Why there is none, where that is known.
+    """
+
+    scan: Scan
+    key: str
+    vector: NDArray[np.float32] | None = None
+    refused: ScanRefused | None = None
+
+    @property
+    def is_due(self) -> bool:
+        """Whether it is to be read: never read before, or refused for what may have passed since."""
+        untried = self.refused is None or self.refused.reason in PASSING
+        return bool(self.key) and self.vector is None and untried
+
+
+def list_scan(cache: EmbeddingCache, site: SiteConfig, scan: Scan) -> ListedScan:
+    """Look a scan up in the cache."""
+    try:
+        key = _cache_key(cache, site, scan)
+    except OSError as error:
+        return ListedScan(scan, "", refused=refused_by(error))
+    vector = cache.get(key)
+    return ListedScan(scan, key, vector, cache.refusal(key) if vector is None else None)
+
+
+def steps_of(modality: ModalitySpec) -> VolumeSteps:
+    """The preprocessing that a study wants for a modality; `SliceSteps` where its encoder sees slices."""
+    kind = SliceSteps if ENCODERS[modality.encoder].slices else VolumeSteps
+    size, window = modality.size, modality.window
+    return kind(
+        size=(size[0], size[1], size[2]) if size else kind.size,
+        window=(window[0], window[1]) if window else None,
+        mask=MaskUse.MASK if modality.mask is StudyMask.STRIP else MaskUse.NONE,
+        crop_to_mask=modality.crop_to_mask,
+    )
 
 
 def scan_fingerprint(site: SiteConfig, modality: ModalitySpec) -> str:
     """What names encoder, weights and preprocessing of a volume modality at this site."""
-    entry = ENCODERS[modality.encoder]
-    steps = slice_steps_of(modality) if entry.slices else steps_of(modality)
-    tiling = Tiling().fingerprint if entry.slides else steps.fingerprint
-    return fingerprint(modality.encoder, encoder_source(site), tiling)
-
-
-def slice_steps_of(modality: ModalitySpec) -> SliceSteps:
-    """The preprocessing of an encoder that sees slices; it has another default size."""
-    steps = steps_of(modality)
-    size = steps.size if modality.size else SliceSteps.size
-    return SliceSteps(size, steps.window, steps.mask, steps.crop_to_mask)
+    steps = Tiling() if ENCODERS[modality.encoder].slides else steps_of(modality)
+    return fingerprint(modality.encoder, encoder_source(site), steps.fingerprint)
 
 
 def scans_of(site: SiteConfig, study: Study) -> list[Scan]:
     """Every scan of the study's volume modalities that the site's manifest names, modality by modality.
-
-    Args:
-        site: Whose scans.
-        study: Which modalities.
 
     Raises:
         DataError: If the manifest cannot be used.
@@ -85,18 +117,20 @@ def scans_of(site: SiteConfig, study: Study) -> list[Scan]:
     for modality in study.modalities:
         if modality.kind is not Kind.VOLUME or modality.name not in site.modalities:
             continue
-        column = site.modalities[modality.name].column
+        source = site.modalities[modality.name]
+        column = source.column
         if column is None or column not in manifest.table.columns:
             raise DataError(
                 f"{manifest.source}: modality {modality.name} needs a column of scans, found {column!r}"
             )
-        mark = scan_fingerprint(site, modality)
-        masks = _mask_paths(manifest, site, modality)
+        steps = steps_of(modality)
+        encoding = f"{scan_fingerprint(site, modality)}/{encoder_source(site).autocast}/{source.um_px}"
+        masks = _mask_paths(manifest, site, modality) if steps.needs_mask else lambda _row, _scan: None
         for row, value in enumerate(manifest.table[column]):
             if isinstance(value, str) and value:
                 path = site.manifest.parent / value  # an absolute path stays as it is
                 patient, mask = manifest.patient_ids[row], masks(row, path)
-                found.append(Scan(row, patient, modality, path, mask, (modality.name,), mark))
+                found.append(Scan(row, patient, modality, path, mask, (modality.name,), steps, encoding))
     sharing: dict[tuple[int, Path], tuple[str, ...]] = {}
     for scan in found:
         place = (scan.row, scan.path)
@@ -107,13 +141,11 @@ def scans_of(site: SiteConfig, study: Study) -> list[Scan]:
 def _mask_paths(
     manifest: Manifest, site: SiteConfig, modality: ModalitySpec
 ) -> Callable[[int, Path], Path | None]:
-    """Where the mask of a row's scan lies; nothing where a program makes it or the study needs none.
+    """Where the mask of a row's scan lies; nothing where a program makes it.
 
     Raises:
-        DataError: If the study needs masks and site.toml says nothing of them.
+        DataError: If site.toml says nothing of masks, or the manifest lacks their column.
     """
-    if not steps_of(modality).needs_mask:
-        return lambda _row, _scan: None
     mask = site.modalities[modality.name].mask
     if mask is None:
         raise DataError(
@@ -138,24 +170,19 @@ def noise_names(site: SiteConfig, scan: Scan) -> tuple[str, str, str]:
     return site.id, scan.patient, scan.modality.name
 
 
-def cache_key(cache: EmbeddingCache, site: SiteConfig, scan: Scan) -> str:
+def _cache_key(cache: EmbeddingCache, site: SiteConfig, scan: Scan) -> str:
     """Key of a scan's embedding: whose it is, content of scan and mask, rule, command, fingerprint.
 
     Raises:
         OSError: If a file cannot be read.
     """
     source = site.modalities[scan.modality.name]
-    parts = [
-        *noise_names(site, scan),
-        scan.fingerprint,
-        str(encoder_source(site).autocast),
-        str(source.um_px),
-    ]
+    parts = [*noise_names(site, scan), scan.encoding]
     if scan.path.is_dir():
         series = {name: dict(site.modalities[name].series) for name in scan.sharing}
         parts.append(json.dumps([scan.modality.name, series], sort_keys=True))
     if scan.mask is not None:
         parts.append(cache.key(scan.mask, "mask"))
-    elif source.mask is not None and steps_of(scan.modality).needs_mask:
+    elif source.mask is not None and scan.steps.needs_mask:
         parts.append(source.mask.command or "")
     return cache.key(scan.path, "/".join(parts))

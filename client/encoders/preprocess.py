@@ -32,7 +32,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 import torch
 
-from client.ingest.reasons import VolumeReason, VolumeRefused
+from client.ingest.reasons import ScanReason, ScanRefused
 from mmare.errors import InputError
 
 if TYPE_CHECKING:
@@ -116,7 +116,7 @@ def preprocess(volume: Volume, steps: VolumeSteps, seed: int, mask: Volume | Non
         ``(1, D, H, W)`` float32 of ``steps.size``: foreground of mean 0 and deviation 1, background N(0, 1).
 
     Raises:
-        VolumeRefused: If the volume or the mask cannot be used; with the reason.
+        ScanRefused: If the volume or the mask cannot be used; with the reason.
     """
     scan = _orient(volume)  # (1, D, H, W) in the type of the file
     if steps.needs_mask:
@@ -179,17 +179,17 @@ def _orient(volume: Volume) -> Any:  # noqa: ANN401  a MetaTensor: monai is impo
 def _oriented_mask(mask: Volume | None, scan: Any) -> Tensor:  # noqa: ANN401  as `_orient`
     """``(1, D, H, W)`` bool on the grid of the scan."""
     if mask is None:
-        raise VolumeRefused(VolumeReason.NO_MASK)
+        raise ScanRefused(ScanReason.NO_MASK)
     found = _orient(mask)
     if found.shape != scan.shape:
         grids = [" x ".join(map(str, tensor.shape[1:])) for tensor in (found, scan)]
-        raise VolumeRefused(VolumeReason.MASK_GRID, f"It has {grids[0]} voxels, the scan {grids[1]}.")
+        raise ScanRefused(ScanReason.MASK_GRID, f"It has {grids[0]} voxels, the scan {grids[1]}.")
     apart_mm = _largest_distance_mm(found.affine, scan.affine, scan.shape[1:])
     if apart_mm > GRID_TOLERANCE_MM:
-        raise VolumeRefused(VolumeReason.MASK_GRID, f"Their voxels lie up to {apart_mm:.1f} mm apart.")
+        raise ScanRefused(ScanReason.MASK_GRID, f"Their voxels lie up to {apart_mm:.1f} mm apart.")
     inside: Tensor = found.as_tensor() > 0
     if not bool(inside.any()):
-        raise VolumeRefused(VolumeReason.EMPTY_MASK)
+        raise ScanRefused(ScanReason.EMPTY_MASK)
     return inside
 
 
@@ -232,12 +232,12 @@ def _standardise(voxels: Tensor) -> Tensor:
     with np.errstate(invalid="ignore"):  # infinities of both signs
         total = values.sum(dtype=np.float64)
     if not np.isfinite(total):  # one odd voxel spoils the sum; float32 values cannot overflow it
-        raise VolumeRefused(VolumeReason.NON_FINITE)
+        raise ScanRefused(ScanReason.NON_FINITE_VOXELS)
     foreground = values[np.flatnonzero(values > 0)].astype(np.float64)
     if foreground.size == 0:
-        raise VolumeRefused(VolumeReason.EMPTY)
+        raise ScanRefused(ScanReason.EMPTY_VOLUME)
     if foreground.min() == foreground.max():
-        raise VolumeRefused(VolumeReason.CONSTANT)
+        raise ScanRefused(ScanReason.CONSTANT_VOLUME)
     mean, deviation = float(foreground.mean()), float(foreground.std())
     standardise = NormalizeIntensity(subtrahend=mean, divisor=deviation)  # type: ignore[arg-type]  # takes plain numbers, too
     return torch.as_tensor(standardise(voxels)).as_subclass(torch.Tensor)
@@ -263,7 +263,7 @@ def run_mask_command(template: str, source: Path, target: Path, timeout_s: float
 
     Raises:
         InputError: If the template is not one, or names a program that is not there.
-        VolumeRefused: If the program fails, takes too long or writes nothing.
+        ScanRefused: If the program fails, takes too long or writes nothing.
     """
     words = _words(template)
     partial = target.with_name(f"partial-{uuid.uuid4().hex}-{target.name}")
@@ -273,7 +273,7 @@ def run_mask_command(template: str, source: Path, target: Path, timeout_s: float
         target.parent.mkdir(parents=True, exist_ok=True)
         _run(command, timeout_s)
         if not partial.is_file() or partial.stat().st_size == 0:
-            raise VolumeRefused(VolumeReason.MASK_COMMAND, f"{words[0]} ended well and wrote no mask.")
+            raise ScanRefused(ScanReason.MASK_COMMAND, f"{words[0]} ended well and wrote no mask.")
         partial.replace(target)
     finally:
         partial.unlink(missing_ok=True)
@@ -321,9 +321,9 @@ def _run(command: list[str], timeout_s: float) -> None:
                 os.killpg(process.pid, signal.SIGKILL)
             if isinstance(error, subprocess.TimeoutExpired):
                 detail = f"{program} was stopped after {timeout_s:g} s."
-                raise VolumeRefused(VolumeReason.MASK_COMMAND, detail) from None
+                raise ScanRefused(ScanReason.MASK_COMMAND, detail) from None
             raise
     if process.returncode != 0:
         lines = words.decode(errors="replace").strip().splitlines() or ["nothing on stderr"]
         detail = f"{program} ended with {process.returncode}: {lines[-1][:_LAST_WORDS]}"
-        raise VolumeRefused(VolumeReason.MASK_COMMAND, detail)
+        raise ScanRefused(ScanReason.MASK_COMMAND, detail)

@@ -29,7 +29,7 @@ from torch import nn
 from torch.nn import functional
 
 from client.encoders.preprocess import MaskUse, VolumeSteps, _crop, _orient, _oriented_mask, nearest_places
-from client.ingest.reasons import VolumeReason, VolumeRefused
+from client.ingest.reasons import ScanReason, ScanRefused
 from mmare.errors import DataError
 
 if TYPE_CHECKING:
@@ -107,7 +107,7 @@ def slices_of(volume: Volume, steps: SliceSteps, mask: Volume | None = None) -> 
         or less where the foreground has fewer slices.
 
     Raises:
-        VolumeRefused: If the volume or the mask cannot be used; with the reason.
+        ScanRefused: If the volume or the mask cannot be used; with the reason.
     """
     scan = _orient(volume)  # (1, D, H, W) in the type of the file
     inside: Tensor | None = None
@@ -123,14 +123,14 @@ def slices_of(volume: Volume, steps: SliceSteps, mask: Volume | None = None) -> 
     box = _box(foreground if inside is None else foreground & inside, steps.size[0])
     picked = voxels[box].float()  # (1, S, h, w)
     if not bool(picked.isfinite().all()):
-        raise VolumeRefused(VolumeReason.NON_FINITE)
+        raise ScanRefused(ScanReason.NON_FINITE_VOXELS)
     if highest is not None:
         picked = (picked.clamp(lowest, highest) - lowest) / (highest - lowest)
     if inside is not None:
         picked = torch.where(inside[box], picked, 0.0)
     darkest, brightest = picked.aminmax()
     if darkest == brightest:
-        raise VolumeRefused(VolumeReason.CONSTANT)
+        raise ScanRefused(ScanReason.CONSTANT_VOLUME)
     if highest is None:
         picked = (picked - darkest) / (brightest - darkest)
     resized = functional.interpolate(
@@ -146,7 +146,7 @@ def _box(foreground: Tensor, most_slices: int) -> tuple[slice, Tensor, slice, sl
         others = [other for other in range(4) if other != axis]
         filled = foreground.any(dim=others).nonzero().flatten()
         if len(filled) == 0:
-            raise VolumeRefused(VolumeReason.EMPTY)
+            raise ScanRefused(ScanReason.EMPTY_VOLUME)
         spans.append((int(filled[0]), int(filled[-1]) + 1))
     (bottom, top), rows, columns = spans
     places = bottom + nearest_places(top - bottom, min(most_slices, top - bottom))

@@ -16,7 +16,7 @@ from client.ingest.dicom.header import Frame
 from client.ingest.dicom.pixels import fingerprint
 from client.ingest.dicom.series import Part, find_parts
 from client.ingest.names import OwnedNames
-from client.ingest.reasons import Reason, Refused
+from client.ingest.reasons import ScanReason, ScanRefused
 from client.ingest.report import REPORT_NAME, Outcome, Report, SeriesEntry, write_json
 from client.ingest.volume import Volume, ras_to_lps
 from mmare.errors import InputError, RunError
@@ -122,7 +122,7 @@ def _check_folders(source: Path, out: Path) -> tuple[Path, Path]:
 def _fingerprint_or_none(frame: Frame) -> bytes | None:
     try:
         return fingerprint(frame)
-    except Refused:
+    except ScanRefused:
         return None
 
 
@@ -166,10 +166,10 @@ def _convert_part(part: Part, entry: SeriesEntry, out: Path) -> SeriesEntry:
         return entry
     try:
         made = make_volume(part)
-    except Refused as error:
+    except ScanRefused as error:
         return replace(entry, reasons=(error.reason,), detail=error.detail, output=None)
     except Exception as error:  # the next series must not suffer; the report names what happened
-        return replace(entry, reasons=(Reason.NOT_CONVERTED,), detail=type(error).__name__, output=None)
+        return replace(entry, reasons=(ScanReason.NOT_CONVERTED,), detail=type(error).__name__, output=None)
     write_volume(made.volume, out / entry.output)
     return replace(
         entry,

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from client.ingest.reasons import Reason, Refused
+from client.ingest.reasons import ScanReason, ScanRefused
 
 __all__ = ["IgnoredFile", "list_files", "looks_like_dicom", "os_error_reason"]
 
@@ -29,15 +29,15 @@ class IgnoredFile:
     """
 
     path: str
-    reason: Reason
+    reason: ScanReason
 
 
-def os_error_reason(error: OSError) -> Reason:
+def os_error_reason(error: OSError) -> ScanReason:
     """The code of a file that the operating system would not give."""
-    return Reason.PERMISSION_DENIED if isinstance(error, PermissionError) else Reason.UNREADABLE_FILE
+    return ScanReason.PERMISSION_DENIED if isinstance(error, PermissionError) else ScanReason.UNREADABLE_FILE
 
 
-def list_files(source: Path, refuse: Callable[[Path, Reason], None]) -> list[Path]:
+def list_files(source: Path, refuse: Callable[[Path, ScanReason], None]) -> list[Path]:
     """Every regular file below a folder, in sorted order; links to folders are not followed.
 
     Args:
@@ -70,18 +70,18 @@ def looks_like_dicom(path: Path) -> bool:
         True with the preamble; False without, where the header must be read tolerantly.
 
     Raises:
-        Refused: If it is empty or is not DICOM.
+        ScanRefused: If it is empty or is not DICOM.
         OSError: If it cannot be read.
     """
     with path.open("rb") as stream:
         head = stream.read(PREAMBLE_BYTES + len(MAGIC))
     if not head:
-        raise Refused(Reason.EMPTY_FILE)
+        raise ScanRefused(ScanReason.EMPTY_FILE)
     if head[PREAMBLE_BYTES:] == MAGIC:
         return True
     if len(head) < _SHORTEST_HEADER or head[:2] not in _FIRST_GROUPS:
-        raise Refused(Reason.NOT_DICOM)
+        raise ScanRefused(ScanReason.NOT_DICOM)
     element = int.from_bytes(head[2:4], "big" if head[:2] == _FIRST_GROUPS[2] else "little")
     if element > _HIGHEST_FIRST_ELEMENT:
-        raise Refused(Reason.NOT_DICOM)
+        raise ScanRefused(ScanReason.NOT_DICOM)
     return False

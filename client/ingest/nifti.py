@@ -14,7 +14,7 @@ from nibabel.spatialimages import HeaderDataError
 from numpy.typing import NDArray
 
 from client.ingest.files import os_error_reason
-from client.ingest.reasons import Reason, Refused
+from client.ingest.reasons import ScanReason, ScanRefused
 from client.ingest.volume import SMALLEST_CELL_MM3, Volume
 
 __all__ = ["read_nifti"]
@@ -38,7 +38,7 @@ def read_nifti(path: Path) -> Volume:
         The volume as it lies in the file: int16 where the values are whole and fit, else float32.
 
     Raises:
-        Refused: With the reason; the message holds no path.
+        ScanRefused: With the reason; the message holds no path.
     """
     try:
         with warnings.catch_warnings():
@@ -48,17 +48,17 @@ def read_nifti(path: Path) -> Volume:
             affine_mm = _affine(image)
             voxels = _voxels(image)
     except (EOFError, zlib.error) as error:
-        raise Refused(Reason.TRUNCATED_PIXEL_DATA) from error
+        raise ScanRefused(ScanReason.TRUNCATED_PIXEL_DATA) from error
     except gzip.BadGzipFile as error:
-        raise Refused(Reason.DAMAGED_PIXEL_DATA) from error
+        raise ScanRefused(ScanReason.DAMAGED_PIXEL_DATA) from error
     except (ImageFileError, HeaderDataError) as error:
-        raise Refused(Reason.NOT_NIFTI) from error
+        raise ScanRefused(ScanReason.NOT_NIFTI) from error
     except OSError as error:
         if error.errno is None:  # nibabel's own: fewer bytes than promised
-            raise Refused(Reason.TRUNCATED_PIXEL_DATA) from error
-        raise Refused(os_error_reason(error)) from error
+            raise ScanRefused(ScanReason.TRUNCATED_PIXEL_DATA) from error
+        raise ScanRefused(os_error_reason(error)) from error
     except ValueError as error:  # fewer bytes than the header promises
-        raise Refused(Reason.TRUNCATED_PIXEL_DATA) from error
+        raise ScanRefused(ScanReason.TRUNCATED_PIXEL_DATA) from error
     return Volume(voxels, affine_mm)
 
 
@@ -74,7 +74,7 @@ def _check_whole(path: Path) -> None:
 def _open(path: Path) -> nib.nifti1.Nifti1Pair:
     image = nib.load(path)
     if not isinstance(image, nib.nifti1.Nifti1Pair):  # Nifti2 derives from it; Analyze and others do not
-        raise Refused(Reason.NOT_NIFTI)
+        raise ScanRefused(ScanReason.NOT_NIFTI)
     return image
 
 
@@ -85,24 +85,24 @@ def _affine(image: nib.nifti1.Nifti1Pair) -> NDArray[np.float64]:
     elif int(header["qform_code"]) > 0:
         affine_mm = header.get_qform()  # type: ignore[no-untyped-call]  # as above
     else:
-        raise Refused(Reason.BAD_AFFINE, "Neither sform nor qform is set.")
+        raise ScanRefused(ScanReason.BAD_AFFINE, "Neither sform nor qform is set.")
     affine_mm = np.asarray(affine_mm, np.float64)
     if not np.isfinite(affine_mm).all() or abs(np.linalg.det(affine_mm[:3, :3])) < SMALLEST_CELL_MM3:
-        raise Refused(Reason.BAD_AFFINE, "It is not finite or flat.")
+        raise ScanRefused(ScanReason.BAD_AFFINE, "It is not finite or flat.")
     return affine_mm
 
 
 def _voxels(image: nib.nifti1.Nifti1Pair) -> NDArray[np.int16] | NDArray[np.float32]:
     shape = image.shape
     if len(shape) > _N_AXES and any(length != 1 for length in shape[_N_AXES:]):
-        raise Refused(Reason.FOUR_DIMENSIONAL, f"The shape is {' x '.join(map(str, shape))}.")
+        raise ScanRefused(ScanReason.FOUR_DIMENSIONAL, f"The shape is {' x '.join(map(str, shape))}.")
     if len(shape) < _N_AXES or min(shape) < 1:
-        raise Refused(Reason.TOO_FEW_SLICES)
+        raise ScanRefused(ScanReason.TOO_FEW_SLICES)
     stored = image.get_data_dtype()  # type: ignore[no-untyped-call]  # as above
     if stored.fields is not None:
-        raise Refused(Reason.COLOUR)
+        raise ScanRefused(ScanReason.COLOUR)
     if stored.kind not in "iuf":
-        raise Refused(Reason.NOT_NIFTI, f"Voxels are {stored}.")
+        raise ScanRefused(ScanReason.NOT_NIFTI, f"Voxels are {stored}.")
     values = np.asarray(image.dataobj).reshape(shape[:_N_AXES])
     if values.dtype.kind in "iu" and values.min() >= _INT16.min and values.max() <= _INT16.max:
         return values.astype(np.int16)

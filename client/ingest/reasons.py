@@ -1,32 +1,21 @@
-"""Why a series or a file was refused, and what was corrected: stable codes, one sentence each.
+"""Why a scan was refused, and what was corrected: stable codes, one sentence each.
 
-The codes are written to ``report.json`` and may be counted over hospitals: an existing one is never renamed.
+The codes stand in ``report.json``, in the cache of embeddings and in metric labels: an existing one is never
+renamed. Sentences may change.
 """
 
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import TYPE_CHECKING
+from typing import Final
 
 from mmare.errors import DataError
 
-if TYPE_CHECKING:
-    pass
-
-__all__ = [
-    "Correction",
-    "Reason",
-    "Refused",
-    "SlideReason",
-    "SlideRefused",
-    "VolumeReason",
-    "VolumeRefused",
-    "explain",
-]
+__all__ = ["PASSING", "Correction", "ScanReason", "ScanRefused", "explain", "refused_by"]
 
 
-class Reason(StrEnum):
-    """Why something did not become a volume."""
+class ScanReason(StrEnum):
+    """Why a file, a series, a slide or a volume cannot be used."""
 
     # files
     NOT_DICOM = "not-dicom"
@@ -58,8 +47,26 @@ class Reason(StrEnum):
     # NIfTI
     NOT_NIFTI = "not-nifti"
     BAD_AFFINE = "bad-affine"
+    # whole slides
+    NOT_A_SLIDE = "not-a-slide"
+    NO_RESOLUTION = "no-resolution"
+    TOO_COARSE = "too-coarse"
+    TOO_SMALL = "too-small"
+    NO_TISSUE = "no-tissue"
+    DARK_BACKGROUND = "dark-background"
+    # volumes and masks, as an encoder needs them
+    NON_FINITE_VOXELS = "non-finite-voxels"
+    EMPTY_VOLUME = "empty-volume"
+    CONSTANT_VOLUME = "constant-volume"
+    NO_MASK = "no-mask"
+    MASK_GRID = "mask-on-another-grid"
+    EMPTY_MASK = "empty-mask"
+    MASK_COMMAND = "mask-command-failed"
+    NO_FITTING_SERIES = "no-fitting-series"
+    NON_FINITE_EMBEDDING = "non-finite-embedding"
     # anything else
     NOT_CONVERTED = "not-converted"
+    OTHER = "other"
 
 
 class Correction(StrEnum):
@@ -76,33 +83,54 @@ class Correction(StrEnum):
     TILT_TAG_IGNORED = "tilt-tag-ignored"
 
 
-_SENTENCES: dict[Reason | Correction, str] = {
-    Reason.NOT_DICOM: "The file is not DICOM.",
-    Reason.EMPTY_FILE: "The file holds no bytes.",
-    Reason.UNREADABLE_FILE: "The header cannot be read, or the disk refused to give it.",
-    Reason.PERMISSION_DENIED: "The account that runs the conversion may not read it.",
-    Reason.DICOMDIR: "A DICOMDIR lists other files and holds no picture.",
-    Reason.DERIVED_OBJECT: "A report, presentation state, segmentation, plan or other object, no scan.",
-    Reason.SECONDARY_CAPTURE: "A secondary capture: a picture of a screen or a page, not a scan.",
-    Reason.COLOUR: "The pixels are colours, not measurements.",
-    Reason.LOCALIZER: "A localizer (scout, survey), taken to plan other series.",
-    Reason.NO_PIXELS: "The object has no pixel data.",
-    Reason.NO_GEOMETRY: "Position, orientation or pixel spacing is not given or makes no sense.",
-    Reason.UNKNOWN_TRANSFER_SYNTAX: "The transfer syntax is not one of the DICOM standard.",
-    Reason.NO_DECODER: "No installed codec reads this transfer syntax.",
-    Reason.TRUNCATED_PIXEL_DATA: "Pixel data end before the picture does.",
-    Reason.DAMAGED_PIXEL_DATA: "Pixel data cannot be decoded.",
-    Reason.TOO_FEW_SLICES: "Fewer than three slices lie side by side: a picture, not a volume.",
-    Reason.MIXED_ORIENTATION: "The slices lie in several planes, too few in any of them to make a volume.",
-    Reason.FOUR_DIMENSIONAL: "The same positions were measured repeatedly (time, diffusion, phase).",
-    Reason.CONFLICTING_SLICES: "Some positions hold different pictures and nothing tells which one belongs.",
-    Reason.MISSING_SLICES: "A gap is a multiple of the others: slices are missing.",
-    Reason.GAP_TOO_WIDE: "A gap is so much wider than the others that filling it would invent anatomy.",
-    Reason.SCATTERED_SLICES: "The slices are parallel but do not lie along one line.",
-    Reason.MOSAIC_WITHOUT_LAYOUT: "A mosaic whose number of tiles or slice direction is not told.",
-    Reason.NOT_NIFTI: "The file is not a readable NIfTI image.",
-    Reason.BAD_AFFINE: "The header does not say where the voxels lie.",
-    Reason.NOT_CONVERTED: "The conversion failed in a way that was not foreseen.",
+# What went wrong around a scan rather than in it: it is tried again at each run.
+PASSING: Final = frozenset(
+    {ScanReason.PERMISSION_DENIED, ScanReason.UNREADABLE_FILE, ScanReason.MASK_COMMAND}
+)
+
+_SENTENCES: Final[dict[ScanReason | Correction, str]] = {
+    ScanReason.NOT_DICOM: "The file is not DICOM.",
+    ScanReason.EMPTY_FILE: "The file holds no bytes.",
+    ScanReason.UNREADABLE_FILE: "The file or its header cannot be read, or the disk refused to give it.",
+    ScanReason.PERMISSION_DENIED: "The account that runs this program may not read it.",
+    ScanReason.DICOMDIR: "A DICOMDIR lists other files and holds no picture.",
+    ScanReason.DERIVED_OBJECT: "A report, presentation state, segmentation, plan or other object, no scan.",
+    ScanReason.SECONDARY_CAPTURE: "A secondary capture: a picture of a screen or a page, not a scan.",
+    ScanReason.COLOUR: "The pixels are colours, not measurements.",
+    ScanReason.LOCALIZER: "A localizer (scout, survey), taken to plan other series.",
+    ScanReason.NO_PIXELS: "The object has no pixel data.",
+    ScanReason.NO_GEOMETRY: "Position, orientation or pixel spacing is not given or makes no sense.",
+    ScanReason.UNKNOWN_TRANSFER_SYNTAX: "The transfer syntax is not one of the DICOM standard.",
+    ScanReason.NO_DECODER: "No installed codec reads this transfer syntax.",
+    ScanReason.TRUNCATED_PIXEL_DATA: "Pixel data end before the picture does.",
+    ScanReason.DAMAGED_PIXEL_DATA: "Pixel data cannot be decoded.",
+    ScanReason.TOO_FEW_SLICES: "Fewer than three slices lie side by side: a picture, not a volume.",
+    ScanReason.MIXED_ORIENTATION: "The slices lie in several planes, too few in each of them for a volume.",
+    ScanReason.FOUR_DIMENSIONAL: "The same positions were measured repeatedly (time, diffusion, phase).",
+    ScanReason.CONFLICTING_SLICES: "Some positions hold different pictures; nothing says which one belongs.",
+    ScanReason.MISSING_SLICES: "A gap is a multiple of the others: slices are missing.",
+    ScanReason.GAP_TOO_WIDE: "A gap is so much wider than the others that filling it would invent anatomy.",
+    ScanReason.SCATTERED_SLICES: "The slices are parallel but do not lie along one line.",
+    ScanReason.MOSAIC_WITHOUT_LAYOUT: "A mosaic whose number of tiles or slice direction is not given.",
+    ScanReason.NOT_NIFTI: "The file is not a readable NIfTI image.",
+    ScanReason.BAD_AFFINE: "The header does not say where the voxels lie.",
+    ScanReason.NOT_A_SLIDE: "The file is no whole slide that OpenSlide knows, or its head is damaged.",
+    ScanReason.NO_RESOLUTION: "The slide does not say its microns per pixel, and none was given for it.",
+    ScanReason.TOO_COARSE: "The slide is coarser than the study's resolution; it is never upsampled.",
+    ScanReason.TOO_SMALL: "The slide is smaller than one tile.",
+    ScanReason.NO_TISSUE: "No tissue stands out from the glass.",
+    ScanReason.DARK_BACKGROUND: "The background is dark: no bright-field slide.",
+    ScanReason.NON_FINITE_VOXELS: "Some voxels are NaN or infinite.",
+    ScanReason.EMPTY_VOLUME: "No voxel lies above the background.",
+    ScanReason.CONSTANT_VOLUME: "All voxels above the background have one value.",
+    ScanReason.NO_MASK: "The study needs a mask and the patient has none.",
+    ScanReason.MASK_GRID: "The mask does not lie on the grid of the scan.",
+    ScanReason.EMPTY_MASK: "The mask marks no voxel.",
+    ScanReason.MASK_COMMAND: "The command that makes the mask failed.",
+    ScanReason.NO_FITTING_SERIES: "The folder holds no series that fits.",
+    ScanReason.NON_FINITE_EMBEDDING: "The encoder gave values that are not finite.",
+    ScanReason.NOT_CONVERTED: "The conversion failed in a way that was not foreseen.",
+    ScanReason.OTHER: "",  # the detail is the sentence
     Correction.TILT: "Slices were moved within their plane, interpolated linearly, to stand upright.",
     Correction.UNEVEN_GAPS: "Slices were interpolated linearly to even gaps.",
     Correction.DUPLICATE_SLICES: "Slices that occurred more than once with the same pixels were dropped.",
@@ -115,105 +143,46 @@ _SENTENCES: dict[Reason | Correction, str] = {
 }
 
 
-def explain(code: Reason | Correction) -> str:
+def explain(code: ScanReason | Correction) -> str:
     """The sentence that a code stands for.
 
     Example:
-        >>> explain(Reason.DICOMDIR)
+        >>> explain(ScanReason.DICOMDIR)
         'A DICOMDIR lists other files and holds no picture.'
     """
     return _SENTENCES[code]
 
 
-class Refused(DataError):  # noqa: N818  reads as what happened: raise Refused(reason)
-    """A series or file that cannot become a volume.
+class ScanRefused(DataError):  # noqa: N818  reads as what happened: raise ScanRefused(reason)
+    """A file, series, slide or volume that cannot be used.
 
     Args:
         reason: The stable code.
         detail: What was found, without path, name or identifier; follows the sentence of the code.
+
+    Example:
+        >>> print(ScanRefused(ScanReason.TRUNCATED_PIXEL_DATA, "50 of 96 bytes."))
+        Pixel data end before the picture does. 50 of 96 bytes.
     """
 
-    def __init__(self, reason: Reason, detail: str = "") -> None:
-        super().__init__(f"{explain(reason)} {detail}".strip())
+    def __init__(self, reason: ScanReason, detail: str = "") -> None:
+        super().__init__(reason, detail)  # what a pickled error is made again from
         self.reason = reason
         self.detail = detail
 
-
-class SlideReason(StrEnum):
-    """Why a file gave no tiles; stable, never renamed."""
-
-    EMPTY_FILE = "empty-file"
-    UNREADABLE_FILE = "unreadable-file"
-    PERMISSION_DENIED = "permission-denied"
-    NOT_A_SLIDE = "not-a-slide"
-    DAMAGED_PIXEL_DATA = "damaged-pixel-data"
-    NO_RESOLUTION = "no-resolution"
-    TOO_COARSE = "too-coarse"
-    TOO_SMALL = "too-small"
-    NO_TISSUE = "no-tissue"
-    DARK_BACKGROUND = "dark-background"
+    def __str__(self) -> str:
+        return f"{explain(self.reason)} {self.detail}".strip()
 
 
-_SLIDE_SENTENCES = {
-    SlideReason.EMPTY_FILE: "The file holds no bytes.",
-    SlideReason.UNREADABLE_FILE: "The file is missing, is no regular file, or the disk refused to give it.",
-    SlideReason.PERMISSION_DENIED: "The account that reads the slides may not read it.",
-    SlideReason.NOT_A_SLIDE: "The file is no whole slide that OpenSlide knows, or its head is damaged.",
-    SlideReason.DAMAGED_PIXEL_DATA: "The slide is cut short or its pixels cannot be decoded.",
-    SlideReason.NO_RESOLUTION: "The slide does not say its microns per pixel, and none was given for it.",
-    SlideReason.TOO_COARSE: "The slide is coarser than the study's resolution; it is never upsampled.",
-    SlideReason.TOO_SMALL: "The slide is smaller than one tile.",
-    SlideReason.NO_TISSUE: "No tissue stands out from the glass.",
-    SlideReason.DARK_BACKGROUND: "The background is dark: no bright-field slide.",
-}
+def refused_by(error: DataError | OSError) -> ScanRefused:
+    """The refusal of a scan that an error means, without its path.
 
-
-class SlideRefused(DataError):  # noqa: N818  reads as what happened, as Refused of the volumes
-    """A slide that gives no tiles.
-
-    Args:
-        reason: The stable code.
-        detail: What was found, without path, name or identifier; follows the sentence of the code.
+    Example:
+        >>> print(refused_by(FileNotFoundError(2, "No such file or directory", "/data/0001.nii.gz")))
+        The file or its header cannot be read, or the disk refused to give it. FileNotFoundError.
     """
-
-    def __init__(self, reason: SlideReason, detail: str = "") -> None:
-        super().__init__(f"{_SLIDE_SENTENCES[reason]} {detail}".strip())
-        self.reason = reason
-        self.detail = detail
-
-
-class VolumeReason(StrEnum):
-    """Why a volume was not encoded: stable codes, counted in reports; an existing one is never renamed."""
-
-    NON_FINITE = "non-finite-voxels"
-    EMPTY = "empty-volume"
-    CONSTANT = "constant-volume"
-    NO_MASK = "no-mask"
-    MASK_GRID = "mask-on-another-grid"
-    EMPTY_MASK = "empty-mask"
-    MASK_COMMAND = "mask-command-failed"
-
-
-_VOLUME_SENTENCES = {
-    VolumeReason.NON_FINITE: "Some voxels are NaN or infinite.",
-    VolumeReason.EMPTY: "No voxel lies above the background.",
-    VolumeReason.CONSTANT: "All voxels above the background have one value.",
-    VolumeReason.NO_MASK: "The study needs a mask and the patient has none.",
-    VolumeReason.MASK_GRID: "The mask does not lie on the grid of the scan.",
-    VolumeReason.EMPTY_MASK: "The mask marks no voxel.",
-    VolumeReason.MASK_COMMAND: "The command that makes the mask failed.",
-}
-
-
-class VolumeRefused(DataError):  # noqa: N818  reads as what happened, as client.ingest.reasons.Refused
-    """A volume that no encoder should see.
-
-    Args:
-        reason: The stable code.
-        detail: What was found, without path, name or identifier; follows the sentence of the code.
-    """
-
-    def __init__(self, reason: VolumeReason, detail: str = "") -> None:
-        super().__init__(f"{_VOLUME_SENTENCES[reason]} {detail}".strip())
-        self.reason = reason
-        self.detail = detail
+    if isinstance(error, ScanRefused):
+        return error
+    if isinstance(error, OSError):
+        return ScanRefused(ScanReason.UNREADABLE_FILE, f"{type(error).__name__}.")
+    return ScanRefused(ScanReason.OTHER, str(error))

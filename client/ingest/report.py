@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from client.ingest.files import IgnoredFile
-from client.ingest.reasons import Correction, Reason, explain
+from client.ingest.reasons import Correction, ScanReason, explain
 from client.ingest.volume import Plane
 
 __all__ = ["REPORT_NAME", "Outcome", "Report", "SeriesEntry", "write_json"]
@@ -23,7 +23,7 @@ REPORT_NAME = "report.json"
 REPORT_VERSION = 1
 
 # Files that may have held a scan; the others are no scans and nothing is lost without them.
-_LOST = frozenset({Reason.EMPTY_FILE, Reason.UNREADABLE_FILE, Reason.PERMISSION_DENIED})
+_LOST = frozenset({ScanReason.EMPTY_FILE, ScanReason.UNREADABLE_FILE, ScanReason.PERMISSION_DENIED})
 
 
 class Outcome(StrEnum):
@@ -70,7 +70,7 @@ class SeriesEntry:
     n_files: int
     n_frames: int
     outcome: Outcome
-    reasons: tuple[Reason, ...] = ()
+    reasons: tuple[ScanReason, ...] = ()
     detail: str = ""
     corrections: tuple[Correction, ...] = ()
     n_duplicates: int = 0
@@ -159,7 +159,7 @@ class Report:
         }
 
 
-def _with_sentence(code: Reason | Correction) -> dict[str, str]:
+def _with_sentence(code: ScanReason | Correction) -> dict[str, str]:
     return {"code": code.value, "sentence": explain(code)}
 
 

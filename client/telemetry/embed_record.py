@@ -1,8 +1,7 @@
-"""How far a site's scans are encoded: a small file of its cache, written by whoever encodes them.
+"""How far a site's scans are encoded: a small file in its cache, written by the process that encodes them.
 
-``mmare-site embed`` is a process of its own; the worker reads the file and tells Prometheus. It holds numbers
-as they are and stays in the cache, with the embeddings themselves; what is told of them is for
-`client.telemetry.endpoint` to decide.
+``mmare-site embed`` is a process of its own; the worker reads the file for Prometheus. It holds exact numbers
+and stays in the cache, with the embeddings themselves; `client.telemetry.endpoint` decides what is shown.
 """
 
 from __future__ import annotations
@@ -10,13 +9,12 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Final
 
-from client.ingest.scan_words import SCAN_REASONS, reason_word
+from client.ingest.reasons import ScanReason
 from mmare.host.files import write_whole
 from mmare.study.tables import TableError, from_table
 
@@ -39,8 +37,8 @@ class ScanCounts:
     Args:
         scans: That the manifest names.
         usable: With an embedding.
-        refused: Per word of `client.ingest.scan_words`.
-        refused_at: Seconds since the epoch at which a scan was last read and refused, per word.
+        refused: Per code of `client.ingest.reasons.ScanReason`.
+        refused_at: Seconds since the epoch at which a scan was last read and refused, per code.
         hits: Scans, over all times, of which the cache knew all.
         misses: Scans, over all times, that had to be read.
     """
@@ -76,26 +74,22 @@ class EmbedRecord:
 
 
 def read_record(cache: Path) -> EmbedRecord | None:
-    """The record of a cache; nothing where there is none that this software wrote.
-
-    Args:
-        cache: Folder of the site.
-    """
+    """The record of a cache; nothing where there is none that this software wrote."""
     try:
         found = from_table(EmbedRecord, json.loads((cache / FILE).read_text(encoding="utf-8")), "the record")
     except (OSError, ValueError, RecursionError, AttributeError, TableError):
         return None
-    words = {word for counts in found.modalities.values() for word in (*counts.refused, *counts.refused_at)}
-    return found if found.format == FORMAT and words <= SCAN_REASONS else None
+    codes = {code for counts in found.modalities.values() for code in (*counts.refused, *counts.refused_at)}
+    return found if found.format == FORMAT and codes <= set(ScanReason) else None
 
 
 class EmbedWatch:
-    """Counts scans as they are looked at, and writes the record now and then.
+    """Counts scans as they end, and writes the record now and then.
 
     Args:
         cache: Folder of the site.
-        scans: How many there are of each modality.
-        known: Modalities of the site; what the record says of others goes.
+        scans: Number per modality of the study.
+        known: Modalities of the site; others are dropped from the record.
         clock: Seconds since the epoch.
     """
 
@@ -118,14 +112,8 @@ class EmbedWatch:
             )
         self._written = 0.0
 
-    def count(self, modality: str, *, cached: bool, refused: str | None = None) -> None:
-        """Take one scan into account.
-
-        Args:
-            modality: Its name.
-            cached: Whether all was known before; else it was read just now.
-            refused: Why it cannot be used, if it cannot.
-        """
+    def observe(self, modality: str, *, cached: bool, refused: ScanReason | None = None) -> None:
+        """Count one scan that is done; ``cached`` where its embedding or refusal was known before."""
         counts, now = self._modalities[modality], self._clock()
         if cached:
             counts.hits += 1
@@ -134,10 +122,9 @@ class EmbedWatch:
         if refused is None:
             counts.usable += 1
         else:
-            word = reason_word(refused)
-            counts.refused[word] = Counter(counts.refused)[word] + 1
+            counts.refused[refused] = counts.refused.get(refused, 0) + 1
             if not cached:
-                counts.refused_at[word] = now
+                counts.refused_at[refused] = now
         if now - self._written >= INTERVAL_S:
             self.write(active=True)
 
@@ -156,13 +143,7 @@ class EmbedWatch:
 
 @contextmanager
 def watched(cache: Path, scans: Mapping[str, int], known: frozenset[str]) -> Iterator[EmbedWatch]:
-    """A watch over the block: the record says that scans are being encoded until the block ends.
-
-    Args:
-        cache: Folder of the site.
-        scans: How many there are of each modality.
-        known: Modalities of the site.
-    """
+    """An `EmbedWatch` over the block: the record says that scans are being encoded until the block ends."""
     watch = EmbedWatch(cache, scans, known)
     watch.write(active=True)
     try:

@@ -14,6 +14,7 @@ from functools import partial
 import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 
+from client.ingest.reasons import ScanReason
 from client.privacy.approvals import ApprovalFolder
 from client.telemetry.embed_record import watched
 from client.telemetry.endpoint import SiteMetrics
@@ -178,7 +179,8 @@ def test_exporter_of_a_site(tmp_path):
     ApprovalFolder(site.folder).record(study, 2 * LINES)
     with watched(site.cache, {"ct": 600}, frozenset({"ct"})) as watch:
         for number in range(600):
-            watch.count("ct", cached=False, refused="The file holds no bytes." if number % 20 == 0 else None)
+            refused = ScanReason.EMPTY_FILE if number % 20 == 0 else None
+            watch.observe("ct", cached=False, refused=refused)
     short = measure_site(site.folder / "site.toml")
     line = json.dumps(
         {

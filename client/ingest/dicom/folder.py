@@ -1,7 +1,7 @@
 """A folder of DICOM files to volumes: the whole path, without writing anything.
 
 `scan_folder` reads every header, `client.ingest.dicom.series` groups the frames, `make_volume` turns one part
-into a `Volume`. What cannot be corrected raises `Refused` with its reason.
+into a `Volume`. What cannot be corrected raises `ScanRefused` with its reason.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ from client.ingest.dicom.reader import read_frames
 from client.ingest.dicom.resample import Grid, to_even_gaps, upright
 from client.ingest.dicom.series import MIN_SLICES, Part
 from client.ingest.files import IgnoredFile, list_files, os_error_reason
-from client.ingest.reasons import Correction, Reason, Refused
+from client.ingest.reasons import Correction, ScanReason, ScanRefused
 from client.ingest.volume import Volume
 
-__all__ = ["Made", "make_volume", "scan_folder"]
+__all__ = ["ConvertedSeries", "make_volume", "scan_folder"]
 
 SMALLEST_DRIFT_MM = 0.01  # rounding of positions; moving by less would only blur
 SMALLEST_TILT_DEG = 0.1  # a stated tilt below this moves a 200 mm stack by a third of a millimetre
@@ -41,7 +41,7 @@ Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
-class Made:
+class ConvertedSeries:
     """A volume and what was done to get it.
 
     Args:
@@ -65,7 +65,7 @@ def scan_folder(source: Path, progress: Progress) -> tuple[list[Frame], list[Ign
     """
     ignored: list[IgnoredFile] = []
 
-    def refuse(path: Path, reason: Reason) -> None:
+    def refuse(path: Path, reason: ScanReason) -> None:
         ignored.append(IgnoredFile(str(path.relative_to(source)), reason))
 
     frames: list[Frame] = []
@@ -74,7 +74,7 @@ def scan_folder(source: Path, progress: Progress) -> tuple[list[Frame], list[Ign
         progress("scan", done, len(files))
         try:
             frames.extend(read_frames(path))
-        except Refused as error:
+        except ScanRefused as error:
             refuse(path, error.reason)
         except OSError as error:
             refuse(path, os_error_reason(error))
@@ -82,7 +82,7 @@ def scan_folder(source: Path, progress: Progress) -> tuple[list[Frame], list[Ign
     return frames, ignored
 
 
-def make_volume(part: Part) -> Made:
+def make_volume(part: Part) -> ConvertedSeries:
     """Decode the slices of a part and lay them out as one even, upright volume.
 
     Args:
@@ -92,7 +92,7 @@ def make_volume(part: Part) -> Made:
         The volume. Its voxels are ``(column, row, slice)``, slices in the direction of the normal.
 
     Raises:
-        Refused: If pixels cannot be read, or the slices do not make a volume.
+        ScanRefused: If pixels cannot be read, or the slices do not make a volume.
     """
     frames = part.frames
     noted = list(part.corrections)
@@ -101,14 +101,14 @@ def make_volume(part: Part) -> Made:
     if any(frame.scaling_is_private for frame in frames):
         noted.append(Correction.PHILIPS_SCALING)
     if frames[0].file.mosaic is not None:
-        return Made(unpack_mosaic(frames[0]), (*noted, Correction.MOSAIC))
+        return ConvertedSeries(unpack_mosaic(frames[0]), (*noted, Correction.MOSAIC))
     return _make_stack(frames, noted)
 
 
-def _make_stack(frames: tuple[Frame, ...], noted: list[Correction]) -> Made:
+def _make_stack(frames: tuple[Frame, ...], noted: list[Correction]) -> ConvertedSeries:
     stack, frames = _sorted(frames)
     if len(frames) < MIN_SLICES:
-        raise Refused(Reason.TOO_FEW_SLICES)
+        raise ScanRefused(ScanReason.TOO_FEW_SLICES)
     stands = is_upright(stack)
     even = is_even(stack.along_mm)
     if not even:
@@ -128,7 +128,7 @@ def _make_stack(frames: tuple[Frame, ...], noted: list[Correction]) -> Made:
         gap_mm = float(grid_mm[1])
         noted.append(Correction.UNEVEN_GAPS)
     affine_mm = stack_affine(stack.axes, origin_mm, spacing_mm, gap_mm)
-    return Made(Volume(slices.transpose(2, 1, 0), affine_mm), tuple(noted))
+    return ConvertedSeries(Volume(slices.transpose(2, 1, 0), affine_mm), tuple(noted))
 
 
 def _sorted(frames: tuple[Frame, ...]) -> tuple[Stack, tuple[Frame, ...]]:
@@ -141,7 +141,7 @@ def _sorted(frames: tuple[Frame, ...]) -> tuple[Stack, tuple[Frame, ...]]:
 
 def _spacing(frame: Frame) -> tuple[float, float]:
     if frame.spacing_mm is None:
-        raise Refused(Reason.NO_GEOMETRY)
+        raise ScanRefused(ScanReason.NO_GEOMETRY)
     return frame.spacing_mm[0], frame.spacing_mm[1]
 
 

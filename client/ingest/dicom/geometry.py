@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from client.ingest.reasons import Reason, Refused
+from client.ingest.reasons import ScanReason, ScanRefused
 from client.ingest.volume import lps_to_ras
 
 __all__ = [
@@ -150,7 +150,7 @@ def is_upright(stack: Stack) -> bool:
     """Whether slices lie exactly above one another.
 
     Raises:
-        Refused: If they do not, and do not lie along one slanted line either.
+        ScanRefused: If they do not, and do not lie along one slanted line either.
     """
     length = float(stack.along_mm[-1])
     allowed = max(UPRIGHT_MM, UPRIGHT_SHARE * length)
@@ -160,8 +160,8 @@ def is_upright(stack: Stack) -> bool:
     off_line = np.abs(stack.within_mm - stack.along_mm[:, None] * slant).max()
     tilt_deg = math.degrees(math.atan(float(np.linalg.norm(slant))))
     if off_line > allowed or tilt_deg > LARGEST_TILT_DEG:
-        raise Refused(
-            Reason.SCATTERED_SLICES,
+        raise ScanRefused(
+            ScanReason.SCATTERED_SLICES,
             f"Largest distance from a line: {off_line:.2f} mm, slant {tilt_deg:.1f} deg.",
         )
     return False
@@ -178,8 +178,8 @@ def check_gaps(along_mm: NDArray[np.float64], thickness_mm: Sequence[float | Non
         thickness_mm: ``(n,)`` of each slice, None where not stated.
 
     Raises:
-        Refused: `Reason.MISSING_SLICES` where the gap is a whole multiple of the common one,
-            `Reason.GAP_TOO_WIDE` where it is more than twice the common one.
+        ScanRefused: `ScanReason.MISSING_SLICES` where the gap is a whole multiple of the common one,
+            `ScanReason.GAP_TOO_WIDE` where it is more than twice the common one.
     """
     gaps = np.diff(along_mm)
     common = _common_gap(gaps)
@@ -191,9 +191,9 @@ def check_gaps(along_mm: NDArray[np.float64], thickness_mm: Sequence[float | Non
             continue
         found = f"A gap of {gaps[index]:.2f} mm among gaps of {common:.2f} mm."
         if abs(ratio - round(ratio)) <= WHOLE_MULTIPLE * round(ratio) / 2:
-            raise Refused(Reason.MISSING_SLICES, found)
+            raise ScanRefused(ScanReason.MISSING_SLICES, found)
         if ratio > WIDEST_GAP:
-            raise Refused(Reason.GAP_TOO_WIDE, found)
+            raise ScanRefused(ScanReason.GAP_TOO_WIDE, found)
 
 
 def _common_gap(gaps_mm: NDArray[np.float64]) -> float:

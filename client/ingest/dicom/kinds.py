@@ -8,7 +8,7 @@ from pydicom.config import IGNORE
 from pydicom.uid import UID
 
 from client.ingest.dicom.header import Frame
-from client.ingest.reasons import Reason
+from client.ingest.reasons import ScanReason
 
 __all__ = ["is_planned_from", "kind_reasons"]
 
@@ -53,21 +53,21 @@ _SCOUT_WORDS = re.compile(
 _GREY = ("MONOCHROME1", "MONOCHROME2", "")
 
 
-def kind_reasons(frame: Frame) -> tuple[Reason, ...]:
+def kind_reasons(frame: Frame) -> tuple[ScanReason, ...]:
     """Every reason why a picture is no slice of a volume, the weightiest first; none if it may be one."""
     file = frame.file
     if _is_derived(frame):
-        return (Reason.DERIVED_OBJECT,)
+        return (ScanReason.DERIVED_OBJECT,)
     checks = (
-        (Reason.NO_PIXELS, not file.has_pixels or 0 in file.shape),
-        (Reason.SECONDARY_CAPTURE, _is_secondary_capture(frame)),
-        (Reason.COLOUR, file.n_samples > 1 or file.photometric not in _GREY),
-        (Reason.LOCALIZER, not _SCOUT_TYPES.isdisjoint(part.upper() for part in frame.image_type)),
-        (Reason.UNKNOWN_TRANSFER_SYNTAX, not _is_standard(file.transfer_syntax)),
+        (ScanReason.NO_PIXELS, not file.has_pixels or 0 in file.shape),
+        (ScanReason.SECONDARY_CAPTURE, _is_secondary_capture(frame)),
+        (ScanReason.COLOUR, file.n_samples > 1 or file.photometric not in _GREY),
+        (ScanReason.LOCALIZER, not _SCOUT_TYPES.isdisjoint(part.upper() for part in frame.image_type)),
+        (ScanReason.UNKNOWN_TRANSFER_SYNTAX, not _is_standard(file.transfer_syntax)),
     )
     reasons = tuple(reason for reason, applies in checks if applies)
     placed = frame.position_mm and frame.orientation and frame.spacing_mm
-    return reasons if reasons or placed else (Reason.NO_GEOMETRY,)
+    return reasons if reasons or placed else (ScanReason.NO_GEOMETRY,)
 
 
 def is_planned_from(description: str) -> bool:

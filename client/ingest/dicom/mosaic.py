@@ -15,7 +15,7 @@ import numpy as np
 from client.ingest.dicom.geometry import stack_affine, unit_axes
 from client.ingest.dicom.header import Frame
 from client.ingest.dicom.pixels import measured_values
-from client.ingest.reasons import Reason, Refused
+from client.ingest.reasons import ScanReason, ScanRefused
 from client.ingest.volume import Volume
 
 __all__ = ["unpack_mosaic"]
@@ -27,26 +27,26 @@ def unpack_mosaic(frame: Frame) -> Volume:
     """Cut a mosaic into the volume it shows.
 
     Raises:
-        Refused: If the number of tiles, the slice direction or the distance between slices is not told, or
+        ScanRefused: If the number of tiles, the slice direction or the distance between slices is missing, or
             the pixels cannot be read.
     """
     layout, spacing_mm, position_mm = frame.file.mosaic, frame.spacing_mm, frame.position_mm
     gap_mm = frame.slice_step_mm
     if layout is None or layout.n_tiles < 1 or layout.normal is None or not gap_mm or gap_mm < 0:
-        raise Refused(Reason.MOSAIC_WITHOUT_LAYOUT)
+        raise ScanRefused(ScanReason.MOSAIC_WITHOUT_LAYOUT)
     if spacing_mm is None or position_mm is None or frame.orientation is None:
-        raise Refused(Reason.NO_GEOMETRY)
+        raise ScanRefused(ScanReason.NO_GEOMETRY)
     side = math.ceil(math.sqrt(layout.n_tiles))
     rows, columns = frame.file.shape
     if rows % side or columns % side:
-        raise Refused(
-            Reason.MOSAIC_WITHOUT_LAYOUT, f"{rows} x {columns} pixels do not hold {side} x {side} tiles."
+        raise ScanRefused(
+            ScanReason.MOSAIC_WITHOUT_LAYOUT, f"{rows} x {columns} pixels do not hold {side} x {side} tiles."
         )
     height, width = rows // side, columns // side
     axes = unit_axes(frame.orientation)
     along = float(np.dot(axes[2], layout.normal))
     if abs(along) < _ALONG_NORMAL:
-        raise Refused(Reason.MOSAIC_WITHOUT_LAYOUT, "The slice direction is not across the picture.")
+        raise ScanRefused(ScanReason.MOSAIC_WITHOUT_LAYOUT, "The slice direction is not across the picture.")
     (picture,) = measured_values([frame])
     tiles = (
         picture.reshape(side, height, side, width).swapaxes(1, 2).reshape(-1, height, width)[: layout.n_tiles]

@@ -26,7 +26,7 @@ from client.ingest.dicom.reader import transfer_syntax_of
 from client.ingest.dicom.resample import Grid
 from client.ingest.dicom.values import number
 from client.ingest.files import os_error_reason
-from client.ingest.reasons import Reason, Refused
+from client.ingest.reasons import ScanReason, ScanRefused
 
 __all__ = ["fingerprint", "measured_values", "stored_values"]
 
@@ -48,7 +48,7 @@ def stored_values(frames: Sequence[Frame]) -> Iterator[tuple[int, NDArray[np.gen
         The place of a frame among those given, and its values ``(rows, columns)`` as they are stored.
 
     Raises:
-        Refused: If a file or its pixel data cannot be read.
+        ScanRefused: If a file or its pixel data cannot be read.
     """
     by_file: dict[FileHeader, list[int]] = {}
     for place, frame in enumerate(frames):
@@ -58,8 +58,8 @@ def stored_values(frames: Sequence[Frame]) -> Iterator[tuple[int, NDArray[np.gen
             places, _decode(file, [frames[place].index for place in places]), strict=True
         ):
             if values.shape != file.shape:
-                raise Refused(
-                    Reason.DAMAGED_PIXEL_DATA, f"Decoded {values.shape}, the header says {file.shape}."
+                raise ScanRefused(
+                    ScanReason.DAMAGED_PIXEL_DATA, f"Decoded {values.shape}, the header says {file.shape}."
                 )
             yield place, values
 
@@ -74,7 +74,7 @@ def measured_values(frames: Sequence[Frame]) -> Grid:
         ``(n, rows, columns)``: int16 where every value is whole and fits, else float32.
 
     Raises:
-        Refused: If a file or its pixel data cannot be read.
+        ScanRefused: If a file or its pixel data cannot be read.
     """
     pictures: list[NDArray[np.generic]] = [np.empty(0)] * len(frames)
     for place, stored in stored_values(frames):
@@ -88,7 +88,7 @@ def fingerprint(frame: Frame) -> bytes:
     """A hash that is equal for pictures with equal values.
 
     Raises:
-        Refused: If the pixel data cannot be read.
+        ScanRefused: If the pixel data cannot be read.
     """
     (_, values), *_ = stored_values([frame])
     whole = np.ascontiguousarray(values, np.float64)
@@ -116,18 +116,18 @@ def _decode(file: FileHeader, indices: list[int]) -> Iterator[NDArray[np.generic
             for values, _ in decoder.iter_array(dataset, indices=indices, raw=True):
                 yield _without_overlay(dataset, values)
         except Exception as error:  # codecs raise what they like
-            raise Refused(Reason.DAMAGED_PIXEL_DATA) from error
+            raise ScanRefused(ScanReason.DAMAGED_PIXEL_DATA) from error
 
 
 def _read(file: FileHeader) -> pydicom.FileDataset:
     try:
         dataset = pydicom.dcmread(file.path, force=True)
     except OSError as error:
-        raise Refused(os_error_reason(error)) from error
+        raise ScanRefused(os_error_reason(error)) from error
     except Exception as error:  # a file cut off in the middle of an element
-        raise Refused(Reason.TRUNCATED_PIXEL_DATA) from error
+        raise ScanRefused(ScanReason.TRUNCATED_PIXEL_DATA) from error
     if not any(keyword in dataset for keyword in _PIXEL_KEYWORDS):  # the header promised some
-        raise Refused(Reason.TRUNCATED_PIXEL_DATA)
+        raise ScanRefused(ScanReason.TRUNCATED_PIXEL_DATA)
     dataset.ensure_file_meta()
     dataset.file_meta.TransferSyntaxUID = pydicom.uid.UID(transfer_syntax_of(dataset))
     return dataset
@@ -138,9 +138,9 @@ def _check_decoder(file: FileHeader) -> None:
     try:
         decoder = get_decoder(file.transfer_syntax)
     except NotImplementedError as error:
-        raise Refused(Reason.NO_DECODER, f"It is {name}.") from error
+        raise ScanRefused(ScanReason.NO_DECODER, f"It is {name}.") from error
     if not decoder.is_available:
-        raise Refused(Reason.NO_DECODER, f"It is {name}; {', '.join(decoder.missing_dependencies)}.")
+        raise ScanRefused(ScanReason.NO_DECODER, f"It is {name}; {', '.join(decoder.missing_dependencies)}.")
 
 
 def _check_length(file: FileHeader, dataset: Dataset) -> None:
@@ -150,18 +150,18 @@ def _check_length(file: FileHeader, dataset: Dataset) -> None:
         wanted = prod(file.shape) * file.n_samples * file.n_frames * int(bits) // _BITS_PER_BYTE
         found = len(dataset[keyword].value or b"")
         if found < wanted:
-            raise Refused(Reason.TRUNCATED_PIXEL_DATA, f"{found} of {wanted} bytes.")
+            raise ScanRefused(ScanReason.TRUNCATED_PIXEL_DATA, f"{found} of {wanted} bytes.")
         return
     try:
         streams = list(generate_frames(dataset.PixelData, number_of_frames=file.n_frames))
     except Exception as error:
-        raise Refused(Reason.TRUNCATED_PIXEL_DATA) from error
+        raise ScanRefused(ScanReason.TRUNCATED_PIXEL_DATA) from error
     if len(streams) < file.n_frames:
-        raise Refused(Reason.TRUNCATED_PIXEL_DATA, f"{len(streams)} of {file.n_frames} pictures.")
+        raise ScanRefused(ScanReason.TRUNCATED_PIXEL_DATA, f"{len(streams)} of {file.n_frames} pictures.")
     if file.transfer_syntax != RLELossless and any(
         _END_OF_IMAGE not in s[-_TRAILING_BYTES:] for s in streams
     ):
-        raise Refused(Reason.TRUNCATED_PIXEL_DATA, "A compressed picture does not end.")
+        raise ScanRefused(ScanReason.TRUNCATED_PIXEL_DATA, "A compressed picture does not end.")
 
 
 def _without_overlay(dataset: Dataset, values: NDArray[np.generic]) -> NDArray[np.generic]:

@@ -15,7 +15,7 @@ from client.ingest.dicom.csa import read_csa
 from client.ingest.dicom.header import FileHeader, Frame, Key, MosaicLayout
 from client.ingest.dicom.values import first_item, number, numbers, private_value, text, texts
 from client.ingest.files import looks_like_dicom
-from client.ingest.reasons import Reason, Refused
+from client.ingest.reasons import ScanReason, ScanRefused
 
 __all__ = ["read_frames", "transfer_syntax_of"]
 
@@ -93,7 +93,7 @@ def read_frames(path: Path) -> list[Frame]:
         name.
 
     Raises:
-        Refused: If the file is empty, not DICOM, a DICOMDIR or unreadable.
+        ScanRefused: If the file is empty, not DICOM, a DICOMDIR or unreadable.
         OSError: If the operating system would not give it.
     """
     part_10 = looks_like_dicom(path)
@@ -105,10 +105,10 @@ def read_frames(path: Path) -> list[Frame]:
             dataset, has_pixels = _read_header(path, force=not part_10)
             file = _file_header(path, dataset, has_pixels=has_pixels)
             return list(_frames(file, dataset))
-        except (OSError, Refused):
+        except (OSError, ScanRefused):
             raise
         except Exception as error:  # a damaged header makes pydicom raise almost anything
-            raise Refused(Reason.UNREADABLE_FILE) from error
+            raise ScanRefused(ScanReason.UNREADABLE_FILE) from error
 
 
 def _read_header(path: Path, *, force: bool) -> tuple[pydicom.FileDataset, bool]:
@@ -117,18 +117,18 @@ def _read_header(path: Path, *, force: bool) -> tuple[pydicom.FileDataset, bool]
         try:
             dataset = pydicom.dcmread(stream, stop_before_pixels=True, force=force)
         except EOFError as error:
-            raise Refused(Reason.UNREADABLE_FILE) from error
+            raise ScanRefused(ScanReason.UNREADABLE_FILE) from error
         followed = stream.tell() < size
     meta_class = text(dataset.file_meta, "MediaStorageSOPClassUID")
     if (
         MediaStorageDirectoryStorage in (meta_class, text(dataset, "SOPClassUID"))
         or "DirectoryRecordSequence" in dataset
     ):
-        raise Refused(Reason.DICOMDIR)
+        raise ScanRefused(ScanReason.DICOMDIR)
     if not len(dataset):
-        raise Refused(Reason.UNREADABLE_FILE if not force else Reason.NOT_DICOM)
+        raise ScanRefused(ScanReason.UNREADABLE_FILE if not force else ScanReason.NOT_DICOM)
     if force and not (text(dataset, "SOPClassUID") or text(dataset, "Modality")):
-        raise Refused(Reason.NOT_DICOM)
+        raise ScanRefused(ScanReason.NOT_DICOM)
     deflated = (
         transfer_syntax_of(dataset) == DeflatedExplicitVRLittleEndian
     )  # read from memory: no place in the file

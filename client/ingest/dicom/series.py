@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from client.ingest.dicom.geometry import is_even, same_orientation, same_place, unit_axes
 from client.ingest.dicom.header import Frame, Key
 from client.ingest.dicom.kinds import is_planned_from, kind_reasons
-from client.ingest.reasons import Correction, Reason
+from client.ingest.reasons import Correction, ScanReason
 
 __all__ = ["Part", "find_parts"]
 
@@ -51,7 +51,7 @@ class Part:
     """
 
     frames: tuple[Frame, ...]
-    reasons: tuple[Reason, ...] = ()
+    reasons: tuple[ScanReason, ...] = ()
     corrections: tuple[Correction, ...] = ()
     n_duplicates: int = 0
 
@@ -78,11 +78,11 @@ def find_parts(frames: Iterable[Frame], fingerprint: Fingerprint) -> list[Part]:
 
 def _parts_of_series(frames: Sequence[Frame], fingerprint: Fingerprint) -> list[Part]:
     slices: list[Frame] = []
-    refused: dict[Reason, list[Frame]] = {}
+    refused: dict[ScanReason, list[Frame]] = {}
     for frame in frames:
         reasons = kind_reasons(frame)
         if not reasons and is_planned_from(frame.file.description):
-            reasons = (Reason.LOCALIZER,)
+            reasons = (ScanReason.LOCALIZER,)
         (refused.setdefault(reasons[0], []) if reasons else slices).append(frame)
     parts: list[Part] = []
     stray: list[Frame] = []
@@ -100,13 +100,15 @@ def _parts_of_series(frames: Sequence[Frame], fingerprint: Fingerprint) -> list[
         ]
     if stray:
         one = all(same_orientation(_orientation(stray[0]), _orientation(frame)) for frame in stray)
-        parts.append(Part(tuple(stray), (Reason.TOO_FEW_SLICES if one else Reason.MIXED_ORIENTATION,)))
+        parts.append(
+            Part(tuple(stray), (ScanReason.TOO_FEW_SLICES if one else ScanReason.MIXED_ORIENTATION,))
+        )
     for group in refused.values():
         parts.append(
             Part(
                 tuple(group),
                 tuple(dict.fromkeys(r for frame in group for r in kind_reasons(frame)))
-                or (Reason.LOCALIZER,),
+                or (ScanReason.LOCALIZER,),
             )
         )
     return parts
@@ -203,14 +205,14 @@ def _judge_part(frames: list[Frame], dropped: Sequence[Frame]) -> Part:
     # Blank pictures of two times are alike and were taken for copies: count with them.
     repeats = Counter(_places([*frames, *dropped]))
     if len(repeats) == 1 and frames[0].file.mosaic is None:
-        return Part(tuple(frames), (Reason.TOO_FEW_SLICES,))
+        return Part(tuple(frames), (ScanReason.TOO_FEW_SLICES,))
     fourth = min(repeats.values()) > 1
-    return Part(tuple(frames), (Reason.FOUR_DIMENSIONAL if fourth else Reason.CONFLICTING_SLICES,))
+    return Part(tuple(frames), (ScanReason.FOUR_DIMENSIONAL if fourth else ScanReason.CONFLICTING_SLICES,))
 
 
 def _judge_count(frames: Sequence[Frame]) -> Part:
     enough = len(frames) >= MIN_SLICES or frames[0].file.mosaic is not None
-    return Part(tuple(frames), () if enough else (Reason.TOO_FEW_SLICES,))
+    return Part(tuple(frames), () if enough else (ScanReason.TOO_FEW_SLICES,))
 
 
 def _without_copies(frames: Sequence[Frame], fingerprint: Fingerprint) -> list[Frame]:

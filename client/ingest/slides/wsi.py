@@ -33,7 +33,8 @@ import openslide
 from numpy.typing import NDArray
 from PIL import Image
 
-from client.ingest.reasons import SlideReason, SlideRefused
+from client.ingest.files import os_error_reason
+from client.ingest.reasons import ScanReason, ScanRefused
 from client.ingest.slides.tissue import (
     PLAUSIBLE_UM_PX,
     Tiling,
@@ -58,6 +59,7 @@ _SIDES = ("width", "height")
 _STRIP_PX = 2048 * 2048  # read at once from such a level
 _GREYS = 256
 _WHITE = (255, 255, 255)
+_CUT_SHORT = "The slide is damaged or cut short."
 _PILLOW_ERRORS = (  # what it is seen to raise on damaged files
     Image.DecompressionBombError,
     OSError,
@@ -128,7 +130,7 @@ def plan_of(path: Path, *, tiling: Tiling | None = None, fallback_um_px: float |
         The plan.
 
     Raises:
-        SlideRefused: With the reason; the message holds no path.
+        ScanRefused: With the reason; the message holds no path.
     """
     with _opened(path) as slide:
         return _plan(slide, tiling or Tiling(), fallback_um_px)
@@ -146,7 +148,7 @@ def tiles_of(path: Path, *, tiling: Tiling | None = None, fallback_um_px: float 
         The plan and the tiles; iterating gives one ``(256, 256, 3)`` uint8 array after the other.
 
     Raises:
-        SlideRefused: With the reason; the message holds no path.
+        ScanRefused: With the reason; the message holds no path.
     """
     tiling = tiling or Tiling()
     with _opened(path) as slide:
@@ -157,7 +159,7 @@ def tiles_of(path: Path, *, tiling: Tiling | None = None, fallback_um_px: float 
     shares = (grey <= plan.threshold).mean(axis=(1, 2))
     kept = shares_kept(shares, tiling)
     if not kept.any():
-        raise SlideRefused(SlideReason.NO_TISSUE)
+        raise ScanRefused(ScanReason.NO_TISSUE)
     places = tuple(tile for tile, keep in zip(plan.tiles, kept, strict=True) if keep)
     return SlideTiles(plan, pixels[kept], places, shares[kept])
 
@@ -167,20 +169,18 @@ def _opened(path: Path) -> Iterator[openslide.AbstractSlide]:
     """Open a slide; whatever its library raises until it is closed becomes a reason."""
     try:
         if not path.is_file():  # a pipe would block
-            raise SlideRefused(SlideReason.UNREADABLE_FILE)
+            raise ScanRefused(ScanReason.UNREADABLE_FILE, "It is missing or is no regular file.")
         with path.open("rb") as stream:
             if not stream.read(1):
-                raise SlideRefused(SlideReason.EMPTY_FILE)
-    except PermissionError as error:
-        raise SlideRefused(SlideReason.PERMISSION_DENIED) from error
+                raise ScanRefused(ScanReason.EMPTY_FILE)
     except OSError as error:
-        raise SlideRefused(SlideReason.UNREADABLE_FILE) from error
+        raise ScanRefused(os_error_reason(error)) from error
     try:
         with _open(path) as slide:
             _check_sizes(slide)
             yield slide
     except openslide.OpenSlideError as error:
-        raise SlideRefused(SlideReason.DAMAGED_PIXEL_DATA) from error
+        raise ScanRefused(ScanReason.DAMAGED_PIXEL_DATA, _CUT_SHORT) from error
 
 
 def _open(path: Path) -> openslide.AbstractSlide:
@@ -195,24 +195,24 @@ def _check_sizes(slide: openslide.AbstractSlide) -> None:
     for level, (width, height) in enumerate(slide.level_dimensions):
         tile = [slide.properties.get(f"openslide.level[{level}].tile-{side}", "0") for side in _SIDES]
         if max(width, height) > LONGEST_SIDE_PX or math.prod(map(int, tile)) > LARGEST_STORED_TILE_PX:
-            raise SlideRefused(SlideReason.DAMAGED_PIXEL_DATA, "Its head gives impossible sizes.")
+            raise ScanRefused(ScanReason.DAMAGED_PIXEL_DATA, "Its head gives impossible sizes.")
     if math.prod(slide.level_dimensions[-1]) > LARGEST_LOWEST_LEVEL_PX:
-        raise SlideRefused(SlideReason.DAMAGED_PIXEL_DATA, "Its lowest level is impossibly large.")
+        raise ScanRefused(ScanReason.DAMAGED_PIXEL_DATA, "Its lowest level is impossibly large.")
 
 
 def _plain_tiff(path: Path) -> openslide.AbstractSlide:
     """A one-picture RGB TIFF, which has neither pyramid nor tiles: small slides are exported so."""
-    reason = SlideReason.NOT_A_SLIDE
+    refused = ScanRefused(ScanReason.NOT_A_SLIDE)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow's, about damaged tags and large pictures
         try:
             with Image.open(path, formats=("TIFF",)) as picture:
                 if picture.mode != "RGB" or getattr(picture, "n_frames", 1) != 1:
-                    raise SlideRefused(reason, "A TIFF that is no single RGB picture.")
-                reason = SlideReason.DAMAGED_PIXEL_DATA
+                    raise ScanRefused(ScanReason.NOT_A_SLIDE, "A TIFF that is no single RGB picture.")
+                refused = ScanRefused(ScanReason.DAMAGED_PIXEL_DATA, _CUT_SHORT)
                 return openslide.ImageSlide(picture.copy())  # decoded here; says no microns per pixel
         except _PILLOW_ERRORS as error:
-            raise SlideRefused(reason) from error
+            raise refused from error
 
 
 def _plan(slide: openslide.AbstractSlide, tiling: Tiling, fallback_um_px: float | None) -> TilePlan:
@@ -226,7 +226,7 @@ def _plan(slide: openslide.AbstractSlide, tiling: Tiling, fallback_um_px: float 
     step_px = (across * factor, down * factor)
     width, height = slide.level_dimensions[level]
     if width < region_px[0] or height < region_px[1]:
-        raise SlideRefused(SlideReason.TOO_SMALL, f"It has {width} x {height} pixels at that level.")
+        raise ScanRefused(ScanReason.TOO_SMALL, f"It has {width} x {height} pixels at that level.")
     shape = (math.ceil(height / down), math.ceil(width / across))  # (rows, columns)
 
     rgb, scanned, scale = _thumbnail(slide)
@@ -253,7 +253,7 @@ def _resolution(slide: openslide.AbstractSlide, fallback: float | None) -> tuple
     else:
         return stated[0], stated[1]
     if fallback is None:
-        raise SlideRefused(SlideReason.NO_RESOLUTION)
+        raise ScanRefused(ScanReason.NO_RESOLUTION)
     if not lowest <= fallback <= highest:
         raise InputError(f"a slide has between {lowest} and {highest} microns per pixel, found {fallback}")
     return fallback, fallback
@@ -272,7 +272,7 @@ def _level(slide: openslide.AbstractSlide, um_px: tuple[float, float], target: f
         return best, True
     finer = [level for level, factor in enumerate(factors) if coarsest * factor < target]
     if not finer:
-        raise SlideRefused(SlideReason.TOO_COARSE, f"It has {finest:.3g} microns per pixel.")
+        raise ScanRefused(ScanReason.TOO_COARSE, f"It has {finest:.3g} microns per pixel.")
     return max(finer, key=lambda level: factors[level]), False
 
 
@@ -308,12 +308,12 @@ def _tissue(
     dark = (grey <= threshold) & scanned
     bright = (grey > threshold) & scanned
     if not dark.any() or not bright.any():
-        raise SlideRefused(SlideReason.NO_TISSUE)
+        raise ScanRefused(ScanReason.NO_TISSUE)
     glass = float(grey[bright].mean())
     if glass - float(grey[dark].mean()) < LEAST_CONTRAST:
-        raise SlideRefused(SlideReason.NO_TISSUE)
+        raise ScanRefused(ScanReason.NO_TISSUE)
     if glass < DARKEST_GLASS:
-        raise SlideRefused(SlideReason.DARK_BACKGROUND)
+        raise ScanRefused(ScanReason.DARK_BACKGROUND)
     near = near_mean_colour(rgb, dark, colour_distance)
     return (near if near.any() else dark), threshold
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from client.data.cache import EmbeddingCache, content_hash
+from client.ingest.reasons import ScanReason, ScanRefused
 
 VECTOR = np.arange(6, dtype=np.float32)
 
@@ -200,17 +201,52 @@ def test_a_put_that_fails_leaves_what_was_there(cache, tmp_path, monkeypatch):
 # Refusals
 
 
+def of(refused: ScanRefused | None):
+    return refused and (refused.reason, refused.detail)
+
+
 def test_a_refusal_is_kept_until_the_file_changes(scan, tmp_path):
     cache = EmbeddingCache(tmp_path / "cache")
     key = cache.key(scan, "encoder/1")
     assert cache.refusal(key) is None
-    cache.put_refusal(key, "All voxels have one value.")
+    cache.put_refusal(key, ScanRefused(ScanReason.TRUNCATED_PIXEL_DATA, "50 of 96 bytes."))
     again = EmbeddingCache(tmp_path / "cache")
-    assert again.refusal(again.key(scan, "encoder/1")) == "All voxels have one value."
+    kept = again.refusal(again.key(scan, "encoder/1"))
+    assert of(kept) == (ScanReason.TRUNCATED_PIXEL_DATA, "50 of 96 bytes.")
     assert again.get(key) is None
     assert again.refusal(again.key(scan, "encoder/2")) is None  # another preprocessing may take it
     scan.write_bytes(b"better voxels")
     assert again.refusal(again.key(scan, "encoder/1")) is None
+
+
+@pytest.mark.parametrize("reason", ScanReason)
+def test_every_reason_is_kept_as_it_is(cache, reason):
+    cache.put_refusal("ab12", ScanRefused(reason, "Größe 3 x 4."))
+    assert of(cache.refusal("ab12")) == (reason, "Größe 3 x 4.")
+
+
+@pytest.mark.parametrize(
+    ("ending", "sentence", "reason", "detail"),
+    [
+        (".refused", "Some voxels are NaN or infinite.", ScanReason.NON_FINITE_VOXELS, ""),
+        (
+            ".refused",
+            "The folder holds no series that fits: No usable series.",
+            ScanReason.NO_FITTING_SERIES,
+            "No usable series.",
+        ),
+        (".refused", "Worded otherwise by now.", ScanReason.OTHER, "Worded otherwise by now."),
+        (".failed", "The command that makes the mask failed. x", ScanReason.MASK_COMMAND, "x"),
+        (".failed", "cannot be read (OSError)", ScanReason.UNREADABLE_FILE, "cannot be read (OSError)"),
+    ],
+)
+def test_a_cache_that_holds_sentences_is_read(cache, tmp_path, ending, sentence, reason, detail):
+    path = tmp_path / "cache" / "embeddings" / "ab" / f"ab12{ending}"
+    path.parent.mkdir(parents=True)
+    path.write_text(sentence)
+    assert of(cache.refusal("ab12")) == (reason, detail)
+    cache.put_refusal("ab12", ScanRefused(ScanReason.NO_MASK))
+    assert of(cache.refusal("ab12")) == (ScanReason.NO_MASK, "")
 
 
 def test_an_embedding_is_no_refusal(cache):

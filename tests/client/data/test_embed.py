@@ -2,6 +2,7 @@
 
 import gzip
 import os
+import re
 import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -18,6 +19,8 @@ import torch
 from client.data.dataset import load_data
 from client.data.embed import EmbedReport, embed_site
 from client.encoders.registry import ENCODERS, EncoderSource, VolumeEncoder
+from client.ingest.reasons import ScanReason, explain
+from client.telemetry.embed_record import read_record
 from mmare.errors import DataError, RunError
 from mmare.study.study import Study, load_study, parse_study
 from sites.config import SiteConfig, load_site
@@ -305,19 +308,19 @@ def folder_of_text(path: Path) -> None:
 
 
 BAD = [
-    pytest.param(no_file, "cannot be read", id="missing"),
-    pytest.param(empty_file, "", id="empty"),
-    pytest.param(text_file, "", id="text"),
-    pytest.param(truncated, "end before the picture does", id="truncated"),
-    pytest.param(damaged_inside, "", id="damaged"),
-    pytest.param(another_format, "not a readable NIfTI", id="another format"),
-    pytest.param(four_dimensional, "6 x 6 x 6 x 2", id="4-D"),
-    pytest.param(flat_picture, "", id="2-D"),
-    pytest.param(constant, "one value", id="constant"),
-    pytest.param(all_zero, "above the background", id="all zero"),
-    pytest.param(not_finite, "NaN or infinite", id="not finite"),
-    pytest.param(empty_folder, "o usable series", id="empty folder"),
-    pytest.param(folder_of_text, "o usable series", id="folder of text"),
+    pytest.param(no_file, "unreadable-file", "FileNotFoundError.", id="missing"),
+    pytest.param(empty_file, "not-nifti", "", id="empty"),
+    pytest.param(text_file, "damaged-pixel-data", "", id="text"),
+    pytest.param(truncated, "truncated-pixel-data", "", id="truncated"),
+    pytest.param(damaged_inside, "(damaged|truncated)-pixel-data", "", id="damaged"),
+    pytest.param(another_format, "not-nifti", "", id="another format"),
+    pytest.param(four_dimensional, "four-dimensional", "The shape is 6 x 6 x 6 x 2.", id="4-D"),
+    pytest.param(flat_picture, "too-few-slices", "", id="2-D"),
+    pytest.param(constant, "constant-volume", "", id="constant"),
+    pytest.param(all_zero, "empty-volume", "", id="all zero"),
+    pytest.param(not_finite, "non-finite-voxels", "", id="not finite"),
+    pytest.param(empty_folder, "no-fitting-series", "No usable series.", id="empty folder"),
+    pytest.param(folder_of_text, "no-fitting-series", "No usable series.", id="folder of text"),
 ]
 
 
@@ -338,31 +341,48 @@ def with_bad(tmp_path):
     return make
 
 
-@pytest.mark.parametrize(("spoil", "words"), BAD)
-def test_a_bad_scan_is_named_once_and_the_rest_goes_on(with_bad, spoil, words):
+@pytest.mark.parametrize(("spoil", "code", "detail"), BAD)
+def test_a_bad_scan_is_named_once_and_the_rest_goes_on(with_bad, spoil, code, detail):
     folder = with_bad(spoil)
     report = embed(folder)
     assert counts(report) == (3, 0, 1)
     (refusal,) = report.refused
     assert (refusal.modality, refusal.row) == ("t1", 1)
-    assert refusal.reason
-    assert words in refusal.reason
-    assert "\n" not in refusal.reason
-    assert "secret-name" not in refusal.reason  # rows only
+    assert re.fullmatch(code, refusal.reason)
+    assert refusal.detail == detail
+    assert refusal.sentence == f"{explain(refusal.reason)} {detail}".strip()
+    assert "\n" not in refusal.sentence
+    assert "secret-name" not in refusal.sentence  # rows only
+    assert read_record(opened(folder)[0].cache).modalities["t1"].refused == {refusal.reason: 1}
     data = load(folder)
     assert data.present.tolist() == [[True, False], [False, True], [True, False]]
     assert data.embedding[0][1].abs().sum() == 0
 
 
-@pytest.mark.parametrize(("spoil", "words"), [BAD[0], BAD[3], BAD[8], BAD[12]])
-def test_a_reason_is_the_same_the_second_time_and_the_encoder_stays_shut(with_bad, request, spoil, words):
+@pytest.mark.parametrize(("spoil", "code", "detail"), [BAD[0], BAD[3], BAD[8], BAD[12]])
+def test_a_reason_is_the_same_the_second_time_and_the_encoder_stays_shut(
+    with_bad, request, spoil, code, detail
+):
     folder = with_bad(spoil)
     first = embed(folder)
     request.getfixturevalue("no_encoder")
     second = embed(folder)
     assert counts(second) == (0, 3, 1)
     assert second.refused == first.refused
-    assert words in second.refused[0].reason
+    assert (second.refused[0].reason, second.refused[0].detail) == (code, detail)
+
+
+def test_an_embedding_that_is_not_finite_is_a_refusal_for_good(federation, monkeypatch, request):
+    class Broken:
+        def encode(self, volumes):
+            return torch.full((len(volumes), WIDTH), torch.inf)
+
+    with monkeypatch.context() as patch:
+        patch.setitem(ENCODERS, ENCODER, replace(REAL, open_volume=lambda _source: Broken()))
+        first = embed(federation)
+    assert {refusal.reason for refusal in first.refused} == {ScanReason.NON_FINITE_EMBEDDING}
+    request.getfixturevalue("no_encoder")
+    assert embed(federation).refused == first.refused
 
 
 @pytest.mark.parametrize("spoil", [no_file, truncated, constant])
@@ -451,7 +471,8 @@ def test_a_folder_of_several_patients_is_one_line_and_the_rest_goes_on(tmp_path)
     write_scan(folder / "elm" / "a.nii.gz")
     report = embed(folder)
     assert counts(report) == (1, 0, 1)
-    assert "several patients" in report.refused[0].reason
+    assert report.refused[0].reason is ScanReason.OTHER
+    assert "several patients" in report.refused[0].sentence
 
 
 def test_a_conversion_that_was_cut_off_is_done_again(tmp_path):
@@ -523,7 +544,7 @@ def test_a_disk_full_from_the_start_refuses_no_scan_for_good(with_bad, small_dis
     filler.unlink()
     report = embed_site(site, study)
     assert counts(report)[::2] == (3, 1)
-    assert "one value" in report.refused[0].reason
+    assert report.refused[0].reason is ScanReason.CONSTANT_VOLUME
 
 
 def test_a_refusal_that_could_not_be_written_is_found_again(tmp_path, small_disk):
@@ -543,7 +564,7 @@ def test_a_refusal_that_could_not_be_written_is_found_again(tmp_path, small_disk
     filler.unlink()
     report = embed_site(site, study)
     assert counts(report) == (1, 0, 1)
-    assert "one value" in report.refused[0].reason
+    assert report.refused[0].reason is ScanReason.CONSTANT_VOLUME
 
 
 def test_a_full_disk_while_a_folder_is_converted_is_no_refusal(tmp_path, small_disk):

@@ -15,6 +15,7 @@ from client.data.embed import embed_site
 from client.data.scan_list import scans_of
 from client.encoders.resnet50_wsi import TruncatedResNet50
 from client.encoders.weights import import_weights
+from client.ingest.reasons import ScanReason
 from mmare.errors import DataError
 from mmare.study.choices import Kind, MaskUse
 from mmare.study.specs import ModalitySpec
@@ -111,7 +112,7 @@ def test_a_patient_without_a_mask_is_refused_by_reason_and_a_site_without_masks_
     where = site(masked, COLUMN, "t1,brain", "p,a,train,scan.nii.gz,", "q,b,train,scan.nii.gz,mask.nii.gz")
     report = embed_site(where, study("t1", mask=MaskUse.STRIP))
     assert [(refusal.row, refusal.modality) for refusal in report.refused] == [(0, "t1")]
-    assert "mask" in report.refused[0].reason
+    assert report.refused[0].reason is ScanReason.NO_MASK
     bare = site(masked, '[modality.t1]\ncolumn = "t1"', "t1,brain", "p,a,train,scan.nii.gz,mask.nii.gz")
     with pytest.raises(DataError, match=r"the study wants masks of t1; expected \[modality\.t1\.mask\]"):
         scans_of(bare, study("t1", mask=MaskUse.STRIP))
@@ -174,7 +175,7 @@ def test_a_rule_says_which_series_of_a_folder_counts(exported):
         found[words] = embedding[0]
     assert not torch.equal(found["mprage"], found["tse"])
     where = site(exported, tables.format("flair"), "scan", "p,a,train,export")
-    assert "no series that fits" in embed_site(where, study("t1")).refused[0].reason
+    assert embed_site(where, study("t1")).refused[0].reason is ScanReason.NO_FITTING_SERIES
 
 
 def test_modalities_that_share_a_folder_never_take_the_same_series(exported):
@@ -188,7 +189,9 @@ def test_modalities_that_share_a_folder_never_take_the_same_series(exported):
 def test_a_rule_that_cannot_be_is_one_sentence(exported):
     tables = '[modality.t1]\ncolumn = "scan"\n[modality.t1.series]\nplane = "diagonal"'
     where = site(exported, tables, "scan", "p,a,train,export")
-    assert "expected plane axial" in embed_site(where, study("t1")).refused[0].reason
+    (refusal,) = embed_site(where, study("t1")).refused
+    assert refusal.reason is ScanReason.OTHER
+    assert "expected plane axial" in refusal.sentence
 
 
 @pytest.mark.slow
@@ -211,5 +214,5 @@ def test_a_slide_becomes_a_vector_and_what_is_none_a_reason(tmp_path):
     wanted = Study("s", ("a", "b"), (ModalitySpec("wsi", Kind.VOLUME, 1024, "resnet50-wsi"),))
     report = embed_site(where, wanted)
     assert (report.encoded, [refusal.row for refusal in report.refused]) == (1, [1])
-    assert "no whole slide" in report.refused[0].reason
+    assert report.refused[0].reason is ScanReason.NOT_A_SLIDE
     assert embed_site(where, wanted).encoded == 0

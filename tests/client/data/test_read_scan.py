@@ -8,7 +8,7 @@ import torch
 
 from client.data.dataset import load_data
 from client.data.embed import embed_site
-from client.data.read_scan import steps_of
+from client.data.scan_list import steps_of
 from client.encoders.preprocess import VolumeSteps
 from client.ingest.convert import convert_folder
 from tests.client.data.test_embed import embed, load, opened, scan_study, write_scan, write_series, write_site

@@ -18,7 +18,7 @@ from client.encoders.preprocess import (
     preprocess,
     run_mask_command,
 )
-from client.ingest.reasons import VolumeReason, VolumeRefused
+from client.ingest.reasons import ScanReason, ScanRefused
 from client.ingest.volume import Volume
 from mmare.errors import InputError
 from tests.data_folder import data_folder
@@ -209,51 +209,55 @@ STRIP = VolumeSteps(size=SIZE, mask=MaskUse.MASK)
 @pytest.mark.parametrize(
     ("volume", "steps", "mask", "reason"),
     [
-        pytest.param(filled(0), STEPS, None, VolumeReason.EMPTY, id="all zero"),
-        pytest.param(filled(-1000, np.int16), STEPS, None, VolumeReason.EMPTY, id="all below zero"),
-        pytest.param(filled(7), STEPS, None, VolumeReason.CONSTANT, id="constant"),
+        pytest.param(filled(0), STEPS, None, ScanReason.EMPTY_VOLUME, id="all zero"),
+        pytest.param(filled(-1000, np.int16), STEPS, None, ScanReason.EMPTY_VOLUME, id="all below zero"),
+        pytest.param(filled(7), STEPS, None, ScanReason.CONSTANT_VOLUME, id="constant"),
         pytest.param(
-            Volume(organ(), RAS_MM), STEPS, None, VolumeReason.CONSTANT, id="a mask in place of the scan"
+            Volume(organ(), RAS_MM), STEPS, None, ScanReason.CONSTANT_VOLUME, id="a mask in place of the scan"
         ),
         pytest.param(
-            filled(50), VolumeSteps(SIZE, window=(60, 90)), None, VolumeReason.EMPTY, id="below the window"
+            filled(50),
+            VolumeSteps(SIZE, window=(60, 90)),
+            None,
+            ScanReason.EMPTY_VOLUME,
+            id="below the window",
         ),
         pytest.param(
             Volume(head() + 100, RAS_MM),
             VolumeSteps(SIZE, window=(0, 1)),
             None,
-            VolumeReason.CONSTANT,
+            ScanReason.CONSTANT_VOLUME,
             id="above the window",
         ),
-        pytest.param(filled(np.nan), STEPS, None, VolumeReason.NON_FINITE, id="NaN"),
-        pytest.param(filled(np.inf), STEPS, None, VolumeReason.NON_FINITE, id="infinite"),
+        pytest.param(filled(np.nan), STEPS, None, ScanReason.NON_FINITE_VOXELS, id="NaN"),
+        pytest.param(filled(np.inf), STEPS, None, ScanReason.NON_FINITE_VOXELS, id="infinite"),
         pytest.param(
             Volume(np.where(head() > 0, np.float32("inf"), -np.float32("inf")), RAS_MM),
             STEPS,
             None,
-            VolumeReason.NON_FINITE,
+            ScanReason.NON_FINITE_VOXELS,
             id="infinite on both sides",
         ),
-        pytest.param(Volume(head(), RAS_MM), STRIP, None, VolumeReason.NO_MASK, id="no mask"),
-        pytest.param(Volume(head(), RAS_MM), STRIP, filled(1), VolumeReason.MASK_GRID, id="another shape"),
+        pytest.param(Volume(head(), RAS_MM), STRIP, None, ScanReason.NO_MASK, id="no mask"),
+        pytest.param(Volume(head(), RAS_MM), STRIP, filled(1), ScanReason.MASK_GRID, id="another shape"),
         pytest.param(
             Volume(head(), RAS_MM),
             STRIP,
             Volume(organ(), RAS_MM @ np.diag([1, 1, 1.05, 1])),
-            VolumeReason.MASK_GRID,
+            ScanReason.MASK_GRID,
             id="another spacing",
         ),
         pytest.param(
             Volume(head(), RAS_MM),
             VolumeSteps(SIZE, crop_to_mask=True),
             Volume(0 * organ(), RAS_MM),
-            VolumeReason.EMPTY_MASK,
+            ScanReason.EMPTY_MASK,
             id="empty mask",
         ),
     ],
 )
 def test_refused(volume, steps, mask, reason):
-    with pytest.raises(VolumeRefused) as caught:
+    with pytest.raises(ScanRefused) as caught:
         preprocess(volume, steps, 1, mask)
     assert caught.value.reason is reason
     assert str(caught.value)
@@ -317,9 +321,9 @@ def test_a_mask_command_writes_the_mask(tmp_path):
 )
 def test_a_mask_command_that_fails_leaves_nothing(tmp_path, text, sentence):
     target = tmp_path / "out" / "mask.nii"
-    with pytest.raises(VolumeRefused, match=sentence) as caught:
+    with pytest.raises(ScanRefused, match=sentence) as caught:
         run_mask_command(script(tmp_path, text), tmp_path / "scan.nii", target, timeout_s=30)
-    assert caught.value.reason is VolumeReason.MASK_COMMAND
+    assert caught.value.reason is ScanReason.MASK_COMMAND
     assert list(target.parent.iterdir()) == []
 
 
@@ -330,7 +334,7 @@ def test_a_mask_command_that_hangs_is_stopped_with_its_children(tmp_path):
         f"import subprocess, time\nsubprocess.Popen([sys.executable, '-c', {child!r}])\n"
         f"import pathlib\nwhile not pathlib.Path({str(beat)!r}).exists(): time.sleep(0.02)\ntime.sleep(60)"
     )
-    with pytest.raises(VolumeRefused, match="was stopped after 3 s"):
+    with pytest.raises(ScanRefused, match="was stopped after 3 s"):
         run_mask_command(script(tmp_path, text), tmp_path / "scan.nii", tmp_path / "mask.nii", timeout_s=3)
     time.sleep(0.1)
     size = beat.stat().st_size

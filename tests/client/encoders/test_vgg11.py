@@ -16,7 +16,7 @@ from client.encoders.preprocess import MaskUse, VolumeSteps
 from client.encoders.registry import ENCODERS, EncoderSource, fingerprint
 from client.encoders.vgg11 import SliceSteps, Vgg11Encoder, Vgg11Features, load_vgg11, slices_of, state_shapes
 from client.encoders.weights import import_weights, load_weights
-from client.ingest.reasons import VolumeReason, VolumeRefused
+from client.ingest.reasons import ScanReason, ScanRefused
 from client.ingest.volume import Volume
 from mmare.errors import DataError, InputError
 from mmare.study.choices import Kind, Scaling
@@ -190,22 +190,22 @@ def test_a_mask_strips_and_a_box_cuts():
     assert torch.equal(slices_of(volume, strip, organ()), slices_of(Volume(stripped, RAS_MM), STEPS))
     box = Volume(np.ascontiguousarray(voxels[3:6, 4:8, 5:8]), RAS_MM)
     assert torch.equal(slices_of(volume, cut, organ()), slices_of(box, STEPS))
-    with pytest.raises(VolumeRefused, match="needs a mask"):
+    with pytest.raises(ScanRefused, match="needs a mask"):
         slices_of(volume, strip)
 
 
 @pytest.mark.parametrize(
     ("voxels", "steps", "reason"),
     [
-        (np.zeros((3, 3, 3), np.int16), STEPS, VolumeReason.EMPTY),
-        (np.full((3, 3, 3), 7, np.int16), STEPS, VolumeReason.CONSTANT),
-        (np.full((3, 3, 3), np.inf, np.float32), STEPS, VolumeReason.NON_FINITE),
-        (np.full((3, 3, 3), 9, np.int16), SliceSteps(window=(50, 60)), VolumeReason.EMPTY),
+        (np.zeros((3, 3, 3), np.int16), STEPS, ScanReason.EMPTY_VOLUME),
+        (np.full((3, 3, 3), 7, np.int16), STEPS, ScanReason.CONSTANT_VOLUME),
+        (np.full((3, 3, 3), np.inf, np.float32), STEPS, ScanReason.NON_FINITE_VOXELS),
+        (np.full((3, 3, 3), 9, np.int16), SliceSteps(window=(50, 60)), ScanReason.EMPTY_VOLUME),
     ],
     ids=["empty", "constant", "infinite", "below the window"],
 )
 def test_volumes_without_contrast_are_refused_with_the_reason(voxels, steps, reason):
-    with pytest.raises(VolumeRefused) as refused:
+    with pytest.raises(ScanRefused) as refused:
         slices_of(Volume(voxels, RAS_MM), steps)
     assert refused.value.reason is reason
 

@@ -13,7 +13,7 @@ from client.ingest.choose import SeriesRule
 from client.ingest.convert import convert_folder, write_volume
 from client.ingest.names import slug
 from client.ingest.nifti import read_nifti
-from client.ingest.reasons import Reason
+from client.ingest.reasons import ScanReason
 from client.ingest.report import Outcome
 from client.ingest.volume import Plane, Volume
 from mmare.errors import InputError, RunError
@@ -70,7 +70,7 @@ def test_volume_of_a_series_that_broke_is_removed(tmp_path):
     assert output.exists()
     path = tmp_path / "in" / "001.dcm"
     path.write_bytes(path.read_bytes()[:-10])
-    assert only(convert(tmp_path)).reasons == (Reason.TRUNCATED_PIXEL_DATA,)
+    assert only(convert(tmp_path)).reasons == (ScanReason.TRUNCATED_PIXEL_DATA,)
     assert not output.exists()
 
 
@@ -172,7 +172,7 @@ def test_a_failure_nobody_foresaw_stops_only_its_series(tmp_path, monkeypatch):
 
     monkeypatch.setattr(convert_module, "make_volume", fails)
     report = convert(tmp_path)
-    assert [entry.reasons for entry in report.series] == [(Reason.NOT_CONVERTED,), ()]
+    assert [entry.reasons for entry in report.series] == [(ScanReason.NOT_CONVERTED,), ()]
     assert report.series[0].detail == "ZeroDivisionError"
 
 

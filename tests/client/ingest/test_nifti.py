@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from client.ingest.nifti import read_nifti
-from client.ingest.reasons import Reason, Refused
+from client.ingest.reasons import ScanReason, ScanRefused
 
 SFORM = np.array([[0.0, -1.2, 0.1, 5.0], [0.9, 0.0, 0.0, -7.0], [0.0, 0.2, 3.0, 2.0], [0.0, 0.0, 0.0, 1.0]])
 QFORM = np.diag([2.0, 2.0, 4.0, 1.0])
@@ -50,7 +50,7 @@ def test_qform_where_there_is_no_sform(tmp_path):
 
 def test_neither_is_refused(tmp_path):
     _save(_image(_voxels(), 0, 0), tmp_path / "a.nii.gz")
-    _refused(tmp_path / "a.nii.gz", Reason.BAD_AFFINE)
+    _refused(tmp_path / "a.nii.gz", ScanReason.BAD_AFFINE)
 
 
 @pytest.mark.parametrize("value", [0.0, np.nan, np.inf])
@@ -59,7 +59,7 @@ def test_affine_that_is_none_is_refused(tmp_path, value):
     for row in ("srow_x", "srow_y", "srow_z"):
         image.header[row] = value
     (tmp_path / "a.nii").write_bytes(image.header.binaryblock + b"\0" * 4 + _voxels().tobytes("F"))
-    _refused(tmp_path / "a.nii", Reason.BAD_AFFINE)
+    _refused(tmp_path / "a.nii", ScanReason.BAD_AFFINE)
 
 
 def test_scaled_integers_are_computed(tmp_path):
@@ -91,11 +91,13 @@ def test_a_fourth_axis_of_one_is_dropped(tmp_path):
 @pytest.mark.parametrize(
     ("voxels", "reason"),
     [
-        pytest.param(_voxels(4, 5, 6, 2), Reason.FOUR_DIMENSIONAL, id="4-d"),
-        pytest.param(_voxels(4, 5, 6, 1, 3), Reason.FOUR_DIMENSIONAL, id="5-d"),
-        pytest.param(_voxels(4, 5), Reason.TOO_FEW_SLICES, id="2-d"),
-        pytest.param(np.zeros((4, 5, 6), [("R", "u1"), ("G", "u1"), ("B", "u1")]), Reason.COLOUR, id="rgb"),
-        pytest.param(_voxels().astype(np.complex64), Reason.NOT_NIFTI, id="complex"),
+        pytest.param(_voxels(4, 5, 6, 2), ScanReason.FOUR_DIMENSIONAL, id="4-d"),
+        pytest.param(_voxels(4, 5, 6, 1, 3), ScanReason.FOUR_DIMENSIONAL, id="5-d"),
+        pytest.param(_voxels(4, 5), ScanReason.TOO_FEW_SLICES, id="2-d"),
+        pytest.param(
+            np.zeros((4, 5, 6), [("R", "u1"), ("G", "u1"), ("B", "u1")]), ScanReason.COLOUR, id="rgb"
+        ),
+        pytest.param(_voxels().astype(np.complex64), ScanReason.NOT_NIFTI, id="complex"),
     ],
 )
 def test_refused_contents(tmp_path, voxels, reason):
@@ -110,7 +112,7 @@ def test_truncated(tmp_path, share, suffix):
     nib.save(_image(_voxels(20, 20, 20)), path)
     whole = path.read_bytes()
     path.write_bytes(whole[: int(share * len(whole))])
-    _refused(path, Reason.TRUNCATED_PIXEL_DATA)
+    _refused(path, ScanReason.TRUNCATED_PIXEL_DATA)
 
 
 def test_damaged_gzip(tmp_path):
@@ -119,9 +121,9 @@ def test_damaged_gzip(tmp_path):
     whole = bytearray(path.read_bytes())
     whole[len(whole) // 2] ^= 0xFF
     path.write_bytes(bytes(whole))
-    with pytest.raises(Refused) as refused:
+    with pytest.raises(ScanRefused) as refused:
         read_nifti(path)
-    assert refused.value.reason in (Reason.DAMAGED_PIXEL_DATA, Reason.TRUNCATED_PIXEL_DATA)
+    assert refused.value.reason in (ScanReason.DAMAGED_PIXEL_DATA, ScanReason.TRUNCATED_PIXEL_DATA)
 
 
 @pytest.mark.parametrize(
@@ -130,28 +132,28 @@ def test_damaged_gzip(tmp_path):
 @pytest.mark.parametrize("name", ["a.nii", "a.nii.gz", "a.txt"])
 def test_files_that_are_no_nifti(tmp_path, content, name):
     (tmp_path / name).write_bytes(content)
-    with pytest.raises(Refused) as refused:
+    with pytest.raises(ScanRefused) as refused:
         read_nifti(tmp_path / name)
     assert str(tmp_path) not in str(refused.value)
 
 
 def test_analyze_is_no_nifti(tmp_path):
     nib.save(nib.AnalyzeImage(_voxels(), np.eye(4)), tmp_path / "a.img")
-    _refused(tmp_path / "a.img", Reason.NOT_NIFTI)
+    _refused(tmp_path / "a.img", ScanReason.NOT_NIFTI)
 
 
 def test_absent_file(tmp_path):
-    _refused(tmp_path / "nothing.nii.gz", Reason.UNREADABLE_FILE)
+    _refused(tmp_path / "nothing.nii.gz", ScanReason.UNREADABLE_FILE)
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
 def test_permission_denied(tmp_path):
     nib.save(_image(_voxels()), tmp_path / "a.nii.gz")
     (tmp_path / "a.nii.gz").chmod(0)
-    _refused(tmp_path / "a.nii.gz", Reason.PERMISSION_DENIED)
+    _refused(tmp_path / "a.nii.gz", ScanReason.PERMISSION_DENIED)
 
 
 def _refused(path, reason):
-    with pytest.raises(Refused) as refused:
+    with pytest.raises(ScanRefused) as refused:
         read_nifti(path)
     assert refused.value.reason is reason

@@ -5,7 +5,7 @@ import stat
 
 import pytest
 
-from client.ingest.scan_words import SCAN_REASONS, reason_word
+from client.ingest.reasons import ScanReason
 from client.telemetry import embed_record
 from client.telemetry.embed_record import EmbedWatch, ScanCounts, read_record, watched
 from tests.client.data.test_embed import _made_once, embed, opened, write_scan, write_site  # noqa: F401 - the last is a fixture
@@ -74,13 +74,13 @@ def test_it_is_written_now_and_then_and_at_both_ends(tmp_path, clock):
     done = []
     for step in (0.0, 1.0, 1.0, 1.9, 0.2):
         clock.now += step
-        watch.count("t1", cached=False)
+        watch.observe("t1", cached=False)
         done.append(read_record(tmp_path).modalities["t1"].done)
     assert done == [0, 0, 3, 3, 5]
     assert read_record(tmp_path).active
     with watched(tmp_path, {"t1": 9}, frozenset({"t1"})) as again:
         assert read_record(tmp_path).active
-        again.count("t1", cached=True)
+        again.observe("t1", cached=True)
     record = read_record(tmp_path)
     assert not record.active
     assert record.modalities["t1"] == ScanCounts(9, 1, hits=1, misses=5)
@@ -100,7 +100,7 @@ def test_modalities_that_the_site_lost_go_and_those_of_another_study_stay(tmp_pa
     for study, known in (({"t1": 9}, {"t1"}), ({"t2": 8}, {"t1", "t2"}), ({"t2": 8}, {"t2"})):
         with watched(tmp_path, study, frozenset(known)) as watch:
             for name in study:
-                watch.count(name, cached=False)
+                watch.observe(name, cached=False)
         assert set(read_record(tmp_path).modalities) == known
 
 
@@ -116,7 +116,7 @@ def test_a_disk_that_is_full_does_not_end_the_work(tmp_path, monkeypatch, caplog
 
     monkeypatch.setattr(embed_record, "write_whole", full)
     with watched(tmp_path, {"t1": 9}, frozenset({"t1"})) as watch:
-        watch.count("t1", cached=False)
+        watch.observe("t1", cached=False)
     assert "cannot be written down" in caplog.text
 
 
@@ -157,10 +157,10 @@ def test_a_writer_keeps_the_file_readable_for_the_worker_s_user(tmp_path):
     assert stat.S_IMODE((tmp_path / "embedding.json").stat().st_mode) == 0o644
 
 
-def test_every_reason_of_a_scan_has_its_word():
-    from client.ingest.reasons import Reason, Refused, SlideReason, SlideRefused, VolumeReason, VolumeRefused
-
-    for kind, reasons in ((Refused, Reason), (VolumeRefused, VolumeReason), (SlideRefused, SlideReason)):
-        for reason in reasons:
-            assert reason_word(str(kind(reason, "It has 3 x 4 pixels."))) == reason.value
-            assert reason.value in SCAN_REASONS
+def test_every_reason_is_counted_under_its_own_code(tmp_path):
+    with watched(tmp_path, {"t1": len(ScanReason)}, frozenset({"t1"})) as watch:
+        for reason in ScanReason:
+            watch.observe("t1", cached=False, refused=reason)
+    found = read_record(tmp_path).modalities["t1"]
+    assert found.refused == {reason.value: 1 for reason in ScanReason}
+    assert set(found.refused_at) == set(found.refused)

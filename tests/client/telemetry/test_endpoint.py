@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
-from client.ingest.scan_words import SCAN_REASONS
+from client.ingest.reasons import ScanReason
 from client.privacy.approvals import ApprovalFolder
 from client.privacy.audit_log import Entry, Event
 from client.relay.programs import RelayFolder
@@ -358,7 +358,7 @@ ODD_TEXT = st.one_of(
     ),
 )
 ODD = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.integers(0, 9), ODD_TEXT)
-WORDS = st.sampled_from(sorted(SCAN_REASONS))
+WORDS = st.sampled_from(sorted(ScanReason))
 NUMBERS = st.integers(0, 60)
 NAMES = st.sampled_from(["ct", "wsi", "/data/PAT-0001"]) | ODD_TEXT
 
@@ -432,7 +432,7 @@ def check_page(text):
     known = {metric.name: metric for metric in SITE_METRICS}
     plain = set("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789._+-")
     closed = {
-        "reason": SCAN_REASONS,
+        "reason": set(ScanReason),
         "code": {*SiteCode, "other"},
         "task": {*Task, "other"},
         "phase": {"evaluate", "train"},

@@ -8,7 +8,7 @@ import pytest
 import SimpleITK as sitk  # noqa: N813  its own manual's name
 from pydicom.dataset import Dataset
 
-from client.ingest.reasons import Correction, Reason
+from client.ingest.reasons import Correction, ScanReason
 from client.ingest.report import Outcome
 from tests.client.ingest.helpers import convert, only, read_back
 from tests.client.ingest.phantoms import (
@@ -169,14 +169,14 @@ def test_missing_slices_are_refused(tmp_path, missing, double):
     places = [index * 2.0 for index in range(10) if index not in missing]
     save(stack(values(len(places)), places=places), tmp_path / "in")
     entry = only(convert(tmp_path))
-    assert entry.reasons == (Reason.MISSING_SLICES,)
+    assert entry.reasons == (ScanReason.MISSING_SLICES,)
     assert f"{double:.2f} mm" in entry.detail
     assert entry.output is None
 
 
 def test_one_gap_that_is_no_multiple_but_too_wide_is_refused(tmp_path):
     save(stack(values(6), places=[0, 2, 4, 6, 8, 13.0]), tmp_path / "in")
-    assert only(convert(tmp_path)).reasons == (Reason.GAP_TOO_WIDE,)
+    assert only(convert(tmp_path)).reasons == (ScanReason.GAP_TOO_WIDE,)
 
 
 @pytest.mark.parametrize(
@@ -253,7 +253,7 @@ def test_slices_that_do_not_line_up_are_refused(tmp_path):
     files = stack(values(6))
     files[3].ImagePositionPatient = [40.0, 20.0, 36.0]
     save(files, tmp_path / "in")
-    assert only(convert(tmp_path)).reasons == (Reason.SCATTERED_SLICES,)
+    assert only(convert(tmp_path)).reasons == (ScanReason.SCATTERED_SLICES,)
 
 
 def test_copies_of_slices_are_dropped(tmp_path):
@@ -284,7 +284,7 @@ def test_broken_copy_of_an_intact_slice_is_dropped(tmp_path):
 def test_repeated_positions_are_four_dimensional(tmp_path):
     save(stack(values(4)), tmp_path / "in")
     save(stack(values(4, seed=1), each=lambda _: {"salt": 1}), tmp_path / "in" / "later")
-    assert only(convert(tmp_path)).reasons == (Reason.FOUR_DIMENSIONAL,)
+    assert only(convert(tmp_path)).reasons == (ScanReason.FOUR_DIMENSIONAL,)
 
 
 def test_blank_slices_of_a_film_do_not_hide_that_it_is_one(tmp_path):
@@ -292,14 +292,14 @@ def test_blank_slices_of_a_film_do_not_hide_that_it_is_one(tmp_path):
         pixels = values(5, seed=time)
         pixels[0] = 0
         save(stack(pixels, each=lambda _, time=time: {"salt": time}), tmp_path / "in" / str(time))
-    assert only(convert(tmp_path)).reasons == (Reason.FOUR_DIMENSIONAL,)
+    assert only(convert(tmp_path)).reasons == (ScanReason.FOUR_DIMENSIONAL,)
 
 
 def test_one_position_with_two_pictures_is_refused(tmp_path):
     files = stack(values(5))
     other = picture(values(1, seed=9)[0], index=77, ImagePositionPatient=list(files[2].ImagePositionPatient))
     save([*files, other], tmp_path / "in")
-    assert only(convert(tmp_path)).reasons == (Reason.CONFLICTING_SLICES,)
+    assert only(convert(tmp_path)).reasons == (ScanReason.CONFLICTING_SLICES,)
 
 
 @pytest.mark.parametrize(
@@ -361,7 +361,7 @@ def test_many_acquisitions_at_one_place_are_a_film(tmp_path, modality, n_times):
     for time in range(n_times):
         files = stack(values(4, seed=time), AcquisitionNumber=time + 1, Modality=modality)
         save(files, tmp_path / "in" / str(time))
-    assert only(convert(tmp_path)).reasons == (Reason.FOUR_DIMENSIONAL,)
+    assert only(convert(tmp_path)).reasons == (ScanReason.FOUR_DIMENSIONAL,)
 
 
 def test_three_contrast_phases_of_ct_are_three_volumes(tmp_path):
@@ -454,12 +454,12 @@ def test_three_planes_of_single_pictures_are_refused(tmp_path):
             stack(values(1), orientation=orientation, each=lambda _, n=name: {"salt": n}),
             tmp_path / "in" / name,
         )
-    assert only(convert(tmp_path)).reasons == (Reason.MIXED_ORIENTATION,)
+    assert only(convert(tmp_path)).reasons == (ScanReason.MIXED_ORIENTATION,)
 
 
 def test_two_slices_are_too_few(tmp_path):
     save(stack(values(2)), tmp_path / "in")
-    assert only(convert(tmp_path)).reasons == (Reason.TOO_FEW_SLICES,)
+    assert only(convert(tmp_path)).reasons == (ScanReason.TOO_FEW_SLICES,)
 
 
 def test_report_holds_neither_name_nor_birth_date(tmp_path):

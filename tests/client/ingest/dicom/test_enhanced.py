@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from client.ingest.dicom.csa import read_csa
-from client.ingest.reasons import Correction, Reason
+from client.ingest.reasons import Correction, ScanReason
 from tests.client.ingest.helpers import convert, only, read_back
 from tests.client.ingest.phantoms import (
     AXIAL,
@@ -92,7 +92,7 @@ def test_enhanced_film_is_four_dimensional(tmp_path):
     pixels = values(30)
     frames = [{"position": _at(index % 3), "time": index // 3 + 1} for index in range(30)]
     save([enhanced(pixels, frames, "MR", {"orientation": AXIAL})], tmp_path / "in")
-    assert only(convert(tmp_path)).reasons == (Reason.FOUR_DIMENSIONAL,)
+    assert only(convert(tmp_path)).reasons == (ScanReason.FOUR_DIMENSIONAL,)
 
 
 def test_enhanced_volume_in_several_files(tmp_path):
@@ -109,7 +109,7 @@ def test_enhanced_volume_in_several_files(tmp_path):
 
 def test_enhanced_without_geometry_is_refused(tmp_path):
     save([enhanced(values(3), [{}, {}, {}])], tmp_path / "in")
-    assert only(convert(tmp_path)).reasons == (Reason.NO_GEOMETRY,)
+    assert only(convert(tmp_path)).reasons == (ScanReason.NO_GEOMETRY,)
 
 
 @pytest.mark.parametrize(("sign", "orientation"), [(1, AXIAL), (-1, AXIAL), (1, OBLIQUE)])
@@ -126,18 +126,18 @@ def test_mosaic_becomes_the_volume_it_shows(tmp_path, sign, orientation):
 
 def test_mosaic_without_direction_is_refused(tmp_path):
     save([mosaic(values(7), ORIGIN, None)], tmp_path / "in")
-    assert only(convert(tmp_path)).reasons == (Reason.MOSAIC_WITHOUT_LAYOUT,)
+    assert only(convert(tmp_path)).reasons == (ScanReason.MOSAIC_WITHOUT_LAYOUT,)
 
 
 def test_mosaic_without_gap_is_refused(tmp_path):
     save([mosaic(values(7), ORIGIN, (0, 0, 1), gap_mm=None)], tmp_path / "in")
-    assert only(convert(tmp_path)).reasons == (Reason.MOSAIC_WITHOUT_LAYOUT,)
+    assert only(convert(tmp_path)).reasons == (ScanReason.MOSAIC_WITHOUT_LAYOUT,)
 
 
 def test_mosaics_in_time_are_four_dimensional(tmp_path):
     files = [mosaic(values(4, seed=time), ORIGIN, (0, 0, 1), AcquisitionNumber=time + 1) for time in range(2)]
     save(files, tmp_path / "in")
-    assert only(convert(tmp_path)).reasons == (Reason.FOUR_DIMENSIONAL,)
+    assert only(convert(tmp_path)).reasons == (ScanReason.FOUR_DIMENSIONAL,)
 
 
 def test_csa_header_is_read_and_rubbish_is_not():
@@ -163,9 +163,9 @@ def test_csa_header_of_the_first_version_is_read():
 @pytest.mark.parametrize(
     ("fields", "reason"),
     [
-        pytest.param({"normal": (1, 0, 0)}, Reason.MOSAIC_WITHOUT_LAYOUT, id="normal-in-the-plane"),
-        pytest.param({"normal": (0, 0, 1), "n_tiles": "40"}, Reason.MOSAIC_WITHOUT_LAYOUT, id="too-many"),
-        pytest.param({"normal": (0, 0, 1), "n_tiles": "?"}, Reason.MOSAIC_WITHOUT_LAYOUT, id="no-number"),
+        pytest.param({"normal": (1, 0, 0)}, ScanReason.MOSAIC_WITHOUT_LAYOUT, id="normal-in-the-plane"),
+        pytest.param({"normal": (0, 0, 1), "n_tiles": "40"}, ScanReason.MOSAIC_WITHOUT_LAYOUT, id="too-many"),
+        pytest.param({"normal": (0, 0, 1), "n_tiles": "?"}, ScanReason.MOSAIC_WITHOUT_LAYOUT, id="no-number"),
     ],
 )
 def test_mosaics_that_contradict_themselves(tmp_path, fields, reason):

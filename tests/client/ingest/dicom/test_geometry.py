@@ -21,7 +21,7 @@ from client.ingest.dicom.header import Frame
 from client.ingest.dicom.reader import read_frames
 from client.ingest.dicom.resample import to_even_gaps, upright
 from client.ingest.dicom.series import find_parts
-from client.ingest.reasons import Reason, Refused
+from client.ingest.reasons import ScanReason, ScanRefused
 from client.ingest.volume import LPS_TO_RAS, RAS_TO_LPS, Volume, lps_to_ras, ras_to_lps
 from mmare.errors import DataError
 from tests.client.ingest.phantoms import AXIAL, picture, save, stack, values
@@ -80,13 +80,13 @@ def test_places_do_not_depend_on_the_order(heights, random):
 @pytest.mark.parametrize(
     ("gaps", "thickness", "reason"),
     [
-        pytest.param([2, 2, 2, 4, 2], None, Reason.MISSING_SLICES, id="one"),
-        pytest.param([2, 2, 2, 6.05, 2], None, Reason.MISSING_SLICES, id="two-rounded"),
-        pytest.param([2, 2, 2, 4, 4, 4], None, Reason.MISSING_SLICES, id="every-other"),
+        pytest.param([2, 2, 2, 4, 2], None, ScanReason.MISSING_SLICES, id="one"),
+        pytest.param([2, 2, 2, 6.05, 2], None, ScanReason.MISSING_SLICES, id="two-rounded"),
+        pytest.param([2, 2, 2, 4, 4, 4], None, ScanReason.MISSING_SLICES, id="every-other"),
         pytest.param([2, 2, 2, 4, 4, 4], [2, 2, 2, 4, 4, 4, 4], None, id="thicker"),
-        pytest.param([2.5, 2.5, 5, 2.5], [5] * 5, Reason.MISSING_SLICES, id="overlapping-thick"),
+        pytest.param([2.5, 2.5, 5, 2.5], [5] * 5, ScanReason.MISSING_SLICES, id="overlapping-thick"),
         pytest.param([2, 2, 3, 3], None, None, id="half-more"),
-        pytest.param([2, 2, 2, 5.1], None, Reason.GAP_TOO_WIDE, id="wide"),
+        pytest.param([2, 2, 2, 5.1], None, ScanReason.GAP_TOO_WIDE, id="wide"),
         pytest.param([2, 0.7, 2, 2], None, None, id="narrow"),
     ],
 )
@@ -95,7 +95,7 @@ def test_gaps(gaps, thickness, reason):
     if reason is None:
         check_gaps(along, thickness or [None] * len(along))
         return
-    with pytest.raises(Refused) as refused:
+    with pytest.raises(ScanRefused) as refused:
         check_gaps(along, thickness or [None] * len(along))
     assert refused.value.reason is reason
 

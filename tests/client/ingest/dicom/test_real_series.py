@@ -12,7 +12,7 @@ import pytest
 
 from client.ingest.convert import convert_folder
 from client.ingest.nifti import read_nifti
-from client.ingest.reasons import Correction, Reason
+from client.ingest.reasons import Correction, ScanReason
 from tests.data_folder import data_folder
 
 pytestmark = [pytest.mark.data, pytest.mark.slow]
@@ -26,7 +26,7 @@ class Expected:
 
     folder: str
     series: int
-    reasons: tuple[Reason, ...] = ()
+    reasons: tuple[ScanReason, ...] = ()
     corrections: tuple[Correction, ...] = ()
     output: str = ""
     reference: str = ""
@@ -57,13 +57,13 @@ TABLE = [
         spacing_mm=(0.45117, 0.45117, 5.0),
         plane="axial",
     ),
-    Expected(folder="ct_philips_localizer", series=100, reasons=(Reason.LOCALIZER,)),
+    Expected(folder="ct_philips_localizer", series=100, reasons=(ScanReason.LOCALIZER,)),
     Expected(
         folder="ct_philips_summary_mixed",
         series=401,
-        reasons=(Reason.SECONDARY_CAPTURE, Reason.LOCALIZER, Reason.COLOUR),
+        reasons=(ScanReason.SECONDARY_CAPTURE, ScanReason.LOCALIZER, ScanReason.COLOUR),
     ),
-    Expected(folder="mr_ge_fmri4d", series=4, reasons=(Reason.FOUR_DIMENSIONAL,)),
+    Expected(folder="mr_ge_fmri4d", series=4, reasons=(ScanReason.FOUR_DIMENSIONAL,)),
     Expected(
         folder="mr_siemens_mprage",
         series=19,
@@ -144,9 +144,9 @@ def test_nothing_else_is_found(conversion):
 @pytest.mark.parametrize(
     ("folder", "ignored"),
     [
-        ("mr_siemens_mprage", Reason.NOT_DICOM),
-        ("mr_ge_fmri4d", Reason.NOT_DICOM),
-        ("ct_philips_axial5mm", Reason.DICOMDIR),
+        ("mr_siemens_mprage", ScanReason.NOT_DICOM),
+        ("mr_ge_fmri4d", ScanReason.NOT_DICOM),
+        ("ct_philips_axial5mm", ScanReason.DICOMDIR),
     ],
 )
 def test_stray_files_are_listed(conversion, folder, ignored):

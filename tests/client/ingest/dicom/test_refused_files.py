@@ -19,7 +19,7 @@ from pydicom.uid import (
 )
 
 from client.ingest.dicom import pixels as pixels_module
-from client.ingest.reasons import Reason, explain
+from client.ingest.reasons import ScanReason, explain
 from client.ingest.report import Outcome
 from tests.client.ingest.helpers import convert, only, read_back
 from tests.client.ingest.phantoms import MR, picture, save, stack, uid, values
@@ -32,29 +32,33 @@ STORAGE = "1.2.840.10008.5.1.4.1.1."
 @pytest.mark.parametrize(
     ("more", "reason"),
     [
-        pytest.param({"ImageType": ["ORIGINAL", "PRIMARY", "LOCALIZER"]}, Reason.LOCALIZER, id="localizer"),
-        pytest.param({"SeriesDescription": "3-PLANE LOC"}, Reason.LOCALIZER, id="localizer-by-description"),
-        pytest.param({"SeriesDescription": "AAHead_Scout"}, Reason.LOCALIZER, id="scout"),
-        pytest.param({"SOPClassUID": CAPTURE}, Reason.SECONDARY_CAPTURE, id="capture"),
-        pytest.param({"SOPClassUID": CAPTURE + ".2"}, Reason.SECONDARY_CAPTURE, id="capture-multi-frame"),
+        pytest.param(
+            {"ImageType": ["ORIGINAL", "PRIMARY", "LOCALIZER"]}, ScanReason.LOCALIZER, id="localizer"
+        ),
+        pytest.param(
+            {"SeriesDescription": "3-PLANE LOC"}, ScanReason.LOCALIZER, id="localizer-by-description"
+        ),
+        pytest.param({"SeriesDescription": "AAHead_Scout"}, ScanReason.LOCALIZER, id="scout"),
+        pytest.param({"SOPClassUID": CAPTURE}, ScanReason.SECONDARY_CAPTURE, id="capture"),
+        pytest.param({"SOPClassUID": CAPTURE + ".2"}, ScanReason.SECONDARY_CAPTURE, id="capture-multi-frame"),
         pytest.param(
             {"ImageType": ["DERIVED", "SECONDARY", "SCREEN SAVE"]},
-            Reason.SECONDARY_CAPTURE,
+            ScanReason.SECONDARY_CAPTURE,
             id="ge-screen-save",
         ),
-        pytest.param({"PhotometricInterpretation": "PALETTE COLOR"}, Reason.COLOUR, id="palette"),
-        pytest.param({"ImagePositionPatient": None}, Reason.NO_GEOMETRY, id="no-position"),
-        pytest.param({"ImageOrientationPatient": [0.0] * 6}, Reason.NO_GEOMETRY, id="zero-orientation"),
-        pytest.param({"PixelSpacing": None}, Reason.NO_GEOMETRY, id="no-spacing"),
-        pytest.param({"PixelSpacing": [0.0, 0.0]}, Reason.NO_GEOMETRY, id="zero-spacing"),
+        pytest.param({"PhotometricInterpretation": "PALETTE COLOR"}, ScanReason.COLOUR, id="palette"),
+        pytest.param({"ImagePositionPatient": None}, ScanReason.NO_GEOMETRY, id="no-position"),
+        pytest.param({"ImageOrientationPatient": [0.0] * 6}, ScanReason.NO_GEOMETRY, id="zero-orientation"),
+        pytest.param({"PixelSpacing": None}, ScanReason.NO_GEOMETRY, id="no-spacing"),
+        pytest.param({"PixelSpacing": [0.0, 0.0]}, ScanReason.NO_GEOMETRY, id="zero-spacing"),
         pytest.param(
-            {"SOPClassUID": STORAGE + "66.4", "Modality": "SEG"}, Reason.DERIVED_OBJECT, id="segmentation"
+            {"SOPClassUID": STORAGE + "66.4", "Modality": "SEG"}, ScanReason.DERIVED_OBJECT, id="segmentation"
         ),
         pytest.param(
-            {"SOPClassUID": STORAGE + "481.2", "Modality": "RTDOSE"}, Reason.DERIVED_OBJECT, id="dose"
+            {"SOPClassUID": STORAGE + "481.2", "Modality": "RTDOSE"}, ScanReason.DERIVED_OBJECT, id="dose"
         ),
         pytest.param(
-            {"SOPClassUID": STORAGE + "11.1", "Modality": "PR"}, Reason.DERIVED_OBJECT, id="presentation"
+            {"SOPClassUID": STORAGE + "11.1", "Modality": "PR"}, ScanReason.DERIVED_OBJECT, id="presentation"
         ),
     ],
 )
@@ -70,14 +74,14 @@ def test_colour(tmp_path):
         values(4), SamplesPerPixel=3, PhotometricInterpretation="RGB", PlanarConfiguration=0, BitsAllocated=8
     )
     save(files, tmp_path / "in")
-    assert only(convert(tmp_path)).reasons == (Reason.COLOUR,)
+    assert only(convert(tmp_path)).reasons == (ScanReason.COLOUR,)
 
 
 def test_report_object_without_pixels(tmp_path):
     report = picture(values(1)[0], SOPClassUID=SR, Modality="SR", Rows=None, Columns=None)
     del report.PixelData
     save([report], tmp_path / "in")
-    assert only(convert(tmp_path)).reasons == (Reason.DERIVED_OBJECT,)
+    assert only(convert(tmp_path)).reasons == (ScanReason.DERIVED_OBJECT,)
 
 
 def test_image_object_without_pixels(tmp_path):
@@ -85,7 +89,7 @@ def test_image_object_without_pixels(tmp_path):
     for file in files:
         del file.PixelData
     save(files, tmp_path / "in")
-    assert only(convert(tmp_path)).reasons == (Reason.NO_PIXELS,)
+    assert only(convert(tmp_path)).reasons == (ScanReason.NO_PIXELS,)
 
 
 def test_captures_within_a_series_do_not_spoil_it(tmp_path):
@@ -95,7 +99,7 @@ def test_captures_within_a_series_do_not_spoil_it(tmp_path):
     report = convert(tmp_path)
     assert [(entry.outcome, entry.reasons) for entry in report.series] == [
         (Outcome.CONVERTED, ()),
-        (Outcome.REFUSED, (Reason.SECONDARY_CAPTURE,)),
+        (Outcome.REFUSED, (ScanReason.SECONDARY_CAPTURE,)),
     ]
 
 
@@ -104,7 +108,7 @@ def test_truncated_pixel_data(tmp_path, cut):
     save(stack(values(4)), tmp_path / "in")
     path = tmp_path / "in" / "001.dcm"
     path.write_bytes(path.read_bytes()[:-cut])
-    assert only(convert(tmp_path)).reasons == (Reason.TRUNCATED_PIXEL_DATA,)
+    assert only(convert(tmp_path)).reasons == (ScanReason.TRUNCATED_PIXEL_DATA,)
 
 
 def test_pixel_data_shorter_than_rows_and_columns(tmp_path):
@@ -112,7 +116,7 @@ def test_pixel_data_shorter_than_rows_and_columns(tmp_path):
     files[2].PixelData = files[2].PixelData[:50]
     save(files, tmp_path / "in")
     entry = only(convert(tmp_path))
-    assert (entry.reasons, entry.detail) == ((Reason.TRUNCATED_PIXEL_DATA,), "50 of 96 bytes.")
+    assert (entry.reasons, entry.detail) == ((ScanReason.TRUNCATED_PIXEL_DATA,), "50 of 96 bytes.")
 
 
 @pytest.mark.parametrize("cut", [9, 30])
@@ -123,7 +127,7 @@ def test_truncated_compressed_data(tmp_path, cut):
     save(files, tmp_path / "in")
     path = tmp_path / "in" / "003.dcm"
     path.write_bytes(path.read_bytes()[:-cut])
-    assert only(convert(tmp_path)).reasons == (Reason.TRUNCATED_PIXEL_DATA,)
+    assert only(convert(tmp_path)).reasons == (ScanReason.TRUNCATED_PIXEL_DATA,)
 
 
 def test_compressed_picture_that_breaks_off_inside(tmp_path):
@@ -134,7 +138,7 @@ def test_compressed_picture_that_breaks_off_inside(tmp_path):
     for file in files:
         file.file_meta.TransferSyntaxUID = JPEGLSLossless  # these bytes are no JPEG-LS and have no end
     save(files, tmp_path / "in")
-    assert only(convert(tmp_path)).reasons == (Reason.TRUNCATED_PIXEL_DATA,)
+    assert only(convert(tmp_path)).reasons == (ScanReason.TRUNCATED_PIXEL_DATA,)
 
 
 @pytest.mark.parametrize("syntax", [ImplicitVRLittleEndian, ExplicitVRBigEndian, RLELossless])
@@ -156,7 +160,7 @@ def test_unknown_transfer_syntax(tmp_path):
     save(stack(values(4)), tmp_path / "in")
     for path in (tmp_path / "in").iterdir():
         path.write_bytes(path.read_bytes().replace(b"1.2.840.10008.1.2.1\0", b"1.2.840.99999.1.2.1\0"))
-    assert only(convert(tmp_path)).reasons == (Reason.UNKNOWN_TRANSFER_SYNTAX,)
+    assert only(convert(tmp_path)).reasons == (ScanReason.UNKNOWN_TRANSFER_SYNTAX,)
 
 
 def test_transfer_syntax_without_a_codec_is_named(tmp_path):
@@ -166,7 +170,7 @@ def test_transfer_syntax_without_a_codec_is_named(tmp_path):
         file.file_meta.TransferSyntaxUID = MPEG2MPML
     save(files, tmp_path / "in")
     entry = only(convert(tmp_path))
-    assert entry.reasons == (Reason.NO_DECODER,)
+    assert entry.reasons == (ScanReason.NO_DECODER,)
     assert "MPEG2" in entry.detail
 
 
@@ -178,7 +182,7 @@ def test_codec_that_is_not_installed_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(pixels_module, "get_decoder", lambda _uid: Absent())
     save(stack(values(4)), tmp_path / "in")
     entry = only(convert(tmp_path))
-    assert entry.reasons == (Reason.NO_DECODER,)
+    assert entry.reasons == (ScanReason.NO_DECODER,)
     assert "gdcm" in entry.detail
 
 
@@ -194,14 +198,14 @@ def test_stray_files_are_listed_and_do_no_harm(tmp_path):
     report = convert(tmp_path)
     reasons = {file.path: file.reason for file in report.ignored}
     assert reasons == {
-        "empty": Reason.EMPTY_FILE,
-        "notes.dcm": Reason.NOT_DICOM,
-        "short": Reason.NOT_DICOM,
-        "picture.jpg": Reason.NOT_DICOM,
-        "cut.dcm": Reason.UNREADABLE_FILE,
+        "empty": ScanReason.EMPTY_FILE,
+        "notes.dcm": ScanReason.NOT_DICOM,
+        "short": ScanReason.NOT_DICOM,
+        "picture.jpg": ScanReason.NOT_DICOM,
+        "cut.dcm": ScanReason.UNREADABLE_FILE,
         "almost": reasons["almost"],
     }
-    assert reasons["almost"] in (Reason.NOT_DICOM, Reason.UNREADABLE_FILE)
+    assert reasons["almost"] in (ScanReason.NOT_DICOM, ScanReason.UNREADABLE_FILE)
     assert len(report.converted) == 1
     assert report.anything_refused  # two files may have held a scan
 
@@ -222,7 +226,7 @@ def test_dicomdir_is_no_scan_and_no_loss(tmp_path):
         del files
         gc.collect()
     report = convert(tmp_path)
-    assert [(file.path, file.reason) for file in report.ignored] == [("DICOMDIR", Reason.DICOMDIR)]
+    assert [(file.path, file.reason) for file in report.ignored] == [("DICOMDIR", ScanReason.DICOMDIR)]
     assert len(report.converted) == 1
     assert not report.anything_refused
 
@@ -244,7 +248,7 @@ def test_header_without_preamble_is_read(tmp_path):
 def test_permission_denied_by_the_system(tmp_path):
     save(stack(values(4)), tmp_path / "in")
     (tmp_path / "in" / "000.dcm").chmod(0)
-    assert [file.reason for file in convert(tmp_path).ignored] == [Reason.PERMISSION_DENIED]
+    assert [file.reason for file in convert(tmp_path).ignored] == [ScanReason.PERMISSION_DENIED]
 
 
 def test_permission_denied_is_listed(tmp_path, monkeypatch):
@@ -259,7 +263,7 @@ def test_permission_denied_is_listed(tmp_path, monkeypatch):
 
     monkeypatch.setattr(Path, "open", refuse)
     report = convert(tmp_path)
-    assert [(file.path, file.reason) for file in report.ignored] == [("secret", Reason.PERMISSION_DENIED)]
+    assert [(file.path, file.reason) for file in report.ignored] == [("secret", ScanReason.PERMISSION_DENIED)]
     assert len(report.converted) == 1
 
 
@@ -283,6 +287,6 @@ def test_series_without_uid_still_have_an_entry(tmp_path):
 
 
 def test_every_code_has_its_sentence():
-    for reason in Reason:
+    for reason in set(ScanReason) - {ScanReason.OTHER}:  # whose detail is the sentence
         assert explain(reason).endswith(".")
     assert uid("a") == uid("a")

@@ -10,7 +10,7 @@ import openslide
 import pytest
 from PIL import Image
 
-from client.ingest.reasons import SlideReason, SlideRefused
+from client.ingest.reasons import ScanReason, ScanRefused
 from client.ingest.slides import wsi
 from client.ingest.slides.tissue import Tiling
 from client.ingest.slides.wsi import plan_of, tiles_of
@@ -90,7 +90,7 @@ def halved(picture, factor):
 
 
 def reason_of(path, **options: object):
-    with pytest.raises(SlideRefused) as refused:
+    with pytest.raises(ScanRefused) as refused:
         tiles_of(path, **options)
     assert isinstance(refused.value, DataError)
     assert path.name not in str(refused.value)
@@ -200,7 +200,7 @@ def test_two_stains_with_nothing_between_them_are_both_tissue():
 
 def test_resolution_is_asked_for_where_the_slide_says_none(tmp_path):
     path = write_pyramid(tmp_path / "a.tif", [canvas(1024, 768, (0, 0, 768, 512))])
-    assert reason_of(path) is SlideReason.NO_RESOLUTION
+    assert reason_of(path) is ScanReason.NO_RESOLUTION
     assert tiles_of(path, fallback_um_px=0.5).places == ((0, 0), (1, 0), (2, 0), (0, 1), (1, 1), (2, 1))
     with pytest.raises(InputError, match="microns per pixel"):
         tiles_of(path, fallback_um_px=float("nan"))
@@ -210,7 +210,7 @@ def test_resolution_is_asked_for_where_the_slide_says_none(tmp_path):
 def test_resolution_without_sense_counts_as_missing_and_a_good_one_is_kept(tmp_path, stated):
     picture = canvas(1024, 768, (0, 0, 768, 512))
     path = write_pyramid(tmp_path / "a.svs", [picture], stated)
-    assert reason_of(path) is SlideReason.NO_RESOLUTION
+    assert reason_of(path) is ScanReason.NO_RESOLUTION
     assert plan_of(path, fallback_um_px=0.5).um_px == (0.5, 0.5)
     good = write_pyramid(tmp_path / "b.svs", [picture], 0.49)
     assert plan_of(good, fallback_um_px=0.25).um_px == (0.49, 0.49)
@@ -240,12 +240,12 @@ def test_thumbnail_that_shows_what_the_slide_does_not_hold_is_refused(tmp_path):
     thumbnail = canvas(256, 256, (0, 0, 128, 128))
     path = write_pyramid(tmp_path / "a.svs", [canvas(1024, 1024), thumbnail], 0.5)
     assert plan_of(path).tiles == ((0, 0), (1, 0), (0, 1), (1, 1))
-    assert reason_of(path) is SlideReason.NO_TISSUE
+    assert reason_of(path) is ScanReason.NO_TISSUE
 
 
 def test_coarse_slide_is_refused_and_never_upsampled(tmp_path):
     path = write_pyramid(tmp_path / "a.svs", [canvas(1024, 768, (0, 0, 768, 512))], 1.0)
-    assert reason_of(path) is SlideReason.TOO_COARSE
+    assert reason_of(path) is ScanReason.TOO_COARSE
     assert tiles_of(path, tiling=Tiling(um_px=1.0)).plan.region_px == (256, 256)
 
 
@@ -256,29 +256,29 @@ def test_slide_without_tissue_is_refused(tmp_path, glass):
     picture = canvas(1024, 768, glass=glass)
     noise = np.random.default_rng(1).normal(0, 3, picture.shape)
     picture = np.clip(picture + noise, 0, 255).astype(np.uint8)
-    assert reason_of(write_pyramid(tmp_path / "a.svs", [picture], 0.5)) is SlideReason.NO_TISSUE
+    assert reason_of(write_pyramid(tmp_path / "a.svs", [picture], 0.5)) is ScanReason.NO_TISSUE
     flat = canvas(1024, 768, glass=glass)
-    assert reason_of(write_pyramid(tmp_path / "b.svs", [flat], 0.5)) is SlideReason.NO_TISSUE
+    assert reason_of(write_pyramid(tmp_path / "b.svs", [flat], 0.5)) is ScanReason.NO_TISSUE
 
 
 def test_fluorescence_is_refused(tmp_path):
     picture = canvas(1024, 768, glass=(5, 5, 8))
     picture[:300, :300] = (40, 110, 60)
-    assert reason_of(write_pyramid(tmp_path / "a.svs", [picture], 0.5)) is SlideReason.DARK_BACKGROUND
+    assert reason_of(write_pyramid(tmp_path / "a.svs", [picture], 0.5)) is ScanReason.DARK_BACKGROUND
 
 
 def test_slide_below_one_tile_is_refused(tmp_path):
     picture = canvas(400, 300, (0, 0, 200, 200))
-    assert reason_of(write_pyramid(tmp_path / "a.svs", [picture], 0.25)) is SlideReason.TOO_SMALL
+    assert reason_of(write_pyramid(tmp_path / "a.svs", [picture], 0.25)) is ScanReason.TOO_SMALL
 
 
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
-        pytest.param(b"", SlideReason.EMPTY_FILE, id="empty"),
-        pytest.param(b"no slide at all", SlideReason.NOT_A_SLIDE, id="text"),
-        pytest.param(b"II*\0\x08\0\0\0", SlideReason.NOT_A_SLIDE, id="head-of-a-tiff"),
-        pytest.param(b"II*\0\x08\0\0\0\xff\xff" + b"\x7f" * 90, SlideReason.NOT_A_SLIDE, id="broken-tiff"),
+        pytest.param(b"", ScanReason.EMPTY_FILE, id="empty"),
+        pytest.param(b"no slide at all", ScanReason.NOT_A_SLIDE, id="text"),
+        pytest.param(b"II*\0\x08\0\0\0", ScanReason.NOT_A_SLIDE, id="head-of-a-tiff"),
+        pytest.param(b"II*\0\x08\0\0\0\xff\xff" + b"\x7f" * 90, ScanReason.NOT_A_SLIDE, id="broken-tiff"),
     ],
 )
 def test_what_is_no_slide_is_refused(tmp_path, content, reason):
@@ -290,16 +290,16 @@ def test_what_is_no_slide_is_refused(tmp_path, content, reason):
 def test_missing_file_folder_and_pipe_are_refused_without_waiting(tmp_path):
     os.mkfifo(tmp_path / "pipe.svs")
     for name in ("nothing.svs", "pipe.svs"):
-        assert reason_of(tmp_path / name) is SlideReason.UNREADABLE_FILE
+        assert reason_of(tmp_path / name) is ScanReason.UNREADABLE_FILE
     (tmp_path / "folder.svs").mkdir()
-    assert reason_of(tmp_path / "folder.svs") is SlideReason.UNREADABLE_FILE
+    assert reason_of(tmp_path / "folder.svs") is ScanReason.UNREADABLE_FILE
 
 
 @pytest.mark.parametrize(
     ("error", "reason"),
     [
-        (PermissionError(13, "denied"), SlideReason.PERMISSION_DENIED),
-        (OSError(5, "input/output error"), SlideReason.UNREADABLE_FILE),
+        (PermissionError(13, "denied"), ScanReason.PERMISSION_DENIED),
+        (OSError(5, "input/output error"), ScanReason.UNREADABLE_FILE),
     ],
     ids=["permission", "disk"],
 )
@@ -323,7 +323,7 @@ def test_slide_whose_pixels_fail_to_decode_is_refused(tmp_path):
     struct.pack_into("<16I", content, table, *[len(content) + 1000] * 16)
     path.write_bytes(content)
     assert len(plan_of(path).tiles) == 8
-    assert reason_of(path) is SlideReason.DAMAGED_PIXEL_DATA
+    assert reason_of(path) is ScanReason.DAMAGED_PIXEL_DATA
 
 
 def test_impossible_sizes_are_refused_before_memory_is_asked_for(tmp_path, monkeypatch):
@@ -335,11 +335,11 @@ def test_impossible_sizes_are_refused_before_memory_is_asked_for(tmp_path, monke
     assert content.count(width) == 2
     wide = struct.pack("<HHII", 322, 4, 1, 1_979_711_744)
     (tmp_path / "b.svs").write_bytes(content.replace(width, wide, 1))
-    assert reason_of(tmp_path / "b.svs") is SlideReason.DAMAGED_PIXEL_DATA
+    assert reason_of(tmp_path / "b.svs") is ScanReason.DAMAGED_PIXEL_DATA
     for limit in ("LONGEST_SIDE_PX", "LARGEST_LOWEST_LEVEL_PX"):
         with monkeypatch.context() as patch:
             patch.setattr(wsi, limit, 500 if limit == "LONGEST_SIDE_PX" else 1000)
-            assert reason_of(path) is SlideReason.DAMAGED_PIXEL_DATA
+            assert reason_of(path) is ScanReason.DAMAGED_PIXEL_DATA
 
 
 @pytest.mark.parametrize("part", [0.1, 0.5, 0.9, 0.999])
@@ -347,7 +347,7 @@ def test_slide_that_is_cut_short_is_refused(tmp_path, part):
     path = write_pyramid(tmp_path / "a.svs", [canvas(1024, 1024, (0, 0, 1024, 512))], 0.5)
     content = path.read_bytes()
     path.write_bytes(content[: int(len(content) * part)])
-    assert reason_of(path) in (SlideReason.NOT_A_SLIDE, SlideReason.DAMAGED_PIXEL_DATA)
+    assert reason_of(path) in (ScanReason.NOT_A_SLIDE, ScanReason.DAMAGED_PIXEL_DATA)
 
 
 def test_plain_tiff_is_a_slide_of_one_level(tmp_path):
@@ -359,8 +359,8 @@ def test_plain_tiff_is_a_slide_of_one_level(tmp_path):
     content = (tmp_path / "a.tif").read_bytes()
     (tmp_path / "b.tif").write_bytes(content[: len(content) // 2])
     assert reason_of(tmp_path / "b.tif", fallback_um_px=0.5) in (
-        SlideReason.NOT_A_SLIDE,
-        SlideReason.DAMAGED_PIXEL_DATA,
+        ScanReason.NOT_A_SLIDE,
+        ScanReason.DAMAGED_PIXEL_DATA,
     )
 
 
@@ -371,13 +371,13 @@ def test_pictures_of_other_kinds_are_no_slides(tmp_path):
     picture.convert("L").save(tmp_path / "grey.tif")
     picture.save(tmp_path / "stack.tif", save_all=True, append_images=[picture])
     for name in ("a.png", "a.jpg", "grey.tif", "stack.tif"):
-        assert reason_of(tmp_path / name, fallback_um_px=0.5) is SlideReason.NOT_A_SLIDE
+        assert reason_of(tmp_path / name, fallback_um_px=0.5) is ScanReason.NOT_A_SLIDE
 
 
 def test_oversized_plain_tiff_is_refused(tmp_path, monkeypatch):
     Image.fromarray(canvas(700, 600)).save(tmp_path / "a.tif")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
-    assert reason_of(tmp_path / "a.tif", fallback_um_px=0.5) is SlideReason.NOT_A_SLIDE
+    assert reason_of(tmp_path / "a.tif", fallback_um_px=0.5) is ScanReason.NOT_A_SLIDE
 
 
 # ---- real slides
@@ -408,7 +408,7 @@ def test_real_slide_at_twice_the_size_of_a_pixel_is_downsampled():
 @pytest.mark.data
 def test_real_almost_white_slide_keeps_the_one_tile_with_the_tissue():
     path = data_folder("wsi") / "kidney-48-5.tif"
-    assert reason_of(path) is SlideReason.NO_RESOLUTION
+    assert reason_of(path) is ScanReason.NO_RESOLUTION
     slide = tiles_of(path, fallback_um_px=0.5)
     assert slide.places == ((1, 2),)
     assert 0.02 < slide.tissue[0] < 0.1
@@ -416,4 +416,4 @@ def test_real_almost_white_slide_keeps_the_one_tile_with_the_tissue():
 
 @pytest.mark.data
 def test_real_damaged_slide_is_refused():
-    assert reason_of(data_folder("wsi") / "broken.svs") is SlideReason.NOT_A_SLIDE
+    assert reason_of(data_folder("wsi") / "broken.svs") is ScanReason.NOT_A_SLIDE
