@@ -9,7 +9,7 @@ import math
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -222,31 +222,24 @@ def select_cohort(table: TextTable, subjects: Mapping[int, Subject], *, complete
     numbers = [_whole(table, row, cell) for row, cell in enumerate(table.require(_ID))]
     ages, odd_ages = _measure(table, _AGE)
     ethnic = table.column(_ETHNIC)
-
-    def held(row: int) -> Mapping[str, Path]:
-        return subjects[numbers[row]].volumes if numbers[row] in subjects else {}
-
-    rows = [row for row in range(len(numbers)) if held(row)]
-    steps = [(len(rows), "rows of the table have volumes")]
-    if complete:
-        rows = [row for row in rows if len(held(row)) == len(CONTRASTS)]
-        steps.append((len(rows), "of them all four contrasts"))
-    times = Counter(numbers[row] for row in rows)
-    rows = [row for row in rows if times[numbers[row]] == 1]  # of two rows of one id, which is right?
-    steps.append((len(rows), "an id that is in one row only"))
-    rows = [row for row in rows if ages[row] is not None]
-    steps.append((len(rows), "an age"))
-    if complete:
-        rows = [row for row in rows if ethnic[row] not in _MISSING]
-        steps.append((len(rows), "an ethnicity"))
+    held = [subjects[number].volumes if number in subjects else {} for number in numbers]
+    times = Counter(numbers)
+    rules: tuple[tuple[bool, str, Callable[[int], bool]], ...] = (  # applied in this order, if at all
+        (True, "rows of the table have volumes", lambda row: bool(held[row])),
+        (complete, "of them all four contrasts", lambda row: len(held[row]) == len(CONTRASTS)),
+        # Of two rows of one id, which is right?
+        (True, "an id that is in one row only", lambda row: times[numbers[row]] == 1),
+        (True, "an age", lambda row: ages[row] is not None),
+        (complete, "an ethnicity", lambda row: ethnic[row] not in _MISSING),
+    )
+    rows = list(range(len(numbers)))
+    steps: list[tuple[int, str]] = []
+    for applies, words, keeps in rules:
+        if applies:
+            rows = [row for row in rows if keeps(row)]
+            steps.append((len(rows), words))
     if not rows:
-        told = ", ".join(f"{number} {words}" for number, words in steps)
-        hint = (
-            f"expected one with all of {', '.join(CONTRASTS)}; --keep-incomplete takes any"
-            if complete
-            else ""
-        )
-        raise DataError(f"{table.source}: no subject is left: {told}" + (hint and f"; {hint}"))
+        raise _nobody(table, steps, complete=complete)
     content, notes = _fields(table, rows)
     strangers = len(set(subjects) - set(numbers))
     if strangers:
@@ -262,8 +255,16 @@ def select_cohort(table: TextTable, subjects: Mapping[int, Subject], *, complete
         "epoch": [EPOCHS[int(np.searchsorted(EPOCH_STARTS, age, side="right"))] for age in known],
         "age": [str(math.floor(age)) for age in known],  # completed years, as people say it
     }
-    content |= {name: [held(row).get(name) for row in rows] for name in CONTRASTS}
+    content |= {name: [held[row].get(name) for row in rows] for name in CONTRASTS}
     return Cohort(pd.DataFrame(content, dtype=object), tuple(steps), tuple(notes))
+
+
+def _nobody(table: TextTable, steps: Sequence[tuple[int, str]], *, complete: bool) -> DataError:
+    left = ", ".join(f"{number} {words}" for number, words in steps)
+    hint = (
+        f"; expected one with all of {', '.join(CONTRASTS)}; --keep-incomplete takes any" if complete else ""
+    )
+    return DataError(f"{table.source}: no subject is left: {left}{hint}")
 
 
 def _fields(table: TextTable, rows: Sequence[int]) -> tuple[dict[str, list[object]], list[str]]:

@@ -78,40 +78,50 @@ def find_parts(frames: Iterable[Frame], fingerprint: Fingerprint) -> list[Part]:
 
 def _parts_of_series(frames: Sequence[Frame], fingerprint: Fingerprint) -> list[Part]:
     slices: list[Frame] = []
-    refused: dict[ScanReason, list[Frame]] = {}
+    refused: dict[ScanReason, list[Frame]] = {}  # by the weightiest reason
     for frame in frames:
-        reasons = kind_reasons(frame)
-        if not reasons and is_planned_from(frame.file.description):
-            reasons = (ScanReason.LOCALIZER,)
+        reasons = _no_slice(frame)
         (refused.setdefault(reasons[0], []) if reasons else slices).append(frame)
+    return [
+        *_parts_of_slices(slices, fingerprint),
+        *(Part(tuple(group), _reasons_in(group)) for group in refused.values()),
+    ]
+
+
+def _parts_of_slices(slices: Sequence[Frame], fingerprint: Fingerprint) -> list[Part]:
     parts: list[Part] = []
-    stray: list[Frame] = []
+    strays: list[Frame] = []  # of groups too small for a volume, in a series that has other groups
     alike = _alike(slices)
     for group in alike:
         if len(group) < MIN_SLICES and len(alike) > 1 and group[0].file.mosaic is None:
-            stray.extend(group)
+            strays.extend(group)
         else:
             parts.extend(_every_position_once(group, fingerprint))
+    return [*_note_split(parts), *([_judge_strays(strays)] if strays else [])]
+
+
+def _reasons_in(group: Sequence[Frame]) -> tuple[ScanReason, ...]:
+    return tuple(dict.fromkeys(reason for frame in group for reason in _no_slice(frame)))
+
+
+def _no_slice(frame: Frame) -> tuple[ScanReason, ...]:
+    """Why a frame is no slice of a volume, the weightiest reason first."""
+    planned = (ScanReason.LOCALIZER,) if is_planned_from(frame.file.description) else ()
+    return kind_reasons(frame) or planned
+
+
+def _judge_strays(frames: Sequence[Frame]) -> Part:
+    one = all(same_orientation(_orientation(frames[0]), _orientation(frame)) for frame in frames)
+    return Part(tuple(frames), (ScanReason.TOO_FEW_SLICES if one else ScanReason.MIXED_ORIENTATION,))
+
+
+def _note_split(parts: list[Part]) -> list[Part]:
+    """Note on each volume that its series was split, where it became several."""
     volumes = [part for part in parts if not part.reasons]
-    if len(volumes) > 1:
-        split = Correction.ENHANCED_SPLIT if volumes[0].frames[0].file.enhanced else Correction.SERIES_SPLIT
-        parts = [
-            part if part.reasons else replace(part, corrections=(*part.corrections, split)) for part in parts
-        ]
-    if stray:
-        one = all(same_orientation(_orientation(stray[0]), _orientation(frame)) for frame in stray)
-        parts.append(
-            Part(tuple(stray), (ScanReason.TOO_FEW_SLICES if one else ScanReason.MIXED_ORIENTATION,))
-        )
-    for group in refused.values():
-        parts.append(
-            Part(
-                tuple(group),
-                tuple(dict.fromkeys(r for frame in group for r in kind_reasons(frame)))
-                or (ScanReason.LOCALIZER,),
-            )
-        )
-    return parts
+    if len(volumes) < 2:  # noqa: PLR2004  two volumes are a split
+        return parts
+    split = Correction.ENHANCED_SPLIT if volumes[0].frames[0].file.enhanced else Correction.SERIES_SPLIT
+    return [part if part.reasons else replace(part, corrections=(*part.corrections, split)) for part in parts]
 
 
 def _orientation(frame: Frame) -> tuple[float, ...]:
