@@ -42,11 +42,7 @@ def content_hash(paths: Iterable[Path]) -> str:
 
 
 class EmbeddingCache:
-    """One small file per embedding, and what files were last seen with which content.
-
-    Args:
-        folder: Of the site's cache.
-    """
+    """One small file per embedding, in the site's cache, and what files were last seen with which content."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder / "embeddings"
@@ -64,7 +60,7 @@ class EmbeddingCache:
 
         Args:
             scan: A file, or a folder of files.
-            fingerprint: Of encoder, weights and preprocessing.
+            fingerprint: What else the embedding depends on.
 
         Raises:
             OSError: If it cannot be read.

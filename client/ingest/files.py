@@ -21,12 +21,7 @@ _HIGHEST_FIRST_ELEMENT = 0x0080  # the first element of group 0008 in any real f
 
 @dataclass(frozen=True)
 class IgnoredFile:
-    """A file or folder that took no part.
-
-    Args:
-        path: Relative to the folder that was converted.
-        reason: Why.
-    """
+    """A file or folder that took no part; ``path`` is relative to the folder that was converted."""
 
     path: str
     reason: ScanReason
@@ -40,9 +35,7 @@ def os_error_reason(error: OSError) -> ScanReason:
 def list_files(source: Path, refuse: Callable[[Path, ScanReason], None]) -> list[Path]:
     """Every regular file below a folder, in sorted order; links to folders are not followed.
 
-    Args:
-        source: The folder.
-        refuse: Called with each folder that could not be listed.
+    ``refuse`` is called with each folder that could not be listed.
     """
 
     def on_error(error: OSError) -> None:

@@ -31,9 +31,6 @@ def read_nifti(path: Path) -> Volume:
     grid but no place in the patient and is refused. Scaled values are computed; a fourth axis of length 1 is
     dropped.
 
-    Args:
-        path: The file.
-
     Returns:
         The volume as it lies in the file: int16 where the values are whole and fit, else float32.
 

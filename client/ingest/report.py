@@ -40,12 +40,9 @@ class SeriesEntry:
 
     Args:
         patient: Number of the patient within the folder, from 1.
-        study_uid: StudyInstanceUID.
-        series_uid: SeriesInstanceUID.
         part: Number of the part within its series, from 1.
         series_number: SeriesNumber, 0 where absent.
         description: SeriesDescription, or ProtocolName.
-        modality: Modality.
         n_files: Files that the part came from.
         n_frames: Pictures in it.
         outcome: Converted or refused.
@@ -101,7 +98,6 @@ class Report:
 
     Args:
         source_digest: Tells whether a report is about the same folder, without naming it.
-        series: Every series found.
         ignored: Files that took no part.
         n_files: Files found.
         chosen: For every modality of the site's rules, as JSON: which series and why.

@@ -62,9 +62,7 @@ class EmbedRecord:
 
     Args:
         updated: Seconds since the epoch.
-        active: Whether scans are being encoded; a process that was killed does not take it back.
-        modalities: By name.
-        format: Of the file.
+        active: Whether scans are being encoded; stays True where the process was killed.
     """
 
     updated: float

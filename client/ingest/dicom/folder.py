@@ -42,23 +42,16 @@ Progress = Callable[[str, int, int], None]
 
 @dataclass(frozen=True)
 class ConvertedSeries:
-    """A volume and what was done to get it.
-
-    Args:
-        volume: The volume.
-        corrections: Stable codes, in the order in which they were applied.
-    """
+    """A volume and what was done to get it, in order."""
 
     volume: Volume
     corrections: tuple[Correction, ...]
 
 
 def scan_folder(source: Path, progress: Progress) -> tuple[list[Frame], list[IgnoredFile]]:
-    """Read the header of every file below a folder.
+    """Read the header of every file below a folder, to which nothing is written.
 
-    Args:
-        source: The folder; nothing is written to it.
-        progress: Called with ``("scan", done, total)``.
+    ``progress`` is called with ``("scan", done, total)``.
 
     Returns:
         The frames of all DICOM files, and the files that took no part, with the reason.
@@ -83,10 +76,7 @@ def scan_folder(source: Path, progress: Progress) -> tuple[list[Frame], list[Ign
 
 
 def make_volume(part: Part) -> ConvertedSeries:
-    """Decode the slices of a part and lay them out as one even, upright volume.
-
-    Args:
-        part: Without reasons against it.
+    """Decode the slices of a part, which has no reasons against it, and lay them out evenly and upright.
 
     Returns:
         The volume. Its voxels are ``(column, row, slice)``, slices in the direction of the normal.

@@ -41,9 +41,6 @@ _INT16 = np.iinfo(np.int16)
 def stored_values(frames: Sequence[Frame]) -> Iterator[tuple[int, NDArray[np.generic]]]:
     """Decode pictures, each file being read once.
 
-    Args:
-        frames: Any frames.
-
     Yields:
         The place of a frame among those given, and its values ``(rows, columns)`` as they are stored.
 
@@ -65,10 +62,7 @@ def stored_values(frames: Sequence[Frame]) -> Iterator[tuple[int, NDArray[np.gen
 
 
 def measured_values(frames: Sequence[Frame]) -> Grid:
-    """Decode pictures and apply the slope and intercept of each.
-
-    Args:
-        frames: Of one size.
+    """Decode pictures of one size and apply the slope and intercept of each.
 
     Returns:
         ``(n, rows, columns)``: int16 where every value is whole and fits, else float32.

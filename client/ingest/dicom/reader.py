@@ -85,9 +85,6 @@ def transfer_syntax_of(dataset: pydicom.FileDataset) -> str:
 def read_frames(path: Path) -> list[Frame]:
     """Read the pictures that a file describes.
 
-    Args:
-        path: Any file.
-
     Returns:
         One frame per picture, at least one: an object without pictures has one frame too, to be refused by
         name.

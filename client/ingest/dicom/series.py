@@ -59,10 +59,8 @@ class Part:
 def find_parts(frames: Iterable[Frame], fingerprint: Fingerprint) -> list[Part]:
     """Group the frames of a whole folder.
 
-    Args:
-        frames: In any order.
-        fingerprint: Hash of a frame's pixels, None where they cannot be read; asked only where two frames
-            claim one position.
+    ``fingerprint`` hashes the pixels of a frame, None where they cannot be read; it is called only where two
+    frames claim one position.
 
     Returns:
         Parts by series number, then by UID; those of one series beside one another.

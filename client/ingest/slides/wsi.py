@@ -126,9 +126,6 @@ def plan_of(path: Path, *, tiling: Tiling | None = None, fallback_um_px: float |
         tiling: The study's; by default the thesis's.
         fallback_um_px: Microns per pixel of level 0, for a slide that does not say.
 
-    Returns:
-        The plan.
-
     Raises:
         ScanRefused: With the reason; the message holds no path.
     """
@@ -137,12 +134,7 @@ def plan_of(path: Path, *, tiling: Tiling | None = None, fallback_um_px: float |
 
 
 def tiles_of(path: Path, *, tiling: Tiling | None = None, fallback_um_px: float | None = None) -> SlideTiles:
-    """Read the tiles of a slide: at most 150, 29 MB.
-
-    Args:
-        path: A slide of any format that OpenSlide reads, or a plain RGB TIFF.
-        tiling: The study's; by default the thesis's.
-        fallback_um_px: Microns per pixel of level 0, for a slide that does not say.
+    """Read the tiles of a slide, at most 150 (29 MB); arguments as of `plan_of`.
 
     Returns:
         The plan and the tiles; iterating gives one ``(256, 256, 3)`` uint8 array after the other.
@@ -166,7 +158,7 @@ def tiles_of(path: Path, *, tiling: Tiling | None = None, fallback_um_px: float 
 
 @contextmanager
 def _opened(path: Path) -> Iterator[openslide.AbstractSlide]:
-    """Open a slide; whatever its library raises until it is closed becomes a reason."""
+    """Open a slide; what its library raises until it is closed becomes a reason."""
     try:
         if not path.is_file():  # a pipe would block
             raise ScanRefused(ScanReason.UNREADABLE_FILE, "It is missing or is no regular file.")
