@@ -19,7 +19,7 @@ from client.membership.commands import app as kit_app
 from client.start import Part, has_joined, keep_site
 from mmare.errors import RunError
 from mmare.host.console import run_command
-from mmare.study.study import Study, load_study
+from mmare.study.study import STUDY_FILE, Study, load_study
 from sites.config import SiteConfig, load_site
 
 __all__ = ["app", "main"]
@@ -251,7 +251,7 @@ def _check_network(site: SiteConfig, study: Path | None) -> None:
 
 
 def _study(site: SiteConfig, path: Path | None) -> Study:
-    return load_study(path or site.folder.parent / "study.toml")
+    return load_study(path or site.folder.parent / STUDY_FILE)
 
 
 def main() -> None:

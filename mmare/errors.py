@@ -4,6 +4,7 @@
 
     MmareError
     ├── InputError        bad input or settings: exit code 2
+    │   ├── BusyError     another process has what this one needs; later it may be free
     │   ├── StudyError    a study file or an override of it
     │   └── DataError     a manifest, a table or a features file
     ├── RunError          a run that failed, resumable: exit code 1
@@ -14,19 +15,64 @@ from __future__ import annotations
 
 from enum import StrEnum
 
-__all__ = ["DataError", "InputError", "MmareError", "RunError", "SiteCode", "SiteError", "StudyError"]
+__all__ = [
+    "BusyError",
+    "DataError",
+    "Ending",
+    "InputError",
+    "MmareError",
+    "Reason",
+    "RunError",
+    "SiteCode",
+    "SiteError",
+    "StudyError",
+]
+
+
+class Reason(StrEnum):
+    """Why the coordinator leaves a site out of a round or a run, where it is no `SiteCode`."""
+
+    LATE = "late"
+    NODE_FAILED = "node_failed"
+    NON_FINITE = "non_finite"
+    LAYOUT = "layout"
+    EXPOSURE = "exposure"
+    SAMPLES = "samples"
+    METRICS = "metrics"
+    MOMENTS = "moments"
+    STUDY_HASH = "study_hash"
+    SOFTWARE = "software"
+    ENCODER = "encoder"
+    DUPLICATE = "duplicate"
+    OTHER = "other"
+
+
+class Ending(StrEnum):
+    """Why a run, and with it the round under way, ended before its time."""
+
+    QUORUM = "quorum"
+    NON_FINITE = "non_finite"
+    CHECKPOINT = "checkpoint"
+    INTERRUPTED = "interrupted"
+    STOPPED = "stopped"  # without a word: the process died, and a later one took the run up
+    OTHER = "other"
 
 
 class MmareError(Exception):
     """Base of every error that is answered with one sentence instead of a traceback."""
 
     exit_code = 1
+    ending = Ending.OTHER  # of a run that it stops
 
 
 class InputError(MmareError):
     """Input or settings that cannot be used; the sentence names where, what was found, what was expected."""
 
     exit_code = 2
+
+
+class BusyError(InputError):
+    """Something that another process holds; the same command may succeed later."""
 
 
 class StudyError(InputError):
@@ -38,7 +84,16 @@ class DataError(InputError):
 
 
 class RunError(MmareError):
-    """A run that stopped before its end; what was finished is kept and the same command resumes it."""
+    """A run that stopped before its end; what was finished is kept and the same command resumes it.
+
+    Args:
+        sentence: For people.
+        ending: The same for programs.
+    """
+
+    def __init__(self, sentence: str, ending: Ending = Ending.OTHER) -> None:
+        super().__init__(sentence)
+        self.ending = ending
 
 
 class SiteCode(StrEnum):

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
-from mmare.errors import InputError
+from mmare.errors import BusyError, InputError
 from server.deployment.retry_policy import BAD_INPUT
 from server.rounds.flower_fleet import POLL_S, GridFleet, hurry
 from server.run.folder import execute
@@ -42,6 +42,8 @@ def main(grid: Grid, context: Context) -> None:
     hurry()
     try:
         result, out = run_on(grid, context.run_config)
+    except BusyError:  # an earlier attempt, which is about to end
+        raise
     except InputError as error:
         raise InputError(f"{BAD_INPUT}{error}") from None
     LOG.info("%s rounds, best %s; %s", result["rounds_run"], result["best_round"], out)

@@ -15,6 +15,7 @@ from mmare.host.signals import told_to_stop
 from server.membership.commands import app as kit_app
 from server.monitoring.run_summary import run_status
 from server.monitoring.watch import watch_run
+from server.store.journal import JOURNAL, RESULT
 
 __all__ = ["app", "main"]
 
@@ -73,7 +74,7 @@ def start(  # noqa: PLR0913 - a command line's options
     found = StartSettings(
         *(kit, source, out, mode, tuple(assignments or ()), overwrite, min_nodes, tries, metrics_port, proxy)
     )
-    result = start_run(found, Console(stderr=True)) / "result.json"
+    result = start_run(found, Console(stderr=True)) / RESULT
     typer.echo(f"result: {result}")
 
 
@@ -113,7 +114,7 @@ def _status_of_kit(kit: Path, console: Console, *, watch: bool) -> Path | None:
         console.print(kit_status(loaded), "", highlight=False)
     elif found is None:
         raise InputError(f"{loaded.folder}: no run is under way; expected a run folder to watch")
-    begun = found is not None and (found[0] / "rounds.jsonl").exists()
+    begun = found is not None and (found[0] / JOURNAL).exists()
     return found[0] if found is not None and begun else None
 
 

@@ -18,8 +18,9 @@ from rich.table import Table
 from client.data.progress import scan_progress
 from mmare.host.console import run_command
 from mmare.study.choices import Kind
-from mmare.study.study import Study, load_study
+from mmare.study.study import STUDY_FILE, Study, load_study
 from server.rounds.loop import Mode
+from server.store.journal import RESULT
 from simulation.grid.cell import Workplace
 from simulation.grid.file import find_grid, load_grid, ready_grids
 from simulation.grid.scheduler import list_cells, run_grid
@@ -185,7 +186,7 @@ def demo(
 
     console = Console(stderr=True)
     federation = out / "federation"
-    if not (federation / "study.toml").exists():
+    if not (federation / STUDY_FILE).exists():
         console.print("three synthetic hospitals with different scanners and missing examinations ...")
         prepare_synthetic(kind, out=federation)
     for mode in Mode:
@@ -205,7 +206,7 @@ def _run(
     overwrite: bool = False,
     subsets: bool = False,
 ) -> dict[str, Any]:
-    study = load_study(federation / "study.toml").override(settings)
+    study = load_study(federation / STUDY_FILE).override(settings)
     _embed(federation, study, console)
     with live_rounds(study.training.rounds, console) as table:
         return run_federation(
@@ -285,7 +286,7 @@ def _print_result(result: dict[str, Any], out: Path) -> None:
     )
     for note in result.get("notes", []):
         console.print(f"[bold yellow]{note}[/]")
-    typer.echo(f"result: {out / 'result.json'}\nreport: {out / 'report.html'}")
+    typer.echo(f"result: {out / RESULT}\nreport: {out / 'report.html'}")
 
 
 def main() -> None:

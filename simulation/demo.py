@@ -6,6 +6,7 @@ import os
 from importlib.metadata import version
 from pathlib import Path
 
+from mmare.study.study import STUDY_FILE
 from sites.datasets.synthetic import prepare_synthetic
 
 __all__ = ["embedded_federation"]
@@ -18,10 +19,10 @@ def embedded_federation() -> Path:
     """
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     folder = cache / "mmare" / version("federated-mmare") / "synthetic"
-    if not (folder / "study.toml").exists():
+    if not (folder / STUDY_FILE).exists():
         try:
             prepare_synthetic(out=folder)
         except Exception:
-            if not (folder / "study.toml").exists():
+            if not (folder / STUDY_FILE).exists():
                 raise  # not another process that was first
     return folder

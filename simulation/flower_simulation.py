@@ -17,8 +17,9 @@ from rich.console import Console
 
 from mmare.errors import InputError
 from mmare.host.console import run_command
-from mmare.study.study import load_study
+from mmare.study.study import STUDY_FILE, load_study
 from server.rounds.loop import Mode
+from server.store.journal import RESULT
 from simulation.demo import embedded_federation
 from simulation.progress import live_rounds
 from simulation.run import Backend, run_federation
@@ -57,7 +58,7 @@ def simulate(
     if config["mode"] not in list(Mode):
         raise InputError(f"mode must be one of {', '.join(Mode)}, found {config['mode']!r}")
     assignments = [part.strip() for part in config["set"].split(";") if part.strip()]
-    study = load_study(federation / "study.toml").override(assignments)
+    study = load_study(federation / STUDY_FILE).override(assignments)
     out = Path(config["out"] or f"runs/{study.name}-{config['mode']}-seed{study.seed}")
     with live_rounds(study.training.rounds, Console(stderr=True)) as table:
         run_federation(
@@ -70,7 +71,7 @@ def simulate(
             listeners=(table,),
             backend_config=_backend(backend_config),
         )
-    typer.echo(f"result: {out / 'result.json'}\nreport: {out / 'report.html'}")
+    typer.echo(f"result: {out / RESULT}\nreport: {out / 'report.html'}")
 
 
 def _config(folder: Path, assignments: str) -> dict[str, Any]:

@@ -12,12 +12,13 @@ from client.training.model_pool import ModelPool
 from client.training.service import SiteService
 from client.training.state import StateStore
 from mmare.errors import InputError
-from mmare.study.study import load_study
+from mmare.study.study import STUDY_FILE, load_study
 from mmare.wire.tensors import global_tensors
+from server.monitoring.followed_run import read_run
 from server.rounds.fleet import Answer
 from server.rounds.gain import gains
 from server.rounds.roll_call import roll_call
-from server.store.journal import Journal, read_journal
+from server.store.journal import Journal
 from server.store.model_file import load_model
 from simulation.report.run_report import GAIN, write_report
 from sites.federation import site_folders
@@ -64,7 +65,7 @@ def compare_runs(joined: Path, alone: Path) -> dict[str, Any]:
     federation = _federation(joined)
     if _federation(alone) != federation:
         raise InputError(f"{alone}: a run over {_federation(alone)}, expected {federation}")
-    study, other = load_study(joined / "study.toml"), load_study(alone / "study.toml")
+    study, other = load_study(joined / STUDY_FILE), load_study(alone / STUDY_FILE)
     if (study.hash, study.seed) != (other.hash, other.seed):
         raise InputError(f"{alone}: a run of another study or seed than {joined}")
     folders = sorted(path.parent.parent for path in alone.glob("local/*/model/model.json"))
@@ -100,9 +101,7 @@ def _service(site: SiteConfig, study: Study) -> SiteService:
 
 
 def _federation(run: Path) -> Path:
-    started = next(
-        (event for event in read_journal(run / "rounds.jsonl") if event["event"] == "run_started"), None
-    )
+    started = read_run(run).first
     if started is None:
         raise InputError(f"{run}: no run folder")
-    return Path(started["settings"]["federation"])
+    return Path(started.settings["federation"])

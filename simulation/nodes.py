@@ -21,7 +21,7 @@ from client.training.service import SiteService
 from client.training.state import StateStore
 from mmare.errors import SiteCode
 from mmare.study.choices import Kind
-from mmare.study.study import load_study
+from mmare.study.study import STUDY_FILE, load_study
 from mmare.wire.messages import Endpoint, Refusal, Split, encode
 from server.run.request import settings_of
 from simulation.demo import embedded_federation
@@ -84,9 +84,7 @@ def check_sites(run_config: Mapping[str, object], sites: int) -> None:
 def _service(federation: str, overrides: str, trainer: str, partition: int, partitions: int) -> Endpoint:
     folder = Path(federation)
     sites = site_folders(folder)
-    study = load_study(folder / "study.toml").override(
-        [part for part in overrides.split(";") if part.strip()]
-    )
+    study = load_study(folder / STUDY_FILE).override([part for part in overrides.split(";") if part.strip()])
     pools = trainer == pooled_id(sites) and len(sites) > 1
     if partitions != len(sites) + pools:
         LOG.error("%s nodes for %s sites of %s", partitions, len(sites) + pools, folder)

@@ -18,7 +18,7 @@ import tomli_w
 
 from mmare.errors import DataError
 from mmare.study.specs import ModalitySpec
-from mmare.study.study import Study
+from mmare.study.study import STUDY_FILE, Study
 from mmare.wire.messages import Split
 from sites.config import SiteConfig, load_site
 from sites.features import Vectors, write_features
@@ -38,7 +38,7 @@ __all__ = [
     "write_federation",
 ]
 
-STUDY_FILE, SITE_FILE, MANIFEST_FILE = "study.toml", "site.toml", "patients.csv"
+SITE_FILE, MANIFEST_FILE = "site.toml", "patients.csv"
 
 # What was taken away on purpose lies beside the study, where sites do not see it.
 AMPUTATION_FILE = "amputation.json"

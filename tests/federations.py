@@ -14,6 +14,7 @@ import torch
 from client.data.dataset import SiteData
 from client.relay.app import app as client_app
 from client.relay.app import register_factory
+from mmare.errors import Reason
 from mmare.models.registry import build_model
 from mmare.study.study import Study, parse_study
 from mmare.wire.messages import Endpoint, Request, Split, Task, Update, decode, encode
@@ -23,10 +24,10 @@ from server.rounds.flower_fleet import GridFleet
 from server.run.folder import execute
 from server.run.request import settings_of
 from server.store.checkpoint import read_checkpoint
-from server.store.journal import read_journal
 from simulation.engine import InProcessGrid, held_up_s
 from simulation.nodes import site_of_partition
 from sites.federation import SiteTables, site_folders, write_federation
+from tests.server.journals import read_journal
 
 SITES = ("ash", "birch", "cedar")
 WIDTHS = {"ct": 8, "wsi": 16}  # wsi has the model's width, so it gets no adapter
@@ -283,6 +284,8 @@ class CallableFleet:
             try:
                 answer, tensors = endpoint(header, payload)
             except Exception as error:
-                yield Answer(node, None, failure=f"node failed ({type(error).__name__})")
+                yield Answer(
+                    node, None, failure=f"node failed ({type(error).__name__})", code=Reason.NODE_FAILED
+                )
             else:
                 yield Answer(node, answer, tensors)

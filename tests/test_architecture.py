@@ -43,6 +43,17 @@ def test_flower_is_imported_where_the_layout_says_only():
     assert found == FLOWER
 
 
+@pytest.mark.parametrize("name", ["rounds.jsonl", "result.json", "study.toml"])
+def test_the_files_of_a_run_are_spelt_once(name):
+    found = [
+        str(path.relative_to(ROOT))
+        for path in SOURCES
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Constant) and node.value == name
+    ]
+    assert len(found) == 1, found
+
+
 def test_public_names_are_listed_and_exist():
     for path in SOURCES:
         if path.name != "__init__.py":

@@ -25,7 +25,9 @@ from mmare.study.specs import FederationSpec, ModalitySpec, ModelSpec, PrivacySp
 from mmare.study.strategy_options import strategy_options
 from mmare.study.tables import TableError, check_keys, convert, from_table, read_toml
 
-__all__ = ["PARTS", "SUBSET", "Study", "check_study", "load_study", "parse_study"]
+__all__ = ["PARTS", "STUDY_FILE", "SUBSET", "Study", "check_study", "load_study", "parse_study"]
+
+STUDY_FILE: Final = "study.toml"  # of a federation, a run, a kit
 
 
 @dataclass(frozen=True)

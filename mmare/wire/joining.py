@@ -19,6 +19,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from mmare.errors import InputError
+from mmare.study.study import STUDY_FILE
 from mmare.study.tables import TableError, from_table, read_toml
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ __all__ = [
 
 BUNDLE_COORDINATOR: Final = "coordinator.toml"
 BUNDLE_AUTHORITY: Final = "ca.crt"
-BUNDLE_STUDY: Final = "study.toml"
+BUNDLE_STUDY: Final = STUDY_FILE
 MOST_FILE_BYTES: Final = 1 << 20  # of one file of a bundle; a study has a few kilobytes
 MOST_BUNDLE_BYTES: Final = 4 << 20
 MOST_REQUEST_BYTES: Final = 16 << 10  # a key of 521 bits has 250
@@ -224,7 +225,7 @@ class SiteKit:
     @property
     def study(self) -> Path:
         """The study that came with the bundle."""
-        return self.folder / "study.toml"
+        return self.folder / STUDY_FILE
 
     @property
     def joined(self) -> Path:

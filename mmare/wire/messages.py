@@ -15,7 +15,7 @@ from enum import StrEnum
 from itertools import accumulate
 from typing import Any, Final, TypeVar
 
-from mmare.errors import SiteCode
+from mmare.errors import Reason, SiteCode
 from mmare.study.tables import TableError, from_table
 
 __all__ = [
@@ -62,7 +62,16 @@ Header = TypeVar("Header")
 
 
 class WireError(ValueError):
-    """A message that cannot be understood."""
+    """A message that cannot be understood, or an answer that cannot be used.
+
+    Args:
+        sentence: For people.
+        code: The same for programs.
+    """
+
+    def __init__(self, sentence: str, code: Reason | SiteCode = Reason.OTHER) -> None:
+        super().__init__(sentence)
+        self.code = code
 
 
 class Split(StrEnum):

@@ -16,7 +16,7 @@ from flwr.app import Array, ArrayRecord, MessageType, Metadata, MetricRecord, Re
 from flwr.app.message import make_message
 from flwr.serverapp.strategy import FedAvg, FedMedian, FedTrimmedAvg, Krum
 
-from mmare.errors import RunError
+from mmare.errors import Ending, RunError
 from mmare.study.strategy_options import (
     FedAvgOptions,
     FedMedianOptions,
@@ -91,11 +91,15 @@ def strategy_of(federation: FederationSpec) -> Strategy:
             (each for each in gathered.contributions if each.samples > 0), key=lambda each: each.site
         )
         if not heard:
-            raise RunError("no site sent an update with training samples: there is nothing to bring together")
+            raise RunError(
+                "no site sent an update with training samples: there is nothing to bring together",
+                Ending.QUORUM,
+            )
         changed, state = step(replace(gathered, contributions=heard))
         if not is_finite(changed) or not is_finite(state):
             raise RunError(
-                f"strategy {federation.strategy} made values that are not finite; its options are too bold"
+                f"strategy {federation.strategy} made values that are not finite; its options are too bold",
+                Ending.NON_FINITE,
             )
         return changed, {name: value.contiguous() for name, value in state.items()}
 
@@ -225,7 +229,7 @@ def _krum(options: KrumOptions) -> Strategy:
         ]
         gram = changes_gram(gathered.current, sent)
         if not gram.isfinite().all():
-            raise RunError("krum cannot compare updates whose distances are not finite")
+            raise RunError("krum cannot compare updates whose distances are not finite", Ending.NON_FINITE)
         _, metrics = _aggregate(flower, heard, points_of(gram))
         chosen = sent[int(metrics[_PLACE])]
         return {

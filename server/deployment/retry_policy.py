@@ -6,20 +6,25 @@ from the last checkpoint. Attempts that bring a new checkpoint are free, the oth
 
 from __future__ import annotations
 
-from collections import deque
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import partial
 from math import inf
 from statistics import median
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
-from server.store.journal_tail import JournalTail
+from server.monitoring.followed_run import FollowedRun
+from server.monitoring.run_state import RunState
+from server.monitoring.watch import HISTORY
+from server.store.events import RunFailed
+from server.store.journal import JOURNAL
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
     from server.deployment.flower_runs import FlowerRun
+    from server.store.events import Event
 
 __all__ = [
     "BAD_INPUT",
@@ -35,16 +40,12 @@ __all__ = [
     "is_permanent",
 ]
 
-BAD_INPUT: Final = "cannot be run as it is: "  # how Flower's record of a run says that trying again is no use
+BAD_INPUT: Final = "[E2] "  # in Flower's record of a run, before the sentence: the same next time
 
-JOURNAL: Final = "rounds.jsonl"
 COMPLETED, FAILED, STOPPED = "finished:completed", "finished:failed", "finished:stopped"
 LONGEST_PAUSE_S: Final = 60.0
 ROUNDS_OF_CALM: Final = 3.0
-KEPT_ROUNDS: Final = 21  # whose median is how long a round takes
-_BUSY: Final = (
-    "another process is running this run"  # the ServerApp of an earlier attempt, which is about to end
-)
+_new_state: Final = partial(RunState, history=HISTORY)
 
 
 class Step(StrEnum):
@@ -174,7 +175,7 @@ def ending(status: FlowerRun) -> str:
 
 def is_permanent(status: FlowerRun) -> bool:
     """Whether a run ended for a reason that will be the same next time."""
-    return BAD_INPUT in status.details and _BUSY not in status.details
+    return BAD_INPUT in status.details
 
 
 class Tries:
@@ -219,7 +220,7 @@ class Tries:
 
 
 class RunProgress:
-    """What the journals of a run say, across attempts; a run of mode local has one more per site.
+    """What the journals of a run say of the attempt under way; mode local has one more per site.
 
     Args:
         out: Run folder.
@@ -229,67 +230,67 @@ class RunProgress:
     def __init__(self, out: Path, clock: Callable[[], float]) -> None:
         self._out = out
         self._clock = clock
-        self._tails: dict[Path, JournalTail] = {}
-        self._checkpoints: dict[Path, int] = {}  # highest round
-        self.run = ""  # its name
-        self.finished = False
-        self.failed: str | None = None
-        self.begun = False
-        self.word = 0.0
+        self._heard: list[Event] = []
+        self._main = FollowedRun(out, _new_state, self._heard.append)
+        self._runs = {out: self._main}
+        self.word = 0.0  # when something was last read
         self.round_since = inf  # when the round under way was begun
-        self.new_checkpoint = False
-        self._rounds: deque[float] = deque(maxlen=KEPT_ROUNDS)
         self.read()
         self.begin()
 
     def begin(self) -> None:
         """An attempt is about to be submitted: forget how earlier ones ended."""
-        self.finished, self.failed, self.begun, self.new_checkpoint = False, None, False, False
+        self._starts = self._main.epoch, self._main.state.starts
+        self._saved = {folder: (run.epoch, run.state.saved) for folder, run in self._runs.items()}
         self.round_since = inf
+
+    @property
+    def state(self) -> RunState:
+        """What the run's own journal says."""
+        return self._main.state
+
+    @property
+    def begun(self) -> bool:
+        """Whether the attempt's ServerApp has begun."""
+        return (self._main.epoch, self.state.starts) != self._starts
+
+    @property
+    def finished(self) -> bool:
+        """Whether the attempt has reached the end."""
+        return self.begun and self.state.finished
+
+    @property
+    def failed(self) -> str | None:
+        """What the attempt says of its failure."""
+        end = self.state.end
+        return end.reason if self.begun and isinstance(end, RunFailed) else None
+
+    @property
+    def new_checkpoint(self) -> bool:
+        """Whether the attempt has brought a round to disk that was not there before."""
+        for folder, run in self._runs.items():
+            epoch, saved = self._saved.get(folder, (run.epoch, 0))
+            if run.state.saved > (saved if epoch == run.epoch else 0):
+                return True
+        return False
 
     @property
     def round_s(self) -> float:
         """How long a round takes, by the last ones; 0 before the first."""
-        return median(self._rounds) if self._rounds else 0.0
+        durations = [seconds for run in self._runs.values() for seconds in run.state.durations]
+        return median(durations) if durations else 0.0
 
-    def read(self) -> list[dict[str, Any]]:
+    def read(self) -> list[Event]:
         """Take in what was written since the last look; gives the events of the run's own journal."""
-        main = self._out / JOURNAL
-        found = []
-        for path in [main, *sorted(self._out.glob(f"local/*/{JOURNAL}"))]:
-            for event in self._new_events(path):
+        self._heard.clear()
+        for path in self._out.glob(f"local/*/{JOURNAL}"):
+            if path.parent not in self._runs:
+                self._runs[path.parent] = FollowedRun(path.parent, _new_state)
+        for run in self._runs.values():
+            taken, row = run.taken, run.state.row
+            state = run.read_all()
+            if run.taken > taken:
                 self.word = self._clock()
-                self._count(path, event)
-                if path == main:
-                    self._take(event)
-                    found.append(event)
-        return found
-
-    def _new_events(self, path: Path) -> list[dict[str, Any]]:
-        tail = self._tails.setdefault(path, JournalTail(path))
-        epoch, found = tail.epoch, list(tail.read())
-        while tail.backlog:
-            found += tail.read()
-        if tail.epoch != epoch:  # another run has taken its place
-            self._checkpoints.pop(path, None)
-        return found
-
-    def _count(self, path: Path, event: dict[str, Any]) -> None:
-        number, seconds = event.get("round"), event.get("seconds")
-        if event["event"] == "aggregated" and isinstance(seconds, dict):
-            self._rounds.append(sum(value for value in seconds.values() if isinstance(value, int | float)))
-        if event["event"] == "round_started":
-            self.round_since = self.word
-        if event["event"] == "checkpoint" and isinstance(number, int):
-            if number > self._checkpoints.get(path, 0):
-                self.new_checkpoint = True
-            self._checkpoints[path] = max(number, self._checkpoints.get(path, 0))
-
-    def _take(self, event: dict[str, Any]) -> None:
-        self.run = str(event.get("run", self.run))
-        if event["event"] == "run_started":
-            self.begun, self.finished, self.failed = True, False, None
-        elif event["event"] == "run_finished":
-            self.finished = True
-        elif event["event"] == "run_failed":
-            self.failed = str(event.get("reason", "no reason given"))
+            if state.row is not row and state.row.started:
+                self.round_since = self.word
+        return list(self._heard)

@@ -10,12 +10,11 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final
 
-from mmare.errors import InputError, RunError
+from mmare.errors import Ending, InputError, RunError
 from mmare.host.files import write_whole
 from server.deployment.flower_runs import FlowerRun, flower_status, run_log, stop_run, stop_runs, submit_run
 from server.deployment.retry_policy import (
     COMPLETED,
-    JOURNAL,
     Attempt,
     Limits,
     RunProgress,
@@ -25,7 +24,8 @@ from server.deployment.retry_policy import (
     decide,
     is_permanent,
 )
-from server.store.journal import Journal
+from server.store.events import RunFailed
+from server.store.journal import JOURNAL, RESULT, Journal
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -42,7 +42,6 @@ RECORD: Final = "run.json"  # of the kit's state: the run under way, for a succe
 LOOK_S: Final = 0.25
 UNREACHABLE_S: Final = 300.0  # SuperLink, before a run is given up
 LITTLE_BYTES: Final = 100 * 2**20  # free on a disk, which then is named as the likely reason
-RESULT: Final = "result.json"
 RESUMES: Final = "the same command resumes the run"
 
 
@@ -111,10 +110,13 @@ class Supervision:
                 self._stop()
                 raise RunError(f"stopped; {RESUMES}")
             self._services.look()
-            self._view.take(self._progress.read())
-        self._view.take(self._progress.read())
+            self._show()
+        self._show()
         with suppress(OSError):
             (self._kit.state / RECORD).unlink(missing_ok=True)
+
+    def _show(self) -> None:
+        self._view.take(self._progress.read(), self._progress.state)
 
     def _over(self) -> bool:
         """Do what is due; whether the run's result is there."""
@@ -153,7 +155,7 @@ class Supervision:
                 self._give_up(f"SuperLink has not answered for {UNREACHABLE_S:.0f} s; {RESUMES}")
             return
         self._reached = now
-        self._view.take(self._progress.read())
+        self._show()
         self._progress.begin()
         self._attempts += 1
         try:
@@ -173,7 +175,7 @@ class Supervision:
         """End an attempt; whether it has reached the result after all."""
         attempt = self._attempt
         assert attempt is not None  # noqa: S101 - asked before
-        self._view.take(self._progress.read())
+        self._show()
         self._services.end_app()
         self._tidy = stop_run(self._kit, attempt.run)
         status = None if self._tidy else self._status()
@@ -209,13 +211,14 @@ class Supervision:
         if self._attempt is not None:
             stop_run(self._kit, self._attempt.run)
         self._progress.read()
-        self._note_end("interrupted")
+        self._note_end("interrupted", Ending.INTERRUPTED)
 
-    def _note_end(self, reason: str) -> None:
+    def _note_end(self, reason: str, code: Ending = Ending.OTHER) -> None:
         """Write the end that an attempt which died could not write."""
         if self._progress.begun and not self._progress.finished and self._progress.failed is None:
             with suppress(OSError):
-                Journal(self._out / JOURNAL, self._progress.run).write("run_failed", reason=reason)
+                journal = Journal(self._out / JOURNAL, self._progress.state.name)
+                journal.write(RunFailed(reason=reason, code=code))
 
     def _status(self) -> FlowerRun | None:
         assert self._attempt is not None  # noqa: S101 - asked before

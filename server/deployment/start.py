@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Final
 from mmare.errors import InputError, RunError
 from mmare.host.signals import told_to_stop
 from mmare.host.supervised import Household
-from mmare.study.study import load_study
+from mmare.study.study import STUDY_FILE, load_study
 from server.deployment.flower_runs import write_app
 from server.deployment.programs import check_ports, end_leftovers
 from server.deployment.proxy import write_proxy
@@ -106,7 +106,7 @@ def start_run(settings: StartSettings, console: Console) -> Path:
         stack.enter_context(_alone(kit))
         if _elsewhere(config):
             return out
-        view = stack.enter_context(StartView(console, out))
+        view = stack.enter_context(StartView(console))
         _prepare(kit, view, proxy=settings.proxy)
         if settings.metrics_port is not None:
             view.say(f"metrics: {stack.enter_context(_metrics(kit, out, settings.metrics_port))}")
@@ -126,7 +126,7 @@ def _study(settings: StartSettings) -> Study:
     if any(";" in assignment for assignment in settings.assignments):
         raise InputError("--set takes no semicolon")
     source = settings.source
-    return load_study(source / "study.toml" if source.is_dir() else source).override(settings.assignments)
+    return load_study(source / STUDY_FILE if source.is_dir() else source).override(settings.assignments)
 
 
 def _admitted(kit: Kit, study: Study) -> int:

@@ -4,26 +4,27 @@ from __future__ import annotations
 
 import time
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from rich.live import Live
 from rich.text import Text
 
-from server.monitoring.followed_run import FollowedRun
-from server.monitoring.run_state import RunState
 from server.monitoring.watch import dashboard
+from server.store import events
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
-    from pathlib import Path
+    from collections.abc import Iterable
     from types import TracebackType
 
     from rich.console import Console
 
+    from server.monitoring.run_state import RunState
+    from server.store.events import Event
+
 __all__ = ["StartView", "event_line"]
 
 REDRAW_S: Final = 1.0
-HISTORY: Final = 600  # rounds that the dashboard's curves show
+QUIET: Final = (events.Aggregated, events.Validated)  # that the dashboard shows
 
 
 class StartView:
@@ -31,12 +32,11 @@ class StartView:
 
     Args:
         console: Where to.
-        out: Run folder.
     """
 
-    def __init__(self, console: Console, out: Path) -> None:
+    def __init__(self, console: Console) -> None:
         self._console = console
-        self._followed = FollowedRun(out, lambda: RunState(min_count=0, history=HISTORY))
+        self._state: RunState | None = None
         self._live = Live(console=console, auto_refresh=False) if console.is_terminal else None
         self._drawn = 0.0
 
@@ -57,49 +57,48 @@ class StartView:
         now = datetime.now().astimezone().strftime("%H:%M:%S")
         self._console.print(Text(f"{now} {line}"), soft_wrap=True)
 
-    def take(self, events: Iterable[Mapping[str, Any]]) -> None:
-        """Show what has just been written to the journal."""
-        for event in events:
+    def take(self, new: Iterable[Event], state: RunState) -> None:
+        """Show what has just been written to the journal, and the state of the run since."""
+        self._state = state
+        for event in new:
             line = event_line(event)
-            if line is not None and (self._live is None or event["event"] not in ("aggregated", "validated")):
+            if line is not None and (self._live is None or not isinstance(event, QUIET)):
                 self.say(line)
         if self._live is not None and time.monotonic() - self._drawn > REDRAW_S:
             self._draw()
 
     def _draw(self) -> None:
         self._drawn = time.monotonic()
-        while self._followed.read_on():
-            pass
-        if self._live is not None and self._followed.state.started:
-            self._live.update(dashboard(self._followed.state, time.time()), refresh=True)
+        if self._live is not None and self._state is not None and self._state.first is not None:
+            self._live.update(dashboard(self._state, time.time()), refresh=True)
 
 
-def event_line(event: Mapping[str, Any]) -> str | None:  # noqa: PLR0911 - one line per event
-    """An event of a journal in one line, or nothing where it is told by others.
+def event_line(event: Event) -> str | None:  # noqa: PLR0911 - one line per event
+    """An event in one line, or nothing where others say it.
 
     Example:
-        >>> event_line({"event": "site_left_out", "round": 3, "site": "ash", "reason": "late"})
+        >>> event_line(events.SiteLeftOut(round=3, site="ash", reason="late"))
         'round 3: ash left out, late'
     """
-    number = event.get("round")
-    match event["event"]:
-        case "roll_call":
-            said = f"{event.get('samples')} training rows" if event["accepted"] else event.get("reason")
-            return f"roll call: {event['site']} {'takes part' if event['accepted'] else 'is refused'}, {said}"
-        case "resumed":
+    match event:
+        case events.RollCall(site=site, accepted=True, samples=samples):
+            return f"roll call: {site} takes part, {samples} training rows"
+        case events.RollCall(site=site, reason=reason):
+            return f"roll call: {site} is refused, {reason}"
+        case events.Resumed(round=number):
             return f"goes on after round {number}" if number else "begins again: no round was finished"
-        case "site_left_out":
-            return f"round {number}: {event['site']} left out, {event['reason']}"
-        case "aggregated":
-            return f"round {number}: {sum(event['seconds'].values()):.1f} s"
-        case "validated":
-            score = event["metrics"]["pooled"]["balanced_accuracy"]
+        case events.SiteLeftOut(round=number, site=site, reason=reason):
+            return f"round {number}: {site} left out, {reason}"
+        case events.Aggregated(round=number, seconds=seconds):
+            return f"round {number}: {sum(seconds.values()):.1f} s"
+        case events.Validated(round=number, metrics=metrics):
+            score = metrics["pooled"]["balanced_accuracy"]
             told = "not defined" if score is None else f"{score:.3f}"
             return f"round {number}: validation balanced accuracy {told}"
-        case "checkpoint_damaged":
-            return f"damaged checkpoints are passed over: {', '.join(event['files'])}"
-        case "run_failed":
-            return f"the attempt failed: {event['reason']}"
-        case "run_finished":
-            return f"finished after {event['rounds_run']} rounds, best {event['best_round']}"
+        case events.CheckpointDamaged(files=files):
+            return f"damaged checkpoints are passed over: {', '.join(files)}"
+        case events.RunFailed(reason=reason):
+            return f"the attempt failed: {reason}"
+        case events.RunFinished(rounds_run=rounds, best_round=best):
+            return f"finished after {rounds} rounds, best {best}"
     return None

@@ -17,7 +17,7 @@ from server.membership.certificates import certificate_days_left
 from server.membership.flower_nodes import registered
 from server.membership.kit import PROXY, SERVER_APP, SUPEREXEC, SUPERLINK
 from server.membership.records import SiteState, listed
-from server.store.journal import read_journal
+from server.monitoring.followed_run import read_run
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -112,8 +112,9 @@ def _sites(kit: Kit, run: Path | None, *, answers: bool) -> Table:
 
 def _last_answers(run: Path) -> dict[str, str]:
     """When a site last answered, and in which round."""
+    answers = {name: site.answer for name, site in read_run(run).sites.items()}
     return {
-        str(event["site"]): f"round {event['round']}, {event['time'][:19]}Z"
-        for event in read_journal(run / "rounds.jsonl")
-        if event["event"] == "site_update"
+        name: f"round {answer.round}, {answer.time[:19]}Z"
+        for name, answer in answers.items()
+        if answer is not None
     }

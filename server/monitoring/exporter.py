@@ -24,6 +24,7 @@ from server.monitoring.kit_metrics import KitReader
 from server.monitoring.run_metrics import METRICS, run_samples
 from server.monitoring.run_state import RunState
 from server.monitoring.tally import BUCKETS, Tally
+from server.store.journal import JOURNAL
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -129,7 +130,7 @@ class Exporter(Collector):
         yield from self._own_samples()
 
     def _shown(self) -> list[RunState]:
-        states = [followed.state for followed in self._followed.values() if followed.state.started]
+        states = [followed.state for followed in self._followed.values() if followed.state.first is not None]
         states.sort(key=lambda state: (state.active, state.last_event), reverse=True)
         return states[:SHOWN_RUNS]
 
@@ -186,7 +187,7 @@ def serving(exporter: Exporter, port: int, address: str, interval_s: float = INT
 def _run_folders(folder: Path, depth: int) -> Iterator[Path]:
     """Folders with a journal, down to a depth; what lies inside a run folder is the run's own."""
     try:
-        if (folder / "rounds.jsonl").is_file():
+        if (folder / JOURNAL).is_file():
             yield folder
             return
         inside = sorted(path for path in folder.iterdir() if path.is_dir()) if depth else []

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from mmare.study.study import STUDY_FILE
+from server.monitoring.run_state import RunState
+from server.store.journal import JOURNAL
 from server.store.journal_tail import JournalTail
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from server.monitoring.run_state import RunState
+    from server.store.events import Event
 
-__all__ = ["FollowedRun"]
+__all__ = ["FollowedRun", "read_run"]
 
 
 class FollowedRun:
@@ -22,13 +26,20 @@ class FollowedRun:
     Args:
         folder: Run folder.
         new_state: Makes the state of a run that begins.
+        listener: Called with every event, once the state knows it.
     """
 
-    def __init__(self, folder: Path, new_state: Callable[[], RunState]) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        new_state: Callable[[], RunState],
+        listener: Callable[[Event], None] = lambda _: None,
+    ) -> None:
         self._folder = folder
         self._new_state = new_state
-        self._tail = JournalTail(folder / "rounds.jsonl")
-        self._epoch = self._tail.epoch
+        self._listener = listener
+        self._tail = JournalTail(folder / JOURNAL)
+        self.epoch = self._tail.epoch  # goes up when another run takes the place
         self.state = new_state()
         self.taken = 0
         self._odd = 0
@@ -45,20 +56,42 @@ class FollowedRun:
 
     def read_on(self) -> bool:
         """Take the next piece of the journal; whether more is waiting."""
-        for event in self._tail.read():
-            if self._tail.epoch != self._epoch:
-                self._epoch, self.state = self._tail.epoch, self._new_state()
+        for entry in self._tail.read():
+            if self._tail.epoch != self.epoch:
+                self.epoch, self.state = self._tail.epoch, self._new_state()
             self.taken += 1
-            self._odd += not self.state.take(self._completed(event))
+            event = self.state.take(self._completed(entry))
+            if event is None:
+                self._odd += 1
+            else:
+                self._listener(event)
         return self._tail.backlog > 0
 
-    def _completed(self, event: dict[str, Any]) -> Mapping[str, Any]:
-        """A ``run_started`` with the federation settings, which stand in ``study.toml`` alone."""
-        settings = event.get("settings")
-        if event["event"] != "run_started" or not isinstance(settings, dict):
-            return event
+    def read_all(self) -> RunState:
+        """The state once the whole journal, as it is now, is taken."""
+        while self.read_on():
+            pass
+        return self.state
+
+    def _completed(self, entry: dict[str, Any]) -> Mapping[str, Any]:
+        """A ``run_started`` of an earlier version with the settings that stood in ``study.toml`` alone."""
+        if entry["event"] != "run_started" or "federation" in entry:
+            return entry
         try:
-            study = tomllib.loads((self._folder / "study.toml").read_text(encoding="utf-8"))
+            study = tomllib.loads((self._folder / STUDY_FILE).read_text(encoding="utf-8"))
         except (OSError, ValueError):
-            return event
-        return {**event, "settings": {**settings, "federation": study.get("federation", {})}}
+            return entry
+        settings = entry.get("settings")
+        own = settings if isinstance(settings, dict) else {}
+        return {**entry, "settings": {**study, **own}, "federation": study.get("federation", {})}
+
+
+def read_run(folder: Path) -> RunState:
+    """All that the journal of a run folder says; of a folder without one, nothing.
+
+    Example:
+        >>> from pathlib import Path
+        >>> read_run(Path("/nonexistent")).first is None
+        True
+    """
+    return FollowedRun(folder, partial(RunState, whole=True)).read_all()

@@ -6,9 +6,8 @@ import statistics
 from collections.abc import Iterator
 from typing import Final
 
-from mmare.errors import SiteCode
+from mmare.errors import Ending, Reason, SiteCode
 from server.monitoring.run_state import RunState
-from server.store.reasons import Reason
 
 __all__ = ["run_alerts"]
 
@@ -16,7 +15,7 @@ STALLED: Final = 1.5  # deadlines without a word; after one the late sites are n
 SILENT_ROUNDS: Final = 3
 STARVED_ROUNDS: Final = 5
 NORM_RATIO: Final = 5.0  # of the median over sites
-REGRESSION: Final = 0.1  # below the best pooled balanced accuracy
+REGRESSION: Final = 0.1  # below the pooled balanced accuracy of the best round
 SITE_GAP: Final = 0.3  # between balanced accuracies of the best and the worst site
 UNEXERCISED: Final = "conditioning."  # blocks of what rows miss: where no row misses it, nothing is wrong
 
@@ -29,11 +28,11 @@ def run_alerts(state: RunState, now: float) -> list[tuple[str, str]]:
         now: Seconds since the epoch.
 
     Example:
-        >>> run_alerts(RunState(min_count=5), now=0.0)
+        >>> run_alerts(RunState(), now=0.0)
         []
     """
     if state.failed is not None:
-        name = "QuorumLost" if state.failed == "quorum" else "RunFailed"
+        name = "QuorumLost" if state.failed is Ending.QUORUM else "RunFailed"
         return [(name, f"the run failed ({state.failed}); the same command resumes it")]
     if not state.active:
         return []
@@ -64,7 +63,7 @@ def _alert_of(reason: str) -> str:
     """The alert of an answer that was refused; none where there was no answer at all."""
     if reason == Reason.NODE_FAILED or reason.startswith("S40"):
         return ""
-    if reason in {Reason.NON_FINITE.value, SiteCode.NON_FINITE.value}:
+    if reason in {Reason.NON_FINITE, SiteCode.NON_FINITE}:
         return "NonFinite"
     return "PolicyDenied" if reason == SiteCode.STUDY or reason.startswith("S30") else "UpdateRejected"
 
@@ -81,8 +80,9 @@ def _data(state: RunState) -> Iterator[tuple[str, str]]:
 
 def _scores(state: RunState) -> Iterator[tuple[str, str]]:
     score = state.scores.get("validation", {}).get("balanced_accuracy")
-    if state.best is not None and score is not None and state.best[1] - score > REGRESSION:
-        yield "MetricRegression", f"validation balanced accuracy {score:.3f}, it was {state.best[1]:.3f}"
+    best = state.best_score
+    if best is not None and score is not None and best - score > REGRESSION:
+        yield "MetricRegression", f"validation balanced accuracy {score:.3f}, it was {best:.3f}"
     worst = state.worst("validation", "balanced_accuracy")
     if worst is not None and worst[2] > SITE_GAP:
         yield "WorstSiteGap", f"{worst[0]} is {worst[2]:.3f} behind the best site"

@@ -11,7 +11,8 @@ from typing import Final
 
 from mmare.host.metric_families import Kind, Metric, Sample
 from server.monitoring.kit_metrics import KIT_METRICS
-from server.monitoring.run_state import PACKAGES, SITE_SCORES, RunState, SiteState
+from server.monitoring.parts import SiteState
+from server.monitoring.run_state import PACKAGES, SITE_SCORES, RunState
 
 __all__ = ["INFO_LABELS", "METRICS", "run_samples"]
 
@@ -58,7 +59,7 @@ METRICS: Final = (
     Metric("mmare_round_current", _G, "Number of the round under way, or of the last one.", _RUN),
     Metric("mmare_round_active", _G, "1 while a round is under way.", _RUN),
     Metric("mmare_rounds_planned", _G, "Rounds after which the run ends at the latest.", _RUN),
-    Metric("mmare_round_best", _G, "Round with the best pooled validation balanced accuracy.", _RUN),
+    Metric("mmare_round_best", _G, "Round that is kept so far: the best by training.select.", _RUN),
     Metric("mmare_round_deadline_seconds", _G, "How long a round waits for sites.", _RUN),
     Metric("mmare_sites_required", _G, "Sites without which a round fails.", _RUN),
     Metric("mmare_sites_expected", _G, "Sites that were let in at the roll call.", _RUN),
@@ -99,7 +100,9 @@ METRICS: Final = (
         (*_RUN, "modality"),
     ),
     Metric("mmare_score", _G, "A metric over the rows of all sites.", (*_RUN, "split", "metric")),
-    Metric("mmare_score_best", _G, "Best pooled validation balanced accuracy so far.", _RUN),
+    Metric(
+        "mmare_score_best", _G, "Pooled validation balanced accuracy of the round that is kept so far.", _RUN
+    ),
     Metric("mmare_site_score", _G, "A metric over the rows of a site.", (*_SITE, "split", "metric")),
     Metric(
         "mmare_score_worst_site", _G, "A metric at the site where it is worst.", (*_RUN, "split", "metric")
@@ -132,7 +135,7 @@ def run_samples(state: RunState) -> Iterator[Sample]:
             yield Sample(name, labels, value)
     yield Sample("mmare_run_info", (*labels, *(state.info.get(name, "other") for name in INFO_LABELS)), 1.0)
     if state.failed is not None:
-        yield Sample("mmare_run_failed", (*labels, str(state.failed)), 1.0)
+        yield Sample("mmare_run_failed", (*labels, state.failed.value), 1.0)
     for name, table in _tables(state).items():
         for key, number in table.items():
             yield Sample(name, (*labels, key), number)
@@ -142,7 +145,7 @@ def run_samples(state: RunState) -> Iterator[Sample]:
 
 
 def _facts(state: RunState) -> dict[str, float | None]:
-    best, checkpoint = state.best, state.checkpoint
+    checkpoint = state.checkpoint
     return {
         "mmare_run_active": float(state.active),
         "mmare_run_started_timestamp_seconds": state.started,
@@ -150,12 +153,12 @@ def _facts(state: RunState) -> dict[str, float | None]:
         "mmare_round_current": state.round,
         "mmare_round_active": float(state.round_started is not None),
         "mmare_rounds_planned": state.planned_rounds,
-        "mmare_round_best": None if best is None else best[0],
-        "mmare_score_best": None if best is None else best[1],
+        "mmare_round_best": state.best_round or None,
+        "mmare_score_best": state.best_score,
         "mmare_round_deadline_seconds": state.deadline_s,
         "mmare_sites_required": state.min_sites,
         "mmare_sites_expected": len(state.members),
-        "mmare_sites_in": len(state.answered),
+        "mmare_sites_in": len(state.row.updates),
         "mmare_sites_late": len(state.late),
         "mmare_checkpoint_timestamp_seconds": None if checkpoint is None else checkpoint[0],
         "mmare_checkpoint_bytes": None if checkpoint is None else checkpoint[1],

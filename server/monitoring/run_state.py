@@ -1,24 +1,26 @@
-"""What a run's journal says so far, folded event by event into a state of fixed size.
+"""What a run's journal says so far, folded event by event: the only place that does.
 
-The exporter and ``mmare-server status --watch`` show this state. Names that sites made up, sentences and
-counts of few patients do not get into it: see `mmare.host.metric_labels`, `server.store.reasons` and
+Exporter, terminal views, retry policy, result and report read this state. What the exporter shows of it holds
+no sentence, no name that a site made up and no count of few patients: see `mmare.host.metric_labels` and
 `min_count`.
 """
 
 from __future__ import annotations
 
-import math
 from collections import Counter, deque
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Final
 
+from mmare.errors import Ending, Reason, SiteCode
 from mmare.host.metric_labels import OTHER, Names, run_label, safe, slug
+from mmare.study.choices import Select
+from server.monitoring.parts import RoundState, SiteState, count, number, one_of
 from server.monitoring.tally import Tally
-from server.store.reasons import Ending, ending_of, reason_of
+from server.store import events
+from server.store.selection import Selection
 
-__all__ = ["LOSSES", "PHASES", "POOLED_SCORES", "SITE_SCORES", "RunState", "SiteState"]
+__all__ = ["LOSSES", "PHASES", "POOLED_SCORES", "SITE_SCORES", "RunState"]
 
 LOSSES: Final = ("log_loss", "balanced_log_loss", "brier", "ece")  # the smaller, the better
 SITE_SCORES: Final = ("balanced_accuracy", "auc", "log_loss", "ece")  # also told per site
@@ -30,95 +32,116 @@ PHASES: Final = ("wait", "evaluate", "aggregate", "checkpoint")
 MODES: Final = ("federated", "centralised", "local")
 BACKENDS: Final = ("inprocess", "ray", "flower")
 PACKAGES: Final = ("federated-mmare", "flwr", "numpy", "torch", "python")
-LATE: Final = ("late", "S402")  # the second where the site says it itself
+LATE: Final = (Reason.LATE, SiteCode.LATE)  # the second where the site says it itself
 MOST_SITES: Final = 1000
 MOST_BLOCKS: Final = 256
 IMPROVEMENTS: Final = 64  # best rounds that a resume can step back over
-
-
-@dataclass
-class SiteState:
-    """What is known of a site that takes part.
-
-    Args:
-        last_seen: Seconds since the epoch of its last accepted answer.
-        holds: Modalities of the study that it has.
-        samples: Train rows; nothing where they are too few to be told.
-        modality_samples: Train rows that have a modality, where neither they nor the others are too few.
-        norm: Of its last update.
-        train_loss: Of its last update.
-        missed: Rounds in a row that it was left out of.
-        left_out: Per reason, when it was last left out.
-        scores: Per split and metric, over enough rows.
-    """
-
-    last_seen: float = 0.0
-    holds: frozenset[str] = frozenset()
-    samples: int | None = None
-    modality_samples: dict[str, int] = field(default_factory=dict)
-    norm: float | None = None
-    train_loss: float | None = None
-    missed: int = 0
-    left_out: dict[str, float] = field(default_factory=dict)
-    scores: dict[str, dict[str, float]] = field(default_factory=dict)
+TIMED_ROUNDS: Final = 21  # whose duration is kept
 
 
 class RunState:
-    """The state of one run.
+    """The state of one run, of fixed size unless every round is kept.
 
     Args:
-        min_count: Numbers of patients below this are not kept; a study's own limit counts where it is higher.
+        min_count: Numbers of patients below this are not kept for the exporter; a study's own limit counts
+            where it is higher.
         tally: Gets what is counted over runs.
         history: Rounds of which `curves` keeps the score and the loss.
         studies: Labels of studies, shared by runs so that there are not too many.
+        whole: Keep every round in `rounds`, and everyone who was ever left out in `absences`.
     """
 
     def __init__(
         self,
-        min_count: int,
+        min_count: int = 0,
         tally: Tally | None = None,
         history: int = 0,
         studies: Names | None = None,
+        *,
+        whole: bool = False,
     ) -> None:
         self._floor = self.min_count = min_count
         self._tally = tally or Tally()
         self._studies = studies or Names(most=1)
+        self._whole = whole
         self._site_names, self._block_names = Names(MOST_SITES), Names(MOST_BLOCKS)
+        self.name = ""  # of the run, as in the journal
         self.study, self.run, self.mode = OTHER, OTHER, OTHER
         self.info: dict[str, str] = {}
         self.modalities: tuple[str, ...] = ()
         self.planned_rounds = self.min_sites = 0
         self.deadline_s = 0.0
+        self._select = Select.BALANCED_ACCURACY
+        self.first: events.RunStarted | None = None
+        self.last: events.Event | None = None
+        self.end: events.RunFinished | events.RunFailed | None = None  # of the last attempt
+        self.starts = 0
         self.started = self.last_event = 0.0
-        self.active = False
-        self.failed: str | None = None
-        self.round = 0
-        self.round_started: float | None = None  # of the round under way
-        self.sites: dict[str, SiteState] = {}
+        self.row = RoundState()  # the round under way, or the last one
+        self.round_started: float | None = None  # while one is under way
+        self.rounds: dict[int, RoundState] = {}
+        self.absences: list[events.RollCall | events.SiteLeftOut] = []  # of all rounds
+        self.calls: dict[str, events.RollCall] = {}  # the last of each site
+        self.scaling: dict[str, events.Scaling] = {}  # by modality
+        self.sites: dict[str, SiteState] = {}  # by label
         self.members: set[str] = set()
         self.not_admitted: Counter[str] = Counter()
-        self.answered: dict[str, int] = {}  # train samples of the round, by site
-        self.late: set[str] = set()
-        self.refused: Counter[str] = Counter()
         self.exposure: dict[str, int] = {}
         self.starved: dict[str, int] = {}
         self.absent = Counter[str]()
         self.scores: dict[str, dict[str, float]] = {}
-        self._improved: deque[tuple[int, float]] = deque(maxlen=IMPROVEMENTS)
-        self.checkpoint: tuple[float, float] | None = None  # time, bytes
+        self._best: deque[tuple[Selection, float | None]] = deque(maxlen=IMPROVEMENTS)
+        self.checkpoint: tuple[float, int] | None = None  # time, bytes
+        self.saved = 0  # highest round that ever reached the disk
+        self.durations: deque[float] = deque(maxlen=TIMED_ROUNDS)  # seconds of rounds
         self.curves: dict[str, deque[tuple[int, float]]] = {
             name: deque(maxlen=history) for name in ("score", "loss")
         }
 
     @property
-    def best(self) -> tuple[int, float] | None:
-        """Round and value of the best pooled validation balanced accuracy."""
-        return self._improved[-1] if self._improved else None
+    def active(self) -> bool:
+        """Whether an attempt has begun and not ended; it may have died."""
+        return self.first is not None and self.end is None
 
     @property
     def finished(self) -> bool:
         """Whether the run came to its end."""
-        return self.started > 0 and not self.active and self.failed is None
+        return isinstance(self.end, events.RunFinished)
+
+    @property
+    def failed(self) -> Ending | None:
+        """Why the last attempt failed, if it did."""
+        return self.end.code if isinstance(self.end, events.RunFailed) else None
+
+    @property
+    def round(self) -> int:
+        """Number of the round under way, or of the last one."""
+        return self.row.number
+
+    @property
+    def best_round(self) -> int:
+        """The round that is kept so far, by ``training.select``; 0 before one is validated."""
+        return self._best[-1][0].round if self._best else 0
+
+    @property
+    def best_score(self) -> float | None:
+        """Pooled validation balanced accuracy of `best_round`."""
+        return self._best[-1][1] if self._best else None
+
+    @property
+    def misses(self) -> list[events.SiteLeftOut]:
+        """Those of `absences` that are no refusals at the roll call."""
+        return [each for each in self.absences if isinstance(each, events.SiteLeftOut)]
+
+    @property
+    def late(self) -> set[str]:
+        """Sites that missed the deadline of this round."""
+        return {each.site for each in self.row.left_out if each.code in LATE}
+
+    @property
+    def refused(self) -> Counter[str]:
+        """Sites whose answer of this round was refused, per code."""
+        return Counter(each.code.value for each in self.row.left_out if each.code not in LATE)
 
     def worst(self, split: str, metric: str) -> tuple[str, float, float] | None:
         """The site where a metric is worst, its value, and how far it is from the best site's."""
@@ -133,48 +156,58 @@ class RunState:
         name = min(told, key=lambda each: (sign * told[each], each))
         return name, told[name], max(told.values()) - min(told.values())
 
-    def take(self, event: Mapping[str, Any]) -> bool:
-        """Take one event of the journal; whether it was as it should be. One that was not does no harm."""
-        handler = getattr(self, f"_on_{event.get('event')}", None)
+    def take(self, entry: Mapping[str, Any]) -> events.Event | None:
+        """Take a line of the journal; the event, or nothing where it was odd. An odd one does no harm."""
         try:
-            time = datetime.fromisoformat(str(event["time"])).timestamp()
+            event = events.parse_event(entry)
+            time = self._time_of(event)
+            handler = getattr(self, f"_on_{entry.get('event')}", None)
             if handler is not None:
                 handler(event, time)
         except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError):
-            return False
-        self.last_event = max(self.last_event, time)
-        return True
+            return None
+        self.last, self.last_event = event, time
+        return event
+
+    def _time_of(self, event: events.Event) -> float:
+        try:
+            return max(self.last_event, datetime.fromisoformat(event.time).timestamp())
+        except ValueError:
+            return self.last_event
+
+    def _row(self, of: int) -> RoundState:
+        return self.rounds.setdefault(of, RoundState(of)) if self._whole else self.row
 
     # What a run is
 
-    def _on_run_started(self, event: Mapping[str, Any], time: float) -> None:
+    def _on_run_started(self, event: events.RunStarted, time: float) -> None:
         self._end_round(Ending.STOPPED)
-        settings = event["settings"]
-        study, federation = settings["study"], settings["federation"]
-        federation = federation if isinstance(federation, Mapping) else {}  # or the folder of the sites
-        self.study = self._studies(slug(study["name"]))
-        self.run = run_label(event["run"])
-        self.mode = _of(MODES, event.get("mode"))
-        self.modalities = tuple(safe(modality["name"]) for modality in settings["modality"])
-        self.planned_rounds = _count(settings["training"]["rounds"]) or 0
-        self.min_sites = _count(federation.get("min_sites")) or 0
-        self.deadline_s = _number(federation.get("deadline_s")) or 0.0
-        own = _count(settings.get("privacy", {}).get("min_count")) or 0
-        self.min_count = max(self._floor, own)
-        versions = event.get("versions", {})
-        self.info = {
-            "mode": self.mode,
-            "backend": _of(BACKENDS, event.get("backend")),
-            "model": safe(settings["model"]["name"]),
-            "strategy": safe(federation.get("strategy")),
-            **{name.replace("-", "_"): safe(versions.get(name)) for name in PACKAGES},
-        }
+        self.first, self.end = self.first or event, None
+        self.starts += 1
         self.started = self.started or time
-        self.active, self.failed = True, None
         self.members.clear()
         self.not_admitted.clear()
+        self.name, self.run = event.run, run_label(event.run)
+        self.mode = one_of(MODES, event.mode)
+        settings, federation = event.settings, event.federation
+        self.study = self._studies(slug(settings.get("study", {}).get("name", OTHER)))
         self._tally.add("mmare_runs_started_total", (self.study,))
         self._begin_counting()
+        self.modalities = tuple(safe(modality["name"]) for modality in settings.get("modality", ()))
+        training = settings.get("training", {})
+        self.planned_rounds = count(training.get("rounds")) or 0
+        self._select = Select(training.get("select", Select.BALANCED_ACCURACY))
+        self.min_sites = count(federation.get("min_sites")) or 0
+        self.deadline_s = number(federation.get("deadline_s")) or 0.0
+        own = count(settings.get("privacy", {}).get("min_count")) or 0
+        self.min_count = max(self._floor, own)
+        self.info = {
+            "mode": self.mode,
+            "backend": one_of(BACKENDS, event.backend),
+            "model": safe(settings.get("model", {}).get("name")),
+            "strategy": safe(federation.get("strategy")),
+            **{name.replace("-", "_"): safe(event.versions.get(name)) for name in PACKAGES},
+        }
 
     def _begin_counting(self) -> None:
         """Counters begin at nothing, or Prometheus sees no increase when they first count."""
@@ -188,65 +221,71 @@ class RunState:
             if ending is not Ending.STOPPED:  # nobody is left to say it
                 self._tally.add("mmare_runs_failed_total", (self.study, ending.value), 0.0)
 
-    def _on_run_finished(self, _: Mapping[str, Any], __: float) -> None:
+    def _on_run_finished(self, event: events.RunFinished, _: float) -> None:
         self._end_round(None)
-        self.active, self.failed = False, None
+        self.end = event
         self._tally.add("mmare_runs_finished_total", (self.study,))
 
-    def _on_run_failed(self, event: Mapping[str, Any], _: float) -> None:
-        ending = ending_of(event["reason"])
-        self._end_round(ending)
-        self.active, self.failed = False, ending
-        self._tally.add("mmare_runs_failed_total", (self.study, ending))
+    def _on_run_failed(self, event: events.RunFailed, _: float) -> None:
+        self._end_round(event.code)
+        self.end = event
+        self._tally.add("mmare_runs_failed_total", (self.study, event.code.value))
 
-    def _on_resumed(self, event: Mapping[str, Any], _: float) -> None:
+    def _on_resumed(self, event: events.Resumed, _: float) -> None:
         self._end_round(Ending.STOPPED)
-        self.round = number = _count(event["resumed_from"]) or 0
-        for series in (self._improved, *self.curves.values()):
-            while series and series[-1][0] > number:
+        last = event.resumed_from
+        self.rounds = {each: row for each, row in self.rounds.items() if each <= last}
+        self.absences = [each for each in self.absences if each.round <= last]
+        self.row = self.rounds.get(last) or RoundState(last)
+        while self.best_round > last:
+            self._best.pop()
+        for series in self.curves.values():
+            while series and series[-1][0] > last:
                 series.pop()
 
     # Who takes part
 
-    def _on_roll_call(self, event: Mapping[str, Any], time: float) -> None:
-        if not event["accepted"]:
-            self.not_admitted[reason_of(event["reason"])] += 1
+    def _on_roll_call(self, event: events.RollCall, time: float) -> None:
+        if event.site in self.calls or len(self.calls) < MOST_SITES:
+            self.calls[event.site] = event
+        if not event.accepted:
+            self.not_admitted[(event.code or Reason.OTHER).value] += 1
+            if self._whole:
+                self.absences.append(event)
             return
-        name = self._site_names(event["site"])
+        name = self._site_names(event.site)
         site = self.sites.setdefault(name, SiteState())
         self.members.add(name)
-        site.last_seen = max(site.last_seen, time)
-        site.holds = frozenset(event["encoders"]) & set(self.modalities)
-        samples = _count(event["samples"]) or 0
+        site.last_seen = time
+        samples = event.samples or 0
         site.samples = samples if samples >= self.min_count else None
-        patterns = event["counts"]["patterns"].get("train", {})
+        patterns = event.counts.get("patterns", {}).get("train", {})
         site.modality_samples = {}
         for slot, modality in enumerate(self.modalities):
-            told = [_count(n) or 0 for pattern, n in patterns.items() if pattern[slot : slot + 1] == "1"]
+            told = [count(n) or 0 for pattern, n in patterns.items() if pattern[slot : slot + 1] == "1"]
             if self._may_tell(sum(told), samples) and modality != OTHER:
                 site.modality_samples[modality] = sum(told)
+
+    def _on_scaling(self, event: events.Scaling, _: float) -> None:
+        self.scaling[event.modality] = event
 
     def _may_tell(self, part: int, whole: int) -> bool:
         """Whether neither a group nor what it leaves of the whole is a small one."""
         return part >= self.min_count and not 0 < whole - part < self.min_count
 
-    def _site(self, event: Mapping[str, Any]) -> tuple[str, SiteState]:
-        """A member by its name; whoever was not at the roll call shares one place."""
-        name = safe(event["site"])
+    def _site(self, event: events.SiteUpdate | events.SiteLeftOut) -> tuple[str, SiteState]:
+        """A member by its label; whoever was not at the roll call shares one place."""
+        name = safe(event.site)
         name = name if name in self.members else OTHER
         return name, self.sites.setdefault(name, SiteState())
 
     # Rounds
 
-    def _on_round_started(self, event: Mapping[str, Any], time: float) -> None:
+    def _on_round_started(self, event: events.RoundStarted, time: float) -> None:
         self._end_round(Ending.STOPPED)
-        number = _count(event["round"])
-        if number is None:
-            raise ValueError("a round without a number")
-        self.round, self.round_started = number, time
-        self.answered.clear()
-        self.late.clear()
-        self.refused.clear()
+        self.row, self.round_started = RoundState(event.round, started=True), time
+        if self._whole:
+            self.rounds[event.round] = self.row
         self._tally.add("mmare_rounds_started_total", (self.study,))
 
     def _end_round(self, ending: str | None) -> None:
@@ -259,115 +298,102 @@ class RunState:
         else:
             self._tally.add("mmare_rounds_failed_total", (self.study, str(ending)))
 
-    def _on_site_update(self, event: Mapping[str, Any], time: float) -> None:
+    def _on_site_update(self, event: events.SiteUpdate, time: float) -> None:
         name, site = self._site(event)
-        site.last_seen = max(site.last_seen, time)
-        self._tally.add("mmare_site_received_bytes_total", (self.study, name), _count(event["bytes_up"]) or 0)
-        self._tally.add("mmare_site_sent_bytes_total", (self.study, name), _count(event["bytes_down"]) or 0)
-        if "phase" in event:
+        site.last_seen, site.answer = time, event
+        self._tally.add("mmare_site_received_bytes_total", (self.study, name), max(event.bytes_up, 0))
+        self._tally.add("mmare_site_sent_bytes_total", (self.study, name), max(event.bytes_down, 0))
+        if event.phase:
             return
         site.missed = 0
-        if event["train_loss"] is not None:
-            site.norm, site.train_loss = _number(event["norm"]), _number(event["train_loss"])
-            self.answered[name] = _count(event["samples"]) or 0
+        if event.train_loss is not None:
+            site.norm, site.train_loss = event.norm, event.train_loss
+            self._row(event.round).updates[event.site] = event
             self._tally.add("mmare_site_updates_total", (self.study, name))
 
-    def _on_site_left_out(self, event: Mapping[str, Any], time: float) -> None:
+    def _on_site_left_out(self, event: events.SiteLeftOut, time: float) -> None:
         name, site = self._site(event)
-        reason = reason_of(event["reason"])
-        site.left_out[reason] = max(site.left_out.get(reason, 0.0), time)
-        self._tally.add("mmare_site_left_out_total", (self.study, name, reason))
-        if "phase" in event:
-            return
-        site.missed += 1
-        if reason in LATE:
-            self.late.add(name)
-        else:
-            self.refused[reason] += 1
+        site.left_out[event.code.value] = time
+        self._tally.add("mmare_site_left_out_total", (self.study, name, event.code.value))
+        if self._whole:
+            self.absences.append(event)
+        if not event.phase:
+            site.missed += 1
+            self._row(event.round).left_out.append(event)
 
-    def _on_aggregated(self, event: Mapping[str, Any], _: float) -> None:
+    def _on_aggregated(self, event: events.Aggregated, _: float) -> None:
         self._end_round(None)
-        for phase, seconds in event["seconds"].items():
-            self._observe(_of(PHASES, phase), seconds)
-        exposure = {self._block_names(name): _count(n) or 0 for name, n in event["exposure"].items()}
-        samples = sum(self.answered.values())
+        row = self._row(event.round)
+        row.phases = event.seconds
+        self.durations.append(row.seconds)
+        for phase, seconds in event.seconds.items():
+            self._observe(one_of(PHASES, phase), seconds)
+        exposure = {self._block_names(name): count(n) or 0 for name, n in event.exposure.items()}
+        samples = sum(each.samples for each in row.updates.values())
         self.exposure = {
             block: n for block, n in exposure.items() if n == 0 or self._may_tell(n, max(samples, n))
         }
         self.starved = {
             block: self.starved.get(block, 0) + 1 if n == 0 else 0 for block, n in exposure.items()
         }
+        held = {
+            modality for site in row.updates if site in self.calls for modality in self.calls[site].encoders
+        }
         for modality in self.modalities:
-            held = any(modality in self.sites[name].holds for name in self.answered)
-            self.absent[modality] = 0 if held else self.absent[modality] + 1
-        losses = [
-            (n, loss)
-            for name, n in self.answered.items()
-            if n and (loss := self.sites[name].train_loss) is not None
-        ]
-        if losses:
-            mean = sum(n * loss for n, loss in losses) / sum(n for n, _ in losses)
-            self.curves["loss"].append((self.round, mean))
+            self.absent[modality] = 0 if modality in held else self.absent[modality] + 1
+        if row.loss is not None:
+            self.curves["loss"].append((event.round, row.loss))
 
-    def _on_checkpoint(self, event: Mapping[str, Any], time: float) -> None:
-        self.checkpoint = (time, _number(event["bytes"]) or 0.0)
-        self._observe("checkpoint", event.get("seconds"))
+    def _on_checkpoint(self, event: events.Checkpoint, time: float) -> None:
+        self.checkpoint = (time, event.bytes)
+        self.saved = max(self.saved, event.round)
+        if event.seconds is not None:
+            self._row(event.round).checkpoint_s += event.seconds
+            self._observe("checkpoint", event.seconds)
 
-    def _on_checkpoint_damaged(self, event: Mapping[str, Any], _: float) -> None:
-        self._tally.add("mmare_checkpoints_damaged_total", (self.study,), len(event["files"]))
+    def _on_checkpoint_damaged(self, event: events.CheckpointDamaged, _: float) -> None:
+        self._tally.add("mmare_checkpoints_damaged_total", (self.study,), len(event.files))
 
     def _observe(self, phase: str, value: object) -> None:
-        seconds = _number(value)
+        seconds = number(value)
         if seconds is not None and seconds >= 0:
             self._tally.observe("mmare_round_phase_duration_seconds", (self.study, phase), seconds)
 
     # How good the model is
 
-    def _on_validated(self, event: Mapping[str, Any], _: float) -> None:
-        self._score("validation", event["metrics"])
-        number, score = _count(event["round"]) or 0, self.scores["validation"].get("balanced_accuracy")
-        if score is None:
+    def _on_validated(self, event: events.Validated, _: float) -> None:
+        self._row(event.round).metrics = event.metrics
+        self._score("validation", event.metrics)
+        if not self.scores["validation"]:
             return
-        self.curves["score"].append((number, score))
-        if self.best is None or score > self.best[1]:
-            self._improved.append((number, score))
+        score = self.scores["validation"].get("balanced_accuracy")
+        while self._best and self.best_round >= event.round:  # after a resume it is validated again
+            self._best.pop()
+        before = self._best[-1][0] if self._best else Selection()
+        chosen = before.after(event.round, event.metrics, self._select)
+        if chosen.round == event.round:
+            self._best.append((chosen, score))
+        if score is not None:
+            self.curves["score"].append((event.round, score))
 
-    def _on_selected(self, event: Mapping[str, Any], _: float) -> None:
+    def _on_selected(self, event: events.Selected, _: float) -> None:
         self._end_round(None)  # patience ran out: it was validated and not aggregated any more
-        self._score("validation", event["metrics"])
+        self._score("validation", event.metrics)
 
-    def _on_tested(self, event: Mapping[str, Any], _: float) -> None:
-        self._score("test", event["metrics"])
+    def _on_tested(self, event: events.Tested, _: float) -> None:
+        self._score("test", event.metrics)
 
     def _score(self, split: str, metrics: Mapping[str, Any]) -> None:
         self.scores[split] = self._told(metrics["pooled"], POOLED_SCORES)
         for site in self.sites.values():
             site.scores.pop(split, None)
-        for name, values in metrics["sites"].items():
+        for name, values in metrics.get("sites", {}).items():
             if safe(name) in self.members:
                 self.sites[safe(name)].scores[split] = self._told(values, SITE_SCORES)
 
     def _told(self, values: Mapping[str, Any], names: tuple[str, ...]) -> dict[str, float]:
         """The metrics of a group of rows, if the group is large enough."""
-        if (_count(values["n"]) or 0) < self.min_count:
+        if (count(values.get("n")) or 0) < self.min_count:
             return {}
-        found = {name: _number(values.get(name)) for name in names}
+        found = {name: number(values.get(name)) for name in names}
         return {name: value for name, value in found.items() if value is not None}
-
-
-def _of(names: tuple[str, ...], value: object) -> str:
-    """A value of a closed set."""
-    return str(value) if value in names else OTHER
-
-
-def _number(value: object) -> float | None:
-    """A finite number, or nothing."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return None
-    number = float(value)
-    return number if math.isfinite(number) else None
-
-
-def _count(value: object) -> int | None:
-    """A whole number that is not negative, or nothing."""
-    return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-import json
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rich.console import Group
 from rich.table import Table
 
 from mmare.errors import InputError
-from server.store.journal import read_journal
+from server.monitoring.followed_run import read_run
+from server.monitoring.watch import best_round
+from server.store.events import RunFailed, RunFinished, RunStarted, name_of
+from server.store.journal import JOURNAL
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from server.monitoring.run_state import RunState
 
 __all__ = ["run_status"]
 
@@ -26,66 +30,52 @@ def run_status(run: Path) -> Group:
     Raises:
         InputError: If it is not a run folder.
     """
-    events = read_journal(run / "rounds.jsonl")
-    started = next((event for event in events if event["event"] == "run_started"), None)
-    if started is None:
-        raise InputError(f"{run}: no run here; expected a folder with rounds.jsonl")
-    return Group(_summary(run, events, started), "", _sites(events))
+    state = read_run(run)
+    if state.first is None:
+        raise InputError(f"{run}: no run here; expected a folder with {JOURNAL}")
+    return Group(_summary(state, state.first), "", _sites(state))
 
 
-def _summary(run: Path, events: list[dict[str, Any]], started: dict[str, Any]) -> Table:
+def _summary(state: RunState, started: RunStarted) -> Table:
     table = Table(box=None, show_header=False, padding=(0, 2))
-    scores = {
-        event["round"]: event["metrics"]["pooled"]["balanced_accuracy"]
-        for event in events
-        if event["event"] == "validated"
-    }
-    told = {number: score for number, score in scores.items() if score is not None}
-    best = max(told, key=lambda number: (told[number], -number), default=None)
-    rounds = max((event["round"] for event in events if event["event"] == "aggregated"), default=0)
-    study = started.get("settings", {}).get("study", {})
+    rounds = max((row.number for row in state.rounds.values() if row.phases), default=0)
+    study = started.settings.get("study", {})
+    last = "-" if state.last is None else f"{name_of(type(state.last))} at {state.last.time}"
     for name, value in (
-        ("run", started["run"]),
-        ("study", f"{study.get('name', '-')}, seed {study.get('seed', '-')}, {started['mode']}"),
-        ("state", _state(run, events)),
-        ("rounds", f"{rounds} of at most {started['settings']['training']['rounds']}"),
-        ("best", "-" if best is None else f"round {best}, validation balanced accuracy {told[best]:.3f}"),
-        ("last event", f"{events[-1]['event']} at {events[-1]['time']}"),
+        ("run", started.run),
+        ("study", f"{study.get('name', '-')}, seed {study.get('seed', '-')}, {started.mode}"),
+        ("state", _state(state)),
+        ("rounds", f"{rounds} of at most {state.planned_rounds}"),
+        ("best", best_round(state, "validation balanced accuracy")),
+        ("last event", last),
     ):
         table.add_row(name, value)
     return table
 
 
-def _state(run: Path, events: list[dict[str, Any]]) -> str:
-    last = next(event for event in reversed(events) if event["event"].startswith("run_"))
-    if last["event"] == "run_finished":
-        result = json.loads((run / "result.json").read_text(encoding="utf-8"))
-        return f"finished after {result['rounds_run']} rounds, {result['seconds']['total']:.0f} s"
-    if last["event"] == "run_failed":
-        return f"failed: {last['reason']}"
+def _state(state: RunState) -> str:
+    match state.end:
+        case RunFinished(rounds_run=rounds, seconds=seconds):
+            return f"finished after {rounds} rounds, {seconds.get('total', 0.0):.0f} s"
+        case RunFailed(reason=reason):
+            return f"failed: {reason}"
     return "under way, or stopped without a word: the same command resumes it"
 
 
-def _sites(events: list[dict[str, Any]]) -> Table:
+def _sites(state: RunState) -> Table:
     table = Table(box=None, padding=(0, 2))
     for heading in ("site", "in", "left out", "last update", "last norm", "why left out"):
         table.add_column(heading)
-    calls = {event["site"]: event for event in events if event["event"] == "roll_call"}
-    for site, call in sorted(calls.items()):
-        updates = [
-            event
-            for event in events
-            if event["event"] == "site_update" and event["site"] == site and event["train_loss"] is not None
-        ]
-        misses = [event for event in events if event["event"] == "site_left_out" and event["site"] == site]
+    for site, call in sorted(state.calls.items()):
+        updates = [row.updates[site] for row in state.rounds.values() if site in row.updates]
+        misses = [each for each in state.misses if each.site == site]
         last = updates[-1] if updates else None
-        reason = misses[-1]["reason"] if misses else (call["reason"] or "-")
         table.add_row(
             site,
-            f"{len(updates)} rounds" if call["accepted"] else "refused",
+            f"{len(updates)} rounds" if call.accepted else "refused",
             str(len(misses)),
-            f"round {last['round']}" if last else "-",
-            f"{last['norm']:.3g}" if last else "-",
-            reason,
+            f"round {last.round}" if last else "-",
+            "-" if last is None or last.norm is None else f"{last.norm:.3g}",
+            (misses[-1].reason if misses else call.reason) or "-",
         )
     return table

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable
+from functools import partial
 from itertools import pairwise
 from typing import TYPE_CHECKING, Final
 
@@ -15,13 +16,15 @@ from rich.text import Text
 
 from mmare.errors import InputError
 from server.monitoring.followed_run import FollowedRun
+from server.monitoring.parts import SiteState
 from server.monitoring.run_alerts import run_alerts
-from server.monitoring.run_state import RunState, SiteState
+from server.monitoring.run_state import RunState
+from server.store.journal import JOURNAL
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-__all__ = ["dashboard", "sparkline", "watch_run"]
+__all__ = ["HISTORY", "best_round", "dashboard", "sparkline", "watch_run"]
 
 INTERVAL_S: Final = 1.0
 WIDTH: Final = 50  # signs of a sparkline
@@ -47,18 +50,14 @@ def watch_run(
     Raises:
         InputError: If it is not a run folder.
     """
-    followed = FollowedRun(run, lambda: RunState(min_count=0, history=HISTORY))
-    while followed.read_on():
-        pass
-    if not followed.state.started:
-        raise InputError(f"{run}: no run here; expected a folder with rounds.jsonl")
+    followed = FollowedRun(run, partial(RunState, history=HISTORY))
+    if followed.read_all().first is None:
+        raise InputError(f"{run}: no run here; expected a folder with {JOURNAL}")
     with Live(dashboard(followed.state, clock()), console=console, auto_refresh=False) as live:
         try:
             while followed.state.active:
                 pause(INTERVAL_S)
-                while followed.read_on():
-                    pass
-                live.update(dashboard(followed.state, clock()), refresh=True)
+                live.update(dashboard(followed.read_all(), clock()), refresh=True)
         except KeyboardInterrupt:
             return
 
@@ -93,18 +92,25 @@ def sparkline(values: Iterable[float], width: int = WIDTH) -> str:
 
 def _summary(state: RunState, now: float) -> Table:
     table = Table(box=None, show_header=False, padding=(0, 1))
-    best = "-" if state.best is None else f"round {state.best[0]}, balanced accuracy {state.best[1]:.3f}"
     for name, value in (
         ("run", f"{state.study} {state.run}, {state.mode}, {state.info.get('model', '-')}"),
         ("state", _state(state, now)),
         ("rounds", f"{state.round} of at most {state.planned_rounds}"),
         ("sites", _counts(state)),
-        ("best", best),
+        ("best", best_round(state, "balanced accuracy")),
         ("bal. accuracy", _curve(state, "score")),
         ("train loss", _curve(state, "loss")),
     ):
         table.add_row(name, Text(value))
     return table
+
+
+def best_round(state: RunState, measure: str) -> str:
+    """The round that is kept so far, and its pooled balanced accuracy."""
+    if not state.best_round:
+        return "-"
+    score = "not defined" if state.best_score is None else f"{state.best_score:.3f}"
+    return f"round {state.best_round}, {measure} {score}"
 
 
 def _state(state: RunState, now: float) -> str:
@@ -118,7 +124,7 @@ def _state(state: RunState, now: float) -> str:
 def _counts(state: RunState) -> str:
     turned_away = sum(state.not_admitted.values())
     return (
-        f"{len(state.answered)} of {len(state.members)} in, {len(state.late)} late, "
+        f"{len(state.row.updates)} of {len(state.members)} in, {len(state.late)} late, "
         f"{sum(state.refused.values())} refused, {turned_away} turned away, {state.min_sites} needed"
     )
 

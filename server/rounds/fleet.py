@@ -4,11 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final, Protocol
+from typing import Final, Protocol, TypeVar
+
+from mmare.errors import Reason
+from mmare.wire.messages import Refusal, WireError, decode
 
 __all__ = ["LATE", "Answer", "Fleet"]
 
 LATE: Final = "no answer before the deadline"
+
+Header = TypeVar("Header")
 
 
 @dataclass(frozen=True)
@@ -20,6 +25,7 @@ class Answer:
         header: Of the site's message; nothing where the node failed.
         payload: Flat run of bytes; may be empty.
         failure: Why there is no header.
+        code: The same for programs.
         name: Under which the coordinator admitted the node; empty where nodes have no names.
     """
 
@@ -27,7 +33,26 @@ class Answer:
     header: str | None
     payload: bytes = b""
     failure: str = ""
+    code: Reason = Reason.OTHER
     name: str = ""
+
+    def read(self, kind: type[Header]) -> Header:
+        """The header.
+
+        Raises:
+            WireError: Why it is not of this kind: what happened to the node, the site's code, or what is
+                wrong with it.
+        """
+        if self.header is None:
+            raise WireError(self.failure, self.code)
+        try:
+            return decode(kind, self.header)
+        except WireError as error:
+            try:
+                code = decode(Refusal, self.header).code
+            except WireError:
+                raise error from None
+        raise WireError(f"refused: {code.value}", code)
 
 
 class Fleet(Protocol):

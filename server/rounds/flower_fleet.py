@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 
+from mmare.errors import Reason
 from mmare.wire.messages import (
     HEADER_KEY,
     HEADER_RECORD,
@@ -154,23 +155,23 @@ class GridFleet:
                 if node and not self._is_to_repeat(question, node, reply, now):
                     yield self._answer(node, reply)  # a second answer to the same message is none
             for node in self._given_up(question, now):
-                yield self._none(node, _failed(AWAY))
+                yield self._failed(node, AWAY)
             if question.again and now < end:
                 yield from self._send(question, question.again, waiting)
                 question.again.clear()
             if not replies:
                 time.sleep(self._poll_s)
         for node in sorted(question.away):
-            yield self._none(node, _failed(AWAY))
+            yield self._failed(node, AWAY)
         for node in sorted({*waiting.values(), *question.again}):
-            yield self._none(node, LATE)
+            yield self._none(node, LATE, Reason.LATE)
 
     def _send(self, question: _Question, nodes: set[int], waiting: dict[str, int]) -> Iterator[Answer]:
         """Push to nodes, note what is waited for, and say who is not there any more."""
         taken = self._pushed(question.to(nodes))
         waiting |= taken
         for node in sorted(nodes - set(taken.values())):
-            yield self._none(node, "node failed (no longer admitted)")
+            yield self._none(node, "node failed (no longer admitted)", Reason.NODE_FAILED)
 
     def _is_to_repeat(self, question: _Question, node: int, reply: Message, now: float) -> bool:
         """Whether a reply says no more than that the message was lost, in a way that calls for another."""
@@ -214,12 +215,15 @@ class GridFleet:
                 LOG.warning("SuperLink did not take all of a message, it is pushed again", exc_info=True)
         return {identity: node for identity, node in zip(identities, messages, strict=True) if identity}
 
-    def _none(self, node: int, why: str) -> Answer:
-        return Answer(node, None, failure=why, name=self._names.get(node, ""))
+    def _none(self, node: int, why: str, code: Reason = Reason.OTHER) -> Answer:
+        return Answer(node, None, failure=why, code=code, name=self._names.get(node, ""))
+
+    def _failed(self, node: int, flower: int) -> Answer:
+        return self._none(node, f"node failed (Flower error {flower})", Reason.NODE_FAILED)
 
     def _answer(self, node: int, reply: Message) -> Answer:
         if reply.has_error():  # where it is Flower that says so, the source is none of the nodes
-            return self._none(node, _failed(reply.error.code))
+            return self._failed(node, reply.error.code)
         if reply.metadata.src_node_id != node:
             return self._none(node, "an answer of another node")
         try:
@@ -230,7 +234,7 @@ class GridFleet:
         if tensors is not None and (
             list(tensors) != [PAYLOAD_KEY] or tensors[PAYLOAD_KEY].stype != PAYLOAD_STYPE
         ):
-            return self._none(node, "tensors in another form")
+            return self._none(node, "tensors in another form", Reason.LAYOUT)
         payload = b"" if tensors is None else tensors[PAYLOAD_KEY].data
         return Answer(node, header, payload, name=self._names.get(node, ""))
 
@@ -280,10 +284,6 @@ class _Online:
 
 def _is(reply: Message, *codes: int) -> bool:
     return reply.has_error() and reply.error.code in codes
-
-
-def _failed(code: int) -> str:
-    return f"node failed (Flower error {code})"
 
 
 def _message(node: int, header: str, tensors: ArrayRecord | None, ttl_s: float) -> Message:

@@ -13,9 +13,9 @@ import torch
 
 from mmare.errors import RunError
 from mmare.metrics.intervals import draw_cells
-from mmare.wire.messages import Comparison, Request, Task, WireError, decode, encode
+from mmare.wire.messages import Comparison, Request, Task, WireError, encode
 from mmare.wire.tensors import layout_of, pack
-from server.rounds.roll_call import explain
+from server.rounds.fleet import LATE
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -66,13 +66,13 @@ def gains(
             continue
         header = encode(Request(Task.COMPARE, run, study.to_dict(), layout=layout))
         payload = first + pack(alone[site]).numpy().tobytes()
-        left_out[site] = "no answer before the deadline"
+        left_out[site] = LATE
         for answer in fleet.ask({members[site].node: header}, payload, study.federation.deadline_s):
             try:
                 cells[site] = _read(answer, site, study)
                 del left_out[site]
             except WireError as error:
-                left_out[site] = explain(answer, error)
+                left_out[site] = str(error)
     if not any(cells.values()):
         raise RunError(
             f"no site could compare: {'; '.join(left_out.values()) or 'all classes are too small'}"
@@ -141,7 +141,7 @@ def _read(answer: Answer, site: str, study: Study) -> dict[str, tuple[int, ...]]
     Raises:
         WireError: If they cannot be.
     """
-    found = decode(Comparison, answer.header or "")
+    found = answer.read(Comparison)
     if found.site != site:
         raise WireError(f"an answer of {found.site!r}")
     for name, cells in found.cells.items():

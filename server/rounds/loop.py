@@ -7,9 +7,9 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
-from mmare.errors import RunError
+from mmare.errors import Ending, RunError
 from mmare.models.phases import last_phase_start
-from mmare.wire.messages import Request, Split, Statistics, Task, decode
+from mmare.wire.messages import Request, Split, Statistics, Task
 from mmare.wire.sharing import keeps_state
 from server.rounds.global_model import Averaging, GlobalModel
 from server.rounds.requests import Inquiry, Reply
@@ -17,9 +17,10 @@ from server.rounds.roll_call import RollCalls
 from server.rounds.round_metrics import collect_states, headline, metrics_of
 from server.rounds.scaling import check_statistics, set_scaling
 from server.rounds.schedule import Plateau, rate_factor
-from server.rounds.selection import Selection
+from server.store import events
 from server.store.checkpoint import DamagedCheckpointError
 from server.store.checkpoints import CheckpointStore, Progress
+from server.store.selection import Selection
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -174,7 +175,8 @@ class RoundLoop:
         if found < wanted:
             raise RunError(
                 f"{found} sites with training rows {what}, expected at least {wanted} "
-                "(federation.min_sites); the journal names the others and why"
+                "(federation.min_sites); the journal names the others and why",
+                Ending.QUORUM,
             )
 
     # Before the rounds
@@ -183,19 +185,19 @@ class RoundLoop:
         """Load the newest whole checkpoint that the sites can go on from too."""
         damaged = self._checkpoints.damaged()
         if damaged:
-            self._journal.write("checkpoint_damaged", files=damaged)
+            self._journal.write(events.CheckpointDamaged(files=tuple(damaged)))
         usable = self._checkpoints.usable()
         chosen = next((pair for pair in usable if self._sites_hold(pair[1])), None)
         if chosen is None and usable and usable[0][1].round > 1:  # after one a fresh start costs no more
             chosen = usable[0]
         if chosen is None:
             if self._journal.taken_up:
-                self._journal.write("resumed", round=0, resumed_from=0)
+                self._journal.write(events.Resumed(round=0, resumed_from=0))
             return Progress()
         tensors, progress = chosen
         self._hand.restore(tensors["model"])
         self._averaging.restore(tensors)
-        self._journal.write("resumed", round=progress.round, resumed_from=progress.round)
+        self._journal.write(events.Resumed(round=progress.round, resumed_from=progress.round))
         if progress.trained:
             return progress
         return self._forget(
@@ -206,7 +208,7 @@ class RoundLoop:
         """Count no longer on optimiser states that sites have lost: they go on with a fresh optimiser."""
         if not lost:
             return progress
-        self._journal.write("optimizer_state_lost", round=progress.round, sites=sorted(lost))
+        self._journal.write(events.OptimizerStateLost(round=progress.round, sites=tuple(sorted(lost))))
         kept = {site: number for site, number in progress.state_rounds.items() if site not in lost}
         return replace(progress, state_rounds=kept)
 
@@ -229,7 +231,7 @@ class RoundLoop:
         found: dict[str, Statistics] = {}
 
         def check(site: str, answer: Answer) -> None:
-            statistics = decode(Statistics, answer.header or "")
+            statistics = answer.read(Statistics)
             check_statistics(statistics, self._study, self._calls.members[site].call.samples)
             found[site] = statistics
 
@@ -247,7 +249,7 @@ class RoundLoop:
         while progress.round < training.rounds:
             number = progress.round + 1
             progress = self._let_in(number, progress)
-            self._journal.write("round_started", round=number)
+            self._journal.write(events.RoundStarted(round=number))
             began = time.perf_counter()
             replies, bytes_down = self._round(number, progress)
             waited = time.perf_counter()
@@ -275,7 +277,7 @@ class RoundLoop:
                 bytes_down=bytes_down,
                 bytes_up=sum(reply.size for reply in replies.values()),
             )
-            self._journal.write("aggregated", round=number, seconds=phases, exposure=exposure)
+            self._journal.write(events.Aggregated(round=number, seconds=phases, exposure=exposure))
             self._save(progress)
         else:
             requests = {
@@ -306,7 +308,7 @@ class RoundLoop:
             self._timed(progress),
         )
         seconds = time.perf_counter() - began
-        self._journal.write("checkpoint", round=progress.round, file=file, bytes=size, seconds=seconds)
+        self._journal.write(events.Checkpoint(round=progress.round, file=file, bytes=size, seconds=seconds))
 
     def _round(self, number: int, progress: Progress) -> tuple[dict[str, Reply], int]:
         """One message to every site: evaluate what it receives, then train where it trains."""
@@ -348,7 +350,7 @@ class RoundLoop:
         number = progress.round
         updates = {site: reply.update for site, reply in replies.items()}
         metrics = headline(collect_states(updates, Split.VAL, self._study), self._study)
-        self._journal.write("validated", round=number, metrics=metrics)
+        self._journal.write(events.Validated(round=number, metrics=metrics))
         chosen = selection.after(number, metrics, self._study.training.select)
         plateau = Plateau.from_dict(progress.plateau).after(metrics["pooled"]["log_loss"])
         progress = replace(progress, plateau=plateau.to_dict())
@@ -370,7 +372,9 @@ class RoundLoop:
         try:
             self._hand.restore(self._checkpoints.load_best(best)["model"])
         except DamagedCheckpointError as error:
-            raise RunError(f"the selected model cannot be read ({error}); run again to resume") from None
+            raise RunError(
+                f"the selected model cannot be read ({error}); run again to resume", Ending.CHECKPOINT
+            ) from None
         validators, testers = self._validators(), self._evaluators()
         requests = {
             site: self._request(
@@ -396,8 +400,8 @@ class RoundLoop:
             "validation": metrics_of(collect_states(updates, Split.VAL, self._study), self._study),
             "test": metrics_of(collect_states(updates, Split.TEST, self._study), self._study),
         }
-        self._journal.write("selected", round=best, metrics=metrics["validation"])
-        self._journal.write("tested", round=best, metrics=metrics["test"])
+        self._journal.write(events.Selected(round=best, metrics=metrics["validation"]))
+        self._journal.write(events.Tested(round=best, metrics=metrics["test"]))
         return Outcome(
             self._hand.copy(),
             progress,

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from mmare.errors import SiteCode
-from mmare.wire.messages import Layout, Request, Update, WireError, decode, encode
+from mmare.errors import Reason, SiteCode
+from mmare.wire.messages import Layout, Request, Update, WireError, encode
 from mmare.wire.tensors import unpack
 from server.rounds.fleet import LATE
-from server.rounds.roll_call import explain
 from server.rounds.round_metrics import collect_states, trained_state
+from server.store import events
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -73,12 +73,12 @@ class Inquiry:
         self._journal = journal
         self._spool = spool
         self._upload = upload
-        self._phase: dict[str, str] = {}
+        self._phase = ""
         self.without_state: set[str] = set()  # sites that lost what an accepted round left with them
 
     def begin_test(self) -> None:
         """From here on, events of the journal say that they are of the test."""
-        self._phase = {"phase": "test"}
+        self._phase = "test"
 
     def ask(
         self,
@@ -105,14 +105,16 @@ class Inquiry:
             try:
                 accept(site, answer)
             except WireError as error:
-                reason = explain(answer, error)
-                if reason.endswith(SiteCode.STATE.value):
+                if error.code is SiteCode.STATE:
                     self.without_state.add(site)
-                self._journal.write(
-                    "site_left_out", round=round_number, **self._phase, site=site, reason=reason
-                )
+                self._leave_out(round_number, site, str(error), error.code)
         for site in sorted(waiting):
-            self._journal.write("site_left_out", round=round_number, **self._phase, site=site, reason=LATE)
+            self._leave_out(round_number, site, LATE, Reason.LATE)
+
+    def _leave_out(self, round_number: int, site: str, reason: str, code: Reason | SiteCode) -> None:
+        self._journal.write(
+            events.SiteLeftOut(round=round_number, phase=self._phase, site=site, reason=reason, code=code)
+        )
 
     def updates(
         self, requests: Mapping[str, Request], payload: bytes, round_number: int
@@ -129,16 +131,17 @@ class Inquiry:
             reply = self._check(site, requests[site], answer)
             replies[site] = reply
             self._journal.write(
-                "site_update",
-                round=round_number,
-                **self._phase,
-                site=site,
-                samples=reply.update.samples,
-                seconds=sum(reply.update.seconds.values()),
-                bytes_up=reply.size,
-                bytes_down=down[site],
-                norm=reply.update.norm,
-                train_loss=reply.update.train_loss,
+                events.SiteUpdate(
+                    round=round_number,
+                    phase=self._phase,
+                    site=site,
+                    samples=reply.update.samples,
+                    seconds=sum(reply.update.seconds.values()),
+                    bytes_up=reply.size,
+                    bytes_down=down[site],
+                    norm=reply.update.norm,
+                    train_loss=reply.update.train_loss,
+                )
             )
 
         self.ask(requests, payload, round_number, accept)
@@ -150,27 +153,29 @@ class Inquiry:
         Raises:
             WireError: If it is not an answer to it.
         """
-        update = decode(Update, answer.header or "")
+        update = answer.read(Update)
         size = len((answer.header or "").encode()) + len(answer.payload)
         if update.site != site or update.round != request.round:
             raise WireError(f"an answer of {update.site!r} to round {update.round}")
         if tuple(evaluation.split for evaluation in update.evaluations) != request.splits:
-            raise WireError("evaluations of other splits than asked")
+            raise WireError("evaluations of other splits than asked", Reason.METRICS)
         _check_numbers(update)
         for split in request.splits:
             collect_states({site: update}, split, self._study)
         if (update.trained is not None) != (request.gap and request.train):
-            raise WireError("an evaluation of the trained model that was not asked for, or none that was")
+            raise WireError(
+                "an evaluation of the trained model that was not asked for, or none that was", Reason.METRICS
+            )
         if update.trained is not None:
             trained_state(update, self._study)
         if not request.train:
             return Reply(update, None, size)
         draws = self._calls.members[site].call.samples * self._study.training.local_epochs
         if not 0 < update.samples <= draws:
-            raise WireError(f"{update.samples} samples, expected 1 to {draws}")
+            raise WireError(f"{update.samples} samples, expected 1 to {draws}", Reason.SAMPLES)
         layout = self._upload.check(update, request.round)
         if len(answer.payload) != layout.size:
-            raise WireError(f"{len(answer.payload)} bytes of tensors, expected {layout.size}")
+            raise WireError(f"{len(answer.payload)} bytes of tensors, expected {layout.size}", Reason.LAYOUT)
         path = self._spool / f"{answer.node}.bin"
         _write_over(path, answer.payload)
         norm = self._upload.check_step(read_spooled(path, layout))

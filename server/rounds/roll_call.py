@@ -10,8 +10,10 @@ from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Final
 
-from mmare.wire.messages import Refusal, Request, RollCall, Task, WireError, decode, encode
+from mmare.errors import Reason
+from mmare.wire.messages import Request, RollCall, Task, WireError, encode
 from server.rounds.fleet import LATE
+from server.store import events
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -20,7 +22,7 @@ if TYPE_CHECKING:
     from server.rounds.fleet import Answer, Fleet
     from server.store.journal import Journal
 
-__all__ = ["Member", "RollCalls", "explain", "roll_call"]
+__all__ = ["Member", "RollCalls", "roll_call"]
 
 ABSENT_S: Final = 60.0  # Flower takes back a node that was killed after so long
 AGAIN_S: Final = 60.0  # until a node that does not take part is asked again
@@ -34,16 +36,6 @@ class Member:
 
     node: int
     call: RollCall
-
-
-def explain(answer: Answer, error: WireError) -> str:
-    """Why an answer is not a result: what happened to the node, the site's code, or else ``error``."""
-    if answer.header is None:
-        return answer.failure
-    try:
-        return f"refused: {decode(Refusal, answer.header).code.value}"
-    except WireError:
-        return str(error)
 
 
 class RollCalls:
@@ -103,12 +95,12 @@ class RollCalls:
         if not nodes:
             return {}
         before = dict(self.members)
-        self._ask(nodes, min(self._study.federation.deadline_s, LATE_CALL_S), round=round_number)
+        self._ask(nodes, min(self._study.federation.deadline_s, LATE_CALL_S), round_number)
         return {site: member for site, member in self.members.items() if before.get(site) != member}
 
-    def _ask(self, nodes: Sequence[int], deadline_s: float, **details: int) -> None:
+    def _ask(self, nodes: Sequence[int], deadline_s: float, round_number: int = 0) -> None:
         calls: dict[int, RollCall] = {}
-        failures = dict.fromkeys(nodes, LATE)
+        failures = dict.fromkeys(nodes, WireError(LATE, Reason.LATE))
         names: dict[int, str] = {}
         for answer in self._fleet.ask(dict.fromkeys(nodes, self._request), b"", deadline_s):
             names[answer.node] = answer.name
@@ -116,36 +108,42 @@ class RollCalls:
                 calls[answer.node] = _read(answer)
                 del failures[answer.node]
             except WireError as error:
-                failures[answer.node] = explain(answer, error)
+                failures[answer.node] = error
         ordered = sorted(calls.items(), key=lambda item: (item[1].site, item[0]))
         inside = [member.call for member in self.members.values()]
         reference = _common_encoders(inside or [call for _, call in ordered])
         for node, call in ordered:
-            self._hear(node, call, reference, details)
-        for node, reason in sorted(failures.items()):
+            self._hear(node, call, reference, round_number)
+        for node, failure in sorted(failures.items()):
             site = names.get(node) or f"node {node}"
-            self._journal.write("roll_call", **details, site=site, accepted=False, reason=reason)
+            self._journal.write(
+                events.RollCall(
+                    round=round_number, site=site, accepted=False, reason=str(failure), code=failure.code
+                )
+            )
         taking_part = {member.node for member in self.members.values()}
         self._asked |= dict.fromkeys((node for node in nodes if node not in taking_part), self._now())
         self.members = dict(sorted(self.members.items()))
 
-    def _hear(self, node: int, call: RollCall, reference: dict[str, str], details: dict[str, int]) -> None:
-        reason = _mismatch(call, self._study, reference)
+    def _hear(self, node: int, call: RollCall, reference: dict[str, str], round_number: int) -> None:
+        error = _mismatch(call, self._study, reference)
         if call.site in self.members and self.members[call.site].node in self._there:
-            reason = "another node has the same site id"
-        if reason is None:
+            error = WireError("another node has the same site id", Reason.DUPLICATE)
+        if error is None:
             self.members[call.site] = Member(node, call)
         self._journal.write(
-            "roll_call",
-            **details,
-            site=call.site,
-            accepted=reason is None,
-            reason=reason,
-            samples=call.samples,
-            encoders=dict(call.encoders),
-            software=call.software,
-            notes=list(call.notes),
-            counts=asdict(call.counts),
+            events.RollCall(
+                round=round_number,
+                site=call.site,
+                accepted=error is None,
+                reason=None if error is None else str(error),
+                code=None if error is None else error.code,
+                samples=call.samples,
+                encoders=call.encoders,
+                software=call.software,
+                notes=call.notes,
+                counts=asdict(call.counts),
+            )
         )
 
 
@@ -173,7 +171,7 @@ def _read(answer: Answer) -> RollCall:
     Raises:
         WireError: If it is no roll call, the site's id is none, or not the one that its node was admitted as.
     """
-    call = decode(RollCall, answer.header or "")
+    call = answer.read(RollCall)
     if not _ID.fullmatch(call.site):
         raise WireError("a site id of other signs than letters, digits, dot, dash, underscore and plus")
     if answer.name and call.site != answer.name:
@@ -190,14 +188,16 @@ def _common_encoders(calls: list[RollCall]) -> dict[str, str]:
     return {modality: counter.most_common(1)[0][0] for modality, counter in marks.items()}
 
 
-def _mismatch(call: RollCall, study: Study, encoders: dict[str, str]) -> str | None:
+def _mismatch(call: RollCall, study: Study, encoders: dict[str, str]) -> WireError | None:
     """Why a site cannot take part, or nothing."""
     own = version("federated-mmare")
     if call.study_hash != study.hash:
-        return f"study hash {call.study_hash[:12]}, expected {study.hash[:12]}"
+        return WireError(f"study hash {call.study_hash[:12]}, expected {study.hash[:12]}", Reason.STUDY_HASH)
     if call.software != own:
-        return f"software version {call.software}, expected {own}"
+        return WireError(f"software version {call.software}, expected {own}", Reason.SOFTWARE)
     for modality, mark in call.encoders.items():
         if mark != encoders.get(modality, mark):
-            return f"encoder of {modality} is {mark}, expected {encoders[modality]}"
+            return WireError(
+                f"encoder of {modality} is {mark}, expected {encoders[modality]}", Reason.ENCODER
+            )
     return None

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final
 
+from mmare.errors import Reason
 from mmare.metrics.intervals import bootstrap_intervals
 from mmare.metrics.state import MetricState, merge_all
 from mmare.wire.messages import Split, WireError
@@ -75,7 +76,7 @@ def trained_state(update: Update, study: Study) -> MetricState:
         WireError: If it is not one, or of another split.
     """
     if update.trained is None or update.trained.split is not Split.VAL:
-        raise WireError("an evaluation of the trained model on another split than validation")
+        raise WireError("an evaluation of the trained model on another split than validation", Reason.METRICS)
     return _state(update.trained.state, study)
 
 
@@ -83,7 +84,7 @@ def _state(content: Mapping[str, Any], study: Study) -> MetricState:
     try:
         return MetricState.from_dict(dict(content), len(study.classes))
     except ValueError as error:
-        raise WireError(f"metric state: {error}") from None
+        raise WireError(f"metric state: {error}", Reason.METRICS) from None
 
 
 def headline(states: SplitStates, study: Study) -> dict[str, Any]:

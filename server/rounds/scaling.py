@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
+from mmare.errors import Reason
 from mmare.models.adapters import pooled_moments
 from mmare.wire.messages import Moments, WireError
+from server.store import events
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -34,15 +36,16 @@ def check_statistics(statistics: Statistics, study: Study, samples: int) -> None
     """
     names = [moments.modality for moments in statistics.moments]
     if names != [modality.name for modality in study.modalities]:
-        raise WireError("moments of other modalities than the study's")
+        raise WireError("moments of other modalities than the study's", Reason.MOMENTS)
     for modality, moments in zip(study.modalities, statistics.moments, strict=True):
+        what = f"moments of {modality.name}"
         if len(moments.total) != modality.width or len(moments.squares) != modality.width:
-            raise WireError(f"moments of {modality.name} have another width than {modality.width}")
+            raise WireError(f"{what} have another width than {modality.width}", Reason.MOMENTS)
         if not 0 <= moments.n <= samples:
-            raise WireError(f"moments of {modality.name} are of {moments.n} rows, expected 0 to {samples}")
+            raise WireError(f"{what} are of {moments.n} rows, expected 0 to {samples}", Reason.MOMENTS)
         for total, squares in zip(moments.total, moments.squares, strict=True):
             if not (abs(total) < LARGEST and total**2 <= max(moments.n, 0) * squares * SLACK + TINY):
-                raise WireError(f"moments of {modality.name} that no rows have")
+                raise WireError(f"{what} that no rows have", Reason.MOMENTS)
 
 
 def set_scaling(
@@ -58,4 +61,4 @@ def set_scaling(
         zeros = [0.0] * modality.width
         model.scaling.set_moments(slot, *pooled_moments(n, total or zeros, squares or zeros))
         sites = [site for site in sorted(statistics) if statistics[site].moments[slot].n > 0]
-        journal.write("scaling", modality=modality.name, n=n, sites=sites)
+        journal.write(events.Scaling(modality=modality.name, n=n, sites=tuple(sites)))

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch.linalg import vector_norm
 
+from mmare.errors import Reason
 from mmare.models.blocks import block_tensors
 from mmare.models.phases import phase_at
 from mmare.study.choices import Untouched
@@ -70,18 +71,20 @@ class Upload:
         expected = phase_at(self._phases, round_number).blocks
         if set(update.exposures) != expected:
             odd = min(set(update.exposures) ^ expected)
-            raise WireError(f"exposures of other blocks than the round's: {odd!r}")
+            raise WireError(f"exposures of other blocks than the round's: {odd!r}", Reason.EXPOSURE)
         for name, count in update.exposures.items():
             most = update.samples * self._every[name].most
             if not 0 <= count <= most:
-                raise WireError(f"exposure {count} of block {name}, expected 0 to {most}")
+                raise WireError(f"exposure {count} of block {name}, expected 0 to {most}", Reason.EXPOSURE)
         stay = self._study.federation.untouched is Untouched.STAY
         wanted = tuple(name for name in self.of_round(round_number) if update.exposures[name] > 0 or not stay)
         if update.blocks != wanted:
-            raise WireError(f"tensors of the blocks {list(update.blocks)}, expected {list(wanted)}")
+            raise WireError(
+                f"tensors of the blocks {list(update.blocks)}, expected {list(wanted)}", Reason.LAYOUT
+            )
         layout = self.layout(wanted)
         if update.layout != layout.fingerprint:
-            raise WireError("tensors of another layout")
+            raise WireError("tensors of another layout", Reason.LAYOUT)
         return layout
 
     def read(self, received: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -95,7 +98,7 @@ class Upload:
             WireError: If a value is not finite, or the change longer than the study allows.
         """
         if not is_finite(received):
-            raise WireError("values that are not finite")
+            raise WireError("values that are not finite", Reason.NON_FINITE)
         changes = (tensor - self.tensors[name] for name, tensor in self.read(received).items())
         norm = math.hypot(*(float(vector_norm(change, dtype=torch.float64)) for change in changes))
         longest = self._study.federation.max_norm

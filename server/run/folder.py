@@ -8,14 +8,16 @@ import re
 import shutil
 import uuid
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any, Final
 
 import tomli_w
 
-from mmare.errors import InputError, MmareError, RunError, StudyError
+from mmare.errors import BusyError, Ending, InputError, MmareError, RunError, StudyError
 from mmare.models.registry import build_model, model_options
+from mmare.study.study import STUDY_FILE
 from server.aggregation.strategies import strategy_of
+from server.monitoring.followed_run import read_run
 from server.rounds.loop import Mode, Plan, RoundLoop
 from server.rounds.roll_call import roll_call
 from server.rounds.update_checks import Upload
@@ -29,7 +31,8 @@ from server.run.result import (
     outcome_facts,
     versions,
 )
-from server.store.journal import JOURNAL, RESULT, STUDY, Journal, read_journal
+from server.store.events import RunFailed, RunFinished, RunStarted
+from server.store.journal import JOURNAL, RESULT, Journal
 from server.store.model_file import save_model
 
 if TYPE_CHECKING:
@@ -43,7 +46,7 @@ if TYPE_CHECKING:
 __all__ = ["check_run", "execute", "finished_result"]
 
 MOST_MODALITIES: Final = 6  # whose subsets are tested: 63
-_OWN: Final = (JOURNAL, RESULT, STUDY, "report.html", "checkpoints", "model", "spool", "local", ".lock")
+_OWN: Final = (JOURNAL, RESULT, STUDY_FILE, "report.html", "checkpoints", "model", "spool", "local", ".lock")
 
 
 def finished_result(study: Study, settings: RunSettings) -> dict[str, Any] | None:
@@ -57,7 +60,7 @@ def finished_result(study: Study, settings: RunSettings) -> dict[str, Any] | Non
         raise InputError(f"{out}: is a file, expected a folder")
     if not out.exists():
         return None
-    started = _first_start(out)
+    started = read_run(out).first
     if started is None:
         foreign = sorted(path.name for path in out.iterdir() if path.name not in _OWN)
         if foreign:
@@ -66,9 +69,9 @@ def finished_result(study: Study, settings: RunSettings) -> dict[str, Any] | Non
         return None
     wanted = _settings_table(study, settings)
     for key, value in wanted.items():
-        if started["settings"].get(key) != value:
+        if started.settings.get(key) != value:
             raise InputError(
-                f"{out}: holds a run with another {_difference(key, started['settings'].get(key), value)}; "
+                f"{out}: holds a run with another {_difference(key, started.settings.get(key), value)}; "
                 "choose another folder, or --overwrite to replace it"
             )
     path = out / RESULT
@@ -125,28 +128,21 @@ def execute(
     with _alone(out):
         if settings.overwrite:
             _clear(out)
-        started = _first_start(out)
-        run = started["run"] if started else f"{_slug(study.name)}-{uuid.uuid4().hex[:8]}"
-        (out / STUDY).write_text(tomli_w.dumps(study.to_dict()), encoding="utf-8")
+        started = read_run(out).first
+        run = started.run if started else f"{_slug(study.name)}-{uuid.uuid4().hex[:8]}"
+        (out / STUDY_FILE).write_text(tomli_w.dumps(study.to_dict()), encoding="utf-8")
         journal = Journal(out / JOURNAL, run, listeners)
-        journal.write(
-            "run_started",
-            settings=_settings_table(study, settings),
-            versions=versions(),
-            hash=study.hash,
-            mode=settings.mode,
-            backend=settings.backend,
-        )
+        journal.write(_started(study, settings))
         try:
             result = _run(fleet, study, settings, journal, run)
         except MmareError as error:
-            journal.write("run_failed", reason=str(error))
+            journal.write(RunFailed(reason=str(error), code=error.ending))
             raise
         except KeyboardInterrupt:
-            journal.write("run_failed", reason="interrupted")
+            journal.write(RunFailed(reason="interrupted", code=Ending.INTERRUPTED))
             raise RunError("interrupted; the same command resumes the run") from None
         _write_atomically(out / RESULT, json.dumps(result, indent=2, allow_nan=False) + "\n")
-        journal.write("run_finished", **{key: result[key] for key in ("rounds_run", "best_round", "seconds")})
+        journal.write(RunFinished(**{key: result[key] for key in ("rounds_run", "best_round", "seconds")}))
     return result
 
 
@@ -170,15 +166,15 @@ def _run(fleet: Fleet, study: Study, settings: RunSettings, journal: Journal, ru
     members = roll_call(fleet, study, run, journal, settings.expected_nodes or 1)
     trainers = [site for site, member in members.items() if member.call.samples > 0]
     if not trainers:
-        raise RunError("no site with training rows took part in the roll call")
+        raise RunError("no site with training rows took part in the roll call", Ending.QUORUM)
     local: dict[str, Any] = {}
     outcomes = []
     for site in trainers:
         folder = out / "local" / site
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / STUDY).write_text(tomli_w.dumps(study.to_dict()), encoding="utf-8")
+        (folder / STUDY_FILE).write_text(tomli_w.dumps(study.to_dict()), encoding="utf-8")
         own = Journal(folder / JOURNAL, f"{run}-{site}", journal.listeners)
-        own.write("run_started", mode=Mode.LOCAL, site=site, hash=study.hash)
+        own.write(replace(_started(study, settings), site=site))
         loop = RoundLoop(
             fleet,
             study,
@@ -190,7 +186,7 @@ def _run(fleet: Fleet, study: Study, settings: RunSettings, journal: Journal, ru
         outcome = loop.run()
         outcomes.append(outcome)
         save_model(folder / "model", study, outcome.tensors, {"run": run, "round": outcome.best_round})
-        own.write("run_finished", **outcome_facts(outcome))
+        own.write(RunFinished(**outcome_facts(outcome)))
         local[site] = {**outcome_facts(outcome), "metrics": local_metrics(outcome, site)}
     totals = {
         phase: sum(outcome.progress.seconds.get(phase, 0.0) for outcome in outcomes)
@@ -207,6 +203,17 @@ def _run(fleet: Fleet, study: Study, settings: RunSettings, journal: Journal, ru
     }
 
 
+def _started(study: Study, settings: RunSettings) -> RunStarted:
+    return RunStarted(
+        settings=_settings_table(study, settings),
+        federation=study.to_dict()["federation"],
+        versions=versions(),
+        hash=study.hash,
+        mode=settings.mode,
+        backend=settings.backend,
+    )
+
+
 def _settings_table(study: Study, settings: RunSettings) -> dict[str, Any]:
     model = {"name": study.model.name, **asdict(model_options(study))}
     table = {
@@ -218,11 +225,6 @@ def _settings_table(study: Study, settings: RunSettings) -> dict[str, Any]:
     }
     plain: dict[str, Any] = json.loads(json.dumps(table))  # as the journal gives it back
     return plain
-
-
-def _first_start(out: Path) -> dict[str, Any] | None:
-    events = read_journal(out / JOURNAL)
-    return next((event for event in events if event["event"] == "run_started"), None)
 
 
 def _difference(key: str, found: Any, wanted: Any) -> str:  # noqa: ANN401 - JSON values
@@ -241,13 +243,13 @@ def _alone(out: Path) -> Iterator[None]:
     """Hold the folder's lock.
 
     Raises:
-        InputError: If another process holds it.
+        BusyError: If another process holds it.
     """
     with (out / ".lock").open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            raise InputError(f"{out}: another process is running this run") from None
+            raise BusyError(f"{out}: another process is running this run") from None
         yield
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mmare.errors import InputError
-from mmare.study.study import load_study
+from mmare.study.study import STUDY_FILE, load_study
 from server.rounds.loop import Mode
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ def settings_of(run_config: Mapping[str, object]) -> tuple[Study, RunSettings]:
     federation = str(run_config.get("federation") or "")
     source = Path(federation) if federation else _embedded()  # a folder, or a study file alone
     assignments = [part for part in str(run_config.get("set") or "").split(";") if part.strip()]
-    study = load_study(source / "study.toml" if source.is_dir() else source).override(assignments)
+    study = load_study(source / STUDY_FILE if source.is_dir() else source).override(assignments)
     mode = str(run_config.get("mode") or Mode.FEDERATED)
     if mode not in list(Mode):
         raise InputError(f"mode must be one of {', '.join(Mode)}, found {mode!r}")

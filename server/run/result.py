@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 from mmare.models.registry import MODELS, build_model
 from mmare.wire.tensors import global_tensors
+from server.monitoring.followed_run import read_run
 from server.rounds.loop import Outcome
 from server.rounds.update_checks import Upload
-from server.store.journal import JOURNAL, read_journal
+from server.store.events import SiteLeftOut
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -77,24 +78,24 @@ def outcome_facts(outcome: Outcome) -> dict[str, Any]:
 def left_out(out: Path) -> list[dict[str, Any]]:
     """Who was left out when and why, from the journals; round 0 is the roll call."""
     found = []
-    for path in [out / JOURNAL, *sorted((out / "local").glob(f"*/{JOURNAL}"))]:
-        for event in read_journal(path):
-            if event["event"] == "site_left_out" or (event["event"] == "roll_call" and not event["accepted"]):
-                at_test = " (at the test)" if event.get("phase") == "test" else ""
-                entry = {
-                    "site": event["site"],
-                    "round": event.get("round", 0),
-                    "reason": event["reason"] + at_test,
-                }
-                if entry not in found:
-                    found.append(entry)
+    for folder in [out, *sorted((out / "local").glob("*"))]:
+        for event in read_run(folder).absences:
+            at_test = " (at the test)" if isinstance(event, SiteLeftOut) and event.phase else ""
+            entry = {
+                "site": event.site,
+                "round": event.round,
+                "reason": f"{event.reason}{at_test}",
+                "code": event.code,
+            }
+            if entry not in found:
+                found.append(entry)
     return found
 
 
 def notes_of_sites(out: Path) -> list[str]:
     """What sites said of their features at the roll call, each once."""
-    events = read_journal(out / JOURNAL)
-    return list(dict.fromkeys(note for event in events for note in event.get("notes", [])))
+    calls = read_run(out).calls.values()
+    return list(dict.fromkeys(note for call in calls for note in call.notes))
 
 
 def notes_of_model(study: Study) -> list[str]:

@@ -5,44 +5,22 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
+
+from server.store.events import to_entry
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from server.store.events import Event
 
-__all__ = ["Journal", "Listener", "read_journal"]
+__all__ = ["JOURNAL", "RESULT", "Journal", "Listener"]
+
+JOURNAL, RESULT = "rounds.jsonl", "result.json"  # of a run folder
 
 Listener = Callable[[Mapping[str, Any]], None]
-
-
-def read_journal(path: Path) -> list[dict[str, Any]]:
-    """The events of a journal that still count, in order.
-
-    A line that was cut is skipped. Where a run was resumed from a round, what was written of later rounds
-    before that does not count.
-
-    Example:
-        >>> from pathlib import Path
-        >>> read_journal(Path("/nonexistent/rounds.jsonl"))
-        []
-    """
-    if not path.exists():
-        return []
-    events: list[dict[str, Any]] = []
-    for line in path.read_text(encoding="utf-8", errors="replace").split("\n"):
-        try:
-            event = json.loads(line)
-        except ValueError:
-            continue
-        if not isinstance(event, dict) or "event" not in event:
-            continue
-        resumed = event.get("resumed_from")
-        if resumed is not None:
-            events = [other for other in events if other.get("round", 0) <= resumed]
-        events.append(event)
-    return events
 
 
 class Journal:
@@ -51,7 +29,7 @@ class Journal:
     Args:
         path: The file.
         run: Name of the run, in every event.
-        listeners: Called with every event after it is written.
+        listeners: Called with every line's object after it is written.
     """
 
     def __init__(self, path: Path, run: str, listeners: tuple[Listener, ...] = ()) -> None:
@@ -63,13 +41,13 @@ class Journal:
             with path.open("ab") as file:
                 file.truncate(found.rfind(b"\n") + 1)
 
-    def write(self, event: str, **content: Any) -> None:  # noqa: ANN401 - whatever JSON can hold
-        """Append one event.
+    def write(self, event: Event) -> None:
+        """Append one event, with the time and the name of the run.
 
         Raises:
             OSError: If it cannot be written, as where the disk is full; nothing of it is left then.
         """
-        entry = {"event": event, "time": datetime.now(UTC).isoformat(), "run": self._run, **content}
+        entry = to_entry(replace(event, time=datetime.now(UTC).isoformat(), run=self._run))
         line = json.dumps(entry, allow_nan=False).encode() + b"\n"
         with self._path.open("ab", buffering=0) as file:
             size = file.seek(0, os.SEEK_END)
@@ -81,6 +59,3 @@ class Journal:
                 raise
         for listener in self.listeners:
             listener(entry)
-
-
-JOURNAL, RESULT, STUDY = "rounds.jsonl", "result.json", "study.toml"

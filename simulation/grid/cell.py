@@ -20,8 +20,10 @@ import tomli_w
 
 from mmare.errors import InputError, StudyError
 from mmare.study.choices import Kind
-from mmare.study.study import Study, load_study
+from mmare.study.study import STUDY_FILE, Study, load_study
 from mmare.study.tables import read_toml
+from server.monitoring.followed_run import read_run
+from server.store.events import RoundStarted, RunStarted, parse_event
 from simulation.grid.file import resolve
 from simulation.grid.plan import Cell
 from sites.config import load_site
@@ -152,18 +154,19 @@ def run_cell(cell: Cell, place: Workplace, say: Say = lambda _text: None) -> dic
 def _listener(say: Say) -> Callable[[Mapping[str, Any]], None]:
     alone = ""
 
-    def listen(event: Mapping[str, Any]) -> None:
+    def listen(entry: Mapping[str, Any]) -> None:
         nonlocal alone
-        if event["event"] == "run_started":
-            alone = f"{event['site']} alone, " if "site" in event else ""
-        elif event["event"] == "round_started":
-            say(f"{alone}round {event['round']}")
+        match parse_event(entry):
+            case RunStarted(site=site):
+                alone = f"{site} alone, " if site else ""
+            case RoundStarted(round=number):
+                say(f"{alone}round {number}")
 
     return listen
 
 
 def _study(cell: Cell, federation: Path) -> Study:
-    return load_study(federation / "study.toml").override(cell.assignments)
+    return load_study(federation / STUDY_FILE).override(cell.assignments)
 
 
 def _federation(cell: Cell, place: Workplace) -> Path:
@@ -203,7 +206,7 @@ def _prepare(cell: Cell, place: Workplace, out: Path) -> None:
         raise StudyError(f"prepare {' '.join(cell.prepare)}: {error.format_message()}") from None
     except ClickException as error:
         raise StudyError(error.format_message()) from None
-    if not (out / "study.toml").exists():
+    if not (out / STUDY_FILE).exists():
         raise StudyError(f"prepare {' '.join(cell.prepare)}: made no federation")
 
 
@@ -300,18 +303,16 @@ def _thin(out: Path, federation: Path, *, keep_models: bool) -> None:
 
     Result, journal, study and report stay.
     """
-    from server.store.journal import read_journal  # noqa: PLC0415 - not for the parent
     from sites.federation import site_folders  # noqa: PLC0415 - pandas takes seconds
 
     for folder in (out, *out.glob("local/*")):
         for name in ("checkpoints", "spool", *(() if keep_models else ("model",))):
             shutil.rmtree(folder / name, ignore_errors=True)
-    runs = {str(event["run"]) for event in read_journal(out / "rounds.jsonl")}
+    run = read_run(out).name
     caches = [site.cache for site in site_folders(federation)]
     for cache in (*caches, federation / ".pooled"):
-        for run in runs:
-            for state in (cache / "runs").glob(f"{run}*"):
-                shutil.rmtree(state, ignore_errors=True)
+        for state in (cache / "runs").glob(f"{run}*") if run else ():
+            shutil.rmtree(state, ignore_errors=True)
 
 
 @contextmanager

@@ -20,12 +20,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from server.monitoring.run_state import RunState
 from simulation.report.results import (
     HEADLINE,
     MODES,
     Comparison,
     Contender,
-    Event,
     RunRecord,
     estimate,
     validation_curves,
@@ -143,16 +143,16 @@ def curves_of_run(record: RunRecord, sites: Sequence[str]) -> list[Drawing]:
         ("balanced_accuracy", "Validation balanced accuracy"),
         ("log_loss", "Validation loss"),
     ):
-        curves = validation_curves(record.events, metric)
+        curves = validation_curves(record.state, metric)
         lines = [Line(points, sites.index(site)) for site, points in curves.sites.items()]
         lines += [Line(curves.pooled, None)] if curves.pooled else []
         if lines:
             label = f"{title} over rounds, pooled and per site; round {chosen} was selected"
             drawn.append(Drawing(title, label, line_figure(f"curve-{metric}", label, lines, chosen)))
     trained: dict[str, dict[int, float | None]] = {}
-    for event in record.events:
-        if event["event"] == "site_update":
-            trained.setdefault(str(event["site"]), {})[event["round"]] = event.get("train_loss")
+    for number, row in record.state.rounds.items():
+        for site, update in row.updates.items():
+            trained.setdefault(site, {})[number] = update.train_loss
     if trained:
         lines = [Line(sorted(points.items()), sites.index(site)) for site, points in sorted(trained.items())]
         label = f"Train loss over rounds, per site; round {chosen} was selected"
@@ -160,7 +160,7 @@ def curves_of_run(record: RunRecord, sites: Sequence[str]) -> list[Drawing]:
     return drawn
 
 
-def curves_alone(journals: Mapping[str, Sequence[Event]], sites: Sequence[str]) -> list[Drawing]:
+def curves_alone(journals: Mapping[str, RunState], sites: Sequence[str]) -> list[Drawing]:
     """Draw how each site's own model did on its own validation rows, over rounds."""
     drawn = []
     for metric, title in (
@@ -168,8 +168,8 @@ def curves_alone(journals: Mapping[str, Sequence[Event]], sites: Sequence[str]) 
         ("log_loss", "Validation loss"),
     ):
         lines = []
-        for site, events in journals.items():
-            curves = validation_curves(events, metric)
+        for site, state in journals.items():
+            curves = validation_curves(state, metric)
             lines.append(Line(curves.sites.get(site) or curves.pooled, sites.index(site)))
         lines = [line for line in lines if line.points]
         if lines:

@@ -1,21 +1,23 @@
 """Read finished run folders, and line up the runs of one study on the same test rows.
 
 A run folder is trusted no further than its format: what is missing or damaged is named in one sentence.
-What a journal says twice, because a run was resumed, is counted once.
 """
 
 from __future__ import annotations
 
 import json
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from mmare.errors import InputError
-from mmare.study.study import Study, load_study
-from server.store.journal import read_journal
+from mmare.study.study import STUDY_FILE, Study, load_study
+from server.monitoring.followed_run import read_run
+from server.monitoring.run_state import RunState
+from server.store.events import SiteLeftOut
+from server.store.journal import JOURNAL, RESULT
 
 __all__ = [
     "HEADLINE",
@@ -40,7 +42,6 @@ HEADLINE = {"balanced_accuracy": "Balanced accuracy", "auc": "AUC", "macro_f1": 
 # In the order in which a comparison shows them.
 MODES = {"local": "Each site alone", "federated": "Federated", "centralised": "Centralised"}
 
-Event = dict[str, Any]
 Points = list[tuple[int, float | None]]
 
 
@@ -52,13 +53,13 @@ class RunRecord:
         folder: The run folder.
         study: ``study.toml``, defaults filled in.
         result: ``result.json``.
-        events: ``rounds.jsonl`` in order, without what a resume superseded.
+        state: What ``rounds.jsonl`` says.
     """
 
     folder: Path
     study: Study
     result: dict[str, Any]
-    events: tuple[Event, ...]
+    state: RunState
 
     @property
     def mode(self) -> str:
@@ -87,6 +88,7 @@ class Absence:
     first: int
     last: int
     reason: str
+    code: str = field(default="", compare=False)
 
 
 @dataclass(frozen=True)
@@ -153,14 +155,13 @@ def load_run(path: Path) -> RunRecord:
     Raises:
         InputError: If one of the files is missing or damaged.
     """
-    study = load_study(path / "study.toml")
-    result = _read_result(path / "result.json")
-    journal = path / "rounds.jsonl"
+    study = load_study(path / STUDY_FILE)
+    result = _read_result(path / RESULT)
+    journal = path / JOURNAL
     alone = result["mode"] == "local"  # then the journals lie beside each site's own model
     if not alone and not journal.is_file():
         raise InputError(f"{journal}: no such file")
-    events = tuple(read_journal(journal))
-    return RunRecord(folder=path, study=study, result=result, events=events)
+    return RunRecord(folder=path, study=study, result=result, state=read_run(path))
 
 
 def find_runs(path: Path) -> list[Path]:
@@ -179,12 +180,10 @@ def find_runs(path: Path) -> list[Path]:
     return sorted(found)
 
 
-def local_journals(record: RunRecord) -> dict[str, tuple[Event, ...]]:
-    """The journal of each site that trained alone, as far as the run folder has them."""
-    parts = record.folder / "local"
-    found = {part.name: part / "rounds.jsonl" for part in (_folders(parts) if parts.is_dir() else [])}
-    told = {site: found[site] for site in site_names(record) if site in found}
-    return {site: tuple(read_journal(path)) for site, path in told.items() if path.is_file()}
+def local_journals(record: RunRecord) -> dict[str, RunState]:
+    """What the journal of each site that trained alone says, as far as the run folder has them."""
+    folders = {site: record.folder / "local" / site for site in site_names(record)}
+    return {site: read_run(folder) for site, folder in folders.items() if (folder / JOURNAL).is_file()}
 
 
 def site_names(record: RunRecord) -> tuple[str, ...]:
@@ -193,19 +192,20 @@ def site_names(record: RunRecord) -> tuple[str, ...]:
     names = set(record.result.get("local") or {})
     for split in metrics.values():
         names |= set(split.get("sites") or {})
-    names |= {str(event["site"]) for event in record.events if event.get("site") is not None}
+    names |= {*record.state.calls, *(absence.site for absence in record.state.absences)}
+    names |= {site for row in record.state.rounds.values() for site in row.updates}
     names |= {str(entry["site"]) for entry in record.result.get("left_out") or []}
     return tuple(sorted(names))
 
 
-def validation_curves(events: Iterable[Event], metric: str) -> Curves:
-    """Follow a validation metric over rounds; what a round says last holds."""
-    rounds = {event["round"]: event.get("metrics") or {} for event in events if event["event"] == "validated"}
+def validation_curves(state: RunState, metric: str) -> Curves:
+    """Follow a validation metric over rounds."""
     pooled: Points = []
     sites: dict[str, Points] = {}
-    for number, metrics in sorted(rounds.items()):
-        pooled.append((number, (metrics.get("pooled") or {}).get(metric)))
-        for site, values in sorted((metrics.get("sites") or {}).items()):
+    for number, row in sorted(state.rounds.items()):
+        if row.metrics:
+            pooled.append((number, (row.metrics.get("pooled") or {}).get(metric)))
+        for site, values in sorted((row.metrics.get("sites") or {}).items()):
             sites.setdefault(site, []).append((number, (values or {}).get(metric)))
     return Curves(pooled=pooled, sites=sites)
 
@@ -213,21 +213,26 @@ def validation_curves(events: Iterable[Event], metric: str) -> Curves:
 def absences(record: RunRecord) -> list[Absence]:
     """Who was left out, when and why: refused at the roll call, or in a round; runs of rounds are joined."""
     noted = record.result.get("left_out")
-    if noted is None:
-        noted = [event for event in record.events if event["event"] == "site_left_out"]
-    entries = {(str(entry["site"]), str(entry.get("reason")), entry.get("round") or 0) for entry in noted}
-    known = {entry[:2] for entry in entries}
-    for event in record.events:
-        refusal = (str(event.get("site")), str(event.get("reason")))
-        if event["event"] == "roll_call" and not event.get("accepted", True) and refusal not in known:
-            entries.add((*refusal, 0))
+    if noted is None:  # of an earlier version
+        noted = [vars(each) for each in record.state.misses]
+    entries = {
+        (str(entry["site"]), str(entry.get("reason")), entry.get("round") or 0): entry for entry in noted
+    }
+    known = {key[:2] for key in entries}
+    for event in record.state.absences:
+        if not isinstance(event, SiteLeftOut) and (event.site, str(event.reason)) not in known:
+            entries[event.site, str(event.reason), 0] = vars(event)
     joined: list[Absence] = []
     for site, reason, number in sorted(entries):
         before = joined[-1] if joined else None
         if before and (before.site, before.reason) == (site, reason) and 0 < before.last == number - 1:
-            joined[-1] = Absence(site, before.first, number, reason)
+            joined[-1] = replace(before, last=number)
         else:
-            joined.append(Absence(site, number, number, reason))
+            joined.append(
+                Absence(
+                    site, number, number, reason, str(entries[site, reason, number].get("code") or reason)
+                )
+            )
     return sorted(joined, key=lambda absence: (absence.first, absence.site))
 
 
@@ -360,4 +365,4 @@ def _folders(path: Path) -> list[Path]:
 
 
 def _is_run(path: Path) -> bool:
-    return (path / "result.json").is_file()
+    return (path / RESULT).is_file()

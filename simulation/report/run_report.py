@@ -7,7 +7,7 @@ here is what it shows. matplotlib is imported when a page is written, so that im
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -15,13 +15,14 @@ from typing import Any
 from mmare.errors import InputError
 from mmare.study.choices import Select
 from mmare.study.study import Study
+from server.monitoring.run_state import RunState
+from server.store.events import SiteUpdate
 from simulation.report.page import render_page, replace_page
 from simulation.report.results import (
     HEADLINE,
     MODES,
     Comparison,
     Estimate,
-    Event,
     RunRecord,
     absences,
     find_runs,
@@ -105,9 +106,9 @@ def _run_view(record: RunRecord) -> View:
 
     sites = site_names(record)
     test = record.result["metrics"].get("test") or {}
-    traffic = _traffic(record.events)
+    traffic = _traffic(record.state)
     return {
-        **_common(record, sites, record.events),
+        **_common(record, sites, ()),
         "kind": "run",
         "present": [site for site in sites if site in traffic or site in (test.get("sites") or {})],
         "test": test,
@@ -128,10 +129,9 @@ def _local_view(record: RunRecord) -> View:
 
     journals = local_journals(record)
     sites = site_names(record)
-    events = [*record.events, *(event for told in journals.values() for event in told)]
     alone = line_up([record])
     return {
-        **_common(record, sites, events),
+        **_common(record, sites, tuple(journals.values())),
         "kind": "local",
         "local": record.result["local"],
         "curves": figures.curves_alone(journals, sites),
@@ -192,30 +192,29 @@ def _page(study: Study, sites: Sequence[str]) -> View:
     }
 
 
-def _common(record: RunRecord, sites: Sequence[str], events: Sequence[Event]) -> View:
+def _common(record: RunRecord, sites: Sequence[str], alone: Sequence[RunState]) -> View:
     """What the page of any one run shows."""
     page = _page(record.study, sites)
-    started = [event for event in record.events if event["event"] == "run_started"]
+    state = record.state
     # The journal's settings also tell the options that the model filled in itself.
-    written = (started[-1].get("settings") or {}) if started else {}
-    page["settings"]["model"] = {**(written.get("model") or {}), **page["settings"]["model"]}
+    written = {} if state.first is None else state.first.settings.get("model", {})
+    page["settings"]["model"] = {**written, **page["settings"]["model"]}
     page["settings"]["study"]["seed"] = record.seed
-    roll = {str(event["site"]): event for event in events if event["event"] == "roll_call"}
-    counts = {site: event["counts"] for site, event in sorted(roll.items()) if event.get("counts")}
+    calls = {site: call for each in (state, *alone) for site, call in each.calls.items()}
+    counts = {site: call.counts for site, call in sorted(calls.items()) if call.counts}
     return {
         **page,
         "record": record,
         "result": record.result,
-        "started": started,
-        "finished": next(
-            (event for event in reversed(record.events) if event["event"] == "run_finished"), None
-        ),
+        "began": state.first.time if state.first else "",
+        "ended": state.end.time if state.finished and state.end else "",
+        "interruptions": max(state.starts - 1, 0),
         "absences": absences(record),
         "selected_by": SELECTED_BY[record.study.training.select],
         "least": record.study.privacy.min_count,
         "rows": {site: told.get("splits") or {} for site, told in counts.items()},
         "patterns": _patterns(counts),
-        "scaling": {event["modality"]: event for event in events if event["event"] == "scaling"},
+        "scaling": state.scaling,
     }
 
 
@@ -290,11 +289,8 @@ def _times(record: RunRecord) -> list[View]:
     """Where the seconds of a run went, with each phase's share of the total."""
     seconds = record.result.get("seconds") or {}
     phases = {"setup": float(seconds.get("setup") or 0)}
-    for event in record.events:
-        spent = event.get("seconds") if event["event"] == "aggregated" else {}
-        if event["event"] == "checkpoint":
-            spent = {"checkpoint": event.get("seconds")}
-        for phase, value in (spent or {}).items():
+    for row in record.state.rounds.values():
+        for phase, value in {**row.phases, "checkpoint": row.checkpoint_s}.items():
             phases[phase] = phases.get(phase, 0.0) + float(value or 0)
     total = max(float(seconds.get("total") or 0), sum(phases.values()))
     rows = [(PHASES.get(phase, phase), value) for phase, value in phases.items()]
@@ -304,17 +300,17 @@ def _times(record: RunRecord) -> list[View]:
     ]
 
 
-def _traffic(events: Iterable[Event]) -> dict[str, View]:
+def _traffic(state: RunState) -> dict[str, View]:
     """Per site: rounds taken part in, and means per round of samples, seconds, update norm and bytes."""
-    rounds: dict[str, dict[int, Event]] = {}
-    for event in events:
-        if event["event"] == "site_update" and event.get("train_loss") is not None:
-            rounds.setdefault(str(event["site"]), {})[event["round"]] = event
+    rounds: dict[str, list[SiteUpdate]] = {}
+    for row in state.rounds.values():
+        for site, update in row.updates.items():
+            rounds.setdefault(site, []).append(update)
     keys = ("samples", "seconds", "norm", "bytes_up", "bytes_down")
     return {
         site: {
             "rounds": len(told),
-            **{key: sum(float(event.get(key) or 0) for event in told.values()) / len(told) for key in keys},
+            **{key: sum(float(getattr(update, key) or 0) for update in told) / len(told) for key in keys},
         }
         for site, told in sorted(rounds.items())
     }

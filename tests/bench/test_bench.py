@@ -26,7 +26,6 @@ from mmare.wire.tensors import layout_of, trained_tensors
 from server.aggregation.mean import Contribution
 from server.aggregation.strategies import Gathered, strategy_of
 from server.rounds.update_checks import Upload
-from server.store.journal import read_journal
 from simulation.run import Backend, run_federation
 from sites.datasets.mmist import prepare_mmist
 from sites.federation import SiteTables, write_federation
@@ -34,6 +33,7 @@ from sites.options import Grouping
 from tests.bench.plain import PlainMMARE
 from tests.bench.printed import DEVICES, report
 from tests.data_folder import data_folder
+from tests.server.journals import read_journal
 
 pytestmark = [pytest.mark.bench, pytest.mark.filterwarnings("default")]
 

@@ -72,9 +72,9 @@ def aggregated(number, at=3.0, **exposure):
     return event("aggregated", at, round=number, seconds=seconds, exposure=exposure)
 
 
-def validated(number, pooled, at=3.0, n=60, **sites):
+def validated(number, pooled, at=3.0, n=60, loss=None, **sites):
     metrics = {
-        "pooled": {"n": n, "balanced_accuracy": pooled, "log_loss": 1 - pooled},
+        "pooled": {"n": n, "balanced_accuracy": pooled, "log_loss": 1 - pooled if loss is None else loss},
         "sites": {name: {"n": rows, "balanced_accuracy": score} for name, (rows, score) in sites.items()},
     }
     return event("validated", at, round=number, metrics=metrics)
@@ -87,6 +87,17 @@ def a_round(number, sites, at=0.0, **exposure):
         aggregated(number, at + 2, **exposure),
         event("checkpoint", at + 2.5, round=number, file="round.safetensors", bytes=1000, seconds=0.3),
     ]
+
+
+def read_journal(path):
+    """The lines that still count: what was written of rounds after the one resumed from does not."""
+    found = []
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
+        entry = json.loads(line)
+        if "resumed_from" in entry:
+            found = [other for other in found if other.get("round", 0) <= entry["resumed_from"]]
+        found.append(entry)
+    return found
 
 
 def write(folder: Path, events, tail=b"", mode="wb"):

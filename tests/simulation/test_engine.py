@@ -102,39 +102,40 @@ def changed_text(old, new):
 
 
 FAULTS = [
-    (raises, "node failed (Flower error 2)"),
-    (refuses, "refused: S201"),
-    (nan_values, "values that are not finite"),
-    (infinite, "values that are not finite"),
-    (cut, "bytes of tensors, expected"),
-    (no_tensors, "0 bytes of tensors, expected"),
-    (claiming(layout="0123456789abcdef"), "tensors of another layout"),
-    (claiming(round=1), "an answer of 'birch' to round 1"),
-    (claiming(site="ash"), "an answer of 'ash' to round"),
-    (claiming(samples=10**9), "1000000000 samples, expected 1 to"),
-    (claiming(samples=0), "0 samples, expected 1 to"),
-    (claiming(samples=-5), "-5 samples, expected 1 to"),
-    (claiming(exposures={"shared": 1}), "exposures of other blocks"),
-    (with_update(exposing(nonsense=1)), "blocks than the round's: 'nonsense'"),
-    (with_update(exposing(shared=-1)), "exposure -1 of block shared"),
-    (with_update(exposing(shared=25)), "exposure 25 of block shared"),
-    (with_update(exposing(merge=25)), "exposure 25 of block merge"),
-    (with_update(exposing(merge=0)), "'merge'"),
-    (claiming(blocks=("nonsense",)), "'nonsense'"),
-    (claiming(blocks=("shared",)), "blocks ['shared'], expected"),
-    (claiming(blocks=()), "blocks [], expected"),
+    (raises, "node failed (Flower error 2)", "node_failed"),
+    (refuses, "refused: S201", "S201"),
+    (nan_values, "values that are not finite", "non_finite"),
+    (infinite, "values that are not finite", "non_finite"),
+    (cut, "bytes of tensors, expected", "layout"),
+    (no_tensors, "0 bytes of tensors, expected", "layout"),
+    (claiming(layout="0123456789abcdef"), "tensors of another layout", "layout"),
+    (claiming(round=1), "an answer of 'birch' to round 1", "other"),
+    (claiming(site="ash"), "an answer of 'ash' to round", "other"),
+    (claiming(samples=10**9), "1000000000 samples, expected 1 to", "samples"),
+    (claiming(samples=0), "0 samples, expected 1 to", "samples"),
+    (claiming(samples=-5), "-5 samples, expected 1 to", "samples"),
+    (claiming(exposures={"shared": 1}), "exposures of other blocks", "exposure"),
+    (with_update(exposing(nonsense=1)), "blocks than the round's: 'nonsense'", "exposure"),
+    (with_update(exposing(shared=-1)), "exposure -1 of block shared", "exposure"),
+    (with_update(exposing(shared=25)), "exposure 25 of block shared", "exposure"),
+    (with_update(exposing(merge=25)), "exposure 25 of block merge", "exposure"),
+    (with_update(exposing(merge=0)), "'merge'", "layout"),
+    (claiming(blocks=("nonsense",)), "'nonsense'", "layout"),
+    (claiming(blocks=("shared",)), "blocks ['shared'], expected", "layout"),
+    (claiming(blocks=()), "blocks [], expected", "layout"),
     (
         claiming(trained=Evaluation(Split.VAL, MetricState.empty(2).to_dict())),
         "evaluation of the trained model that was not asked for",
+        "metrics",
     ),
-    (claiming(seconds={"a": 1e308, "b": 1e308}), "seconds"),
-    (with_update(other_state), "metric state"),
-    (with_update(no_evaluation), "other splits than asked"),
-    (other_kind, "a message of kind 'Request', expected Update"),
-    (lambda *_: ("{}", b""), "not a message of this system"),
-    (changed_text('"samples":', '"sample":'), "unknown key 'sample'"),
-    (changed_text('"train_loss":', '"train_loss":NaN,"x":'), "not a message"),
-    (changed_text('"version":2', '"version":3'), "wire version 3, expected 2"),
+    (claiming(seconds={"a": 1e308, "b": 1e308}), "seconds", "other"),
+    (with_update(other_state), "metric state", "metrics"),
+    (with_update(no_evaluation), "other splits than asked", "metrics"),
+    (other_kind, "a message of kind 'Request', expected Update", "other"),
+    (lambda *_: ("{}", b""), "not a message of this system", "other"),
+    (changed_text('"samples":', '"sample":'), "unknown key 'sample'", "other"),
+    (changed_text('"train_loss":', '"train_loss":NaN,"x":'), "not a message", "other"),
+    (changed_text('"version":2', '"version":3'), "wire version 3, expected 2", "other"),
 ]
 
 
@@ -153,13 +154,14 @@ def test_a_faulty_site_is_left_out_of_that_round_and_asked_again(federation, tmp
     rounds = 2 * len(faults) + 1
     settings = (f"training.rounds={rounds}", f"training.patience={rounds}")
     result = run_nodes(federation, out, settings=settings, faults={1: fault})
-    told = {event["round"]: event["reason"] for event in events(out, "site_left_out")}
+    told = {event["round"]: (event["reason"], event["code"]) for event in events(out, "site_left_out")}
     assert list(told) == list(faults)
-    for number, (_, reason) in faults.items():
-        assert reason in told[number]
-    assert [(entry["round"], entry["site"], entry["reason"]) for entry in result["left_out"]] == [
-        (number, "birch", reason) for number, reason in told.items()
-    ]
+    for number, (_, reason, code) in faults.items():
+        assert reason in told[number][0]
+        assert told[number][1] == code
+    assert [
+        (entry["round"], entry["site"], entry["reason"], entry["code"]) for entry in result["left_out"]
+    ] == [(number, "birch", *words) for number, words in told.items()]
     updates = [
         (event["round"], event["site"])
         for event in events(out, "site_update")
@@ -297,7 +299,7 @@ def test_a_site_that_hangs_costs_its_deadline_only(federation, tmp_path, hanging
     )
     spent = time.monotonic() - began
     late = [entry for entry in result["left_out"] if entry["round"] == 2]
-    assert late == [{"site": SITES[hanging], "round": 2, "reason": "no answer before the deadline"}]
+    assert [(entry["site"], entry["round"], entry["code"]) for entry in late] == [(SITES[hanging], 2, "late")]
     in_time = {event["site"] for event in events(out, "site_update") if event["round"] == 2}
     assert in_time == set(SITES) - {SITES[hanging]}
     assert SITES[hanging] in {event["site"] for event in events(out, "site_update") if event["round"] == 3}

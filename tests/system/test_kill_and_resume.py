@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from server.store.journal import read_journal
 from sites.datasets.synthetic import prepare_synthetic
+from tests.server.journals import read_journal
 
 pytestmark = pytest.mark.system
 

@@ -392,7 +392,7 @@ class Coordinator:
         monkeypatch.setattr(supervision, "stop_runs", lambda _kit: self.swept.append(len(self.configs)))
         monkeypatch.setattr(supervision, "run_log", lambda _kit, run: f"log of {run}")
         config = {"federation": "f", "out": str(out), "overwrite": True}
-        view = StartView(self.console, out)
+        view = StartView(self.console)
         self.supervision = Supervision(kit, config, Limits(1.0, tries=tries), self, view, self.stopped)
 
     # As `Services`

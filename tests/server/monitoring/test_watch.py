@@ -27,13 +27,10 @@ ADMITTED = [started(), *(called(name) for name in SITES)]
 
 
 def folded(*lines, min_sites=2):
-    state = RunState(min_count=0, history=100)
+    state = RunState(history=100)
     federation = {"min_sites": min_sites, "deadline_s": 30}
     for line in lines:
-        settings = line.get("settings")
-        assert state.take(
-            line if settings is None else {**line, "settings": {**settings, "federation": federation}}
-        )
+        assert state.take({**line, "federation": federation} if line["event"] == "run_started" else line)
     return state
 
 

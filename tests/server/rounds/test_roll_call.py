@@ -3,12 +3,14 @@ from importlib.metadata import version
 
 import pytest
 
-from mmare.errors import SiteCode
+from mmare.errors import Reason, SiteCode
 from mmare.wire.messages import Counts, Endpoint, Refusal, Request, RollCall, Task, decode, encode
 from server.rounds.fleet import Answer
 from server.rounds.roll_call import ABSENT_S, AGAIN_S, RollCalls, roll_call
-from server.store.journal import Journal, read_journal
+from server.store.events import RunStarted
+from server.store.journal import Journal
 from tests.federations import CallableFleet, tiny_study
+from tests.server.journals import read_journal
 
 STUDY = tiny_study()
 CALL = RollCall("", STUDY.hash, version("federated-mmare"), {"ct": "given", "wsi": "given"}, Counts(), 20)
@@ -43,36 +45,48 @@ def test_those_who_match_take_part_in_id_order(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("wrong", "name", "reason"),
+    ("wrong", "name", "reason", "code"),
     [
         pytest.param(
-            site("cedar", study_hash="0" * 64), "cedar", f"study hash {'0' * 12}, expected {STUDY.hash[:12]}"
+            site("cedar", study_hash="0" * 64),
+            "cedar",
+            f"study hash {'0' * 12}, expected {STUDY.hash[:12]}",
+            Reason.STUDY_HASH,
         ),
         pytest.param(
             site("cedar", software="0.0.1"),
             "cedar",
             f"software version 0.0.1, expected {version('federated-mmare')}",
+            Reason.SOFTWARE,
         ),
         pytest.param(
-            site("cedar", encoders={"wsi": "given/2"}), "cedar", "encoder of wsi is given/2, expected given"
+            site("cedar", encoders={"wsi": "given/2"}),
+            "cedar",
+            "encoder of wsi is given/2, expected given",
+            Reason.ENCODER,
         ),
-        pytest.param(None, "node 3", "no answer before the deadline"),
-        pytest.param(raises, "node 3", "node failed (OSError)"),
-        pytest.param(lambda *_: (encode(Refusal(SiteCode.STUDY)), b""), "node 3", "refused: S102"),
-        pytest.param(lambda *_: ("no header", b""), "node 3", "not a message of this system"),
-        pytest.param(lambda *_: ("[" * 100_000, b""), "node 3", "not a message of this system"),
+        pytest.param(None, "node 3", "no answer before the deadline", Reason.LATE),
+        pytest.param(raises, "node 3", "node failed (OSError)", Reason.NODE_FAILED),
+        pytest.param(
+            lambda *_: (encode(Refusal(SiteCode.STUDY)), b""), "node 3", "refused: S102", SiteCode.STUDY
+        ),
+        pytest.param(lambda *_: ("no header", b""), "node 3", "not a message of this system", Reason.OTHER),
+        pytest.param(lambda *_: ("[" * 100_000, b""), "node 3", "not a message of this system", Reason.OTHER),
         pytest.param(
             lambda *_: (encode(CALL).replace('"samples":20', '"samples":20.5'), b""),
             "node 3",
             "RollCall samples must be a whole number, found 20.5",
+            Reason.OTHER,
         ),
     ],
     ids=["hash", "version", "encoder", "silent", "raises", "refusal", "garbage", "deep", "number"],
 )
-def test_who_does_not_match_is_refused_by_name_and_reason(tmp_path, wrong, name, reason):
+def test_who_does_not_match_is_refused_by_name_reason_and_code(tmp_path, wrong, name, reason, code):
     members, told = call(tmp_path, site("ash"), site("birch"), wrong)
     assert list(members) == ["ash", "birch"]
     assert told == {"ash": None, "birch": None, name: reason}
+    codes = {event["site"]: event["code"] for event in read_journal(tmp_path / "rounds.jsonl")}
+    assert codes == {"ash": None, "birch": None, name: code}
 
 
 def test_the_journal_says_who_was_accepted_and_what_they_have(tmp_path):
@@ -89,7 +103,8 @@ def test_of_two_nodes_with_one_id_the_first_node_stays(tmp_path):
     members, _ = call(tmp_path, site("ash"), site("ash", samples=99))
     assert members["ash"].node == 1
     second = read_journal(tmp_path / "rounds.jsonl")[1]
-    assert (second["accepted"], second["reason"]) == (False, "another node has the same site id")
+    assert (second["accepted"], second["code"]) == (False, "duplicate")
+    assert second["reason"] == "another node has the same site id"
 
 
 @pytest.mark.parametrize("name", ["", "../ash", "a/b", "/etc", "a\nb", "<b>ash</b>"])
@@ -164,7 +179,7 @@ class LateFleet(CallableFleet):
 def test_who_is_away_is_waited_for_less_long_when_a_run_is_taken_up(tmp_path, there, earlier, waits):
     study = tiny_study(federation={"deadline_s": 600, "min_sites": 2})
     if earlier:
-        Journal(tmp_path / "rounds.jsonl", "run").write("run_started")
+        Journal(tmp_path / "rounds.jsonl", "run").write(RunStarted())
     fleet = LateFleet(*(raises for _ in there))
     roll_call(fleet, study, "run", Journal(tmp_path / "rounds.jsonl", "run"), 3)
     assert fleet.waits == waits
@@ -208,8 +223,8 @@ def test_who_was_away_is_let_in_later_and_who_was_refused_is_asked_again_in_a_mi
     assert calls.look(5) == {}
     assert fleet.asked == ["odd"]
     events = read_journal(tmp_path / "rounds.jsonl")
-    told = [(event["site"], event["accepted"], event.get("round")) for event in events]
-    assert told == [("ash", True, None), ("odd", False, None), ("birch", True, 3), ("odd", False, 5)]
+    told = [(event["site"], event["accepted"], event["round"]) for event in events]
+    assert told == [("ash", True, 0), ("odd", False, 0), ("birch", True, 3), ("odd", False, 5)]
 
 
 def test_a_site_comes_back_on_another_node_only_once_the_first_is_gone(tmp_path):

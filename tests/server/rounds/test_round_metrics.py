@@ -3,6 +3,7 @@ import pytest
 import torch
 from sklearn import metrics as reference
 
+from mmare.errors import Reason
 from mmare.metrics.state import MetricState
 from mmare.wire.messages import Evaluation, Split, Update, WireError
 from server.rounds.round_metrics import collect_states, headline, metrics_of
@@ -126,5 +127,5 @@ def test_what_is_no_state_is_refused(content, place):
     evaluation = Evaluation(
         Split.TEST, content if place == "state" else good, {"10": content} if place == "pattern" else {}
     )
-    with pytest.raises(WireError, match="metric state"):
+    with pytest.raises(WireError, match="metric state", check=lambda error: error.code is Reason.METRICS):
         collect_states({"ash": Update("ash", 1, evaluations=(evaluation,))}, Split.TEST, STUDY)

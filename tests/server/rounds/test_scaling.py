@@ -2,11 +2,13 @@ import numpy as np
 import pytest
 import torch
 
+from mmare.errors import Reason
 from mmare.models.registry import build_model
 from mmare.wire.messages import Moments, Statistics, WireError
 from server.rounds.scaling import check_statistics, set_scaling
-from server.store.journal import Journal, read_journal
+from server.store.journal import Journal
 from tests.federations import WIDTHS, tiny_study
+from tests.server.journals import read_journal
 
 STUDY = tiny_study()
 SITES = {"ash": 13, "birch": 40, "cedar": 1}
@@ -95,7 +97,7 @@ def test_a_constant_feature_does_not_divide_by_zero(tmp_path):
     ],
 )
 def test_moments_that_are_not_the_studys_are_refused(parts, reason):
-    with pytest.raises(WireError, match=reason):
+    with pytest.raises(WireError, match=reason, check=lambda error: error.code is Reason.MOMENTS):
         check_statistics(Statistics("ash", parts), STUDY, samples=50)
 
 

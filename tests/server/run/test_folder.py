@@ -1,9 +1,13 @@
 import fcntl
 import json
+from types import SimpleNamespace
 
 import pytest
 
-from mmare.errors import InputError, RunError
+from mmare.errors import BusyError, InputError, RunError
+from server.app import main
+from server.deployment.flower_runs import FlowerRun
+from server.deployment.retry_policy import is_permanent
 from tests.federations import all_events, events, run_nodes, tiny_federation, weights
 
 SHORT = ("training.rounds=2",)
@@ -125,10 +129,28 @@ def test_a_second_process_on_the_same_folder_is_refused(federation, tmp_path):
     out.mkdir()
     with (out / ".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        with pytest.raises(InputError, match="another process is running this run"):
+        with pytest.raises(BusyError, match="another process is running this run"):
             run_nodes(federation, out, settings=SHORT)
     assert [path.name for path in out.iterdir()] == [".lock"]
     assert run_nodes(federation, out, settings=SHORT)["rounds_run"] == 2
+
+
+@pytest.mark.parametrize(
+    ("setting", "permanent"),
+    [pytest.param("", False, id="busy"), pytest.param("model.width=0", True, id="bad input")],
+)
+def test_flower_s_record_of_a_run_says_whether_trying_again_is_of_use(
+    federation, tmp_path, monkeypatch, setting, permanent
+):
+    monkeypatch.setattr("server.app.hurry", lambda: None)
+    context = SimpleNamespace(
+        run_config={"federation": str(federation), "out": str(tmp_path), "set": setting}
+    )
+    with (tmp_path / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(InputError) as error:
+            main(None, context)
+    assert is_permanent(FlowerRun("finished:failed", f"ServerApp failed: {error.value}")) is permanent
 
 
 def test_a_run_inside_a_running_run_is_refused(federation, tmp_path):

@@ -3,9 +3,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from server.rounds.selection import Selection
 from server.store.checkpoint import DamagedCheckpointError
 from server.store.checkpoints import CheckpointStore, Progress
+from server.store.selection import Selection
 
 
 def model(number):

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from mmare.errors import InputError
-from server.store.journal import read_journal
+from server.monitoring.followed_run import read_run
 from simulation.report.results import (
     Absence,
     Estimate,
@@ -70,8 +70,8 @@ def start() -> dict[str, Any]:
 def test_resume_supersedes_later_rounds(tmp_path):
     first = [start(), {"event": "roll_call", "site": "x"}, *rounds(1, 2, 3, 4, auc=0.4)]
     resumed = {"event": "resumed", "round": 2, "resumed_from": 2}
-    events = read_journal(write_events(tmp_path, [*first, start(), resumed, *rounds(3, auc=0.9)]))
-    curves = validation_curves(events, "auc")
+    write_events(tmp_path, [*first, start(), resumed, *rounds(3, auc=0.9)])
+    curves = validation_curves(read_run(tmp_path), "auc")
     assert curves.pooled == [(number, 0.9 if number == 3 else 0.4) for number in (1, 2, 3)]
     assert curves.sites == {"x": [(number, None) for number in (1, 2, 3)]}
 
@@ -194,4 +194,4 @@ def test_journals_of_sites_that_trained_alone(tmp_path):
     (run / "local" / "y").mkdir()
     write_events(run / "local" / "x", [start(), *rounds(1)])
     assert list(local_journals(load_run(run))) == ["x"]
-    assert load_run(run).events == ()
+    assert load_run(run).state.first is None

@@ -4,7 +4,7 @@ import math
 import pytest
 
 from mmare.study.choices import Select
-from server.rounds.selection import Selection
+from server.store.selection import Selection
 
 
 def metrics(accuracy, loss):

@@ -1,0 +1,301 @@
+"""The events of a run's journal, ``rounds.jsonl``: a dataclass each, made from a line and written as one."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import MISSING, dataclass, field, fields
+from typing import Any, Final, get_type_hints
+
+from mmare.errors import Ending, Reason, SiteCode
+from mmare.study.tables import TableError, convert
+
+__all__ = [
+    "Aggregated",
+    "Checkpoint",
+    "CheckpointDamaged",
+    "Event",
+    "OptimizerStateLost",
+    "Resumed",
+    "RollCall",
+    "RoundStarted",
+    "RunFailed",
+    "RunFinished",
+    "RunStarted",
+    "Scaling",
+    "Selected",
+    "SiteLeftOut",
+    "SiteUpdate",
+    "Tested",
+    "Validated",
+    "name_of",
+    "parse_event",
+    "to_entry",
+]
+
+Table = Mapping[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Event:
+    """What every event has; by itself one of a kind that this version does not know.
+
+    Args:
+        time: ISO, in UTC.
+        run: Name of the run.
+    """
+
+    time: str = ""
+    run: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunStarted(Event):
+    """An attempt at a run begins; ``site`` is set in the journal of one that trains alone.
+
+    ``settings`` are the tables of the study, with the folder of the sites in place of ``federation``.
+    """
+
+    settings: Table = field(default_factory=dict)
+    federation: Table = field(default_factory=dict)  # of the study
+    versions: Table = field(default_factory=dict)
+    hash: str = ""
+    mode: str = ""
+    backend: str = ""
+    site: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunFinished(Event):
+    """The result is there."""
+
+    rounds_run: int = 0
+    best_round: int = 0
+    seconds: Table = field(default_factory=dict)
+    bytes: Table = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunFailed(Event):
+    """An attempt ended before its time."""
+
+    reason: str = "no reason given"
+    code: Ending = Ending.OTHER
+
+
+@dataclass(frozen=True, kw_only=True)
+class Resumed(Event):
+    """What was written of rounds after ``resumed_from`` counts no more."""
+
+    round: int = 0
+    resumed_from: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class RollCall(Event):
+    """What a node said of itself, and why its site does not take part if it does not."""
+
+    round: int = 0  # about to begin
+    site: str
+    accepted: bool = True
+    reason: str | None = None
+    code: Reason | SiteCode | None = None
+    samples: int | None = None
+    encoders: Table = field(default_factory=dict)
+    software: str = ""
+    notes: tuple[str, ...] = ()
+    counts: Table = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scaling(Event):
+    """A modality's moments were pooled over ``n`` rows of these sites."""
+
+    modality: str
+    n: int | None = None
+    sites: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerStateLost(Event):
+    """These sites go on with a fresh optimiser."""
+
+    round: int = 0
+    sites: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class RoundStarted(Event):
+    """A round begins."""
+
+    round: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class SiteUpdate(Event):
+    """A good answer; without ``train_loss`` one of a site that only evaluated."""
+
+    round: int
+    phase: str = ""  # "test" after the rounds
+    site: str
+    samples: int = 0
+    seconds: float | None = None
+    bytes_up: int = 0
+    bytes_down: int = 0
+    norm: float | None = None
+    train_loss: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class SiteLeftOut(Event):
+    """A site's answer was late or refused."""
+
+    round: int = 0
+    phase: str = ""  # "test" after the rounds
+    site: str
+    reason: str
+    code: Reason | SiteCode = Reason.OTHER
+
+
+@dataclass(frozen=True, kw_only=True)
+class Aggregated(Event):
+    """The next model is made: seconds per phase, draws per block."""
+
+    round: int
+    seconds: Table = field(default_factory=dict)
+    exposure: Table = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Validated(Event):
+    """How the model after a round does."""
+
+    round: int
+    metrics: Table
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint(Event):
+    """A round is on disk."""
+
+    round: int
+    file: str = ""
+    bytes: int = 0
+    seconds: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointDamaged(Event):
+    """Checkpoints that are passed over."""
+
+    files: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Selected(Event):
+    """The round that is kept, on the validation rows."""
+
+    round: int
+    metrics: Table
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tested(Event):
+    """The round that is kept, on the test rows."""
+
+    round: int
+    metrics: Table
+
+
+def name_of(kind: type[Event]) -> str:
+    """What the journal calls a kind of event.
+
+    Example:
+        >>> name_of(SiteLeftOut)
+        'site_left_out'
+    """
+    return re.sub(r"(?<!^)(?=[A-Z])", "_", kind.__name__).lower()
+
+
+KINDS: Final[dict[str, type[Event]]] = {name_of(kind): kind for kind in Event.__subclasses__()}
+
+
+def _parts(kind: type[Event]) -> tuple[tuple[str, Any, bool], ...]:
+    """Name, annotation and whether it must be there, of each field."""
+    hints = get_type_hints(kind)
+    return tuple(
+        (part.name, hints[part.name], part.default is MISSING and part.default_factory is MISSING)
+        for part in fields(kind)
+    )
+
+
+_PARTS: Final = {kind: _parts(kind) for kind in KINDS.values()} | {Event: _parts(Event)}
+
+
+def to_entry(event: Event) -> dict[str, Any]:
+    """An event as a line's object; empty texts are left out.
+
+    Example:
+        >>> to_entry(RoundStarted(round=3, run="r"))
+        {'event': 'round_started', 'run': 'r', 'round': 3}
+    """
+    values = {part.name: getattr(event, part.name) for part in fields(event)}
+    return {
+        "event": name_of(type(event)),
+        **{name: value for name, value in values.items() if value != ""},
+    }
+
+
+def parse_event(entry: Mapping[str, Any]) -> Event:
+    """Make an event from a line's object; `to_entry` reverses it.
+
+    An optional field of the wrong kind counts as absent, a key that is not known is passed over.
+
+    Raises:
+        TableError: If a field without which the event means nothing is missing or of the wrong kind.
+
+    Example:
+        >>> parse_event({"event": "round_started", "round": 3, "run": 5})
+        RoundStarted(time='', run='', round=3)
+        >>> parse_event({"event": "site_left_out", "site": "ash", "reason": "refused: S203"}).code
+        <SiteCode.NON_FINITE: 'S203'>
+    """
+    kind = KINDS.get(entry.get("event", ""), Event)
+    if "reason" in entry and "code" not in entry:
+        entry = {**entry, "code": _code_before(str(entry["reason"]))}
+    values: dict[str, Any] = {}
+    for name, hint, required in _PARTS[kind]:
+        try:
+            value = entry[name]
+            values[name] = value if type(value) is hint and hint is not float else convert(value, hint, name)
+        except (KeyError, TableError):
+            if required:
+                raise TableError(f"{entry.get('event')} without a usable {name!r}") from None
+    return kind(**values)
+
+
+_BEFORE: Final = (  # the first that is found in a sentence decides
+    ("no answer before the deadline", Reason.LATE),
+    ("node failed", Reason.NODE_FAILED),
+    ("not finite", Reason.NON_FINITE),
+    ("metric state", Reason.METRICS),
+    ("evaluation", Reason.METRICS),
+    ("exposure", Reason.EXPOSURE),
+    ("moments of", Reason.MOMENTS),
+    ("tensors", Reason.LAYOUT),
+    ("samples, expected", Reason.SAMPLES),
+    ("study hash", Reason.STUDY_HASH),
+    ("software version", Reason.SOFTWARE),
+    ("encoder of", Reason.ENCODER),
+    ("the same site id", Reason.DUPLICATE),
+    ("federation.min_sites", Ending.QUORUM),
+    ("no site", Ending.QUORUM),
+    ("selected model cannot be read", Ending.CHECKPOINT),
+    ("interrupted", Ending.INTERRUPTED),
+)
+
+
+def _code_before(sentence: str) -> str | None:
+    """The code of a sentence in a journal that was written before lines had one."""
+    refused = re.fullmatch(r"refused: (S\d{3})", sentence)
+    return refused[1] if refused else next((code for part, code in _BEFORE if part in sentence), None)
