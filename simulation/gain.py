@@ -12,6 +12,7 @@ from client.training.model_pool import ModelPool
 from client.training.service import SiteService
 from client.training.state import StateStore
 from mmare.errors import InputError
+from mmare.host.files import replacing
 from mmare.study.study import STUDY_FILE, load_study
 from mmare.wire.tensors import global_tensors
 from server.monitoring.followed_run import read_run
@@ -84,7 +85,8 @@ def compare_runs(joined: Path, alone: Path) -> dict[str, Any]:
         global_tensors(load_model(joined / "model")),
         {folder.name: global_tensors(load_model(folder / "model")) for folder in folders},
     )
-    (joined / GAIN).write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+    with replacing(joined / GAIN) as partial:
+        partial.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
     write_report(joined)
     return found
 

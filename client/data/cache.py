@@ -5,12 +5,12 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import uuid
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
 from client.ingest.reasons import ScanReason, ScanRefused, explain
+from mmare.host.files import replacing
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -121,14 +121,10 @@ class EmbeddingCache:
 
     @staticmethod
     def _write(path: Path, content: bytes) -> None:
-        """Write a file beside its place and move it there: whole or not at all."""
+        """Replace a file; a power cut may take it, and the scan is encoded again, but never a part of it."""
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{uuid.uuid4().hex}")
-        try:
-            temporary.write_bytes(content)
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        with replacing(path, flush_folder=False) as partial:  # 5 ms a scan less
+            partial.write_bytes(content)
 
     def _path(self, key: str) -> Path:
         return self._folder / key[:2] / f"{key}.npy"

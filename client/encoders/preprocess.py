@@ -34,6 +34,7 @@ import torch
 
 from client.ingest.reasons import ScanReason, ScanRefused
 from mmare.errors import InputError
+from mmare.host.files import replacing
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -266,17 +267,12 @@ def run_mask_command(template: str, source: Path, target: Path, timeout_s: float
         ScanRefused: If the program fails, takes too long or writes nothing.
     """
     words = _words(template)
-    partial = target.with_name(f"partial-{uuid.uuid4().hex}-{target.name}")
-    paths = dict(zip(_PLACEHOLDERS, (str(source), str(partial)), strict=True))
-    command = [_put(word, paths) for word in words]
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        _run(command, timeout_s)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(target, f"partial-{uuid.uuid4().hex}-{target.name}") as partial:
+        paths = dict(zip(_PLACEHOLDERS, (str(source), str(partial)), strict=True))
+        _run([_put(word, paths) for word in words], timeout_s)
         if not partial.is_file() or partial.stat().st_size == 0:
             raise ScanRefused(ScanReason.MASK_COMMAND, f"{words[0]} ended well and wrote no mask.")
-        partial.replace(target)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _words(template: str) -> list[str]:

@@ -18,7 +18,6 @@ import hashlib
 import json
 import pickle
 import shutil
-import uuid
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -35,6 +34,7 @@ from torch import Tensor
 
 from client.encoders import med3d, resnet50_wsi, unimed_clip, vgg11
 from mmare.errors import InputError, RunError
+from mmare.host.files import replacing
 
 __all__ = [
     "LAYOUTS",
@@ -342,15 +342,12 @@ def _convert(state: Mapping[str, Tensor], target: Path) -> str:
 @contextmanager
 def _written(target: Path) -> Iterator[Path]:
     """A file beside the target to write to, which takes its place when all went well."""
-    partial = target.with_name(f".partial-{uuid.uuid4().hex}")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        yield partial
-        partial.replace(target)
+        with replacing(target) as partial:
+            yield partial
     except (OSError, SafetensorError) as error:
         raise RunError(f"{target}: cannot be written ({error})") from None
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _pins(folder: Path) -> dict[str, dict[str, str]]:

@@ -20,6 +20,7 @@ from client.ingest.reasons import ScanReason, ScanRefused
 from client.ingest.report import REPORT_NAME, Outcome, Report, SeriesEntry, write_json
 from client.ingest.volume import Volume, ras_to_lps
 from mmare.errors import InputError, RunError
+from mmare.host.files import replacing
 
 __all__ = ["convert_folder", "write_volume"]
 
@@ -99,12 +100,11 @@ def write_volume(volume: Volume, path: Path) -> None:
     image.SetOrigin(affine_mm[:3, 3].tolist())  # type: ignore[no-untyped-call]  # as above
     direction = affine_mm[:3, :3] / np.array(volume.spacing_mm)
     image.SetDirection(direction.ravel().tolist())  # type: ignore[no-untyped-call]  # as above
-    partial = path.with_name(f".partial-{path.name}")
     try:
-        sitk.WriteImage(image, str(partial), useCompression=True)
-        partial.replace(path)
+        # A name that is always the same: what a killed conversion left is written over by the next one.
+        with replacing(path, f".partial-{path.name}") as partial:
+            sitk.WriteImage(image, str(partial), useCompression=True)
     except (RuntimeError, OSError) as error:
-        partial.unlink(missing_ok=True)
         raise RunError("a volume cannot be written to the output folder; is the disk full?") from error
 
 

@@ -16,6 +16,7 @@ from typing import Any
 from client.ingest.files import IgnoredFile
 from client.ingest.reasons import Correction, ScanReason, explain
 from client.ingest.volume import Plane
+from mmare.host.files import replacing
 
 __all__ = ["REPORT_NAME", "Outcome", "Report", "SeriesEntry", "write_json"]
 
@@ -161,7 +162,6 @@ def _with_sentence(code: ScanReason | Correction) -> dict[str, str]:
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
     """Replace a JSON file in one step, so that a reader finds the old one or the new one."""
-    partial = path.with_name(f".partial-{path.name}")
-    # Odd bytes of a file name, which Python keeps as lone surrogates, are written as JSON escapes.
-    partial.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    partial.replace(path)
+    with replacing(path) as partial:
+        # Odd bytes of a file name, which Python keeps as lone surrogates, are written as JSON escapes.
+        partial.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

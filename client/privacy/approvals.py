@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import getpass
 import logging
-import os
 import re
-import uuid
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final, Protocol
@@ -14,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 import tomli_w
 
 from mmare.errors import DataError, StudyError
+from mmare.host.files import replacing
 from mmare.study.study import Study, parse_study
 from mmare.study.tables import TableError, read_toml
 
@@ -130,14 +129,8 @@ class ApprovalFolder:
             head["max_releases"] = max_releases
         self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         path = self._path(study.hash)
-        temporary = path.with_name(f".{uuid.uuid4().hex}")
-        try:
-            temporary.write_text(tomli_w.dumps({_HEAD: head, **study.to_dict()}), encoding="utf-8")
-            with temporary.open("rb") as file:
-                os.fsync(file.fileno())
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        with replacing(path) as partial:
+            partial.write_text(tomli_w.dumps({_HEAD: head, **study.to_dict()}), encoding="utf-8")
         return path
 
     def revoke(self, study_hash: str) -> None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import shutil
-import uuid
 from concurrent.futures import Future, ThreadPoolExecutor
 from threading import BoundedSemaphore
 from typing import TYPE_CHECKING, Final
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+
+from mmare.host.files import replacing
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -77,13 +78,11 @@ class StateStore:
         self, run: str, round_number: int, state: dict[str, Tensor], accepted: int | None, best: int | None
     ) -> None:
         path = self._path(run, round_number)
-        temporary = path.with_name(f".{uuid.uuid4().hex}")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            save_file(state, temporary)
-            temporary.replace(path)
+            with replacing(path) as partial:
+                save_file(state, partial)
         finally:
-            temporary.unlink(missing_ok=True)
             _PENDING.release()
         present = self._present(run)
         before = [held for held in present if accepted is not None and held <= accepted]

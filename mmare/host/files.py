@@ -1,21 +1,61 @@
-"""Small files that a person or another program relies on: whole or not there, never open for a moment."""
+"""Files that others rely on: whole or not there, even after a power cut; and names fit for files."""
 
 from __future__ import annotations
 
+import errno
 import os
+import re
+import unicodedata
 import uuid
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
-__all__ = ["write_whole"]
+__all__ = ["replacing", "slug", "write_whole"]
+
+
+@contextmanager
+def replacing(path: Path, beside: str | None = None, *, flush_folder: bool = True) -> Iterator[Path]:
+    """Write a file beside its place; when the block ends well, it is flushed to disk and takes the place.
+
+    A reader finds the old file or the new one, whole. If the block fails, the old one stays, and no other.
+
+    Args:
+        path: To make or replace; its folder exists.
+        beside: Name to write to, where the writer needs a certain suffix; by default a random one.
+        flush_folder: Whether the new name survives a power cut, too: milliseconds more a file.
+
+    Yields:
+        The path to write to.
+
+    Raises:
+        OSError: If it cannot be written.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from tempfile import TemporaryDirectory
+        >>> with TemporaryDirectory() as folder:
+        ...     with replacing(Path(folder) / "notes") as partial:
+        ...         _ = partial.write_text("whole")
+        ...     [(path.name, path.read_text()) for path in Path(folder).iterdir()]
+        [('notes', 'whole')]
+    """
+    partial = path.with_name(beside or f".{uuid.uuid4().hex}")
+    try:
+        yield partial
+        _flush(partial)
+        partial.replace(path)
+        if flush_folder:
+            _flush(path.parent)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def write_whole(path: Path, content: bytes, mode: int = 0o644, group: int | None = None) -> None:
-    """Write a file, or replace it, in one step: a reader finds the old or the new one, whole.
-
-    It has its mode before it has its name, so a secret is never readable for a moment.
+    """Write or replace a file as `replacing` does; it has its mode before it has its name or content.
 
     Args:
         path: The file.
@@ -35,16 +75,32 @@ def write_whole(path: Path, content: bytes, mode: int = 0o644, group: int | None
         ...     found.read_bytes(), oct(found.stat().st_mode)
         (b'abc', '0o100600')
     """
-    temporary = path.with_name(f".{uuid.uuid4().hex}")
-    try:
-        number = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    with replacing(path) as partial:
+        number = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         with os.fdopen(number, "wb") as file:
             if group is not None:
                 os.fchown(number, -1, group)
             os.fchmod(number, mode)
             file.write(content)
-            file.flush()
-            os.fsync(number)
-        temporary.replace(path)
+
+
+def slug(text: str) -> str:
+    """Text as part of a file name: lower case letters and digits of ASCII, joined by ``-``; may be empty.
+
+    Example:
+        >>> slug("Hôpital St. Anne / Nord"), slug("T2* (fs)"), slug("日本")
+        ('hopital-st-anne-nord', 't2-fs', '')
+    """
+    plain = unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode().lower()
+    return "-".join(re.findall(r"[a-z0-9]+", plain))
+
+
+def _flush(path: Path) -> None:
+    number = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(number)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # some network file systems flush no folders
+            raise
     finally:
-        temporary.unlink(missing_ok=True)
+        os.close(number)

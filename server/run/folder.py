@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import fcntl
 import json
-import re
 import shutil
 import uuid
 from contextlib import contextmanager
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 import tomli_w
 
 from mmare.errors import BusyError, Ending, InputError, MmareError, RunError, StudyError
+from mmare.host.files import replacing, slug
 from mmare.models.registry import build_model, model_options
 from mmare.study.study import STUDY_FILE
 from server.aggregation.strategies import strategy_of
@@ -129,8 +129,9 @@ def execute(
         if settings.overwrite:
             _clear(out)
         started = read_run(out).first
-        run = started.run if started else f"{_slug(study.name)}-{uuid.uuid4().hex[:8]}"
-        (out / STUDY_FILE).write_text(tomli_w.dumps(study.to_dict()), encoding="utf-8")
+        run = started.run if started else f"{slug(study.name) or 'run'}-{uuid.uuid4().hex[:8]}"
+        with replacing(out / STUDY_FILE) as partial:
+            partial.write_text(tomli_w.dumps(study.to_dict()), encoding="utf-8")
         journal = Journal(out / JOURNAL, run, listeners)
         journal.write(_started(study, settings))
         try:
@@ -141,7 +142,8 @@ def execute(
         except KeyboardInterrupt:
             journal.write(RunFailed(reason="interrupted", code=Ending.INTERRUPTED))
             raise RunError("interrupted; the same command resumes the run") from None
-        _write_atomically(out / RESULT, json.dumps(result, indent=2, allow_nan=False) + "\n")
+        with replacing(out / RESULT) as partial:
+            partial.write_text(json.dumps(result, indent=2, allow_nan=False) + "\n", encoding="utf-8")
         journal.write(RunFinished(**{key: result[key] for key in ("rounds_run", "best_round", "seconds")}))
     return result
 
@@ -172,7 +174,8 @@ def _run(fleet: Fleet, study: Study, settings: RunSettings, journal: Journal, ru
     for site in trainers:
         folder = out / "local" / site
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / STUDY_FILE).write_text(tomli_w.dumps(study.to_dict()), encoding="utf-8")
+        with replacing(folder / STUDY_FILE) as partial:
+            partial.write_text(tomli_w.dumps(study.to_dict()), encoding="utf-8")
         own = Journal(folder / JOURNAL, f"{run}-{site}", journal.listeners)
         own.write(replace(_started(study, settings), site=site))
         loop = RoundLoop(
@@ -260,16 +263,3 @@ def _clear(out: Path) -> None:
             shutil.rmtree(path)
         elif name != ".lock":
             path.unlink(missing_ok=True)
-
-
-def _write_atomically(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _slug(name: str) -> str:
-    return re.sub(r"[^A-Za-z0-9]+", "-", name).strip("-").lower() or "run"

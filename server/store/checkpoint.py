@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import uuid
 from typing import TYPE_CHECKING, Any, Final
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
+
+from mmare.host.files import replacing
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -29,7 +30,7 @@ class DamagedCheckpointError(ValueError):
 
 
 def write_checkpoint(path: Path, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> int:
-    """Write a checkpoint beside its final name and move it there.
+    """Replace a checkpoint, durably.
 
     Args:
         path: Final name.
@@ -41,14 +42,9 @@ def write_checkpoint(path: Path, tensors: Mapping[str, Tensor], state: Mapping[s
     """
     text = json.dumps(state, sort_keys=True, allow_nan=False)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-    try:
-        save_file(dict(tensors), temporary, metadata={STATE: text, DIGEST: _digest(tensors, text)})
-        size = temporary.stat().st_size
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    return size
+    with replacing(path) as partial:
+        save_file(dict(tensors), partial, metadata={STATE: text, DIGEST: _digest(tensors, text)})
+    return path.stat().st_size
 
 
 def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

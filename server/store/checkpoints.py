@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
+from mmare.host.files import replacing
 from mmare.study.tables import TableError, from_table
 from server.store.checkpoint import DamagedCheckpointError, read_checkpoint, write_checkpoint
 
@@ -78,12 +79,8 @@ class CheckpointStore:
 
     def save_best(self, round_number: int) -> None:
         """Keep the checkpoint of the best round so far beyond the rounds that follow."""
-        best = self._best(round_number)
-        temporary = best.with_name(f".{best.name}")
-        shutil.copyfile(
-            self._round(round_number), temporary
-        )  # no link: damage to one must not reach the other
-        temporary.replace(best)
+        with replacing(self._best(round_number)) as partial:
+            shutil.copyfile(self._round(round_number), partial)  # no link: damage to one must not reach both
 
     def load_best(self, round_number: int) -> dict[str, Tensor]:
         """The model of the best round.

@@ -11,6 +11,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from mmare.errors import InputError
+from mmare.host.files import replacing
 from mmare.models.registry import build_model
 from mmare.study.study import parse_study
 from mmare.wire.tensors import copy_tensors, global_tensors
@@ -40,7 +41,8 @@ def save_model(folder: Path, study: Study, tensors: Mapping[str, Tensor], facts:
     """
     folder.mkdir(parents=True, exist_ok=True)
     weights = folder / WEIGHTS
-    save_file({name: value.contiguous() for name, value in tensors.items()}, weights)
+    with replacing(weights) as partial:
+        save_file({name: value.contiguous() for name, value in tensors.items()}, partial)
     card = {
         "study": study.to_dict(),
         "study_hash": study.hash,
@@ -48,7 +50,8 @@ def save_model(folder: Path, study: Study, tensors: Mapping[str, Tensor], facts:
         "software": version("federated-mmare"),
         **facts,
     }
-    (folder / CARD).write_text(json.dumps(card, indent=2) + "\n", encoding="utf-8")
+    with replacing(folder / CARD) as partial:
+        partial.write_text(json.dumps(card, indent=2) + "\n", encoding="utf-8")
 
 
 def load_model(folder: Path) -> MultimodalModel:

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import tomli_w
 
 from mmare.errors import InputError, StudyError
+from mmare.host.files import replacing
 from mmare.study.choices import Kind
 from mmare.study.study import STUDY_FILE, Study, load_study
 from mmare.study.tables import read_toml
@@ -230,9 +231,8 @@ def _set_compute(file: Path, key: str, value: str) -> None:
     """Put one key of ``[compute]`` into a ``site.toml``."""
     content = read_toml(file, "site")
     content["compute"] = {**content.get("compute", {}), key: value}
-    temporary = file.with_name(f".{file.name}")
-    temporary.write_bytes(tomli_w.dumps(content).encode())
-    temporary.replace(file)
+    with replacing(file) as partial:
+        partial.write_bytes(tomli_w.dumps(content).encode())
 
 
 def _check_encoders(study: Study, federation: Path, place: Workplace) -> None:

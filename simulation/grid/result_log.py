@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from mmare.errors import InputError
+from mmare.host.files import replacing
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -84,9 +85,8 @@ def keep_lines(path: Path, entries: list[dict[str, Any]]) -> None:
     if not entries:
         path.unlink(missing_ok=True)
         return
-    temporary = path.with_name(f".{path.name}")
-    temporary.write_text("".join(json.dumps(entry) + "\n" for entry in entries), encoding="utf-8")
-    temporary.replace(path)
+    with replacing(path) as partial:
+        partial.write_text("".join(json.dumps(entry) + "\n" for entry in entries), encoding="utf-8")
 
 
 def _entry(line: bytes, where: str, grid: str, keys: Sequence[str]) -> dict[str, Any]:

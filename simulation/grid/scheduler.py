@@ -24,6 +24,7 @@ from multiprocessing.connection import Connection, wait
 from typing import TYPE_CHECKING, Any, Final
 
 from mmare.errors import InputError, RunError
+from mmare.host.files import replacing
 from mmare.study.tables import TableError, read_toml
 from simulation.grid.cell import FEDERATIONS
 from simulation.grid.plan import KEYS, select
@@ -321,9 +322,8 @@ def _alone(out: Path, grid: Grid) -> Iterator[None]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             raise InputError(f"{out}: another process is running this grid") from None
-        temporary = out / f".{COPY}"
-        temporary.write_text(grid.text, encoding="utf-8")
-        temporary.replace(copy)
+        with replacing(copy) as partial:
+            partial.write_text(grid.text, encoding="utf-8")
         yield
 
 

@@ -11,6 +11,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from mmare.host.files import replacing
+
 __all__ = ["REASONS", "render_page", "replace_page"]
 
 REASONS = {  # what the codes of `mmare.errors.SiteCode` mean to a reader
@@ -44,9 +46,9 @@ def render_page(view: Mapping[str, Any], template: str = "report_template.html.j
 
 def replace_page(path: Path, page: str) -> Path:
     """Replace the page as a whole, so that a reader never meets half of it."""
-    written = path.with_name(f".{path.name}.part")
-    written.write_text(page, encoding="utf-8")
-    return written.replace(path)
+    with replacing(path) as partial:
+        partial.write_text(page, encoding="utf-8")
+    return path
 
 
 def _number(value: float | None) -> str:

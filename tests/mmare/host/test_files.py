@@ -1,9 +1,11 @@
+import errno
 import os
 import stat
+from pathlib import Path
 
 import pytest
 
-from mmare.host.files import write_whole
+from mmare.host.files import replacing, write_whole
 
 
 def mode_of(path) -> int:
@@ -60,3 +62,45 @@ def test_a_link_is_replaced_and_what_it_led_to_stays(tmp_path):
     write_whole(tmp_path / "link", b"ours", 0o600)
     assert (tmp_path / "target").read_bytes() == b"theirs"
     assert not (tmp_path / "link").is_symlink()
+
+
+@pytest.mark.parametrize("error", [OSError, KeyboardInterrupt], ids=lambda kind: kind.__name__)
+def test_a_writer_that_is_cut_off_leaves_the_old_file_and_no_other(tmp_path, error):
+    def write(path):
+        with replacing(path) as partial:
+            partial.write_bytes(b"half")
+            raise error
+
+    (tmp_path / "file").write_bytes(b"old")
+    with pytest.raises(error):
+        write(tmp_path / "file")
+    assert [(entry.name, entry.read_bytes()) for entry in tmp_path.iterdir()] == [("file", b"old")]
+
+
+@pytest.mark.parametrize("flush_folder", [True, False])
+def test_content_is_flushed_before_the_name_and_the_name_after(tmp_path, monkeypatch, flush_folder):
+    calls = []
+    fsync, move = os.fsync, os.replace
+
+    def note_fsync(number):
+        calls.append(str(Path(f"/proc/self/fd/{number}").readlink()))
+        fsync(number)
+
+    monkeypatch.setattr(os, "fsync", note_fsync)
+    monkeypatch.setattr(os, "replace", lambda *paths: (calls.append("replace"), move(*paths)))
+    with replacing(tmp_path / "file", "file.part", flush_folder=flush_folder) as partial:
+        partial.write_bytes(b"whole")
+    assert calls == [str(tmp_path / "file.part"), "replace", *[str(tmp_path)] * flush_folder]
+
+
+def test_a_folder_that_cannot_be_flushed_is_no_error(tmp_path, monkeypatch):
+    fsync = os.fsync
+
+    def on_a_share(number):
+        if stat.S_ISDIR(os.fstat(number).st_mode):
+            raise OSError(errno.EINVAL, "Invalid argument")
+        fsync(number)
+
+    monkeypatch.setattr(os, "fsync", on_a_share)
+    write_whole(tmp_path / "file", b"whole")
+    assert (tmp_path / "file").read_bytes() == b"whole"
