@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import re
 import shutil
-import unicodedata
 import uuid
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -17,6 +15,7 @@ import pandas as pd
 import tomli_w
 
 from mmare.errors import DataError
+from mmare.host.files import slug
 from mmare.study.specs import ModalitySpec
 from mmare.study.study import STUDY_FILE, Study
 from mmare.wire.messages import Split
@@ -34,7 +33,7 @@ __all__ = [
     "check_target",
     "having",
     "site_folders",
-    "slug",
+    "site_id",
     "write_federation",
 ]
 
@@ -53,7 +52,7 @@ class SiteTables:
     """What one site shall hold.
 
     Args:
-        name: As people call it; its slug is the folder's name and the site's id.
+        name: As people call it; its `site_id` is the folder's name and the site's id.
         manifest: One row per patient: ``patient_id``, ``label`` (a class name), ``split``, and the columns
             that ``columns`` names; missing cells are ``None`` or NaN.
         features: By modality, vectors by patient id; without a vector the patient lacks the modality. A
@@ -110,21 +109,20 @@ class Prepared:
     amputation: Mapping[str, Any] | None = None
 
 
-def slug(name: str) -> str:
+def site_id(name: str) -> str:
     """A site's name as a folder name and id: lower case letters, digits and dashes.
 
     Raises:
         DataError: If nothing of the name is left.
 
     Example:
-        >>> slug("Hôpital St. Anne / Nord")
+        >>> site_id("Hôpital St. Anne / Nord")
         'hopital-st-anne-nord'
     """
-    plain = unicodedata.normalize("NFKD", name).encode("ascii", "ignore").decode().lower()
-    words = re.findall(r"[a-z0-9]+", plain)
-    if not words:
+    identity = slug(name)
+    if not identity:
         raise DataError(f"site {name!r}: a name needs at least one letter or digit of the Latin alphabet")
-    return "-".join(words)
+    return identity
 
 
 def site_folders(federation: Path) -> tuple[SiteConfig, ...]:
@@ -188,7 +186,7 @@ def write_federation(
         raise DataError(f"{out}: no site is left, expected at least one with patients")
     tables: dict[str, SiteTables] = {}
     for site in sites:
-        identity = slug(site.name)
+        identity = site_id(site.name)
         if identity in tables:
             raise DataError(
                 f"sites {tables[identity].name!r} and {site.name!r} would both have the id {identity!r}, "
@@ -301,7 +299,7 @@ def having(ids: Sequence[str], site: SiteTables, modality: ModalitySpec) -> set[
     for patient, vector in vectors.items():
         if vector.shape != (modality.width,):
             raise DataError(
-                f"site {slug(site.name)}, patient {patient!r}: {modality.name} has shape {vector.shape}, "
+                f"site {site_id(site.name)}, patient {patient!r}: {modality.name} has shape {vector.shape}, "
                 f"expected ({modality.width},)"
             )
     return set(ids) & set(vectors)

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import json
-import re
-import unicodedata
 from collections.abc import Iterable
 from pathlib import Path
 
 from client.ingest.report import REPORT_NAME
 from mmare.errors import InputError
+from mmare.host.files import slug
 
-__all__ = ["OwnedNames", "slug"]
+__all__ = ["OwnedNames"]
 
 SUFFIX = ".nii.gz"
 LONGEST_SLUG = 60  # leaves room for number and suffix in every file system
@@ -19,17 +18,6 @@ NAMELESS = "series"
 
 Identity = tuple[str, str, int, int]
 _IDENTITY = ("study_uid", "series_uid", "series_number", "part")  # its keys in a report
-
-
-def slug(description: str) -> str:
-    """A description as part of a file name: lower case letters and digits of ASCII, joined by ``-``.
-
-    Example:
-        >>> slug("Ax T2* / FLAIR (fs)"), slug("  "), slug("Tête 5mm")
-        ('ax-t2-flair-fs', 'series', 'tete-5mm')
-    """
-    plain = unicodedata.normalize("NFKD", description).encode("ascii", "ignore").decode().lower()
-    return "-".join(re.findall(r"[a-z0-9]+", plain))[:LONGEST_SLUG].strip("-") or NAMELESS
 
 
 class OwnedNames:
@@ -70,7 +58,7 @@ class OwnedNames:
         """The name of one series: the one it had before, else the first that is free."""
         if identity in self._earlier:
             return self._earlier[identity]
-        stem = f"{identity[2]}_{slug(description)}"
+        stem = f"{identity[2]}_{slug(description)[:LONGEST_SLUG].strip('-') or NAMELESS}"
         number = 1
         while True:
             name = f"{stem}_{number}{SUFFIX}" if number > 1 else f"{stem}{SUFFIX}"

@@ -30,7 +30,7 @@ from client.telemetry.gpu import GpuReader
 from client.telemetry.seen import RoundWatch
 from mmare.errors import InputError, SiteCode
 from mmare.host.metric_families import Kind, Sample
-from mmare.host.metric_labels import OTHER, Names, safe, slug
+from mmare.host.metric_labels import OTHER, Names, one_word, safe
 from mmare.wire.joining import SiteKit
 from mmare.wire.messages import Task
 
@@ -185,7 +185,7 @@ class SiteMetrics(Collector):
             if approval.study is None or not most:
                 continue
             used = self._tally.used[approval.study_hash]
-            name = names(slug(approval.study.name))
+            name = names(one_word(approval.study.name))
             budgets[name] = max(budgets.get(name, (0.0, 0, most)), (used / most, used, most))
         for name, (_, used, most) in budgets.items():
             yield self._sample("releases_used", used, name)

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
-from mmare.host.metric_labels import Names, slug
+from mmare.host.metric_labels import Names, one_word
 from mmare.wire.messages import Update
 
 if TYPE_CHECKING:
@@ -95,7 +95,7 @@ class RoundWatch:
         self.deadline_s = study.federation.deadline_s
         if not isinstance(answer, Update):
             return
-        name = self._studies(slug(study.name))
+        name = self._studies(one_word(study.name))
         if answer.evaluations:
             self._duration(name, "evaluate", answer.seconds["evaluate"])
         if answer.train_loss is not None:

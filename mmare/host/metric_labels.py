@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable
 from typing import Any, Final
 
-__all__ = ["OTHER", "Names", "run_label", "safe", "slug"]
+__all__ = ["OTHER", "Names", "one_word", "run_label", "safe"]
 
 OTHER: Final = "other"
 LONGEST: Final = 64
@@ -25,11 +25,11 @@ def safe(value: Any) -> str:  # noqa: ANN401 - whatever a journal or a message h
     return value if plain else OTHER
 
 
-def slug(value: Any) -> str:  # noqa: ANN401 - as above
+def one_word(value: Any) -> str:  # noqa: ANN401 - as above
     """A name of several words as one; what looks like a path is ``other``.
 
     Example:
-        >>> slug("MMIST ccRCC, 12 months"), slug("/data/study")
+        >>> one_word("MMIST ccRCC, 12 months"), one_word("/data/study")
         ('MMIST-ccRCC-12-months', 'other')
     """
     return safe(re.sub(r"[ ,:;()]+", "-", str(value)).strip("-"))

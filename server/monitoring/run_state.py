@@ -13,7 +13,7 @@ from datetime import datetime
 from typing import Any, Final
 
 from mmare.errors import Ending, Reason, SiteCode
-from mmare.host.metric_labels import OTHER, Names, run_label, safe, slug
+from mmare.host.metric_labels import OTHER, Names, one_word, run_label, safe
 from mmare.study.choices import Select
 from server.monitoring.parts import RoundState, SiteState, count, number, one_of
 from server.monitoring.tally import Tally
@@ -190,7 +190,7 @@ class RunState:
         self.name, self.run = event.run, run_label(event.run)
         self.mode = one_of(MODES, event.mode)
         settings, federation = event.settings, event.federation
-        self.study = self._studies(slug(settings.get("study", {}).get("name", OTHER)))
+        self.study = self._studies(one_word(settings.get("study", {}).get("name", OTHER)))
         self._tally.add("mmare_runs_started_total", (self.study,))
         self._begin_counting()
         self.modalities = tuple(safe(modality["name"]) for modality in settings.get("modality", ()))

@@ -16,7 +16,7 @@ from mmare.study.choices import Kind, Scaling
 from mmare.study.specs import ModalitySpec, PrivacySpec
 from mmare.study.study import Study
 from sites.features import Vectors, load_features
-from sites.federation import Prepared, SiteTables, check_target, slug, write_federation
+from sites.federation import Prepared, SiteTables, check_target, site_id, write_federation
 from sites.manifest import ID, LABEL, SPLIT, parse_labels, parse_splits
 from sites.missing.amputate import take_away
 from sites.missing.plan import Missingness
@@ -126,7 +126,7 @@ def _check_names(columns: TableColumns, features: Iterable[str]) -> None:
             "no modality: expected at least one --modality NAME=column,… or --features NAME=FILE"
         )
     for name in names:
-        if slug(name) != name.lower().replace("_", "-"):
+        if site_id(name) != name.lower().replace("_", "-"):
             raise StudyError(f"modality {name!r}: expected a name of letters, digits, dash and underscore")
         if names.count(name) > 1:
             raise StudyError(

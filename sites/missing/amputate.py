@@ -21,7 +21,7 @@ from mmare.study.specs import ModalitySpec
 from mmare.study.study import Study
 from mmare.wire.messages import Split
 from sites.features import Vectors
-from sites.federation import SiteTables, having, slug
+from sites.federation import SiteTables, having, site_id
 from sites.manifest import ID, LABEL, SPLIT
 from sites.missing.drivers import column_scores, first_component
 from sites.missing.masks import Losses, achieved_rate, amputate, exclusive, loss_probability
@@ -135,7 +135,7 @@ def _roster(sites: Sequence[SiteTables], study: Study, ids: tuple[str, ...]) -> 
             labels[number] = str(label)
         for slot, modality in enumerate(study.modalities):
             present[[row[patient] for patient in having(patients, site, modality)], slot] = True
-    keys = tuple(slug(site.name) for site in sites)
+    keys = tuple(site_id(site.name) for site in sites)
     return _Roster(ids, keys, place, splits, tuple(labels), present)
 
 

@@ -13,7 +13,7 @@ from mmare.study.specs import ModalitySpec, PrivacySpec
 from mmare.study.study import Study, load_study
 from mmare.wire.messages import Split
 from sites.features import load_features
-from sites.federation import SiteTables, site_folders, slug, write_federation
+from sites.federation import SiteTables, site_folders, site_id, write_federation
 from sites.manifest import load_manifest
 
 STUDY = Study(
@@ -252,7 +252,7 @@ def test_sites_are_sorted_by_id_not_by_folder(tmp_path):
     [("Guy's", "guy-s"), ("TCGA", "tcga"), ("Klinik  Süd (2)", "klinik-sud-2"), ("a_b", "a-b")],
 )
 def test_slugs(name, expected):
-    assert slug(name) == expected == slug(expected)
+    assert site_id(name) == expected == site_id(expected)
 
 
 def test_folders_follow_the_users_mask(tmp_path):

@@ -11,7 +11,7 @@ import SimpleITK as sitk  # noqa: N813  its own manual's name
 from client.ingest import convert as convert_module
 from client.ingest.choose import SeriesRule
 from client.ingest.convert import convert_folder, write_volume
-from client.ingest.names import slug
+from client.ingest.names import OwnedNames
 from client.ingest.nifti import read_nifti
 from client.ingest.reasons import ScanReason
 from client.ingest.report import Outcome
@@ -251,5 +251,6 @@ def test_written_volume_is_read_back_as_it_was(tmp_path):
         ("<script>", "script"),
     ],
 )
-def test_slug_is_a_file_name(description, expected):
-    assert slug(description) == expected
+def test_a_description_becomes_a_file_name(tmp_path, description, expected):
+    name = OwnedNames(tmp_path, "digest").name(("study", "series", 3, 1), description)
+    assert name == f"3_{expected}.nii.gz"
