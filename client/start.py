@@ -12,14 +12,13 @@ patient data, not even the manifest.
 
 from __future__ import annotations
 
-import fcntl
 import logging
 import os
 import signal
 import socket
 import sys
 import time
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -29,14 +28,15 @@ from typing import TYPE_CHECKING, Final
 from client.relay.exit_reasons import last_words, why_it_ended
 from client.relay.patched.clock import TAKEN_S
 from client.relay.programs import SUPEREXEC, SUPERNODE, RelayFolder, relay_programs
-from client.relay.status_file import ProgramState, RelayState, is_held, last_contact, write_state
+from client.relay.status_file import ProgramState, RelayState, last_contact, write_state
 from mmare.errors import RunError
+from mmare.host.locks import is_held, locked
 from mmare.host.signals import told_to_stop
 from mmare.host.supervised import Household, Program
 from mmare.wire.joining import SiteKit
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
 
     from mmare.host.signals import Stop
     from mmare.host.supervised import Change
@@ -49,7 +49,6 @@ LOG = logging.getLogger(__name__)
 WORKER: Final = "worker"
 LOOK_S: Final = 0.1
 KILLED_S: Final = 10.0  # that the worker has on top of its own time to stop
-LOCK_TRIES: Final = 5  # someone who only looks whether it is held, holds it for a moment
 
 
 class Part(StrEnum):
@@ -108,7 +107,8 @@ def keep_site(site: SiteConfig, file: Path, *, worker: bool = True, stop: Stop |
     folder = RelayFolder.of(site)
     SiteKit(site.coordinator.kit).coordinator()  # before a folder is made for it
     folder.make()
-    with _only_one(folder.lock), told_to_stop(stop) as told, Household() as household:
+    already = RunError(f"{folder.lock}: mmare-site start of this site is running already")
+    with locked(folder.lock, already, mode=0o600), told_to_stop(stop) as told, Household() as household:
         relay = relay_programs(site)
         if worker:
             if is_held(Path(f"{site.worker.socket}.lock")):
@@ -234,25 +234,3 @@ def _answers(path: Path) -> bool:
         except OSError:
             return False
     return True
-
-
-@contextmanager
-def _only_one(lock: Path) -> Iterator[None]:
-    """Hold a lock that ends with this process.
-
-    Raises:
-        RunError: If another process holds it.
-    """
-    number = os.open(lock, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-    try:
-        for left in reversed(range(LOCK_TRIES)):
-            try:
-                fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if not left:
-                    raise RunError(f"{lock}: mmare-site start of this site is running already") from None
-                time.sleep(LOOK_S)
-        yield
-    finally:
-        os.close(number)

@@ -8,7 +8,6 @@ answered beside it.
 
 from __future__ import annotations
 
-import fcntl
 import grp
 import logging
 import os
@@ -18,6 +17,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from importlib.metadata import version
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import grpc
@@ -35,13 +35,13 @@ from client.training.state import StateStore
 from client.worker_pb.site_worker_pb2 import Answer, StatusAnswer, StudyTally
 from client.worker_pb.site_worker_pb2_grpc import SiteWorkerServicer, add_SiteWorkerServicer_to_server
 from mmare.errors import InputError, MmareError, RunError, SiteCode
+from mmare.host.locks import locked
 from mmare.host.signals import told_to_stop
 from mmare.wire.messages import Refusal, encode
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from contextlib import AbstractContextManager
-    from pathlib import Path
 
     from client.telemetry.seen import Observer
     from client.worker_pb.site_worker_pb2 import Question, StatusQuestion
@@ -304,17 +304,11 @@ def _own_socket(socket: Path, group_name: str | None) -> Iterator[int | None]:
         )
     group = None if group_name is None else _group_id(group_name)
     _own_folder(socket.parent, group)
-    lock = os.open(f"{socket}.lock", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-    try:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise RunError(f"{socket}: a site worker is running there already") from None
+    already = RunError(f"{socket}: a site worker is running there already")
+    with locked(Path(f"{socket}.lock"), already, mode=0o600):
         _remove_stale(socket)
         yield group
         socket.unlink(missing_ok=True)
-    finally:
-        os.close(lock)
 
 
 def _group_id(name: str) -> int:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
-import os
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from mmare.host.files import write_whole
+from mmare.host.locks import is_held
 from mmare.study.tables import TableError, from_table
 
 if TYPE_CHECKING:
@@ -17,7 +16,7 @@ if TYPE_CHECKING:
 
     from client.relay.programs import RelayFolder
 
-__all__ = ["ProgramState", "RelayState", "is_held", "last_contact", "read_state", "write_state"]
+__all__ = ["ProgramState", "RelayState", "last_contact", "read_state", "write_state"]
 
 
 @dataclass(frozen=True)
@@ -75,25 +74,6 @@ def read_state(folder: RelayFolder) -> RelayState | None:
         return from_table(RelayState, json.loads(folder.state.read_bytes()), "the state")
     except (FileNotFoundError, ValueError, TableError):
         return None  # it has just been started
-
-
-def is_held(lock: Path) -> bool:
-    """Whether a process holds a lock; the kernel lets go of it when that one ends, however it ends.
-
-    Raises:
-        PermissionError: If this user may not see it.
-    """
-    try:
-        number = os.open(lock, os.O_RDONLY | os.O_CLOEXEC)
-    except FileNotFoundError:
-        return False
-    try:
-        fcntl.flock(number, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    finally:
-        os.close(number)
-    return False
 
 
 def last_contact(folder: RelayFolder) -> datetime | None:

@@ -6,7 +6,6 @@ the same command ends what is left of it and goes on from the last checkpoint.
 
 from __future__ import annotations
 
-import fcntl
 import os
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack, contextmanager
@@ -15,6 +14,7 @@ from multiprocessing import get_context
 from typing import TYPE_CHECKING, Final
 
 from mmare.errors import InputError, RunError
+from mmare.host.locks import locked
 from mmare.host.signals import told_to_stop
 from mmare.host.supervised import Household
 from mmare.study.study import STUDY_FILE, load_study
@@ -218,16 +218,9 @@ def _alone(kit: Kit) -> Iterator[None]:
         InputError: If another one runs.
     """
     kit.state.mkdir(parents=True, exist_ok=True)
-    with (kit.state / LOCK).open("a+", encoding="ascii") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            lock.seek(0)
-            owner = lock.read().strip() or "unknown"
-            raise InputError(
-                f"{kit.folder}: mmare-server start runs with this kit already (process {owner})"
-            ) from None
-        lock.truncate(0)
-        lock.write(str(os.getpid()))
-        lock.flush()
+    lock = kit.state / LOCK
+    owner = lock.read_text(encoding="ascii").strip() if lock.exists() else ""
+    already = f"{kit.folder}: mmare-server start runs with this kit already (process {owner or 'unknown'})"
+    with locked(lock, InputError(already)):
+        lock.write_text(str(os.getpid()), encoding="ascii")
         yield

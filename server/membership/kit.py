@@ -12,15 +12,11 @@ certificate is renewed by the same authority, and no site notices.
 
 from __future__ import annotations
 
-import fcntl
-import os
 import re
 import secrets
 import shutil
 import stat
 import tempfile
-import time
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -29,6 +25,7 @@ import tomli_w
 
 from mmare.errors import InputError, RunError
 from mmare.host.files import write_whole
+from mmare.host.locks import locked
 from mmare.study.tables import TableError, from_table, read_toml
 from mmare.wire.joining import check_host
 from server.membership.certificates import (
@@ -43,7 +40,7 @@ from server.membership.certificates import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from contextlib import AbstractContextManager
     from datetime import datetime
     from pathlib import Path
 
@@ -52,7 +49,6 @@ __all__ = ["SUPERLINK", "SUPERLINK_PORT", "Kit", "init_kit", "load_kit", "renew"
 SUPERLINK_PORT: Final = 9095  # beside SuperNode's 9094, on this machine only
 SECRET_BYTES: Final = 32
 LOCK_S: Final = 120.0  # registering a site takes about two seconds
-LOOK_S: Final = 0.05
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._-]{0,39}")
 _HIGHEST_PORT: Final = 65535
 OTHERS: Final = 0o007  # a group of administrators is the owner's to decide
@@ -161,35 +157,15 @@ class Kit:
         """Run folders, by default."""
         return self.folder / "runs"
 
-    @contextmanager
-    def locked(self) -> Iterator[None]:
+    def locked(self) -> AbstractContextManager[None]:
         """Keep every other process from changing records and certificates; not to be nested.
 
         Raises:
             RunError: If another one holds it for two minutes.
-            InputError: If the folder cannot be read.
+            InputError: If the folder cannot be locked.
         """
-        try:
-            number = os.open(self.folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        except OSError as error:
-            raise InputError(f"{self.folder}: cannot be read ({type(error).__name__})") from None
-        try:
-            end = time.monotonic() + LOCK_S
-            while not _taken(number):
-                if time.monotonic() > end:
-                    raise RunError(f"{self.folder}: another command has been changing it for {LOCK_S:.0f} s")
-                time.sleep(LOOK_S)
-            yield
-        finally:
-            os.close(number)
-
-
-def _taken(number: int) -> bool:
-    try:
-        fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
+        busy = RunError(f"{self.folder}: another command has been changing it for {LOCK_S:.0f} s")
+        return locked(self.folder, busy, LOCK_S)
 
 
 def init_kit(

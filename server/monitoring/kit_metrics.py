@@ -6,19 +6,20 @@ of them has died.
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import re
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
 import psutil
 from cryptography import x509
 
+from mmare.host.locks import is_held
 from mmare.host.metric_families import Kind, Metric, Sample
 from mmare.host.metric_labels import OTHER, Names
 from server.membership.kit import PROXY, SUPEREXEC, SUPERLINK
@@ -95,7 +96,9 @@ class KitReader:
         """The numbers of processes are not looked up: the exporter may run where they are other ones."""
         found = _object(self._folder / _PROCESSES)
         self._seen |= found.keys() & set(PROGRAMS)
-        kept = _is_held(self._folder / _LOCK)
+        kept = False
+        with suppress(OSError):  # another user's
+            kept = is_held(self._folder / _LOCK)
         for name in sorted(self._seen):
             runs = kept and name in found
             yield Sample("mmare_deployment_program_up", (name,), float(runs))
@@ -146,15 +149,3 @@ def _object(path: Path) -> Mapping[str, Any]:
 def _of(words: tuple[str, ...], value: str) -> str:
     """A word of a closed set."""
     return value if value in words else OTHER
-
-
-def _is_held(lock: Path) -> bool:
-    """Whether a process holds a lock; the kernel lets go of it when that one ends, however it ends."""
-    try:
-        with lock.open("rb") as file:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except OSError:
-        return False
-    return False

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import shutil
 import uuid
-from contextlib import contextmanager
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any, Final
 
@@ -14,6 +12,7 @@ import tomli_w
 
 from mmare.errors import BusyError, Ending, InputError, MmareError, RunError, StudyError
 from mmare.host.files import replacing, slug
+from mmare.host.locks import locked
 from mmare.models.registry import build_model, model_options
 from mmare.study.study import STUDY_FILE
 from server.aggregation.strategies import strategy_of
@@ -36,7 +35,6 @@ from server.store.journal import JOURNAL, RESULT, Journal
 from server.store.model_file import save_model
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
     from mmare.study.study import Study
@@ -45,8 +43,9 @@ if TYPE_CHECKING:
 
 __all__ = ["check_run", "execute", "finished_result"]
 
+LOCK: Final = ".lock"
 MOST_MODALITIES: Final = 6  # whose subsets are tested: 63
-_OWN: Final = (JOURNAL, RESULT, STUDY_FILE, "report.html", "checkpoints", "model", "spool", "local", ".lock")
+_OWN: Final = (JOURNAL, RESULT, STUDY_FILE, "report.html", "checkpoints", "model", "spool", "local", LOCK)
 
 
 def finished_result(study: Study, settings: RunSettings) -> dict[str, Any] | None:
@@ -125,7 +124,7 @@ def execute(
     check_run(study, settings.mode, subsets=settings.subsets)
     out = settings.out
     out.mkdir(parents=True, exist_ok=True)
-    with _alone(out):
+    with locked(out / LOCK, BusyError(f"{out}: another process is running this run")):
         if settings.overwrite:
             _clear(out)
         started = read_run(out).first
@@ -241,25 +240,10 @@ def _difference(key: str, found: Any, wanted: Any) -> str:  # noqa: ANN401 - JSO
     return f"{key}: {found!r}, now {wanted!r}"
 
 
-@contextmanager
-def _alone(out: Path) -> Iterator[None]:
-    """Hold the folder's lock.
-
-    Raises:
-        BusyError: If another process holds it.
-    """
-    with (out / ".lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise BusyError(f"{out}: another process is running this run") from None
-        yield
-
-
 def _clear(out: Path) -> None:
     for name in _OWN:
         path = out / name
         if path.is_dir():
             shutil.rmtree(path)
-        elif name != ".lock":
+        elif name != LOCK:
             path.unlink(missing_ok=True)

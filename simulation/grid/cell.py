@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import io
 import json
 import shutil
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -20,6 +19,7 @@ import tomli_w
 
 from mmare.errors import InputError, StudyError
 from mmare.host.files import replacing
+from mmare.host.locks import locked
 from mmare.study.choices import Kind
 from mmare.study.study import STUDY_FILE, Study, load_study
 from mmare.study.tables import read_toml
@@ -174,7 +174,7 @@ def _federation(cell: Cell, place: Workplace) -> Path:
     """The federation folder of a cell, made by whoever comes first."""
     folder = place.out / FEDERATIONS / cell.federation
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with _turn(folder.with_name(f".{folder.name}.lock")):
+    with locked(folder.with_name(f".{folder.name}.lock")):
         if not folder.exists():
             staging = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}")
             try:
@@ -271,7 +271,7 @@ def _embed(federation: Path, study: Study, place: Workplace, say: Say) -> None:
     encoders = hashlib.sha256(repr(volumes).encode()).hexdigest()[:12]
     (place.out / CACHE).mkdir(exist_ok=True)
     say("waiting for another worker's scans")
-    with _turn(place.out / CACHE / f".{encoders}.lock"):
+    with locked(place.out / CACHE / f".{encoders}.lock"):
         for site in site_folders(federation):
             embed_site(site, study, partial(_say_scans, say, site))
 
@@ -313,11 +313,3 @@ def _thin(out: Path, federation: Path, *, keep_models: bool) -> None:
     for cache in (*caches, federation / ".pooled"):
         for state in (cache / "runs").glob(f"{run}*") if run else ():
             shutil.rmtree(state, ignore_errors=True)
-
-
-@contextmanager
-def _turn(path: Path) -> Iterator[None]:
-    """Wait for a lock that ends with its holder, however that ends."""
-    with path.open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield

@@ -11,7 +11,6 @@ again on the next call; a grid that is killed loses at most the rounds since the
 
 from __future__ import annotations
 
-import fcntl
 import multiprocessing
 import os
 import shutil
@@ -25,6 +24,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from mmare.errors import InputError, RunError
 from mmare.host.files import replacing
+from mmare.host.locks import locked
 from mmare.study.tables import TableError, read_toml
 from simulation.grid.cell import FEDERATIONS
 from simulation.grid.plan import KEYS, select
@@ -317,11 +317,7 @@ def _alone(out: Path, grid: Grid) -> Iterator[None]:
     elif out.exists() and (foreign := sorted(path.name for path in out.iterdir() if path.name != ".lock")):
         raise InputError(f"{out}: holds {foreign[0]!r} and no grid; choose an empty folder")
     out.mkdir(parents=True, exist_ok=True)
-    with (out / ".lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise InputError(f"{out}: another process is running this grid") from None
+    with locked(out / ".lock", InputError(f"{out}: another process is running this grid")):
         with replacing(copy) as partial:
             partial.write_text(grid.text, encoding="utf-8")
         yield

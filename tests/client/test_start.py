@@ -20,10 +20,11 @@ from client.relay.programs import (
     relay_programs,
     way_past_proxies,
 )
-from client.relay.status_file import ProgramState, RelayState, is_held, last_contact, read_state, write_state
+from client.relay.status_file import ProgramState, RelayState, last_contact, read_state, write_state
 from client.start import Part, has_joined, keep_site, worker_program
 from client.status import relay_text
 from mmare.errors import InputError, RunError
+from mmare.host.locks import is_held
 from mmare.wire.joining import SiteKit
 from sites.config import load_site
 from tests.kits import free_port, site_config

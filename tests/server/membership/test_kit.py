@@ -199,7 +199,10 @@ def test_a_kit_of_another_user_is_a_sentence(kit):
             load_kit(kit.folder)
         with pytest.raises(InputError, match=r"cannot be made \(PermissionError\)"):
             init_kit(kit.folder.parent / "mine", HOST)
-        with pytest.raises(InputError, match="cannot be read"), kit.locked():
+        with (
+            pytest.raises(InputError, match=r"coordinator: cannot be locked \(PermissionError\)"),
+            kit.locked(),
+        ):
             pass
     finally:
         os.seteuid(0)
