@@ -6,21 +6,15 @@ installed. Flower's command line leaves with exit code 0 whatever happened, so i
 
 from __future__ import annotations
 
-import json
-import os
-import shutil
-import subprocess
-import sys
 from dataclasses import dataclass
 from importlib.metadata import version
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 import tomli_w
 
 from mmare.errors import InputError, RunError
 from mmare.host.files import write_whole
-from server.membership.flower_nodes import CONNECTION, flower_environment
+from server.membership.flower_cli import CONNECTION, flower_answer, flower_output
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -38,7 +32,6 @@ __all__ = [
     "write_app",
 ]
 
-COMMAND_S: Final = 60.0  # a call takes one or two seconds; longer is a machine in trouble
 SERVER_APP, CLIENT_APP = "coordinator_app", "relay_app"
 CONFIG: Final = {  # as in this project's own pyproject.toml
     "federation": "",
@@ -126,7 +119,7 @@ def submit_run(kit: Kit, run_config: Mapping[str, object]) -> int:
         write_whole(path, tomli_w.dumps(dict(run_config)).encode())
     except OSError as error:
         raise RunError(f"{path}: cannot be written ({error.strerror})") from None
-    answer = _flwr(kit, "run", str(kit.app), CONNECTION, "--run-config", str(path))
+    answer = flower_answer(kit, "run", str(kit.app), CONNECTION, "--run-config", str(path))
     return int(answer["run-id"])
 
 
@@ -136,7 +129,7 @@ def flower_status(kit: Kit, run: int) -> FlowerRun:
     Raises:
         RunError: If SuperLink does not answer or does not know it.
     """
-    runs = _flwr(kit, "list", CONNECTION, "--run-id", str(run)).get("runs") or []
+    runs = flower_answer(kit, "list", CONNECTION, "--run-id", str(run)).get("runs") or []
     if not runs:
         raise RunError(f"SuperLink does not know the run {run}")
     details = str(runs[0].get("status-details", ""))
@@ -146,7 +139,7 @@ def flower_status(kit: Kit, run: int) -> FlowerRun:
 def stop_run(kit: Kit, run: int) -> bool:
     """Stop a run, with what was on its way to the sites; whether there was anything to stop."""
     try:
-        _flwr(kit, "stop", str(run), CONNECTION)
+        flower_answer(kit, "stop", str(run), CONNECTION)
     except RunError:
         return False  # over already, or unknown
     return True
@@ -161,7 +154,7 @@ def stop_runs(kit: Kit) -> list[int]:
     Raises:
         RunError: If SuperLink does not list its runs.
     """
-    runs = _flwr(kit, "list", CONNECTION).get("runs") or []
+    runs = flower_answer(kit, "list", CONNECTION).get("runs") or []
     left = [int(run["run-id"]) for run in runs if not str(run["status"]).startswith("finished")]
     return [run for run in left if stop_run(kit, run)]
 
@@ -169,47 +162,6 @@ def stop_runs(kit: Kit) -> list[int]:
 def run_log(kit: Kit, run: int) -> str:
     """What the run's ServerApp wrote; nothing where SuperLink does not say."""
     try:
-        done = _command(kit, "log", str(run), CONNECTION, "--show")
+        return flower_output(kit, "log", str(run), CONNECTION, "--show")
     except RunError:
         return ""
-    return done.stdout
-
-
-def _flwr(kit: Kit, command: str, *arguments: str) -> dict[str, Any]:
-    """What a command answers.
-
-    Raises:
-        RunError: If it says no, or nothing that can be read.
-    """
-    done = _command(kit, command, *arguments, "--format", "json")
-    try:
-        answer: dict[str, Any] = json.loads(done.stdout)
-        succeeded = bool(answer["success"])
-    except (ValueError, KeyError, TypeError):
-        answer, succeeded = {}, False
-    if not succeeded:
-        said = str(answer.get("error-message") or done.stderr or done.stdout).strip()
-        words = " ".join(said.split())[-300:] or f"exit code {done.returncode}"
-        raise RunError(f"flwr {command}: {words}")
-    return answer
-
-
-def _command(kit: Kit, *arguments: str) -> subprocess.CompletedProcess[str]:
-    places = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
-    program = shutil.which("flwr", path=places)
-    if program is None:
-        raise RunError("flwr: not found beside this Python nor on PATH; the installation is not whole")
-    plain = {key: value for key, value in os.environ.items() if key != "FORCE_COLOR"}
-    try:
-        return subprocess.run(  # noqa: S603 - our own command
-            [program, *arguments],
-            env={**plain, **flower_environment(kit), "NO_COLOR": "1"},
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=COMMAND_S,
-            check=False,
-            start_new_session=True,  # Ctrl-C is for us; we tell the rest
-        )
-    except subprocess.TimeoutExpired:
-        raise RunError(f"flwr {arguments[0]}: no answer after {COMMAND_S:.0f} s") from None

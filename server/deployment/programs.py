@@ -27,7 +27,8 @@ from mmare.host.files import write_whole
 from mmare.host.supervised import Program
 from mmare.wire.messages import CHUNK_BYTES
 from server.deployment.proxy import nginx_command
-from server.membership.flower_nodes import flower_environment, superlink_answers
+from server.membership.flower_cli import flower_environment
+from server.membership.flower_nodes import superlink_answers
 from server.membership.kit import PROXY, SUPEREXEC, SUPERLINK
 
 if TYPE_CHECKING:

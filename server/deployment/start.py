@@ -26,7 +26,8 @@ from server.deployment.run_supervisor import Supervision
 from server.deployment.services import Services
 from server.deployment.start_view import StartView
 from server.membership.certificates import certificate_days_left, certificate_end
-from server.membership.flower_nodes import register_admitted, write_connection
+from server.membership.flower_cli import write_connection
+from server.membership.flower_nodes import register_admitted
 from server.membership.kit import load_kit
 from server.membership.records import SiteState, listed
 

@@ -12,9 +12,9 @@ import pytest
 from client.membership.kit import install_bundle, make_request
 from mmare.host.supervised import Household, Program
 from mmare.wire.joining import SiteKit
+from server.membership.flower_cli import flower_environment
 from server.membership.flower_nodes import (
     Agreement,
-    flower_environment,
     register,
     register_admitted,
     registered,
