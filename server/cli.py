@@ -13,6 +13,7 @@ from mmare.errors import InputError
 from mmare.host.console import run_command
 from mmare.host.signals import told_to_stop
 from server.membership.commands import app as kit_app
+from server.membership.kit import load_kit
 from server.monitoring.run_summary import run_status
 from server.monitoring.watch import watch_run
 from server.store.journal import JOURNAL, RESULT
@@ -106,7 +107,6 @@ def _status_of_kit(kit: Path, console: Console, *, watch: bool) -> Path | None:
     """Print what a coordinator does; gives the folder of its run, if that has begun."""
     from server.deployment.run_supervisor import last_run  # noqa: PLC0415 - as above
     from server.deployment.status import kit_status  # noqa: PLC0415 - as above
-    from server.membership.kit import load_kit  # noqa: PLC0415 - cryptography serves few commands
 
     loaded = load_kit(kit)
     found = last_run(loaded)
@@ -143,6 +143,14 @@ def export(
     with told_to_stop() as stopped, serving(exporter, port, address, interval) as served:
         typer.echo(f"metrics of {runs}: http://{address}:{served}/metrics", err=True)
         stopped.wait()
+
+
+@kit_app.command(epilog="Example: mmare-server kit nginx > /etc/nginx/conf.d/mmare.conf")
+def nginx(kit: KitOption = DEFAULT_KIT) -> None:
+    """Print the public door for an nginx of your own, where mmare-server start runs with --no-proxy."""
+    from server.deployment.proxy import shared_proxy_config  # noqa: PLC0415 - serves no other command
+
+    typer.echo(shared_proxy_config(load_kit(kit)), nl=False)
 
 
 def main() -> None:

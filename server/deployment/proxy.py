@@ -16,6 +16,7 @@ import shutil
 import subprocess
 from pathlib import Path
 from string import Template
+from textwrap import indent
 from typing import TYPE_CHECKING, Final
 
 from mmare.errors import InputError, RunError
@@ -24,14 +25,85 @@ from mmare.host.files import write_whole
 if TYPE_CHECKING:
     from server.membership.kit import Kit
 
-__all__ = ["CONFIG", "nginx_command", "nginx_program", "proxy_config", "write_proxy"]
+__all__ = ["CONFIG", "nginx_command", "nginx_program", "proxy_config", "shared_proxy_config", "write_proxy"]
 
 CONFIG: Final = "nginx.conf"
 TEMPORARY: Final = ("body", "proxy", "fastcgi", "uwsgi", "scgi")  # folders that nginx wants, used or not
 CHECK_S: Final = 30.0
 _IPV6: Final = Path("/proc/net/if_inet6")  # names the machine's addresses of that kind
 
-_TEMPLATE: Final = Template(
+# What an nginx of the coordinator's own and one of the machine's have in common: goes into an http block.
+_DOOR: Final = Template(
+    """\
+# One hospital, or several behind one address: a node looks for work five times a second at most.
+limit_conn_zone $$binary_remote_addr zone=mmare_connections:1m;
+limit_req_zone $$binary_remote_addr zone=mmare_requests:1m rate=100r/s;
+
+upstream mmare_superlink {
+    server 127.0.0.1:$superlink_port max_fails=0;
+    keepalive 32;
+}
+
+server {
+    listen $port ssl;
+    $also
+
+    ssl_certificate $certificate;
+    ssl_certificate_key $key;
+    ssl_protocols TLSv1.2 TLSv1.3;
+    ssl_session_cache shared:mmare_sites:1m;
+
+    server_tokens off;
+    limit_conn mmare_connections 64;
+    limit_req zone=mmare_requests burst=200 nodelay;
+
+    # Flower cuts what it sends into objects of 5 MiB and gives up on a request after 30 s.
+    client_max_body_size 16m;
+    client_body_buffer_size 64k;
+    client_header_timeout 10s;
+    client_body_timeout 30s;
+    send_timeout 30s;
+    keepalive_timeout 75s;
+    keepalive_requests 100000;
+    reset_timedout_connection on;
+
+    location / {
+        return 404;
+    }
+
+    location = /health {
+        if ($$request_uri != "/health") { return 404; }
+        limit_except GET { deny all; }
+        proxy_pass https://mmare_superlink;
+    }
+
+    location ~ ^/v1/fleet/[a-z][a-z-]*$$ {
+        if ($$request_uri !~ "^/v1/fleet/[a-z][a-z-]*$$") { return 404; }
+        limit_except POST { deny all; }
+        proxy_pass https://mmare_superlink;
+    }
+
+    # SuperLink takes node keys over TLS only, so the way to it is encrypted, and checked, too.
+    proxy_ssl_verify on;
+    proxy_ssl_trusted_certificate $authority;
+    proxy_ssl_name localhost;
+    proxy_ssl_server_name on;
+    proxy_ssl_protocols TLSv1.2 TLSv1.3;
+    proxy_http_version 1.1;
+    proxy_set_header Connection "";
+    proxy_connect_timeout 5s;
+    proxy_send_timeout 60s;
+    proxy_read_timeout 60s;
+    proxy_next_upstream off;
+    proxy_buffers 16 64k;
+    proxy_buffer_size 64k;
+    proxy_busy_buffers_size 128k;
+    proxy_max_temp_file_size 32m;
+}
+"""
+)
+
+_MAIN: Final = Template(
     """\
 # Written by mmare-server start at each start: what is changed here is lost.
 daemon off;
@@ -50,96 +122,64 @@ http {
     uwsgi_temp_path $folder/uwsgi;
     scgi_temp_path $folder/scgi;
 
-    server_tokens off;
     default_type text/plain;
     log_format refused '$$time_iso8601 $$remote_addr "$$request" $$status';
     map $$status $$refused { ~^[23] 0; default 1; }
     access_log /dev/stdout refused if=$$refused;
 
-    # One hospital, or several behind one address: a node looks for work five times a second at most.
-    limit_conn_zone $$binary_remote_addr zone=connections:1m;
-    limit_req_zone $$binary_remote_addr zone=requests:1m rate=100r/s;
-    limit_conn connections 64;
-    limit_req zone=requests burst=200 nodelay;
-
-    # Flower cuts what it sends into objects of 5 MiB and gives up on a request after 30 s.
-    client_max_body_size 16m;
-    client_body_buffer_size 64k;
-    client_header_timeout 10s;
-    client_body_timeout 30s;
-    send_timeout 30s;
-    keepalive_timeout 75s;
-    keepalive_requests 100000;
-    reset_timedout_connection on;
-
-    ssl_certificate $certificate;
-    ssl_certificate_key $key;
-    ssl_protocols TLSv1.2 TLSv1.3;
-    ssl_session_cache shared:sites:1m;
-
-    upstream superlink {
-        server 127.0.0.1:$superlink_port max_fails=0;
-        keepalive 32;
-    }
-
-    server {
-        listen $port ssl;
-${listen6}
-        location / {
-            return 404;
-        }
-
-        location = /health {
-            if ($$request_uri != "/health") { return 404; }
-            limit_except GET { deny all; }
-            proxy_pass https://superlink;
-        }
-
-        location ~ ^/v1/fleet/[a-z][a-z-]*$$ {
-            if ($$request_uri !~ "^/v1/fleet/[a-z][a-z-]*$$") { return 404; }
-            limit_except POST { deny all; }
-            proxy_pass https://superlink;
-        }
-
-        # SuperLink takes node keys over TLS only, so the way to it is encrypted, and checked, too.
-        proxy_ssl_verify on;
-        proxy_ssl_trusted_certificate $authority;
-        proxy_ssl_name localhost;
-        proxy_ssl_server_name on;
-        proxy_ssl_protocols TLSv1.2 TLSv1.3;
-        proxy_http_version 1.1;
-        proxy_set_header Connection "";
-        proxy_connect_timeout 5s;
-        proxy_send_timeout 60s;
-        proxy_read_timeout 60s;
-        proxy_next_upstream off;
-        proxy_buffers 16 64k;
-        proxy_buffer_size 64k;
-        proxy_busy_buffers_size 128k;
-        proxy_max_temp_file_size 32m;
-    }
-}
+$door}
 """
 )
 
+_ABOUT: Final = """\
+# For a coordinator whose port 443 belongs to an nginx of its own: this file goes into /etc/nginx/conf.d/, and
+# mmare-server start gets --no-proxy. In mmare-coordinator.service that takes a drop-in with the longer
+# ExecStart, and CAP_NET_BIND_SERVICE is not needed any more.
+#
+# Only what hospitals need is let through: SuperLink's other calls have no authentication of their own and
+# must not be reachable from outside. A path that only becomes an allowed one when it is decoded or tidied up
+# is refused.
+#
+# Certificate and key are the kit's: hospitals trust its authority and no other. nginx reads them as root when
+# it starts; after mmare-server kit renew: nginx -s reload.
+
+"""
+
 
 def proxy_config(kit: Kit, user: str = "", *, ipv6: bool = False) -> str:
-    """The configuration of nginx.
+    """The whole configuration of the coordinator's own nginx.
 
     Args:
         kit: Of the coordinator; its paths are used as they are.
         user: User and group of the worker, apart by a space; for a root that starts it only.
         ipv6: Listen on addresses of that kind, too.
+
+    Raises:
+        InputError: If a path has signs that nginx cannot take.
     """
-    return _TEMPLATE.substitute(
-        folder=kit.nginx,
-        user=f"user {user};\n" if user else "",
+    door = indent(_door(kit, f"listen [::]:{kit.port} ssl;" if ipv6 else ""), "    ")
+    return _MAIN.substitute(folder=kit.nginx, user=f"user {user};\n" if user else "", door=door)
+
+
+def shared_proxy_config(kit: Kit) -> str:
+    """The same public door for an nginx that the machine runs anyway, as a file of ``conf.d``.
+
+    Raises:
+        InputError: If a path has signs that nginx cannot take.
+    """
+    return _ABOUT + _door(kit, f"server_name {kit.host};")
+
+
+def _door(kit: Kit, also: str) -> str:
+    if set(str(kit.folder)) & set("\"'$;{}\\ \t\n#"):
+        raise InputError(f"{kit.folder}: nginx takes no path with blanks, quotes or any of $;{{}}\\#")
+    return _DOOR.substitute(
+        also=also,
         certificate=kit.certificate,
         key=kit.key,
         authority=kit.ca_certificate,
         port=kit.port,
         superlink_port=kit.superlink_port,
-        listen6=f"        listen [::]:{kit.port} ssl;\n" if ipv6 else "",
     )
 
 
@@ -154,7 +194,7 @@ def nginx_program() -> str:
     if found is None:
         raise InputError(
             "nginx: not installed; install it, or let another proxy stand in front of SuperLink as "
-            "deploy/nginx shows and start with --no-proxy"
+            "mmare-server kit nginx shows and start with --no-proxy"
         )
     return found
 
@@ -172,12 +212,11 @@ def write_proxy(kit: Kit) -> None:
         RunError: If nginx does not accept the configuration.
     """
     path = kit.nginx / CONFIG
-    if set(str(kit.folder)) & set("\"'$;{}\\ \t\n#"):
-        raise InputError(f"{kit.folder}: nginx takes no path with blanks, quotes or any of $;{{}}\\#")
+    content = proxy_config(kit, _worker(), ipv6=_has_ipv6())
     try:
         for name in TEMPORARY:
             (kit.nginx / name).mkdir(parents=True, exist_ok=True)
-        write_whole(path, proxy_config(kit, _worker(), ipv6=_has_ipv6()).encode())
+        write_whole(path, content.encode())
     except OSError as error:
         raise InputError(f"{path}: cannot be written ({type(error).__name__})") from None
     checked = subprocess.run(  # noqa: S603 - our own command

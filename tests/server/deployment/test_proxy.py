@@ -1,4 +1,4 @@
-"""The public door: a real nginx with our configuration, before something that notes what gets through."""
+"""The public door: its configuration, and a real nginx with it before something that notes what passes."""
 
 import http.client
 import os
@@ -6,19 +6,32 @@ import re
 import signal
 import socket
 import ssl
+import subprocess
 import time
 from pathlib import Path
 
 import pytest
 
 from mmare.errors import InputError, RunError
+from mmare.host.console import run_command
 from mmare.host.supervised import Household, Program
+from server.cli import app
 from server.deployment import proxy
 from server.deployment.programs import proxy_answers
-from server.deployment.proxy import CONFIG, nginx_command, proxy_config, write_proxy
+from server.deployment.proxy import (
+    CONFIG,
+    nginx_command,
+    nginx_program,
+    proxy_config,
+    shared_proxy_config,
+    write_proxy,
+)
 from server.membership.certificates import Pair, new_authority, new_server
 from server.membership.kit import init_kit, load_kit
 from tests.strange_servers import free_port, https_server
+from tests.system.deployment import needs_nginx
+
+OPEN = (("GET", "/health"), ("POST", "/v1/fleet/pull-messages"), ("POST", "/v1/fleet/push-object"))
 
 CLOSED = (  # paths that no site asks for
     "/",
@@ -65,10 +78,6 @@ CLOSED = (  # paths that no site asks for
 @pytest.fixture(scope="module")
 def door(tmp_path_factory):
     """A public door with something behind it; gives the kit and what was let through."""
-    try:
-        proxy.nginx_program()
-    except InputError:
-        pytest.skip("nginx is not installed")
     folder = tmp_path_factory.mktemp("door")
     port, asked = free_port(), []
 
@@ -112,6 +121,8 @@ def status(kit, verb, path, body=b"", port=None):
         return int(secured.recv(4096).split()[1])
 
 
+@pytest.mark.system
+@needs_nginx
 def test_sites_and_health_are_let_through_unchanged(door):
     kit, asked, _ = door
     asked.clear()
@@ -120,6 +131,8 @@ def test_sites_and_health_are_let_through_unchanged(door):
     assert asked == [("GET", "/health"), ("POST", "/v1/fleet/pull-messages")]
 
 
+@pytest.mark.system
+@needs_nginx
 @pytest.mark.parametrize("verb", ["GET", "POST", "PUT", "PROPFIND"])
 def test_nothing_else_is(door, verb):
     kit, asked, _ = door
@@ -129,6 +142,8 @@ def test_nothing_else_is(door, verb):
     assert set(answers.values()) <= {400, 403, 404, 405}, answers
 
 
+@pytest.mark.system
+@needs_nginx
 @pytest.mark.parametrize(
     ("verb", "path"),
     [
@@ -145,6 +160,8 @@ def test_another_verb_is_refused(door, verb, path):
     assert asked == []
 
 
+@pytest.mark.system
+@needs_nginx
 def test_a_body_that_no_site_sends_is_refused_before_it_is_read(door):
     kit, asked, _ = door
     asked.clear()
@@ -160,6 +177,8 @@ def test_a_body_that_no_site_sends_is_refused_before_it_is_read(door):
     assert asked == [("POST", "/v1/fleet/push-object")]
 
 
+@pytest.mark.system
+@needs_nginx
 def test_who_is_refused_is_noted_and_who_is_let_through_is_not(door):
     kit, _, _ = door
     status(kit, "GET", "/v1/control/notable")
@@ -169,6 +188,8 @@ def test_who_is_refused_is_noted_and_who_is_let_through_is_not(door):
     assert "/health HTTP" not in log.split("notable", 1)[1]
 
 
+@pytest.mark.system
+@needs_nginx
 def test_plain_text_and_old_tls_are_refused(door):
     kit, asked, _ = door
     asked.clear()
@@ -187,6 +208,8 @@ def test_plain_text_and_old_tls_are_refused(door):
     assert asked == []
 
 
+@pytest.mark.system
+@needs_nginx
 def test_killed_with_its_worker_left_it_is_back_on_the_same_port(door):
     kit, _, household = door
     pid = household.pid("nginx")
@@ -199,11 +222,9 @@ def test_killed_with_its_worker_left_it_is_back_on_the_same_port(door):
     assert status(kit, "GET", "/health") == 200
 
 
+@pytest.mark.system
+@needs_nginx
 def test_superlink_with_another_certificate_is_not_spoken_to(tmp_path):
-    try:
-        proxy.nginx_program()
-    except InputError:
-        pytest.skip("nginx is not installed")
     asked = []
     other = new_server(new_authority("somebody"), "localhost")
     with https_server(tmp_path, other, lambda *call: asked.append(call) or (200, b"")) as behind:
@@ -224,7 +245,77 @@ def test_superlink_with_another_certificate_is_not_spoken_to(tmp_path):
     assert "certificate verify" in (tmp_path / "nginx.log").read_text()
 
 
+@pytest.mark.system
+@needs_nginx
+def test_an_nginx_of_the_machine_takes_the_door_without_a_warning(tmp_path):
+    folders = "".join(f"{name}_temp_path {tmp_path}/{name}; " for name in proxy.TEMPORARY[1:])
+    main = f"pid {tmp_path}/pid; events {{ }}\nhttp {{ client_body_temp_path {tmp_path}/body; {folders}"
+    (tmp_path / "nginx.conf").write_text(f"{main}include {tmp_path}/mmare.conf; }}\n")
+    (tmp_path / "mmare.conf").write_text(shared_proxy_config(init_kit(tmp_path / "kit", "join.example.org")))
+    done = subprocess.run(
+        [nginx_program(), "-p", tmp_path, "-e", "stderr", "-c", tmp_path / "nginx.conf", "-t"],
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "warn" not in done.stderr
+
+
 # The configuration
+
+_LOCATION = re.compile(
+    r"location (?:= (?P<exact>\S+)|~ (?P<pattern>\S+)) \{\n"
+    r'\s+if \(\$request_uri (?:!=|!~) "(?P<uri>[^"]+)"\) \{ return 404; \}\n'
+    r"\s+limit_except (?P<verb>[A-Z]+) \{ deny all; \}\n"
+    r"\s+proxy_pass https://mmare_superlink;\n\s+\}\n"
+)
+
+
+@pytest.fixture(params=["its own", "the machine's"])
+def text(request, tmp_path):
+    kit = init_kit(tmp_path / "kit", "join.example.org")
+    return proxy_config(kit) if request.param == "its own" else shared_proxy_config(kit)
+
+
+def test_what_is_let_through_is_asked_for_letter_by_letter(text):
+    found = list(_LOCATION.finditer(text))
+    assert len(found) == text.count("proxy_pass ")
+    assert len(found) + 1 == text.count("location ")
+    assert re.search(r"location / \{\s+return 404;\s+\}", text)
+    for each in found:
+        assert each["uri"] == (each["exact"] or each["pattern"])
+
+    def passes(verb, path):
+        return any(
+            verb == each["verb"]
+            and (path == each["uri"] if each["exact"] else re.search(each["uri"], path) is not None)
+            for each in found
+        )
+
+    assert all(passes(verb, path) for verb, path in OPEN)
+    assert not any(passes(verb, path) for verb in ("GET", "POST", "PUT") for path in CLOSED)
+    assert not any(passes({"GET": "POST", "POST": "GET"}[verb], path) for verb, path in OPEN)
+
+
+def test_the_way_to_superlink_is_checked_and_bodies_are_bounded(text, tmp_path):
+    for line in ("proxy_ssl_verify on;", "client_max_body_size 16m;", "limit_conn mmare_connections 64;"):
+        assert line in text
+    assert f"proxy_ssl_trusted_certificate {tmp_path}/kit/ca.crt;" in text
+
+
+def test_the_command_prints_the_door_for_an_nginx_of_the_machine(tmp_path, capsys):
+    kit = init_kit(tmp_path / "kit", "join.example.org", 8443)
+    words = ["kit", "nginx", "--kit", str(kit.folder)]
+    with pytest.raises(SystemExit, match="0"):
+        run_command(lambda given: app(given, standalone_mode=True), words)
+    printed = capsys.readouterr().out
+    assert printed == shared_proxy_config(kit)
+    assert "    listen 8443 ssl;\n    server_name join.example.org;\n" in printed
+    own = proxy_config(kit)
+    door = [line for line in printed.splitlines() if line and not line.startswith("#")]
+    assert [line for line in door if line not in own] == ["    server_name join.example.org;"]
 
 
 def test_no_path_outside_the_kit_is_written_to(tmp_path):
@@ -255,11 +346,9 @@ def test_where_nginx_is_missing_it_is_said_what_to_do(tmp_path, monkeypatch):
         write_proxy(init_kit(tmp_path / "kit", "localhost"))
 
 
+@pytest.mark.system
+@needs_nginx
 def test_what_nginx_does_not_take_is_said_in_its_words(tmp_path):
-    try:
-        proxy.nginx_program()
-    except InputError:
-        pytest.skip("nginx is not installed")
     kit = init_kit(tmp_path / "kit", "localhost")
     kit.certificate.write_text("no certificate\n")
     with pytest.raises(RunError, match=rf"{CONFIG}: nginx does not take it: cannot load certificate"):

@@ -24,8 +24,8 @@ from rich.console import Console
 from mmare.errors import InputError, RunError
 from mmare.host.supervised import Household, Program
 from server.deployment import programs as deployment
+from server.deployment import proxy, services, start
 from server.deployment import run_supervisor as supervision
-from server.deployment import services, start
 from server.deployment.flower_runs import CONFIG, FlowerRun, app_files, write_app
 from server.deployment.programs import (
     check_ports,
@@ -159,7 +159,8 @@ def test_it_takes_the_same_settings_as_the_project_s_own_app():
     assert tomllib.loads(app_files()["pyproject.toml"])["tool"]["flwr"]["app"]["config"] == CONFIG
 
 
-def test_superlink_is_closed_to_the_outside_and_takes_known_keys_only(kit):
+def test_superlink_is_closed_to_the_outside_and_takes_known_keys_only(kit, monkeypatch):
+    monkeypatch.setattr(proxy, "nginx_program", lambda: "/usr/sbin/nginx")  # which may not be installed
     superlink, superexec, door = programs(kit)
     words = " ".join(superlink.command)
     for part in (
@@ -172,7 +173,7 @@ def test_superlink_is_closed_to_the_outside_and_takes_known_keys_only(kit):
     assert "--superexec-auth-secret-file" in words
     assert "--superexec-auth-secret-file" in " ".join(superexec.command)
     assert "--insecure" not in words + " ".join(superexec.command)
-    assert door.command[0].endswith("nginx")
+    assert door.command[0] == "/usr/sbin/nginx"
     assert [program.name for program in programs(kit, proxy=False)] == ["superlink", "superexec"]
     assert superlink.environment["FLWR_TELEMETRY_ENABLED"] == "0"
     assert superlink.environment["FLWR_HOME"] == str(kit.flwr_home)
