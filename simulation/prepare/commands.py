@@ -192,7 +192,7 @@ def synthetic(  # noqa: PLR0913, PLR0917 - one parameter per flag
     kind: Annotated[
         SyntheticKind, typer.Option(help="What the hospitals hold: features, or NIfTI head phantoms.")
     ] = SyntheticKind.FEATURES,
-    patients: Annotated[int | None, typer.Option(help="Per hospital. By default 200, of scans 40.")] = None,
+    patients: Annotated[int | None, typer.Option(help="Per hospital. By default 200, of scans 130.")] = None,
     sites: Annotated[int | None, typer.Option(help="Hospitals; by default three.")] = None,
     pattern: Annotated[
         SyntheticPattern,

@@ -107,7 +107,7 @@ def prepare_synthetic(  # noqa: PLR0913 - the flags of the command, one to one
     Args:
         kind: A `SyntheticKind`: features are drawn here, scans there.
         out: Federation folder to write.
-        patients: Per hospital. Of features at least 20, by default 200; of scans at least 10, by default 40.
+        patients: Per hospital. Of features at least 20, by default 200; of scans at least 10, by default 130.
         seed: Of the patients and their split; also written as the study's.
         n_sites: Hospitals, by default three. This and the next four are of features only.
         pattern: A `SyntheticPattern`. The patients are the same in each; only what they lack differs.
@@ -132,7 +132,8 @@ def prepare_synthetic(  # noqa: PLR0913 - the flags of the command, one to one
             )
         from sites.datasets.phantoms import prepare_synthetic_scans  # noqa: PLC0415 - features need no image library
 
-        return prepare_synthetic_scans(out, 40 if patients is None else patients, seed, overwrite)
+        subjects = {} if patients is None else {"subjects": patients}
+        return prepare_synthetic_scans(out, **subjects, seed=seed, overwrite=overwrite)
     patients = 200 if patients is None else patients
     if patients < 20:  # noqa: PLR2004 - fewer leave a class without test rows
         raise StudyError(f"--patients is {patients}, expected at least 20 per hospital")
