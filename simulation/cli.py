@@ -6,6 +6,7 @@ import sys
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
+from shutil import which
 from typing import Annotated, Any
 
 import typer
@@ -27,8 +28,9 @@ from simulation.grid.scheduler import list_cells, run_grid
 from simulation.grid_report.records import is_grid
 from simulation.prepare import commands as prepare
 from simulation.progress import live_rounds
-from simulation.report.results import find_runs
+from simulation.report.results import MODES, find_runs, line_up, load_run
 from simulation.report.run_report import GAIN, write_comparison, write_report
+from simulation.report.text_chart import auc_chart
 from simulation.run import Backend, run_federation
 from sites.options import SyntheticKind
 
@@ -181,18 +183,32 @@ def demo(
     ] = SyntheticKind.SCANS,
     settings: Settings = None,
 ) -> None:
-    """The tour: three synthetic hospitals, trained together, each alone and pooled, and one report."""
+    """Three synthetic hospitals train together, in one place and each alone; then a chart and a report."""
     from sites.datasets.synthetic import prepare_synthetic  # noqa: PLC0415 - pandas and scikit-learn take seconds
+    from sites.federation import site_folders  # noqa: PLC0415 - as above
 
-    console = Console(stderr=True)
+    console = Console(stderr=True, highlight=False)
     federation = out / "federation"
     if not (federation / STUDY_FILE).exists():
-        console.print("three synthetic hospitals with different scanners and missing examinations ...")
+        console.print(f"three synthetic hospitals: {kind.value} are drawn, then trained on; about a minute")
         prepare_synthetic(kind, out=federation)
+    study = load_study(federation / STUDY_FILE).override(settings or [])
+    for site in site_folders(federation):
+        held = ", ".join(modality.name for modality in study.modalities if modality.name in site.modalities)
+        console.print(f"  {site.id:6} has {held}")
+    _embed(federation, study, console)
     for mode in Mode:
-        result = _run(federation, out / mode.value, mode, Backend.INPROCESS, settings or [], console)
-        _print_result(result, out / mode.value)
-    typer.echo(f"comparison: {write_comparison(out)}")
+        with live_rounds(study.training.rounds, console, brief=True) as table:
+            result = run_federation(
+                federation, out / mode.value, mode=mode, assignments=settings or [], listeners=(table,)
+            )
+        console.print(f"{MODES[mode.value].lower()}: trained in {result['seconds']['total']:.0f} s")
+    page = write_comparison(out)
+    Console(highlight=False).print(
+        "", auc_chart(line_up([load_run(run) for run in find_runs(out)])), "", sep="\n"
+    )
+    program = "mmare-sim" if which("mmare-sim") else sys.argv[0]
+    typer.echo(f"report: {page}\nnext, with your own patients: {program} prepare table --help")
 
 
 def _run(

@@ -28,10 +28,12 @@ class RoundTable:
     Args:
         rounds: Upper bound of a run's rounds.
         console: Where lines go while the output is no terminal.
+        brief: Whether rounds have no lines there.
     """
 
-    def __init__(self, rounds: int, console: Console) -> None:
+    def __init__(self, rounds: int, console: Console, *, brief: bool = False) -> None:
         self._console = console
+        self._brief = brief
         self._state = RunState(whole=True)
         self._title = "roll call"
         self._bar = Progress(
@@ -64,7 +66,7 @@ class RoundTable:
                 self._bar.update(self._task, completed=number)
 
     def _say(self, row: RoundState) -> None:
-        if row.started and not self._console.is_terminal:
+        if row.started and not (self._brief or self._console.is_terminal):
             self._console.print(
                 f"round {row.number}: train loss {_number(row.loss)}, validation balanced accuracy "
                 f"{_number(row.score)}, {len(row.updates)} sites, {row.seconds:.2f} s"
@@ -91,13 +93,16 @@ class RoundTable:
 
 
 @contextmanager
-def live_rounds(rounds: int, console: Console) -> Iterator[RoundTable]:
-    """A table that redraws itself on a terminal, and prints a line a round elsewhere."""
-    table = RoundTable(rounds, console)
+def live_rounds(rounds: int, console: Console, *, brief: bool = False) -> Iterator[RoundTable]:
+    """A table that redraws itself on a terminal, and prints a line a round elsewhere.
+
+    With ``brief`` the table goes away at the end, and rounds have no lines.
+    """
+    table = RoundTable(rounds, console, brief=brief)
     if not console.is_terminal:
         yield table
         return
-    with Live(get_renderable=table.render, console=console, refresh_per_second=4):
+    with Live(get_renderable=table.render, console=console, refresh_per_second=4, transient=brief):
         yield table
 
 

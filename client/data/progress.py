@@ -29,7 +29,7 @@ class _Rate(ProgressColumn):
 
 
 def scan_progress(console: Console) -> Progress:
-    """A progress bar over scans."""
+    """A progress bar over scans; nothing where the output is no terminal."""
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(),
@@ -38,4 +38,5 @@ def scan_progress(console: Console) -> Progress:
         TimeRemainingColumn(),
         console=console,
         transient=True,
+        disable=not console.is_terminal,
     )

@@ -1,6 +1,6 @@
 from rich.console import Console
 
-from simulation.progress import RoundTable
+from simulation.progress import RoundTable, live_rounds
 
 EVENTS = [
     {"event": "run_started", "run": "study-1", "mode": "federated"},
@@ -43,6 +43,17 @@ def test_elsewhere_a_round_is_a_line():
         "round 1: train loss 0.300, validation balanced accuracy 0.750, 2 sites, 1.25 s"
         in console.export_text()
     )
+
+
+def test_a_brief_table_has_no_lines_for_rounds_but_names_who_is_missing():
+    console = Console(force_terminal=False, width=120, record=True)
+    with live_rounds(5, console, brief=True) as table:
+        for event in EVENTS:
+            table(event)
+    text = console.export_text()
+    assert "round 1: train loss" not in text
+    assert "far does not take part" in text
+    assert "c left out" in text
 
 
 def test_a_resumed_run_goes_on_where_it_was():
