@@ -2,9 +2,10 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+PARALLEL := --numprocesses auto --maxprocesses 4 --dist loadfile
 READY := $(VENV)/.ready
 
-.PHONY: setup demo test test-system lint bench audit clean
+.PHONY: setup demo test cover test-system lint bench audit clean
 
 setup: $(READY)
 
@@ -18,10 +19,16 @@ demo: setup
 	$(BIN)/mmare-sim demo --out runs/demo
 
 test: setup
-	$(BIN)/pytest --numprocesses auto --maxprocesses 4 --dist loadfile --cov --cov-report=term:skip-covered
+	$(BIN)/pytest $(PARALLEL)
 
+# The same tests with all their examples; fails below the share of branches in pyproject.toml.
+cover: setup
+	HYPOTHESIS_PROFILE=ci $(BIN)/pytest $(PARALLEL) --cov --cov-report=term:skip-covered
+
+# Real processes one after the other: they wait for each other's clocks and ports.
 test-system: setup
-	$(BIN)/pytest -m 'slow or system'
+	$(BIN)/pytest $(PARALLEL) -m 'slow and not system and not gpu and not bench'
+	$(BIN)/pytest -m system
 
 lint: setup
 	$(BIN)/ruff format --check

@@ -46,6 +46,7 @@ from server.membership.kit import init_kit, renew
 from server.membership.records import Admitted, save
 from tests.federations import tiny_study
 from tests.strange_servers import free_port
+from tests.system.deployment import needs_nginx
 
 NAP = (sys.executable, "-S", "-c", "import time; time.sleep(600)")
 WAIT_S = 20
@@ -177,6 +178,13 @@ def test_superlink_is_closed_to_the_outside_and_takes_known_keys_only(kit, monke
     assert [program.name for program in programs(kit, proxy=False)] == ["superlink", "superexec"]
     assert superlink.environment["FLWR_TELEMETRY_ENABLED"] == "0"
     assert superlink.environment["FLWR_HOME"] == str(kit.flwr_home)
+
+
+@needs_nginx
+def test_an_own_nginx_stands_in_front(kit):
+    superlink, superexec, door = programs(kit)
+    assert door.command[0].endswith("nginx")
+    assert [superlink.name, superexec.name] == ["superlink", "superexec"]
 
 
 # Processes
