@@ -1,4 +1,4 @@
-"""What a hospital says of its own folder: ``site.toml`` as a frozen dataclass."""
+"""A site's own configuration: ``site.toml`` as frozen dataclasses."""
 
 from __future__ import annotations
 
@@ -29,131 +29,80 @@ _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 @dataclass(frozen=True)
 class MaskSource:
-    """How a site holds the masks of a modality's scans: exactly one of the first three is set.
+    """Where the masks of a modality's scans come from: exactly one of the first three is set."""
 
-    Args:
-        column: Manifest column with a mask's path.
-        folder: Of masks that are named as their scans.
-        command: Program that makes one, with ``{input}`` and ``{output}``, such as SynthStrip.
-        timeout_s: After which a program that still runs is ended.
-    """
-
-    column: str | None = None
-    folder: Path | None = None
-    command: str | None = None
-    timeout_s: int = 600
+    column: str | None = None  # manifest column with the path of the mask
+    folder: Path | None = None  # of masks that have the file names of their scans
+    command: str | None = None  # makes ``{output}`` from ``{input}``, such as SynthStrip
+    timeout_s: int = 600  # of the command
 
 
 @dataclass(frozen=True)
 class ModalitySource:
-    """How a site holds one modality: exactly one of the three is set.
+    """How a site stores one modality: exactly one of the first three is set."""
 
-    Args:
-        file: Of features: one table for all patients, keyed by patient id; absolute or relative to where the
-            program runs, like every path here.
-        column: Manifest column with a scan's path, or with ready text.
-        columns: Of text: the manifest columns that the study's prompt uses.
-        series: Of folders of DICOM files: which series is taken (plane, description, prefer, modality).
-        mask: Of scans, where the study wants masks.
-        um_px: Of slides whose files do not say it: microns per pixel.
-    """
-
-    file: Path | None = None
-    column: str | None = None
-    columns: tuple[str, ...] = ()
-    series: Mapping[str, str] = field(default_factory=dict)
-    mask: MaskSource | None = None
-    um_px: float | None = None
+    file: Path | None = None  # a features table for all patients, keyed by patient id
+    column: str | None = None  # manifest column with the path of a scan, or with finished text
+    columns: tuple[str, ...] = ()  # manifest columns that the study's prompt uses
+    series: Mapping[str, str] = field(default_factory=dict)  # DICOM: plane, description, prefer, modality
+    mask: MaskSource | None = None  # for scans, where the study needs masks
+    um_px: float | None = None  # microns per pixel, for slides whose files lack it
 
 
 @dataclass(frozen=True)
 class WorkerConfig:
-    """How the site worker is reached.
+    """How the site worker is reached."""
 
-    Args:
-        socket: The Unix socket. Its folder is closed to other users.
-        group: Unix group whose members may ask too, where relays run as another user; none for the owner
-            alone.
-        grace_s: How long a worker that is told to stop goes on with the message in hand.
-    """
-
-    socket: Path
-    group: str | None = None
-    grace_s: int = 30
+    socket: Path  # a Unix socket; its folder is closed to other users
+    group: str | None = None  # Unix group that may connect too, where the relay runs as another user
+    grace_s: int = 30  # how long a worker that is asked to stop may finish its current message
 
 
 @dataclass(frozen=True)
 class MetricsConfig:
-    """Where the site worker tells Prometheus what it does.
+    """Where the site worker serves ``/metrics``."""
 
-    Args:
-        port: Of ``/metrics``; none for no such page.
-        address: To listen on; this machine alone by default.
-    """
-
-    port: int | None = None
+    port: int | None = None  # no metrics page without it
     address: str = "127.0.0.1"
 
 
 @dataclass(frozen=True)
 class CoordinatorConfig:
-    """How a site joins a federation.
+    """How a site joins a federation."""
 
-    Args:
-        kit: Folder of the site's key, the coordinator's certificate and address (``mmare-site kit``).
-        runtime_port: On 127.0.0.1, between SuperNode and SuperExec; another one for each site of a machine.
-    """
-
-    kit: Path
-    runtime_port: int = 9094
+    kit: Path  # folder with the site's key and the coordinator's certificate and address (``mmare-site kit``)
+    runtime_port: int = 9094  # SuperNode to SuperExec on 127.0.0.1; unique on a machine
 
 
 @dataclass(frozen=True)
 class SiteConfig:
-    """One site: who it is, where its data lie, what it computes with, and its own limits.
+    """One site: its identity, data, compute resources and privacy limits.
 
-    Args:
-        id: Unique in a federation.
-        folder: Where ``site.toml`` lies; every other path is resolved against it.
-        manifest: CSV with one row per patient.
-        modalities: By the study's modality name; an absent name is a modality that the site never has.
-        device: ``auto``, ``cpu``, ``cuda``, …
-        threads: CPU threads that training may use.
-        min_count: Smallest group whose size leaves the site; it can only be stricter than the study's.
-        cache: Folder for what is computed once, such as embeddings.
-        weights: Folder that ``mmare-site weights import`` fills; none where no encoder needs weights.
-        max_norm: Longest update (L2 norm of the change of a round) that leaves; none for any finite one.
-        max_releases: Answers that may leave for one study; none for what its approval says.
-        worker: How the site worker is reached.
-        metrics: Where it is watched.
-        coordinator: How the site joins a federation.
+    Paths are absolute, or relative to where the program runs.
     """
 
-    id: str
-    folder: Path
+    id: str  # unique in a federation
+    folder: Path  # of ``site.toml``; the paths in the file are resolved against it
     manifest: Path
-    modalities: Mapping[str, ModalitySource]
-    device: str = "auto"
-    threads: int = 1
-    min_count: int = 5
-    cache: Path = field(kw_only=True)
-    weights: Path | None = None
-    max_norm: float | None = None
-    max_releases: int | None = None
+    modalities: Mapping[str, ModalitySource]  # by the study's name; the site never has the others
+    device: str = "auto"  # or cpu, cuda, cuda:1, …
+    threads: int = 1  # CPU threads for training
+    min_count: int = 5  # smallest group whose size may leave the site; the study's limit applies as well
+    cache: Path = field(kw_only=True)  # for what is computed once, such as embeddings
+    weights: Path | None = None  # folder filled by ``mmare-site weights import``
+    max_norm: float | None = None  # largest L2 norm of a round's update that may leave; none: any finite one
+    max_releases: int | None = None  # answers that may leave per study; none: as many as its approval allows
     worker: WorkerConfig = field(kw_only=True)
     metrics: MetricsConfig = MetricsConfig()
     coordinator: CoordinatorConfig = field(kw_only=True)
 
 
 def load_site(path: Path) -> SiteConfig:
-    """Read ``site.toml``.
-
-    Args:
-        path: The file itself. Its folder is what the paths in it are relative to.
+    """Read ``site.toml``; the paths in it are relative to its folder.
 
     Raises:
-        DataError: If the file is missing, is not TOML, has an unknown table or key, lacks a needed one, or
-            has a value of the wrong kind.
+        DataError: If the file is missing or not TOML, has an unknown key, lacks a required one, or has a
+            value of the wrong type.
     """
     try:
         content = read_toml(path, "site")
@@ -226,7 +175,7 @@ def _source(name: str, entry: object, folder: Path) -> ModalitySource:
     if len(given) != 1:
         raise DataError(f"[{where}] has {len(given)} of the keys {', '.join(known)}, expected exactly one")
     if given != ["column"] and len(entry) != 1:
-        raise DataError(f"[{where}] series, mask and um_px go with column: they are about scans")
+        raise DataError(f"[{where}] series, mask and um_px describe scans, expected them beside column only")
     if "file" in entry:
         return ModalitySource(file=folder / _text(entry, where, "file"))
     if "column" in entry:
@@ -296,13 +245,13 @@ def _number(table: Mapping[str, Any], where: str, key: str) -> float:
 
 def _port(table: Mapping[str, Any], where: str, key: str, default: int = 0) -> int:
     value = _whole(table, where, key, default=default, least=1)
-    if value > 65535:  # noqa: PLR2004 - the highest there is
+    if value > 65535:  # noqa: PLR2004 - the highest port
         raise DataError(f"[{where}] {key} is {value}, expected a port from 1 to 65535")
     return value
 
 
 def _whole(table: Mapping[str, Any], where: str, key: str, *, default: int, least: int) -> int:
     value = table.get(key, default)
-    if type(value) is not int or value < least:  # a bool is no number here
+    if type(value) is not int or value < least:  # a bool is not a number here
         raise DataError(f"[{where}] {key} is {value!r}, expected a whole number from {least} up")
     return value

@@ -1,4 +1,4 @@
-"""Feature tables: one vector per patient id, as npz, CSV or Parquet, checked where they enter."""
+"""Feature tables: one vector per patient id, as npz, CSV or Parquet, validated when read."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ Vectors = Mapping[str, NDArray[np.float32]]
 
 _ID = "patient_id"
 _NPY = ".npy"
-_KINDS = "iuf"  # of numpy: integers and floats
-_NPZ_FROM_WIDTH = 64  # narrower tables are written as CSV, which people can read
+_KINDS = "iuf"  # numpy kinds: integers and floats
+_NPZ_FROM_WIDTH = 64  # narrower tables are written as readable CSV
 
 
 def load_features(path: Path, width: int | None = None) -> dict[str, NDArray[np.float32]]:
@@ -31,14 +31,14 @@ def load_features(path: Path, width: int | None = None) -> dict[str, NDArray[np.
     Args:
         path: ``.npz`` with one ``(width,)`` array per patient id, or ``.csv`` or ``.parquet`` with a
             ``patient_id`` column and numeric columns in file order.
-        width: Numbers per patient; without it, as many as the first patient has.
+        width: Numbers per patient; by default that of the first patient.
 
     Returns:
-        By patient id, in file order, ``(width,)`` float32. A patient who is not in it lacks the modality.
+        By patient id, in file order, ``(width,)`` float32. Other patients lack the modality.
 
     Raises:
-        DataError: If the file is missing, cannot be read or is empty, a patient id is blank or repeated, or
-            a vector has another width, is not numeric, or holds NaN or infinity.
+        DataError: If the file is missing, unreadable or empty, a patient id is blank or repeated, or a vector
+            has another width, is not numeric, or contains NaN or infinity.
     """
     readers = {".npz": _read_npz, ".csv": _read_csv, ".parquet": _read_parquet}
     reader = readers.get(path.suffix.lower())
@@ -65,13 +65,8 @@ def load_features(path: Path, width: int | None = None) -> dict[str, NDArray[np.
 def write_features(folder: Path, name: str, vectors: Vectors) -> str:
     """Write a features file that `load_features` reads back bit for bit; same vectors, same bytes.
 
-    Args:
-        folder: Where to write.
-        name: Of the modality, used as the stem.
-        vectors: By patient id, ``(width,)`` float32, all of one width.
-
     Returns:
-        The file's name: npz for wide vectors, CSV for narrow ones.
+        The file's name, with the stem ``name``: npz for wide vectors, CSV for narrow ones.
     """
     width = len(next(iter(vectors.values())))
     if width < _NPZ_FROM_WIDTH:
@@ -91,7 +86,7 @@ def write_features(folder: Path, name: str, vectors: Vectors) -> str:
 
 
 def _checked(values: NDArray[np.generic], width: int | None, where: str) -> NDArray[np.float32]:
-    """One vector as float32, refused unless it is ``(width,)``, numeric and finite."""
+    """One vector as float32, if it is ``(width,)``, numeric and finite."""
     if values.ndim != 1 or (width is not None and len(values) != width):
         found = f"{len(values)} numbers" if values.ndim == 1 else f"an array of shape {values.shape}"
         raise DataError(f"{where}: found {found}, expected {width or 'some'} numbers in one row")
@@ -99,7 +94,7 @@ def _checked(values: NDArray[np.generic], width: int | None, where: str) -> NDAr
         raise DataError(f"{where}: found no number, expected at least one")
     if values.dtype.kind not in _KINDS:
         raise DataError(f"{where}: found values of type {values.dtype}, expected numbers")
-    with np.errstate(over="ignore"):  # too large for float32 becomes infinity, which is refused below
+    with np.errstate(over="ignore"):  # values too large for float32 become infinity, which is refused below
         vector = values.astype(np.float32)
     if not np.isfinite(vector).all():
         position = int(np.flatnonzero(~np.isfinite(vector))[0])
@@ -160,7 +155,7 @@ def _is_number(cell: str) -> bool:
 def _read_parquet(path: Path) -> Iterator[tuple[str, NDArray[np.generic]]]:
     try:
         frame = pd.read_parquet(path)
-    except Exception as error:  # pyarrow has a family of errors of its own
+    except Exception as error:  # pyarrow raises many error types
         raise DataError(f"{path}: cannot be read as parquet ({type(error).__name__}: {error})") from None
     header = [str(name) for name in frame.columns]
     id_at = _id_position(path, header)

@@ -1,4 +1,4 @@
-"""Federation folders: ``study.toml`` and one sub-folder per site, found and written."""
+"""Read and write federation folders: ``study.toml`` and one sub-folder per site."""
 
 from __future__ import annotations
 
@@ -39,28 +39,26 @@ __all__ = [
 
 SITE_FILE, MANIFEST_FILE = "site.toml", "patients.csv"
 
-# What was taken away on purpose lies beside the study, where sites do not see it.
-AMPUTATION_FILE = "amputation.json"
+AMPUTATION_FILE = "amputation.json"  # beside the study, where sites do not see it
 
-# Scans that we drew ourselves may lie in a federation folder and be replaced with it. The file says that they
-# are ours: a folder of scans without it is somebody's own.
+# Synthetic scans lie in the federation folder and are replaced with it. The file marks them as ours: a folder
+# of scans without it belongs to the user.
 SCANS_FOLDER, SYNTHETIC_FILE = "scans", "SYNTHETIC.txt"
 
 
 @dataclass(frozen=True)
 class SiteTables:
-    """What one site shall hold.
+    """The content of one site's folder.
 
     Args:
         name: As people call it; its `site_id` is the folder's name and the site's id.
         manifest: One row per patient: ``patient_id``, ``label`` (a class name), ``split``, and the columns
             that ``columns`` names; missing cells are ``None`` or NaN.
-        features: By modality, vectors by patient id; without a vector the patient lacks the modality. A
-            modality in none of ``features``, ``columns`` and ``scans``, or without any vector, is one that
-            the site never has.
+        features: By modality, vectors by patient id; a patient without a vector lacks the modality, as does a
+            site without any.
         columns: By modality, the manifest columns that a prompt uses.
         scans: By modality, the manifest column with the path of a scan, absolute or relative to the site's
-            folder. A modality without any path is one that the site never has.
+            folder; without any path the site does not have the modality.
     """
 
     name: str
@@ -72,17 +70,11 @@ class SiteTables:
 
 @dataclass(frozen=True)
 class SiteCounts:
-    """What was written for one site.
-
-    Args:
-        id: Of the site.
-        patients: Number by split and class name.
-        present: Number of patients that have a modality, by its name.
-    """
+    """Numbers of patients written for one site."""
 
     id: str
-    patients: Mapping[tuple[Split, str], int]
-    present: Mapping[str, int]
+    patients: Mapping[tuple[Split, str], int]  # by split and class name
+    present: Mapping[str, int]  # patients who have a modality, by its name
 
     @property
     def n_patients(self) -> int:
@@ -92,21 +84,13 @@ class SiteCounts:
 
 @dataclass(frozen=True)
 class Prepared:
-    """A federation folder that was written, with the counts that a person wants to see.
-
-    Args:
-        folder: Where it is.
-        study: As in its ``study.toml``.
-        sites: In id order.
-        notes: Sentences about what was left out or replaced on the way.
-        amputation: As in its ``amputation.json``; none where nothing was taken away.
-    """
+    """A federation folder just written, and its summary."""
 
     folder: Path
     study: Study
-    sites: tuple[SiteCounts, ...]
-    notes: tuple[str, ...] = ()
-    amputation: Mapping[str, Any] | None = None
+    sites: tuple[SiteCounts, ...]  # in id order
+    notes: tuple[str, ...] = ()  # sentences about what was excluded or replaced
+    amputation: Mapping[str, Any] | None = None  # as in ``amputation.json``; none if nothing was removed
 
 
 def site_id(name: str) -> str:
@@ -126,15 +110,11 @@ def site_id(name: str) -> str:
 
 
 def site_folders(federation: Path) -> tuple[SiteConfig, ...]:
-    """The sites of a federation folder, sorted by id.
-
-    Args:
-        federation: Folder with ``study.toml`` and one sub-folder with ``site.toml`` per site; other
-            sub-folders are passed over.
+    """The sites of a federation folder, sorted by id; sub-folders without ``site.toml`` are ignored.
 
     Raises:
-        DataError: If it is no folder, has no ``study.toml`` or no site, a ``site.toml`` cannot be used, or
-            two sites have one id.
+        DataError: If it is not a folder, has no ``study.toml`` or no site, a ``site.toml`` is invalid, or two
+            sites have the same id.
     """
     if not federation.is_dir():
         raise DataError(f"{federation}: no such folder, expected a federation folder")
@@ -148,8 +128,7 @@ def site_folders(federation: Path) -> tuple[SiteConfig, ...]:
         site = load_site(file)
         if site.id in sites:
             raise DataError(
-                f"{file}: site id {site.id!r} is already that of {sites[site.id].folder}, "
-                "expected one id per site"
+                f"{file}: site id {site.id!r} is already used by {sites[site.id].folder}, expected unique ids"
             )
         sites[site.id] = site
     return tuple(sites[identity] for identity in sorted(sites))
@@ -163,23 +142,19 @@ def write_federation(
     synthetic_scans: Path | None = None,
     amputation: Mapping[str, Any] | None = None,
 ) -> Prepared:
-    """Write a federation folder, whole or not at all.
-
-    The folder grows beside ``out`` under another name and is renamed when it is complete.
+    """Write a federation folder atomically: same tables, same bytes.
 
     Args:
-        out: The folder to write; parents are made.
+        out: The folder to write; parents are created.
         study: Written as ``study.toml``, with ``federation.min_sites`` at most the number of sites.
-        sites: At least one; same tables, same bytes.
-        overwrite: Replace a federation folder that is there already; nothing else is ever replaced.
-        synthetic_scans: A folder with the file `SYNTHETIC_FILE` that moves into the federation folder as
-            ``scans``, so that manifests may name ``../scans/…``; beside ``out``, on one file system.
-        amputation: Written as ``amputation.json`` where something was taken away.
+        overwrite: Replace an existing federation folder; nothing else is ever replaced.
+        synthetic_scans: A folder with the file `SYNTHETIC_FILE`, on the same file system, that is moved to
+            ``out/scans``, so that manifests may name ``../scans/…``.
+        amputation: Written as ``amputation.json``.
 
     Raises:
-        DataError: If ``out`` is in the way, there is no site or no train row, two sites have one id, or a
-            site has no patient, a patient twice, a patient without any modality, or a class that the study
-            does not know.
+        DataError: If ``out`` cannot be replaced, there is no site or no train row, two sites have the same
+            id, or a site has no patient, a repeated patient, one without any modality, or an unknown class.
     """
     check_target(out, overwrite=overwrite)
     if not sites:
@@ -220,18 +195,18 @@ def write_federation(
 
 
 def check_target(out: Path, *, overwrite: bool) -> None:
-    """Refuse to write where something else is; cheap, so that a long preparation can ask first.
+    """Refuse to write over anything else; cheap, to be called before a long preparation.
 
     Raises:
-        DataError: If ``out`` is a file, or a folder that is not empty, unless it is a federation folder with
-            nothing else in it and ``overwrite`` is set.
+        DataError: If ``out`` is a file or a non-empty folder, unless ``overwrite`` is set and it contains a
+            federation and nothing else.
     """
     if not out.name:
         raise DataError(f"{out}: expected the path of a new folder")
     if not (out.exists() or out.is_symlink()):
         return
     if not out.is_dir() or out.is_symlink():
-        raise DataError(f"{out}: this is not a folder, expected a new or an empty one")
+        raise DataError(f"{out}: not a folder, expected a new or an empty one")
     entries = sorted(out.iterdir())
     if not entries:
         return
@@ -240,17 +215,17 @@ def check_target(out: Path, *, overwrite: bool) -> None:
     foreign = [entry.name for entry in entries if not _is_ours(entry)]
     if foreign or not (out / STUDY_FILE).is_file():
         found = f"it holds {foreign[0]!r}" if foreign else f"it has no {STUDY_FILE}"
-        raise DataError(f"{out}: only a federation folder is overwritten, and this is none: {found}")
+        raise DataError(f"{out}: expected a federation folder, which alone is overwritten: {found}")
 
 
 def _is_ours(entry: Path) -> bool:
-    """Whether something in a federation folder was made by `write_federation`."""
-    drawn = entry.name == SCANS_FOLDER and (entry / SYNTHETIC_FILE).is_file()
-    return drawn or entry.name in {STUDY_FILE, AMPUTATION_FILE} or (entry / SITE_FILE).is_file()
+    """Whether an entry of a federation folder was made by `write_federation`."""
+    synthetic = entry.name == SCANS_FOLDER and (entry / SYNTHETIC_FILE).is_file()
+    return synthetic or entry.name in {STUDY_FILE, AMPUTATION_FILE} or (entry / SITE_FILE).is_file()
 
 
 def _count(identity: str, site: SiteTables, study: Study) -> SiteCounts:
-    """Check the tables of one site and count what is in them."""
+    """Validate the tables of one site and count its patients."""
     rows = site.manifest
     ids = [str(value) for value in rows[ID]]
     if not ids:
@@ -263,7 +238,7 @@ def _count(identity: str, site: SiteTables, study: Study) -> SiteCounts:
     unknown = [str(value) for value in rows[LABEL] if value not in study.classes]
     if unknown:
         raise DataError(
-            f"site {identity}: label {unknown[0]!r} is no class of the study, expected one of "
+            f"site {identity}: label {unknown[0]!r} is not a class of the study, expected one of "
             f"{', '.join(study.classes)}"
         )
     present = {entry.name: having(ids, site, entry) for entry in study.modalities}
@@ -281,12 +256,7 @@ def _count(identity: str, site: SiteTables, study: Study) -> SiteCounts:
 
 
 def having(ids: Sequence[str], site: SiteTables, modality: ModalitySpec) -> set[str]:
-    """The patients of a site that have a modality, its vectors checked against the study.
-
-    Args:
-        ids: Of the manifest, row by row.
-        site: Its tables.
-        modality: Of the study.
+    """Those of the manifest's ``ids`` who have a modality.
 
     Raises:
         DataError: If a vector has another shape than the study's.
@@ -321,7 +291,7 @@ def _write_site(folder: Path, identity: str, site: SiteTables) -> None:
         "site": {"id": identity},
         "data": {"manifest": MANIFEST_FILE},
         "modality": sources,
-        "policy": {"min_count": 0},  # one person's own simulation has nobody to hide small groups from
+        "policy": {"min_count": 0},  # a simulation is not shared, so small groups need no protection
     }
     _write_toml(folder / SITE_FILE, content)
 

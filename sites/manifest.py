@@ -1,4 +1,4 @@
-"""The manifest: one row per patient, checked where it enters."""
+"""The manifest: one row per patient, validated when read."""
 
 from __future__ import annotations
 
@@ -19,40 +19,27 @@ __all__ = ["ID", "LABEL", "SPLIT", "Manifest", "load_manifest", "parse_labels", 
 
 ID, LABEL, SPLIT = "patient_id", "label", "split"
 
-# Without a split column a site draws 6:1:3: three tenths are test, a seventh of the rest validation.
+# Without a split column 6:1:3 is drawn: three tenths are test, a seventh of the rest validation.
 _TEST_FRACTION, _VAL_FRACTION = 0.3, 1 / 7
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """The patients of one site, in file order.
-
-    Args:
-        source: The file, named in errors.
-        patient_ids: Unique.
-        labels: ``(n_patients,)`` int64, index in the study's classes.
-        splits: ``(n_patients,)`` values of `Split`.
-        table: One row per patient with every column of the file as text, blank cells missing.
-    """
+    """The patients of one site, in file order."""
 
     source: Path
-    patient_ids: tuple[str, ...]
-    labels: NDArray[np.int64]
-    splits: NDArray[np.str_]
-    table: pd.DataFrame
+    patient_ids: tuple[str, ...]  # unique
+    labels: NDArray[np.int64]  # (n_patients,) index in the study's classes
+    splits: NDArray[np.str_]  # (n_patients,) values of `Split`
+    table: pd.DataFrame  # every column of the file as text, blank cells missing
 
 
 def load_manifest(path: Path, classes: Sequence[str], seed: int) -> Manifest:
-    """Read ``patients.csv``; without a split column the split is drawn, stratified by label, 6:1:3.
-
-    Args:
-        path: The CSV file.
-        classes: Of the study, in label order.
-        seed: Of the study; used only where a split is drawn.
+    """Read ``patients.csv``; without a split column, draw one from ``seed``, 6:1:3, stratified by label.
 
     Raises:
-        DataError: If the file is missing or unreadable, a column is missing, there is no row, a patient id
-            is blank or repeated, a label is blank or no class of the study, or a split is not one.
+        DataError: If the file is missing, unreadable or empty, a column is missing, a patient id is blank or
+            repeated, or a label or split is blank or unknown.
     """
     table = read_table(path)
     ids = table.require_unique(ID)
@@ -72,7 +59,7 @@ def parse_labels(table: TextTable, column: str, classes: Sequence[str]) -> list[
     """The class name of each row.
 
     Raises:
-        DataError: If a label is blank or none of ``classes``.
+        DataError: If a label is blank or not in ``classes``.
     """
     names = table.require(column)
     for row, name in enumerate(names):
@@ -85,13 +72,10 @@ def parse_labels(table: TextTable, column: str, classes: Sequence[str]) -> list[
 
 
 def parse_splits(table: TextTable, column: str) -> NDArray[np.str_]:
-    """The split of each row.
-
-    Returns:
-        ``(n_rows,)`` values of `Split`.
+    """The split of each row, ``(n_rows,)`` values of `Split`.
 
     Raises:
-        DataError: If a cell is blank or no split.
+        DataError: If a cell is blank or not a `Split`.
     """
     values = table.require(column)
     for row, value in enumerate(values):

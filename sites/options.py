@@ -1,4 +1,4 @@
-"""The closed sets that `mmare-sim prepare` lets a person choose from; light, so that ``--help`` is fast."""
+"""Choices of ``mmare-sim prepare``; imports nothing heavy, so that ``--help`` is fast."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ __all__ = [
 
 
 class Grouping(StrEnum):
-    """What makes a site of the MMIST-ccRCC release."""
+    """How the MMIST-ccRCC release is divided into sites."""
 
     SOURCE = "source"  # TCGA and CPTAC
     HOSPITAL = "hospital"  # TCGA by tissue source site
@@ -36,7 +36,7 @@ class SplitScheme(StrEnum):
 
 
 class Cohort(StrEnum):
-    """Which patients of the MMIST-ccRCC release take part."""
+    """Which patients of the MMIST-ccRCC release are included."""
 
     RELEASE = "release"  # all 618
     THESIS = "thesis"  # 617
@@ -50,49 +50,44 @@ class SyntheticKind(StrEnum):
 
 
 class IxiTask(StrEnum):
-    """What is predicted of an IXI subject."""
+    """What is predicted about an IXI subject."""
 
     SEX = "sex"
-    EPOCH = "epoch"  # of the brain's life span: below 32, below 66, older
+    EPOCH = "epoch"  # of the life span: below 32, below 66, older
 
 
 class Mechanism(StrEnum):
-    """Why modalities are missing that were taken away on purpose."""
+    """How modalities are removed on purpose."""
 
     MCAR = "mcar"  # completely at random
-    MAR = "mar"  # by a column of the table
-    MNAR = "mnar"  # by the label, or by what the modality itself shows
+    MAR = "mar"  # depending on a column of the table
+    MNAR = "mnar"  # depending on the label, or on the modality's own content
 
 
 class Pattern(StrEnum):
-    """Which site never has which modality."""
+    """Which modalities whole sites lack."""
 
     NATURAL = "natural"  # as in the source
-    EXCLUSIVE = "exclusive"  # every site goes without one that another site keeps
+    EXCLUSIVE = "exclusive"  # every site lacks one that another site keeps
 
 
 class SyntheticPattern(StrEnum):
     """Which modalities the sites of the synthetic federation have."""
 
-    NATURAL = "natural"  # the gaps of the three hospitals
-    COMPLETE = "complete"  # no gap at all
-    EXCLUSIVE = "exclusive"  # complete, but every site goes without one that another site keeps
-    RARE = "rare"  # complete, but one modality lives at the first site alone
+    NATURAL = "natural"  # the gaps of the three example hospitals
+    COMPLETE = "complete"  # no gaps
+    EXCLUSIVE = "exclusive"  # complete, but every site lacks one that another site keeps
+    RARE = "rare"  # complete, but one modality exists at the first site only
 
 
 Choice = TypeVar("Choice", bound=StrEnum)
 
 
 def choose(kind: type[Choice], value: str, flag: str) -> Choice:
-    """The member of a closed set that a word names.
-
-    Args:
-        kind: The set.
-        value: The word.
-        flag: Named in the error.
+    """Parse the value of a flag.
 
     Raises:
-        StudyError: If the word names none.
+        StudyError: If it is not a member of ``kind``.
     """
     if value not in list(kind):
         raise StudyError(f"{flag} is {value!r}, expected one of {', '.join(kind)}")
@@ -100,14 +95,10 @@ def choose(kind: type[Choice], value: str, flag: str) -> Choice:
 
 
 def kept_modalities(every: Sequence[str], without: Sequence[str]) -> tuple[str, ...]:
-    """What ``--without`` leaves.
-
-    Args:
-        every: Names of all modalities.
-        without: To leave out.
+    """The modalities left after ``--without``.
 
     Raises:
-        StudyError: If a name is unknown, or nothing would be left.
+        StudyError: If a name is unknown, or nothing is left.
 
     Example:
         >>> kept_modalities(["ct", "mri"], ["ct"])

@@ -1,4 +1,4 @@
-"""Sentences from table cells: a small template language with an omit and an explicit mode.
+"""Template language for clinical prompts, with an omit and an explicit mode.
 
 ======================== ========================================================================
 written                  means
@@ -44,26 +44,16 @@ _Sequence = tuple[_Part, ...]
 
 @dataclass(frozen=True)
 class Prompt:
-    """A template that was read; `compile_prompt` makes it.
-
-    Args:
-        template: As it was written.
-        fields: Names of the fields that it uses, each once, in order of appearance.
-    """
+    """A parsed template, made by `compile_prompt`."""
 
     template: str
-    fields: tuple[str, ...]
+    fields: tuple[str, ...]  # each name once, in order of appearance
     _parts: _Sequence = field(repr=False)
 
     def render(self, values: Mapping[str, str | None], mode: PromptMode) -> str | None:
-        """The text for one patient.
+        """The text for one patient; ``None`` if all fields are missing: the patient lacks the modality.
 
-        Args:
-            values: By field; a field that is absent, ``None`` or blank is missing. Further keys are ignored.
-            mode: Whether a group with missing fields is left out or worded.
-
-        Returns:
-            The text, or ``None`` when no field at all is present: such a patient lacks the modality.
+        A field that is absent, ``None`` or blank is missing; unknown keys are ignored.
         """
         present = {name: text for name in self.fields if (text := (values.get(name) or "").strip())}
         if not present:
@@ -72,14 +62,10 @@ class Prompt:
 
 
 def compile_prompt(template: str) -> Prompt:
-    """Read a template.
-
-    Args:
-        template: In the language of this module.
+    """Parse a template in the language of this module.
 
     Raises:
-        StudyError: If the template is malformed or uses no field; the sentence says what and at which
-            character.
+        StudyError: If the template is malformed, with the position, or uses no field.
 
     Example:
         >>> prompt = compile_prompt("The patient is a {sex}[, aged {age}||, of unknown age].")
@@ -99,14 +85,14 @@ def compile_prompt(template: str) -> Prompt:
 
 
 class _Reader:
-    """Recursive descent over the characters of a template."""
+    """Recursive descent parser."""
 
     def __init__(self, template: str) -> None:
         self._template = template
         self._at = 0
 
     def sequence(self, depth: int) -> _Sequence:
-        """Text, fields and groups up to the end, or within a group up to ``|`` or ``]``."""
+        """Parts up to the end, or within a group up to ``|`` or ``]``."""
         parts: list[_Part] = []
         while self._at < len(self._template):
             sign = self._template[self._at]
@@ -171,7 +157,7 @@ class _Reader:
 
 
 def _names(parts: _Sequence) -> Iterator[str]:
-    """Every field in the parts, nested ones too."""
+    """All field names, nested ones included."""
     for part in parts:
         if isinstance(part, _Field):
             yield part.name
@@ -194,7 +180,7 @@ def _render(parts: _Sequence, present: Mapping[str, str], mode: PromptMode) -> s
 
 
 def _choose(group: _Group, present: Mapping[str, str], mode: PromptMode) -> _Sequence:
-    """What a group says of this patient."""
+    """The alternative or wording of a group that applies to this patient."""
     for alternative in group.alternatives:
         if all(part.name in present for part in alternative if isinstance(part, _Field)):
             return alternative

@@ -1,7 +1,6 @@
-"""Tables as people keep them: CSV, TSV, Parquet or Excel, read as text with blank cells missing.
+"""CSV, TSV, Parquet and Excel tables, read as text with blank cells missing.
 
-Everything is read as text first, so that an id ``007`` stays one and a cell can be quoted in an error as it
-was written; whoever needs numbers converts and checks.
+Text keeps the id ``007`` intact, and errors can quote a cell as written; callers convert to numbers.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ import pandas as pd
 
 from mmare.errors import DataError
 
-__all__ = ["TextTable", "cell_text", "read_table", "unknown_column"]
+__all__ = ["TextTable", "cell_text", "did_you_mean", "finite_number", "read_table", "unknown_column"]
 
 _DELIMITERS = {".csv": ",", ".tsv": "\t"}
 _EXCEL = (".xlsx", ".xls")
@@ -29,29 +28,19 @@ _FORMATS = (*_DELIMITERS, ".parquet", *_EXCEL)
 
 @dataclass(frozen=True)
 class TextTable:
-    """A table as it was written.
-
-    Args:
-        source: The file that it comes from, named in errors.
-        frame: One row per data row, every cell text without surrounding space, blank cells missing.
-        lines: For each row its 1-based line in the file; empty where the format has no lines.
-    """
+    """A table as written in its file."""
 
     source: Path
-    frame: pd.DataFrame
-    lines: tuple[int, ...] = ()
+    frame: pd.DataFrame  # stripped text; blank cells are missing
+    lines: tuple[int, ...] = ()  # 1-based line of each row in the file; empty if the format has no lines
 
     def where(self, row: int) -> str:
-        """How an error names a row: ``patients.csv, row 3 (line 4)``.
-
-        Args:
-            row: 0-based position in ``frame``.
-        """
+        """The name in errors of the row at a 0-based position: ``patients.csv, row 3 (line 4)``."""
         line = f" (line {self.lines[row]})" if self.lines else ""
         return f"{self.source}, row {row + 1}{line}"
 
     def column(self, name: str) -> list[str | None]:
-        """One column as plain values, missing cells as ``None``.
+        """One column, missing cells as ``None``.
 
         Raises:
             DataError: If the table has no such column.
@@ -61,10 +50,10 @@ class TextTable:
         return [value if isinstance(value, str) else None for value in self.frame[name]]
 
     def require(self, name: str) -> list[str]:
-        """One column that must not have a blank cell.
+        """One column without blank cells.
 
         Raises:
-            DataError: If the table has no such column, or a cell of it is blank.
+            DataError: If the column does not exist or a cell is blank.
         """
         values = self.column(name)
         for row, value in enumerate(values):
@@ -73,10 +62,10 @@ class TextTable:
         return [value for value in values if value is not None]
 
     def require_unique(self, name: str) -> list[str]:
-        """One column that must not have a blank cell nor one value twice, such as patient ids.
+        """One column without blank or repeated cells, such as patient ids.
 
         Raises:
-            DataError: If the table has no such column, or a cell of it is blank or repeated.
+            DataError: If the column does not exist or a cell is blank or repeated.
         """
         values = self.require(name)
         first: dict[str, int] = {}
@@ -91,11 +80,7 @@ class TextTable:
 
 
 def read_table(path: Path) -> TextTable:
-    """Read a table as text; the format follows from the ending.
-
-    Args:
-        path: A ``.csv``, ``.tsv``, ``.parquet``, ``.xlsx`` or ``.xls`` file with one header row. Text is
-            UTF-8.
+    """Read a ``.csv``, ``.tsv``, ``.parquet``, ``.xlsx`` or ``.xls`` file with one header row; text is UTF-8.
 
     Raises:
         DataError: If the file is missing, cannot be read, or its rows do not fit its header.
@@ -117,7 +102,7 @@ def read_table(path: Path) -> TextTable:
         raise DataError(
             f"{path}: reading {ending} needs a further package ({error}); install it or save the table as CSV"
         ) from None
-    except Exception as error:  # the readers of pandas raise a family of errors of their own
+    except Exception as error:  # the readers of pandas raise many error types
         raise DataError(f"{path}: cannot be read as {ending[1:]} ({type(error).__name__}: {error})") from None
     header = [str(name).strip() for name in frame.columns]
     _check_header(path, header)
@@ -128,15 +113,29 @@ def read_table(path: Path) -> TextTable:
 
 
 def unknown_column(source: Path, name: str, known: Iterable[object]) -> DataError:
-    """The error for a column that a table does not have, with the nearest name that it has."""
+    """The error for a missing column, with the closest existing name."""
     names = [str(column) for column in known]
-    near = difflib.get_close_matches(name, names, n=1)
-    hint = f" (did you mean {near[0]!r}?)" if near else ""
+    hint = did_you_mean(name, names)
     return DataError(f"{source}: no column {name!r}{hint}; the table has {', '.join(names)}")
 
 
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """A suffix for errors with the closest known name; empty if none is close."""
+    near = difflib.get_close_matches(name, list(known), n=1)
+    return f" (did you mean {near[0]!r}?)" if near else ""
+
+
+def finite_number(cell: object) -> float | None:
+    """The cell as a finite number, if it is one."""
+    try:
+        number = float(str(cell))
+    except ValueError:
+        return None
+    return number if math.isfinite(number) else None
+
+
 def _read_text(path: Path, delimiter: str) -> TextTable:
-    """Read delimited text; every row must have as many cells as the header."""
+    """Read delimited text whose rows all have as many cells as the header."""
     with path.open(encoding="utf-8-sig", newline="") as stream:
         reader = csv.reader(stream, delimiter=delimiter, strict=True)
         header: list[str] | None = None
@@ -177,14 +176,14 @@ def _check_header(path: Path, header: Sequence[str]) -> None:
 
 
 def cell_text(value: Any) -> str | None:  # noqa: ANN401 - a cell of any type that a reader returns
-    """One typed cell as the text that a person would have written; ``None`` for a missing one."""
+    """One typed cell as text; ``None`` if missing."""
     if value is None or value is pd.NaT or value is pd.NA:
         return None
     if isinstance(value, float | np.floating):
         if math.isnan(value):
             return None
-        # A whole-number column with blanks arrives as floats: 3.0 was written as 3.
+        # An integer column with blanks arrives as floats: 3.0 was written as 3.
         return str(int(value)) if float(value).is_integer() else str(value)
-    if isinstance(value, date):  # datetimes too
+    if isinstance(value, date):  # includes datetimes
         return value.isoformat()
     return str(value).strip() or None

@@ -1,1 +1,1 @@
-"""One data set a file: from its source folder to a federation folder."""
+"""Data sets, one per file: from a source folder to a federation folder."""

@@ -1,11 +1,9 @@
-"""The IXI brain scans as a federation of their three London hospitals: four MRI contrasts, clinical prompt.
+"""The IXI brain scans as a federation of three London hospitals: four MRI contrasts and a clinical prompt.
 
-Looks at file names and the demographic table only; no image is opened. Prompts, classes and split are those
-of the thesis, section 5.1. With ``seed=42`` the split has exactly the counts of its Tables 5.1 and 5.2; one
-seed in 130 has, so 42 was most likely its seed.
-
-Where the prompts differ from section 5.1.5: the age is in completed years, and a value that cannot be (a
-weight of 960 kg) is treated as missing.
+Reads file names and the demographic table only; no image is opened. Prompts, classes and split are those of
+the thesis, section 5.1, except that the age is in completed years and an impossible value (a weight of 960
+kg) is missing. With ``seed=42`` the split has exactly the counts of its Tables 5.1 and 5.2; only one seed in
+130 does.
 """
 
 from __future__ import annotations
@@ -48,10 +46,10 @@ CLINICAL = "clinical"
 WIDTH = 512
 ENCODER = "med3d-resnet18"
 
-# Index = label. The manifest of the other task's label, and what the split is stratified by, is `EPOCHS`.
+# Index = label. The split of either task is stratified by `EPOCHS`.
 _CLASSES = {IxiTask.SEX: SEXES, IxiTask.EPOCH: EPOCHS}
 
-# Each phrase is a group, so that the sentence still reads when a part of it is missing.
+# Each phrase is a group, so that the sentence stays grammatical when a part is missing.
 _SHARED = (
     "[, with {ethnicity} ethnicity||, with ethnicity not available]"
     "[, {marital}||, with marital status not available]."
@@ -63,14 +61,14 @@ _SHARED = (
     " Height and weight are not available.]"
 )
 
-# Each without its target.
+# Each prompt omits its target.
 IXI_PROMPTS: Mapping[IxiTask, str] = {
     IxiTask.SEX: "The patient is [{age} years old|a person[ aged {age}|| whose age is not available]]"
     + _SHARED,
     IxiTask.EPOCH: "The patient is [a {sex}|a person[ of {sex} sex|| (sex not available)]]" + _SHARED,
 }
 
-# What a loss may hang on, beside the sex.
+# Possible drivers of mar, besides the sex.
 _COVARIATES = ("age", "ethnicity", "marital", "occupation", "education", "height", "weight")
 
 # Two cuts: 40 % are not train, three quarters of those are test; 516 subjects become 309/51/156.
@@ -81,23 +79,15 @@ _REST_FRACTION, _TEST_FRACTION = 0.4, 0.75
 class IxiOptions:
     """How IXI becomes a federation.
 
-    Args:
-        task: An `IxiTask`.
-        with_clinical: Whether the clinical prompt is a fifth modality.
-        seed: Of the split and the amputation; also written as the study's.
-        prompt_mode: What the prompt says of missing fields.
-        complete: Only subjects with all four contrasts and a known ethnicity, as in the thesis; otherwise
-            everybody with at least one contrast.
-
     Raises:
-        StudyError: If an option is none that exists.
+        StudyError: If a value is unknown.
     """
 
-    task: str
-    with_clinical: bool = False
-    seed: int = 0
+    task: str  # an `IxiTask`
+    with_clinical: bool = False  # whether the clinical prompt is a fifth modality
+    seed: int = 0  # of the split, the amputation and the study
     prompt_mode: PromptMode = PromptMode.OMIT
-    complete: bool = True
+    complete: bool = True  # require all contrasts and a known ethnicity, as in the thesis; else any contrast
 
     def __post_init__(self) -> None:
         choose(IxiTask, self.task, "--task")
@@ -105,7 +95,7 @@ class IxiOptions:
 
     @property
     def fields(self) -> tuple[str, ...]:
-        """Manifest columns of the prompt; none without a clinical modality."""
+        """Manifest columns of the prompt; empty without a clinical modality."""
         return compile_prompt(IXI_PROMPTS[IxiTask(self.task)]).fields if self.with_clinical else ()
 
 
@@ -128,20 +118,12 @@ def prepare_ixi(  # noqa: PLR0913 - the flags of the command, one to one
     Args:
         source: Folder with ``IXI.xls`` (or ``IXI.csv`` with the same columns) and, in any sub-folders,
             volumes named like ``IXI012-HH-1211-T1.nii.gz``. Manifests name them by absolute path.
-        out: Federation folder to write.
-        task: As in `IxiOptions`, like the following.
-        with_clinical: Whether the clinical prompt is a fifth modality.
-        seed: Of the split and the amputation; also written as the study's.
-        missing: What is taken away; mar hangs on the age by default.
-        prompt_mode: What the prompt says of missing fields.
-        complete: Only subjects with all four contrasts and a known ethnicity.
-        encoder: Of the four contrasts.
-        overwrite: Replace a federation folder that is there already.
-        embed: Makes the embeddings on which mnar hangs.
+        task: See `IxiOptions` for this and the options of the same name.
+        missing: What to remove; mar is driven by the age by default.
 
     Raises:
-        StudyError: If an option is none that exists, or out of range.
-        DataError: If the table or the volumes are not there or not as expected, or ``out`` is in the way.
+        StudyError: If an option is unknown or out of range.
+        DataError: If the table or the volumes are missing or malformed, or ``out`` cannot be replaced.
     """
     options = IxiOptions(task, with_clinical, seed, prompt_mode, complete)
     study = ixi_study(options, encoder)
@@ -151,7 +133,7 @@ def prepare_ixi(  # noqa: PLR0913 - the flags of the command, one to one
     rows, notes = _rows(source, options, lambda path: str(source.resolve() / path.relative_to(source)))
     covariates = rows.set_index(ID)[[IxiTask.SEX.value, *_COVARIATES]]
     sites = _tables(rows, options)
-    taken = take_away(sites, study, missing, covariates, usual="age", embed=embed)
+    taken = take_away(sites, study, missing, covariates, default_driver="age", embed=embed)
     prepared = write_federation(out, study, taken.sites, overwrite, amputation=taken.amputation)
     return replace(prepared, notes=(*notes, *taken.notes))
 
@@ -159,18 +141,9 @@ def prepare_ixi(  # noqa: PLR0913 - the flags of the command, one to one
 def ixi_federation(
     source: Path, options: IxiOptions, written: Callable[[Path], str]
 ) -> tuple[list[SiteTables], tuple[str, ...]]:
-    """The three sites of an IXI folder.
+    """The sites of an IXI folder, and notes on what was excluded or treated as missing.
 
-    Args:
-        source: As in `prepare_ixi`.
-        options: How.
-        written: How a manifest names a volume.
-
-    Returns:
-        The sites, and sentences about what was left out and treated as missing.
-
-    Raises:
-        DataError: As `prepare_ixi`.
+    ``written`` gives the path by which a manifest names a volume.
     """
     rows, notes = _rows(source, options, written)
     return _tables(rows, options), notes
@@ -179,7 +152,7 @@ def ixi_federation(
 def _rows(
     source: Path, options: IxiOptions, written: Callable[[Path], str]
 ) -> tuple[pd.DataFrame, tuple[str, ...]]:
-    """The cohort with label, split and the names of volumes, and what a person should know of it."""
+    """The cohort with label, split and paths of volumes, and notes on it."""
     table = read_demographics(source)
     cohort = select_cohort(table, index_volumes(find_volumes(source)), complete=options.complete)
     rows = cohort.rows
@@ -205,10 +178,7 @@ def _tables(rows: pd.DataFrame, options: IxiOptions) -> list[SiteTables]:
 def ixi_study(options: IxiOptions, encoder: str = ENCODER, size: tuple[int, ...] = ()) -> Study:
     """The study of an IXI federation, with the settings of the thesis, section 5.2.5.
 
-    Args:
-        options: How.
-        encoder: Of the four contrasts.
-        size: Of the volumes that the encoder sees: slices, rows, columns; empty for its default.
+    ``size`` is what the encoder sees, in slices, rows, columns; empty for its default.
     """
     task = IxiTask(options.task)
     modalities = [
@@ -234,16 +204,10 @@ def ixi_study(options: IxiOptions, encoder: str = ENCODER, size: tuple[int, ...]
 
 
 def split_cohort(keys: Sequence[str], seed: int) -> NDArray[np.str_]:
-    """Split 6:1:3 by two stratified cuts, drawn as scikit-learn's ``train_test_split`` draws them.
+    """Split 6:1:3 by two stratified cuts, as ``(n_patients,)`` values of `Split`.
 
-    `sites.splits.three_way` cuts in another order (test first); this order gives the thesis's counts.
-
-    Args:
-        keys: One stratum per patient; strata that are too small for a cut are joined.
-        seed: Same keys and seed, same split.
-
-    Returns:
-        ``(n_patients,)`` values of `Split`.
+    `sites.splits.three_way` cuts in another order (test first); this order gives the thesis's counts. Strata
+    that are too small for a cut are joined.
     """
     splits = np.full(len(keys), Split.TRAIN.value, dtype="<U5")  # the longest word is "train"
     _, rest = _cut(np.arange(len(keys)), keys, _REST_FRACTION, seed)
@@ -255,7 +219,7 @@ def split_cohort(keys: Sequence[str], seed: int) -> NDArray[np.str_]:
 def _cut(
     patients: NDArray[np.int64], keys: Sequence[str], fraction: float, seed: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Draw a share of the patients, rounded up but never all; fewer than two cannot be cut."""
+    """Draw a fraction of the patients, rounded up, but never all; fewer than two are not cut."""
     if len(patients) < 2:  # noqa: PLR2004 - a cut needs one patient on either side
         return patients, patients[:0]
     smallest = math.ceil(1 / min(fraction, 1 - fraction))  # so that either side expects one of the stratum

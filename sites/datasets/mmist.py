@@ -1,7 +1,7 @@
 """The official MMIST-ccRCC release as a federation: CT, MRI, whole-slide features and a clinical prompt.
 
-The release ships no code book; the codes here were inferred from their cross tables with stage and source.
-Two columns are left out of the prompt as in the thesis: cancer history and the clinical M category.
+The release has no code book; the codes were inferred from cross tables with stage and source. As in the
+thesis, the prompt omits cancer history and the clinical M category.
 """
 
 from __future__ import annotations
@@ -35,16 +35,16 @@ __all__ = ["MMIST_PROMPT", "prepare_mmist"]
 CLASSES = ("dead", "alive")  # index = the release's vital_status_12
 CLINICAL = "clinical"
 
-# An eighth of what is not test becomes validation, as in the 70/10/20 scheme of the thesis.
+# An eighth of the non-test patients is validation, as in the thesis's 70/10/20 scheme.
 _VAL_FRACTION = 0.125
 
-# Without this one patient the release has the thesis's counts: 617 patients, 74 dead, 496 in train.
+# Without this patient the release has the thesis's counts: 617 patients, 74 dead, 496 in train.
 _NOT_IN_THESIS = "TCGA-B0-4713"
 
 _INNER = Path("datasets") / "ccRCC" / "Code"
 _TABLE = "clinical+genomic_split.csv"
 
-# Each sentence is one group or more, so that it still reads when a part of it is missing.
+# Each sentence consists of groups, so that it stays grammatical when a part is missing.
 _TTN = "[ {ttn}|| and an unknown TTN status]"
 _NODES = "[ with node involvement at stage {pn}|| with node involvement at a stage that is not available]"
 _METASTASIS = (
@@ -75,21 +75,13 @@ MMIST_PROMPT = (
 
 @dataclass(frozen=True)
 class _Exams:
-    """Where the vectors of one imaging modality are.
-
-    Args:
-        width: Numbers per exam.
-        scaling: Of the study.
-        chosen: Table of the exam that the release chose for each patient.
-        listed: Table of all exams, whose k-th row of a patient is file ``ID-k.npz``; none where ``chosen``
-            names the file itself.
-    """
+    """Where the vectors of one imaging modality are."""
 
     width: int
     scaling: Scaling
-    chosen: str
+    chosen: str  # table of the exam that the release chose for each patient
     folder: str
-    listed: str | None = None
+    listed: str | None = None  # table of all exams: a patient's k-th row is file ID-k.npz
 
 
 _EXAMS = {
@@ -140,22 +132,17 @@ def prepare_mmist(  # noqa: PLR0913 - the flags of the command, one to one
 
     Args:
         source: Root of the release, or its folder ``datasets/ccRCC/Code``.
-        out: Federation folder to write.
         by: A `Grouping`: sites ``tcga`` and ``cptac``, or TCGA's hospitals and ``cptac``.
         split: A `SplitScheme`.
         cohort: A `Cohort`.
-        seed: Of the split; also written as the study's.
-        without: Modalities to leave out.
-        min_patients: Fewest patients of a hospital that is a site of its own; the rest is ``tcga-other``.
-        prompt_mode: What the clinical prompt says of missing fields.
-        missing: What is taken away; mar hangs on the tumor grade by default, the one field that nobody lacks
-            and that tells of survival.
-        overwrite: Replace a federation folder that is there already.
-        embed: Makes the embeddings of prompts, on which mnar hangs.
+        seed: Of split, amputation and study.
+        min_patients: A TCGA hospital with fewer patients goes into ``tcga-other``.
+        missing: What to remove; mar is driven by the tumor grade by default, the one field that is complete
+            and predicts survival.
 
     Raises:
-        StudyError: If an option is none that exists, or no modality is left.
-        DataError: If the release is not there or not as expected, or ``out`` is in the way.
+        StudyError: If an option is unknown, or no modality is left.
+        DataError: If the release is missing or malformed, or ``out`` cannot be replaced.
     """
     grouping = choose(Grouping, by, "--by")
     scheme = choose(SplitScheme, split, "--split")
@@ -173,12 +160,16 @@ def prepare_mmist(  # noqa: PLR0913 - the flags of the command, one to one
     if members is Cohort.THESIS:
         if not (rows[ID] == _NOT_IN_THESIS).any():
             raise DataError(
-                f"{table.source}: the thesis's cohort leaves out a patient that is not in the table"
+                f"{table.source}: the patient that the thesis's cohort excludes is not in the table"
             )
         rows = rows[rows[ID] != _NOT_IN_THESIS].reset_index(drop=True)
     rows[SPLIT] = _split(rows, scheme, seed)
     rows["site"] = _sites(rows[ID].tolist(), grouping, min_patients)
-    vectors = {name: _vectors(exams[name], _EXAMS[name]) for name in names if name in _EXAMS}
+    vectors = {
+        name: {patient: _vector(path, _EXAMS[name].width) for patient, path in exams[name].items()}
+        for name in names
+        if name in _EXAMS
+    }
     columns = {CLINICAL: compile_prompt(MMIST_PROMPT).fields} if CLINICAL in names else {}
     written = [ID, LABEL, SPLIT, *columns.get(CLINICAL, ())]
     sites = [
@@ -186,7 +177,7 @@ def prepare_mmist(  # noqa: PLR0913 - the flags of the command, one to one
         for name, group in rows.groupby("site", sort=True)
     ]
     covariates = rows.set_index(ID)[[*_CODES, "race"]]
-    taken = take_away(sites, study, missing, covariates, usual="grade", embed=embed)
+    taken = take_away(sites, study, missing, covariates, default_driver="grade", embed=embed)
     prepared = write_federation(out, study, taken.sites, overwrite, amputation=taken.amputation)
     return replace(prepared, notes=taken.notes)
 
@@ -198,17 +189,8 @@ def _study(names: Sequence[str], seed: int, prompt_mode: PromptMode) -> Study:
         if name in _EXAMS
     ]
     if CLINICAL in names:
-        specs.append(
-            ModalitySpec(
-                CLINICAL,
-                Kind.TEXT,
-                512,
-                "hashing-text",
-                Scaling.L2,
-                prompt=MMIST_PROMPT,
-                prompt_mode=prompt_mode,
-            )
-        )
+        text = ModalitySpec(CLINICAL, Kind.TEXT, 512, "hashing-text", Scaling.L2, prompt=MMIST_PROMPT)
+        specs.append(replace(text, prompt_mode=prompt_mode))
     return Study(
         name="mmist-vital12",
         classes=CLASSES,
@@ -253,7 +235,7 @@ def _chosen(code: Path, name: str) -> dict[str, Path]:
 
 
 def _rows(table: TextTable, exams: Mapping[str, Iterable[str]]) -> pd.DataFrame:
-    """One row per patient in table order: id, label, clinical columns in words, what is present."""
+    """One row per patient in table order: id, label, decoded clinical columns, presence."""
     ids = table.require_unique("case_id")
     labels = _decode(table, "vital_status_12", dict(enumerate(CLASSES)))
     for row, label in enumerate(labels):
@@ -267,11 +249,13 @@ def _rows(table: TextTable, exams: Mapping[str, Iterable[str]]) -> pd.DataFrame:
 
 
 def _decode(table: TextTable, column: str, words: Mapping[int, str]) -> list[str | None]:
-    """One coded column in words; blank and -1 are missing."""
+    """One coded column as words; blank and -1 are missing."""
     by_text = {str(code): word for code, word in words.items()}
     decoded: list[str | None] = []
     for row, cell in enumerate(table.column(column)):
-        code = None if cell is None else cell.removesuffix(".0")  # age is written 6.0 because some are blank
+        code = (
+            None if cell is None else cell.removesuffix(".0")
+        )  # a column with blanks is written as floats, 6.0
         if code not in {None, "-1", *by_text}:
             raise DataError(f"{table.where(row)}: {column} is {cell!r}, expected -1 or {', '.join(by_text)}")
         decoded.append(None if code is None else by_text.get(code))
@@ -279,7 +263,7 @@ def _decode(table: TextTable, column: str, words: Mapping[int, str]) -> list[str
 
 
 def _race(table: TextTable) -> list[str | None]:
-    """The race whose column is set; none where no column is."""
+    """The race whose column is set, if any."""
     flags = {race: _decode(table, f"race_{race}", {0: "", 1: race}) for race in _RACES}
     races: list[str | None] = []
     for row in range(len(table.frame)):
@@ -302,13 +286,13 @@ def _split(rows: pd.DataFrame, scheme: SplitScheme, seed: int) -> NDArray[np.str
 
 
 def _keys(rows: pd.DataFrame) -> list[list[str]]:
-    """Stratification keys, the rarest examination dropped first: MRI, then CT, then genomics."""
+    """Stratification keys; coarser levels drop the rarest examination first: MRI, CT, genomics."""
     levels = (("has_mri", "has_ct", "has_genomics"), ("has_ct", "has_genomics"), ("has_genomics",), ())
     return [["|".join(map(str, cells)) for cells in rows[[LABEL, *level]].to_numpy()] for level in levels]
 
 
 def _sites(ids: Sequence[str], grouping: Grouping, min_patients: int) -> list[str]:
-    """The site's name of each patient; the second field of a TCGA barcode is the tissue source site."""
+    """The site of each patient; the second field of a TCGA barcode is the tissue source site."""
     tcga = [patient.startswith("TCGA-") for patient in ids]
     if grouping is Grouping.SOURCE:
         return ["tcga" if is_tcga else "cptac" for is_tcga in tcga]
@@ -321,11 +305,6 @@ def _sites(ids: Sequence[str], grouping: Grouping, min_patients: int) -> list[st
         hospital if not is_tcga or sizes[hospital] >= min_patients else "tcga-other"
         for hospital, is_tcga in zip(hospitals, tcga, strict=True)
     ]
-
-
-def _vectors(files: Mapping[str, Path], exams: _Exams) -> dict[str, NDArray[np.float32]]:
-    """The vectors of one modality: ``(width,)`` float32 by patient."""
-    return {patient: _vector(path, exams.width) for patient, path in files.items()}
 
 
 def _vector(path: Path, width: int) -> NDArray[np.float32]:

@@ -1,20 +1,16 @@
-"""A federation with a known answer: three hospitals with different scanners and different gaps.
+"""A federation with a known optimum: hospitals with different scanners and different missing modalities.
 
-Each patient has four hidden causes, independent and standard normal, one per modality. The disease follows
-from their sum alone::
+Each patient has four latent causes, independent and standard normal, one per modality, which alone determine
+the
+disease::
 
     P(malignant) = sigmoid(1.2 * (cause_t1 + cause_t2 + cause_flair + cause_clinical))
 
-where ``signal`` can give a modality another weight than 1.
-
-An image's features are a fixed linear map of its own cause and of two nuisances (anatomy, say), plus an
-offset per hospital and modality (the scanner), plus noise. The clinical prompt words its cause in coarse
-steps. So each modality tells a quarter of the story, no scanner tells any of it, and only a combination
-comes near the oracle, who knows all
-causes: AUC 0.89 with everything present, against 0.69 for one cause alone (`expected_auc`).
-
-There can be more hospitals or fewer than three: the gaps of the three repeat. The pattern ``rare`` is for
-trials of aggregation: flair is at the first hospital alone, and nobody lacks anything else.
+where ``signal`` can weight a cause other than 1. An image's features are a fixed linear map of its cause and
+two nuisances (such as anatomy), plus an offset per hospital and modality (the scanner), plus noise. The
+clinical prompt describes its cause in coarse steps. So no scanner is informative, each modality carries a
+quarter of the signal, and only their combination approaches the oracle that knows all causes: AUC 0.89,
+against 0.69 for one cause (`expected_auc`).
 """
 
 from __future__ import annotations
@@ -45,7 +41,7 @@ __all__ = ["SYNTHETIC_PROMPT", "Cohort", "draw_cohort", "expected_auc", "hospita
 CLASSES = ("benign", "malignant")
 IMAGES = ("t1", "t2", "flair")
 CLINICAL = "clinical"
-RARE = "flair"  # what lives at the first hospital alone, in the pattern of this name
+RARE = "flair"  # exists at the first hospital only, in the pattern of this name
 WIDTH = 512
 
 SYNTHETIC_PROMPT = (
@@ -54,8 +50,7 @@ SYNTHETIC_PROMPT = (
     "[ Symptoms are {symptoms}.|| Symptoms are not available.]"
 )
 
-# Probability that a patient of the hospital lacks the modality: 1 means that the hospital has no such
-# scanner.
+# Probability that a patient lacks the modality; 1 where the hospital has no such scanner.
 MISSING: Mapping[str, Mapping[str, float]] = {
     "east": {"t1": 0.05, "t2": 0.10, "flair": 0.10, CLINICAL: 0.00},
     "north": {"t1": 0.10, "t2": 0.45, "flair": 0.30, CLINICAL: 0.10},
@@ -75,17 +70,13 @@ _EDGES = {"marker": (-1.2, -0.6, 0.0, 0.6, 1.2), "symptoms": (-0.9, 0.0, 0.9)}  
 
 @dataclass(frozen=True)
 class Cohort:
-    """What was drawn, hidden causes included.
+    """All patients drawn, with their latent causes."""
 
-    Args:
-        manifest: One row per patient: id, label, split, site and the clinical columns.
-        causes: ``(n_patients, 4)`` hidden causes, in the order t1, t2, flair, clinical.
-        features: By image modality, ``(512,)`` float32 by patient; patients who lack it have none.
-    """
-
-    manifest: pd.DataFrame
-    causes: NDArray[np.float64]
-    features: Mapping[str, Mapping[str, NDArray[np.float32]]]
+    manifest: pd.DataFrame  # id, label, split, site and the clinical columns
+    causes: NDArray[np.float64]  # (n_patients, 4): t1, t2, flair, clinical
+    features: Mapping[
+        str, Mapping[str, NDArray[np.float32]]
+    ]  # by image modality and patient who has it, (512,)
 
 
 def prepare_synthetic(  # noqa: PLR0913 - the flags of the command, one to one
@@ -106,29 +97,25 @@ def prepare_synthetic(  # noqa: PLR0913 - the flags of the command, one to one
 
     Args:
         kind: A `SyntheticKind`: features are drawn here, scans there.
-        out: Federation folder to write.
-        patients: Per hospital. Of features at least 20, by default 200; of scans at least 10, by default 130.
-        seed: Of the patients and their split; also written as the study's.
-        n_sites: Hospitals, by default three. This and the next four are of features only.
+        patients: Per hospital. Features: at least 20, by default 200. Scans: at least 10, by default 130.
+        seed: Of patients, split, amputation and study.
+        n_sites: Hospitals, by default three. This and the next four are for features only.
         pattern: A `SyntheticPattern`. The patients are the same in each; only what they lack differs.
-        signal: By modality, the weight of its cause; 1 where none is given.
-        without: Modalities to leave out; patients who have no other go with them.
-        missing: What is taken away on top; its own pattern is that of ``pattern``. Mar hangs on the marker by
-            default.
-        overwrite: Replace a federation folder that is there already.
-        embed: Makes the embeddings of prompts, on which mnar hangs.
+        signal: Weight of the cause by modality; 1 by default.
+        without: Modalities to omit; patients who have no other are omitted too.
+        missing: What to remove in addition, apart from its pattern. Mar is driven by the marker by default.
 
     Raises:
         StudyError: If an option is out of range.
-        DataError: If ``out`` is in the way.
+        DataError: If ``out`` cannot be replaced.
     """
     shape = choose(SyntheticPattern, pattern, "--pattern")
     if choose(SyntheticKind, kind, "--kind") is SyntheticKind.SCANS:
-        told = (n_sites, shape, signal or None, tuple(without))
-        if told != (None, SyntheticPattern.NATURAL, None, ()) or missing.active:
+        given = (n_sites, shape, signal or None, tuple(without))
+        if given != (None, SyntheticPattern.NATURAL, None, ()) or missing.active:
             raise StudyError(
-                "--kind scans has three hospitals with their own gaps; to take scans away, run prepare ixi "
-                "--keep-incomplete on the folder scans in it"
+                "--kind scans has three hospitals with their own gaps; to remove scans, run prepare ixi "
+                "--keep-incomplete on its folder scans"
             )
         from sites.datasets.phantoms import prepare_synthetic_scans  # noqa: PLC0415 - features need no image library
 
@@ -150,19 +137,18 @@ def prepare_synthetic(  # noqa: PLR0913 - the flags of the command, one to one
     features = {name: vectors for name, vectors in cohort.features.items() if name in names}
     written = [ID, LABEL, SPLIT, *columns.get(CLINICAL, ())]
     sites = [
-        _with_something(SiteTables(str(name), group[written], features, columns), study)
+        _without_bare_patients(SiteTables(str(name), group[written], features, columns), study)
         for name, group in cohort.manifest.groupby("site", sort=True)
     ]
-    taken = take_away(sites, study, missing, _covariates(cohort.manifest), usual="marker", embed=embed)
+    taken = take_away(
+        sites, study, missing, _covariates(cohort.manifest), default_driver="marker", embed=embed
+    )
     prepared = write_federation(out, study, taken.sites, overwrite, amputation=taken.amputation)
     return replace(prepared, notes=(*_notes(shape, cohort), *taken.notes))
 
 
 def hospitals(n_sites: int) -> dict[str, Mapping[str, float]]:
-    """The gaps of each hospital by its name: the three of `MISSING`, then those again under other names.
-
-    Args:
-        n_sites: How many.
+    """The missing rates of each hospital: those of `MISSING`, repeated under new names.
 
     Example:
         >>> list(hospitals(5))
@@ -184,10 +170,8 @@ def draw_cohort(
 
     Args:
         patients: Per hospital.
-        seed: Same numbers, same patients.
-        n_sites: Hospitals.
-        pattern: Which gaps they have; of ``exclusive`` none, since those are made by `sites.missing.plan`.
-        signal: By modality, the weight of its cause; 1 where none is given.
+        pattern: Of missing modalities; ``exclusive`` draws none, because `sites.missing` creates its gaps.
+        signal: Weight of the cause by modality; 1 by default.
     """
     if seed < 0:
         raise StudyError(f"--seed is {seed}, expected a whole number from 0 up")
@@ -201,7 +185,7 @@ def draw_cohort(
     malignant = generator.random(n_patients) < _sigmoid(_SLOPE * (weights * causes).sum(axis=1))
     labels = [CLASSES[int(value)] for value in malignant]
     absent = _absences(sites, gaps, generator)  # (n_patients, 4)
-    if pattern is not SyntheticPattern.NATURAL:  # drawn all the same, so that the patients are no others
+    if pattern is not SyntheticPattern.NATURAL:  # drawn anyway, so that the patients stay the same
         absent = np.zeros_like(absent)
     if pattern is SyntheticPattern.RARE:
         absent[patients:, IMAGES.index(RARE)] = True
@@ -220,12 +204,9 @@ def draw_cohort(
 
 
 def expected_auc(n_causes: int, draws: int = 200_000, signal: Mapping[str, float] | None = None) -> float:
-    """The AUC of an oracle who knows some of the four causes, by simulation.
+    """The AUC of an oracle that knows the first of the causes t1, t2, flair, clinical, by simulation.
 
-    Args:
-        n_causes: How many causes the oracle knows, 1 to 4, in the order t1, t2, flair, clinical.
-        draws: Patients to simulate; 200,000 leave an error of about 0.001.
-        signal: As of `draw_cohort`.
+    The standard error with 200,000 draws is about 0.001.
     """
     generator = np.random.default_rng(0)
     causes = _weights(signal or {}) * generator.standard_normal((draws, len(IMAGES) + 1))
@@ -233,7 +214,7 @@ def expected_auc(n_causes: int, draws: int = 200_000, signal: Mapping[str, float
     ranks = np.empty(draws)
     ranks[np.argsort(causes[:, :n_causes].sum(axis=1))] = np.arange(1, draws + 1)
     n_ill = int(ill.sum())
-    # Mann-Whitney: the share of (ill, healthy) pairs that the score puts in the right order.
+    # Mann-Whitney: the share of (ill, healthy) pairs that the score orders correctly.
     return float((ranks[ill].sum() - n_ill * (n_ill + 1) / 2) / (n_ill * (draws - n_ill)))
 
 
@@ -253,7 +234,7 @@ def _weights(signal: Mapping[str, float]) -> NDArray[np.float64]:
 
 
 def _covariates(manifest: pd.DataFrame) -> pd.DataFrame:
-    """What mar may hang on: the clinical columns, the coarse steps as numbers."""
+    """Possible drivers of mar: the clinical columns, the coarse steps as numbers."""
     columns = manifest[["sex", "age"]].set_axis(manifest[ID])
     for name, words in _WORDS.items():
         columns[name] = [None if pd.isna(word) else words.index(word) for word in manifest[name]]
@@ -263,17 +244,13 @@ def _covariates(manifest: pd.DataFrame) -> pd.DataFrame:
 def _notes(pattern: SyntheticPattern, cohort: Cohort) -> Sequence[str]:
     if pattern is not SyntheticPattern.RARE:
         return ()
-    return (f"rare: {RARE} lives at {cohort.manifest['site'].iloc[0]} alone, all else is complete",)
+    return (f"rare: only {cohort.manifest['site'].iloc[0]} has {RARE}, all else is complete",)
 
 
 def _absences(
     sites: list[str], gaps: Mapping[str, Mapping[str, float]], generator: np.random.Generator
 ) -> NDArray[np.bool_]:
-    """Who lacks what: independent draws, one modality given back to whoever would have none.
-
-    Returns:
-        ``(n_patients, 4)`` bool, true where the modality is missing.
-    """
+    """Independent draws, ``(n_patients, 4)``; a patient who would lack all gets one modality back."""
     rates = np.array([[gaps[site][name] for name in (*IMAGES, CLINICAL)] for site in sites])
     absent = np.asarray(generator.random(rates.shape) < rates, dtype=np.bool_)
     for row in np.flatnonzero(absent.all(axis=1)).tolist():
@@ -284,16 +261,7 @@ def _absences(
 def _image(
     cause: NDArray[np.float64], sites: list[str], generator: np.random.Generator
 ) -> NDArray[np.float32]:
-    """The features of one image modality.
-
-    Args:
-        cause: ``(n_patients,)``.
-        sites: Of each patient.
-        generator: Drawn from in a fixed order.
-
-    Returns:
-        ``(n_patients, 512)`` float32.
-    """
+    """The features of one image modality, ``(n_patients, 512)``; ``sites`` has the site of each patient."""
     nuisances = generator.standard_normal((len(sites), _N_NUISANCES))
     latent = np.column_stack([cause, nuisances])  # (n_patients, 3)
     loadings = _LOADING * generator.standard_normal((latent.shape[1], WIDTH))
@@ -306,14 +274,14 @@ def _image(
 def _clinical(
     cause: NDArray[np.float64], absent: NDArray[np.bool_], generator: np.random.Generator
 ) -> dict[str, list[str | None]]:
-    """The clinical columns: marker and symptoms word the cause, sex and age say nothing of it."""
+    """The clinical columns: marker and symptoms depend on the cause, sex and age do not."""
     n_patients = len(cause)
     columns: dict[str, list[str]] = {
         "sex": [("female", "male")[int(draw)] for draw in generator.integers(0, 2, n_patients)],
         "age": [str(draw) for draw in generator.integers(25, 85, n_patients)],
     }
     for name, words in _WORDS.items():
-        seen = cause + 0.3 * generator.standard_normal(n_patients)  # two observers, neither exact
+        seen = cause + 0.3 * generator.standard_normal(n_patients)  # two inexact observers
         columns[name] = [words[step] for step in np.digitize(seen, _EDGES[name]).tolist()]
     return {
         name: [None if gone else word for word, gone in zip(words_of, absent.tolist(), strict=True)]
@@ -321,7 +289,7 @@ def _clinical(
     }
 
 
-def _with_something(site: SiteTables, study: Study) -> SiteTables:
+def _without_bare_patients(site: SiteTables, study: Study) -> SiteTables:
     """The site without patients who have none of the study's modalities."""
     ids = [str(patient) for patient in site.manifest[ID]]
     anything = set().union(*(having(ids, site, modality) for modality in study.modalities))

@@ -1,8 +1,7 @@
-"""Anybody's table as a federation: groups of columns become modalities, one column names the site."""
+"""Any table as a federation: groups of columns become modalities, one column names the site."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,30 +20,21 @@ from sites.manifest import ID, LABEL, SPLIT, parse_labels, parse_splits
 from sites.missing.amputate import take_away
 from sites.missing.plan import Missingness
 from sites.splits import three_way
-from sites.tabular import TextTable, read_table, unknown_column
+from sites.tabular import TextTable, finite_number, read_table, unknown_column
 
 __all__ = ["TableColumns", "prepare_table"]
 
 
 @dataclass(frozen=True)
 class TableColumns:
-    """Which column of a table says what.
+    """The meaning of a table's columns."""
 
-    Args:
-        id: Unique patient id.
-        site: Name of the hospital.
-        label: Class name.
-        split: ``train``, ``val`` or ``test``; without it the split is drawn.
-        modalities: Columns by modality, in slot order.
-        categorical: Those of the modalities' columns that hold words; the others hold numbers.
-    """
-
-    id: str
-    site: str
-    label: str
-    modalities: Mapping[str, Sequence[str]]
-    categorical: Sequence[str] = ()
-    split: str | None = None
+    id: str  # unique patient id
+    site: str  # name of the hospital
+    label: str  # class name
+    modalities: Mapping[str, Sequence[str]]  # columns by modality, in slot order
+    categorical: Sequence[str] = ()  # columns of the modalities that hold words; the others hold numbers
+    split: str | None = None  # train, val or test; without it the split is drawn
 
 
 def prepare_table(  # noqa: PLR0913 - the flags of the command, one to one
@@ -62,28 +52,23 @@ def prepare_table(  # noqa: PLR0913 - the flags of the command, one to one
 ) -> Prepared:
     """Write a table as a federation folder.
 
-    A modality is present for a patient when at least one of its columns is. Numbers are taken as they are
-    (the study scales them by pooled moments); words become one number per level, the levels being those of
-    the whole table in sorted order. A blank inside a present modality is zero, and columns that have such
-    blanks get a further number that is one where the cell is blank.
+    A modality is present for a patient when at least one of its columns is. Numbers are kept (the study
+    scales them by pooled moments); words are one-hot encoded over the levels of the whole table, in sorted
+    order. A blank in a present modality is zero, and columns with such blanks get an indicator of them.
 
     Args:
         table: CSV, TSV, Parquet or Excel with one row per patient.
-        out: Federation folder to write.
-        columns: Which column says what.
-        classes: Of the study, in label order.
-        features: Further modalities: by name, a file of vectors as `load_features` reads it. Ids that the
-            table does not have are passed over.
-        missing_values: Cells that mean missing, beside blank ones; a number also matches in another spelling.
-        positive: Class of binary F1; with two classes the last one by default.
-        seed: Of the split, drawn 70/10/20 and stratified by label and site; also written as the study's.
-        missing: What is taken away; mar hangs on any column of the table but id and label.
-        overwrite: Replace a federation folder that is there already.
+        features: Further modalities by name, as files for `load_features`. Ids unknown to the table are
+            ignored.
+        missing_values: Cells that mean missing, besides blank ones; numbers match in any spelling.
+        positive: Class of binary F1; of two classes the last one by default.
+        seed: Of the study and of the split, drawn 70/10/20 and stratified by label and site.
+        missing: What to remove; mar may be driven by any column except id and label.
 
     Raises:
-        StudyError: If there is no modality, one is named twice, or classes and positive make no study.
-        DataError: If a column does not exist, a cell is not what its column needs, a patient occurs twice or
-            has no modality, a features file cannot be used, or ``out`` is in the way.
+        StudyError: If there is no modality, one is named twice, or classes and positive are inconsistent.
+        DataError: If a column does not exist, a cell has the wrong type, a patient occurs twice or has no
+            modality, a features file is unusable, or ``out`` cannot be replaced.
     """
     further = dict(features or {})
     if len(set(classes)) < max(2, len(classes)):
@@ -119,7 +104,7 @@ def prepare_table(  # noqa: PLR0913 - the flags of the command, one to one
 
 
 def _check_names(columns: TableColumns, features: Iterable[str]) -> None:
-    """Refuse options that contradict each other, before any file is read."""
+    """Refuse contradictory options before any file is read."""
     names = [*columns.modalities, *features]
     if not names:
         raise StudyError(
@@ -162,12 +147,12 @@ def _check_columns(table: TextTable, columns: TableColumns) -> None:
 
 
 def _blank(table: TextTable, missing_values: Sequence[str]) -> TextTable:
-    """The table with the cells blanked that mean missing."""
+    """The table with cells that mean missing blanked."""
     words = set(missing_values)
-    numbers = {number for word in words if (number := _number(word)) is not None}
+    numbers = {number for word in words if (number := finite_number(word)) is not None}
 
     def is_missing(cell: object) -> bool:
-        return isinstance(cell, str) and (cell in words or _number(cell) in numbers)
+        return isinstance(cell, str) and (cell in words or finite_number(cell) in numbers)
 
     marked = table.frame.map(is_missing).astype(bool) if words else table.frame.isna()
     return TextTable(table.source, table.frame.mask(marked), table.lines)
@@ -176,7 +161,7 @@ def _blank(table: TextTable, missing_values: Sequence[str]) -> TextTable:
 def _encode(
     table: TextTable, ids: Sequence[str], group: Sequence[str], categorical: set[str]
 ) -> dict[str, NDArray[np.float32]]:
-    """One group of columns as vectors by patient; patients with every cell blank are left out."""
+    """One group of columns as vectors by patient, without patients whose cells are all blank."""
     cells = {column: table.column(column) for column in group}
     present = [row for row in range(len(ids)) if any(cells[column][row] is not None for column in group)]
     if not present:
@@ -193,7 +178,7 @@ def _encode(
 
 
 def _one_hot(cells: Mapping[int, str | None]) -> list[NDArray[np.float32]]:
-    """One column of zeros and ones per level, in sorted order; a blank has none."""
+    """One 0/1 column per level, in sorted order; a blank has no level."""
     levels = sorted({cell for cell in cells.values() if cell is not None})
     return [np.array([cell == level for cell in cells.values()], dtype=np.float32) for level in levels]
 
@@ -202,7 +187,7 @@ def _numeric(table: TextTable, column: str, cells: Mapping[int, str | None]) -> 
     """The cells as numbers; a blank is zero."""
     numbers = np.zeros(len(cells), dtype=np.float32)
     for position, (row, cell) in enumerate(cells.items()):
-        number = 0.0 if cell is None else _number(cell)
+        number = 0.0 if cell is None else finite_number(cell)
         if number is None or abs(number) > float(np.finfo(np.float32).max):
             raise DataError(
                 f"{table.where(row)}: {column} is {cell!r}, expected a finite number; name the column in "
@@ -210,15 +195,6 @@ def _numeric(table: TextTable, column: str, cells: Mapping[int, str | None]) -> 
             )
         numbers[position] = number
     return numbers
-
-
-def _number(cell: str) -> float | None:
-    """The finite number that a cell holds, if it holds one."""
-    try:
-        number = float(cell)
-    except ValueError:
-        return None
-    return number if math.isfinite(number) else None
 
 
 def _load(path: Path, ids: Sequence[str], table: Path) -> dict[str, NDArray[np.float32]]:

@@ -1,1 +1,1 @@
-"""Gaps made on purpose: who loses what, by which mechanism, and the taking away."""
+"""Deliberate missingness: mechanisms, masks, and the amputation of site tables."""

@@ -1,13 +1,12 @@
-"""Modalities taken away from the tables of sites, each site with its own mechanism and rate, and the report.
+"""Amputation of site tables: each site loses modalities by its own mechanism and rate.
 
-Everything here happens before a federation folder is written, so that nobody downstream can tell a modality
-that was taken away from one that was never there. The report lies beside the sites, in ``amputation.json``.
+It happens before a federation folder is written, so that nothing downstream can distinguish a removed
+modality from one that never existed. The report lies beside the sites, in ``amputation.json``.
 """
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -27,48 +26,34 @@ from sites.missing.drivers import column_scores, first_component
 from sites.missing.masks import Losses, achieved_rate, amputate, exclusive, loss_probability
 from sites.missing.plan import LABEL_DRIVER, PC1_DRIVER, Missingness, SiteLoss
 from sites.options import Mechanism, Pattern
+from sites.tabular import did_you_mean
 
-__all__ = ["Embed", "Taken", "take_away"]
+__all__ = ["AmputationReport", "Embed", "take_away"]
 
-# Study, complete tables of the sites, names of text and volume modalities -> by name, vectors by patient id.
-# Whoever can run encoders hands it in: this layer cannot.
+# Study, complete tables, names of text and volume modalities -> vectors by modality and patient id. Passed in
+# by the caller, because this layer has no encoders.
 Embed = Callable[[Study, Sequence[SiteTables], Sequence[str]], Mapping[str, Vectors]]
 
 
 @dataclass(frozen=True)
-class Taken:
-    """What is left of the tables of sites, and what became of the rest.
+class AmputationReport:
+    """The tables that remain, and what was removed from them."""
 
-    Args:
-        sites: As they came, less what was taken away.
-        notes: Sentences for whoever prepares.
-        amputation: Content of ``amputation.json``; none where nothing was asked for.
-    """
-
-    sites: list[SiteTables]
-    notes: tuple[str, ...] = ()
-    amputation: Mapping[str, Any] | None = None
+    sites: list[SiteTables]  # in the given order
+    notes: tuple[str, ...] = ()  # sentences for the user
+    amputation: Mapping[str, Any] | None = None  # content of ``amputation.json``; none without a request
 
 
 @dataclass(frozen=True)
 class _Roster:
-    """All patients of all sites in one table.
+    """The patients of all sites in one table."""
 
-    Args:
-        ids: Of the patients, in the order in which losses are drawn.
-        keys: Ids of the sites, in the order of their tables.
-        place: ``(N,)`` position of the patient's site in ``keys``.
-        splits: ``(N,)`` values of `Split`.
-        labels: Class names.
-        present: ``(N, M)`` bool, what is there before anything is taken away.
-    """
-
-    ids: tuple[str, ...]
-    keys: tuple[str, ...]
-    place: NDArray[np.int64]
-    splits: NDArray[np.str_]
-    labels: tuple[str, ...]
-    present: NDArray[np.bool_]
+    ids: tuple[str, ...]  # of patients, in the order in which losses are drawn
+    keys: tuple[str, ...]  # site ids, in the order of their tables
+    place: NDArray[np.int64]  # (N,) position in ``keys`` of the patient's site
+    splits: NDArray[np.str_]  # (N,) values of `Split`
+    labels: tuple[str, ...]  # class names
+    present: NDArray[np.bool_]  # (N, M) before the amputation
 
 
 def take_away(
@@ -77,47 +62,47 @@ def take_away(
     plan: Missingness,
     covariates: pd.DataFrame,
     *,
-    usual: str | None = None,
+    default_driver: str | None = None,
     embed: Embed | None = None,
-) -> Taken:
-    """Take modalities away from the tables of sites.
+) -> AmputationReport:
+    """Remove modalities from complete tables as planned.
 
-    The pattern comes first, then the losses among what is left; a patient who would have none is given one
-    back. A site's probabilities are its own: scores are standardised within the site and the mean probability
-    of each modality is the site's rate. The driver of mar is read from the source's table, before anything is
-    taken away, so it may hang on a field of the clinical prompt that is itself lost.
+    The pattern is applied first, then the losses among what is left; a patient who would lose all gets one
+    back. Scores are standardised within a site, and the mean probability of each modality is the site's rate.
 
     Args:
-        sites: Complete.
-        study: Its modalities, classes and seed.
-        plan: What shall be taken away.
-        covariates: One row per patient, indexed by id, in the order in which losses are drawn; its columns
-            are what mar may hang on.
-        usual: The column that drives mar where none is given; nothing where there is no such column.
-        embed: Makes vectors of texts and volumes, where mnar hangs on them.
+        sites: Complete tables.
+        study: Supplies modalities, classes and seed.
+        plan: What to remove.
+        covariates: One row per patient, indexed by id, in the order in which losses are drawn. Its columns
+            are the possible drivers of mar, even fields of a prompt that is itself removed.
+        default_driver: Column that drives mar unless the plan names one.
+        embed: Encodes texts and volumes, for mnar driven by their first component.
 
     Raises:
         StudyError: If the plan does not fit the data.
     """
     if not plan.active:
-        return Taken(list(sites))
+        return AmputationReport(list(sites))
     roster = _roster(sites, study, tuple(str(patient) for patient in covariates.index))
     losses = _losses_of(plan, roster.keys)
-    drivers = _drivers(plan, covariates, usual)
+    drivers = _drivers(plan, covariates, default_driver)
     scores = _scores(drivers, sites, study, roster, covariates, embed)
     never = np.zeros((len(roster.keys), roster.present.shape[1]), dtype=np.bool_)
     if plan.pattern == Pattern.EXCLUSIVE:
         never = exclusive(*_availability(roster), study.seed)
-    open_to_loss = roster.present & ~never[roster.place]
-    probability = _probability(losses, scores, open_to_loss, roster, plan.steepness)
-    drawn = amputate(open_to_loss, roster.splits, probability, study.seed)
-    report = _report(plan, study, drivers, losses, never, (open_to_loss, probability, drawn), roster)
+    at_risk = roster.present & ~never[roster.place]
+    probability = _probability(losses, scores, at_risk, roster, plan.steepness)
+    drawn = amputate(at_risk, roster.splits, probability, study.seed)
+    report = _report(plan, study, drivers, losses, never, (at_risk, probability, drawn), roster)
     names = [modality.name for modality in study.modalities]
     left = [
-        _cut(site, roster, drawn.kept, names, [name for name, gone in zip(names, row, strict=True) if gone])
+        _remove(
+            site, roster, drawn.kept, names, [name for name, gone in zip(names, row, strict=True) if gone]
+        )
         for site, row in zip(sites, never.tolist(), strict=True)
     ]
-    return Taken(left, _notes(report, open_to_loss, drawn.kept, roster), report)
+    return AmputationReport(left, _notes(report, at_risk, drawn.kept, roster), report)
 
 
 def _roster(sites: Sequence[SiteTables], study: Study, ids: tuple[str, ...]) -> _Roster:
@@ -140,37 +125,32 @@ def _roster(sites: Sequence[SiteTables], study: Study, ids: tuple[str, ...]) -> 
 
 
 def _losses_of(plan: Missingness, keys: Sequence[str]) -> dict[str, SiteLoss | None]:
-    """How each site loses modalities, by site id."""
+    """The rule of each site, by id."""
     named = plan.named
     for site in named:
         if site not in keys:
+            hint = did_you_mean(site, keys)
             raise StudyError(
-                f"--site-missing names no site {site!r}{_hint(site, keys)}, expected one of {', '.join(keys)}"
+                f"--site-missing names no site {site!r}{hint}, expected one of {', '.join(keys)}"
             )
     return {key: named.get(key, plan.default) for key in keys}
 
 
-def _drivers(plan: Missingness, covariates: pd.DataFrame, usual: str | None) -> dict[Mechanism, str]:
-    """What drives each mechanism in use."""
+def _drivers(plan: Missingness, covariates: pd.DataFrame, default: str | None) -> dict[Mechanism, str]:
+    """The driver of each mechanism in use."""
     drivers: dict[Mechanism, str] = {}
     if Mechanism.MNAR in plan.used:
         drivers[Mechanism.MNAR] = plan.driver_of(Mechanism.MNAR) or PC1_DRIVER
     if Mechanism.MAR in plan.used:
         columns = [str(column) for column in covariates.columns]
-        driver = plan.driver_of(Mechanism.MAR) or usual
+        driver = plan.driver_of(Mechanism.MAR) or default
         if driver is None:
             raise StudyError(f"the mechanism mar needs --driver, expected one of {', '.join(columns)}")
         if driver not in columns:
-            raise StudyError(
-                f"--driver is {driver!r}{_hint(driver, columns)}, expected a column: {', '.join(columns)}"
-            )
+            hint = did_you_mean(driver, columns)
+            raise StudyError(f"--driver is {driver!r}{hint}, expected a column: {', '.join(columns)}")
         drivers[Mechanism.MAR] = driver
     return drivers
-
-
-def _hint(word: str, known: Iterable[str]) -> str:
-    near = difflib.get_close_matches(word, list(known), n=1)
-    return f" (did you mean {near[0]!r}?)" if near else ""
 
 
 def _scores(
@@ -185,8 +165,8 @@ def _scores(
     scores: dict[Mechanism, NDArray[np.float64]] = {}
     if column := drivers.get(Mechanism.MAR):
         found = column_scores(covariates[column].tolist())
-        if len(np.unique(found[np.isfinite(found)])) < 2:  # noqa: PLR2004 - one value drives nothing
-            raise StudyError(f"--driver is {column!r}, but all patients are alike in it")
+        if len(np.unique(found[np.isfinite(found)])) < 2:  # noqa: PLR2004 - a constant drives nothing
+            raise StudyError(f"--driver is {column!r}, but all patients have the same value of it")
         scores[Mechanism.MAR] = found
     if drivers.get(Mechanism.MNAR) == LABEL_DRIVER:
         scores[Mechanism.MNAR] = np.array([float(study.classes.index(label)) for label in roster.labels])
@@ -202,7 +182,7 @@ def _components(
     names = [modality.name for modality in study.modalities if modality.kind is not Kind.FEATURES]
     if names and embed is None:
         raise StudyError(
-            f"mnar on {PC1_DRIVER} needs embeddings of {', '.join(names)}, and none are made here; "
+            f"mnar on {PC1_DRIVER} needs embeddings of {', '.join(names)}, which are not available here; "
             f"choose --driver {LABEL_DRIVER}"
         )
     embedded = embed(study, sites, names) if names and embed is not None else {}
@@ -220,7 +200,7 @@ def _components(
 def _vectors(
     sites: Sequence[SiteTables], modality: ModalitySpec, embedded: Mapping[str, Vectors]
 ) -> dict[str, NDArray[np.float32]]:
-    """One modality of all sites; a features table may be one that sites share."""
+    """The vectors of one modality at all sites, which may share one features table."""
     if modality.kind is not Kind.FEATURES:
         return dict(embedded.get(modality.name, {}))
     vectors: dict[str, NDArray[np.float32]] = {}
@@ -231,7 +211,7 @@ def _vectors(
 
 
 def _availability(roster: _Roster) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-    """``(S, M)`` what sites have, and what everybody at a site could spare."""
+    """``(S, M)`` what each site has, and what all its patients could spare."""
     available = np.stack(
         [roster.present[roster.place == site].any(axis=0) for site in range(len(roster.keys))]
     )
@@ -247,7 +227,7 @@ def _probability(
     roster: _Roster,
     slope: float,
 ) -> NDArray[np.float64]:
-    """``(N, M)``, each site's by its own mechanism; zero where nothing is to be lost."""
+    """``(N, M)`` probabilities of a loss, by the rule of each site; zero where the site has none."""
     probability = np.zeros(present.shape)
     for position, key in enumerate(roster.keys):
         loss, rows = losses[key], roster.place == position
@@ -261,10 +241,10 @@ def _probability(
     return probability
 
 
-def _cut(
+def _remove(
     site: SiteTables, roster: _Roster, kept: NDArray[np.bool_], names: Sequence[str], never: Sequence[str]
 ) -> SiteTables:
-    """A site's tables without what was taken away; what it never has is not even named."""
+    """The remaining tables of a site; prompts of a modality that it never has are not named."""
     row = {patient: position for position, patient in enumerate(roster.ids)}
     rows = [row[str(patient)] for patient in site.manifest[ID]]
     manifest = site.manifest.copy()
@@ -328,17 +308,13 @@ def _report(
 def _loss_table(loss: SiteLoss | None, drivers: Mapping[Mechanism, str]) -> dict[str, Any]:
     if loss is None:
         return {"mechanism": None, "driver": None, "rate": None}
-    return {
-        "mechanism": loss.mechanism.value,
-        "driver": drivers.get(loss.mechanism),
-        "rate": loss.rate,
-    }
+    return {"mechanism": loss.mechanism.value, "driver": drivers.get(loss.mechanism), "rate": loss.rate}
 
 
 def _notes(
     report: Mapping[str, Any], present: NDArray[np.bool_], kept: NDArray[np.bool_], roster: _Roster
 ) -> tuple[str, ...]:
-    """What was taken away, in words."""
+    """What was removed, in sentences."""
     notes = []
     never = [
         f"{key} never has {', '.join(site['never'])}"
@@ -347,24 +323,24 @@ def _notes(
     ]
     if never:
         notes.append(f"exclusive: {', '.join(never)}")
-    own = {key: words for key, site in report["sites"].items() if (words := _words(site)) != _words(report)}
-    usual = [_words(report)] if len(own) < len(report["sites"]) else []
-    said = [
-        *(words for words in usual if words),
-        *(f"{key} {words or 'nothing'}" for key, words in own.items()),
-    ]
-    if said:
-        rows = {split: roster.splits == split.value for split in Split}
-        rates = [f"{split} {achieved_rate(present[own], kept[own]):.3f}" for split, own in rows.items()]
+    general = _words(report)
+    own = {key: words for key, site in report["sites"].items() if (words := _words(site)) != general}
+    rules = [general] if general and len(own) < len(report["sites"]) else []
+    rules += [f"{key} {words or 'nothing'}" for key, words in own.items()]
+    if rules:
+        by_split = {split: roster.splits == split.value for split in Split}
+        rates = [
+            f"{split} {achieved_rate(present[rows], kept[rows]):.3f}" for split, rows in by_split.items()
+        ]
         notes.append(
-            f"{', '.join(said)}: {achieved_rate(present, kept):.3f} of the modalities were taken away "
-            f"({', '.join(rates)}); whoever would have had none was given one back"
+            f"{', '.join(rules)}: {achieved_rate(present, kept):.3f} of the modalities were removed "
+            f"({', '.join(rates)}); a patient who would have lost all got one back"
         )
     return tuple(notes)
 
 
 def _words(loss: Mapping[str, Any]) -> str:
-    """A loss as a person says it: ``mar on age at 0.4``; nothing where there is none."""
+    """A rule in words: ``mar on age at 0.4``; empty if nothing is lost."""
     if loss["mechanism"] is None:
         return ""
     driver = f" on {loss['driver']}" if loss["driver"] else ""

@@ -1,4 +1,4 @@
-"""Who loses which modality on purpose: masks as pure functions of presence, scores, a rate and a generator.
+"""Missingness masks: pure functions of presence, scores, a rate and a generator.
 
 ========= ============================================================ =====================
 mechanism probability of a loss                                        scores
@@ -8,9 +8,8 @@ mar       sigmoid(intercept + slope * score)                           of the pa
 mnar      sigmoid(intercept + slope * score)                           of the modality itself
 ========= ============================================================ =====================
 
-The intercept is found by bisection, for each modality on its own, so that the mean probability over those who
-have the modality is the rate. What is then drawn is reported and not forced. Which site never has which
-modality (the pattern ``exclusive``) is a pure function of what sites have.
+The intercept is found by bisection, for each modality separately, so that the mean probability over the
+patients who have the modality equals the rate. The drawn rate then varies; it is reported, not forced.
 """
 
 from __future__ import annotations
@@ -25,41 +24,36 @@ from mmare.wire.messages import Split
 
 __all__ = ["Losses", "achieved_rate", "amputate", "exclusive", "loss_probability", "mar", "mcar", "mnar"]
 
-_STREAM, _EXCLUSIVE_STREAM = 5150, 5151  # set these draws apart from others made with the same seed
+_STREAM, _EXCLUSIVE_STREAM = 5150, 5151  # keep these draws independent of others with the same seed
 _FEWEST = 2  # sites, and modalities, of the pattern exclusive
-_BISECTIONS = 200  # more than halve any interval of doubles to nothing
+_BISECTIONS = 200  # more than any interval of doubles needs
 
 
 @dataclass(frozen=True)
 class Losses:
-    """What a draw left.
+    """What remains after a draw: ``(N, M)``, true where the modality is still present."""
 
-    Args:
-        drawn: ``(N, M)`` bool, true where a modality was not drawn to be lost: before the repair.
-        kept: ``(N, M)`` bool, true where a modality is still there: after the repair.
-    """
-
-    drawn: NDArray[np.bool_]
-    kept: NDArray[np.bool_]
+    drawn: NDArray[np.bool_]  # before the repair
+    kept: NDArray[np.bool_]  # after it
 
 
 def mcar(
     present: NDArray[np.bool_], rate: float | NDArray[np.float64], generator: np.random.Generator
 ) -> NDArray[np.bool_]:
-    """Take modalities away completely at random; whoever had one keeps at least one.
+    """Remove modalities completely at random; a patient who had any keeps at least one.
 
-    Each modality that a patient has is lost on its own with probability ``rate``. A patient who would lose
-    all gets one of them back, each with equal chance, as in section 5.3 of the thesis. So a little less than
-    ``rate`` is lost in all: of four modalities and 0.6, `achieved_rate` expects 0.6 - 0.6**4 / 4 = 0.568.
+    Each present modality is lost independently with probability ``rate``. A patient who would lose all gets
+    one back, chosen uniformly, as in section 5.3 of the thesis; so slightly less than ``rate`` is lost: with
+    four modalities and rate 0.6, 0.6 - 0.6**4 / 4 = 0.568 is expected. The generator is drawn from for every
+    cell, present or not, so that one patient's losses do not depend on what others lack.
 
     Args:
-        present: ``(N, M)`` bool, true where a patient has a modality.
-        rate: Probability of a loss, one for all or an array that broadcasts to ``(N, M)``.
-        generator: Drawn from for every cell, present or not, so that a loss does not depend on who else
-            lacks what.
+        present: ``(N, M)``, true where a patient has a modality.
+        rate: A number from 0 to 1, or an array that broadcasts to ``(N, M)``.
+        generator: Source of the draws.
 
     Returns:
-        ``(N, M)`` bool, true where a modality is still there; never where it was not.
+        ``(N, M)``, true where a modality is still present.
 
     Raises:
         StudyError: If a rate is not between 0 and 1.
@@ -78,21 +72,7 @@ def mar(
     slope: float,
     generator: np.random.Generator,
 ) -> NDArray[np.bool_]:
-    """Take modalities away at random given a covariate, repaired as in `mcar`.
-
-    Args:
-        present: ``(N, M)`` bool.
-        scores: ``(N,)`` the patient's covariate; NaN where it is not known.
-        rate: Mean probability of a loss of each modality.
-        slope: Of the logit, per standard deviation of the covariate.
-        generator: As for `mcar`.
-
-    Returns:
-        ``(N, M)`` bool, true where a modality is still there.
-
-    Raises:
-        StudyError: If the rate is not between 0 and 1.
-    """
+    """Remove modalities at random given a covariate, ``(N,)`` scores; see `loss_probability` and `mcar`."""
     return _draw(present, loss_probability(present, scores, rate, slope), generator).kept
 
 
@@ -103,21 +83,10 @@ def mnar(
     slope: float,
     generator: np.random.Generator,
 ) -> NDArray[np.bool_]:
-    """Take modalities away for what they would have shown, repaired as in `mcar`.
+    """Remove modalities depending on their own content; see `loss_probability` and `mcar`.
 
-    Args:
-        present: ``(N, M)`` bool.
-        scores: ``(N, M)`` what each modality shows of the patient, such as its first principal component;
-            or ``(N,)``, the label, say. NaN where it is not known.
-        rate: Mean probability of a loss of each modality.
-        slope: Of the logit, per standard deviation of the score.
-        generator: As for `mcar`.
-
-    Returns:
-        ``(N, M)`` bool, true where a modality is still there.
-
-    Raises:
-        StudyError: If the rate is not between 0 and 1.
+    The scores are ``(N, M)``, such as the first principal component of each modality, or ``(N,)``, such as
+    the label.
     """
     return _draw(present, loss_probability(present, scores, rate, slope), generator).kept
 
@@ -125,18 +94,18 @@ def mnar(
 def loss_probability(
     present: NDArray[np.bool_], scores: NDArray[np.float64], rate: float, slope: float
 ) -> NDArray[np.float64]:
-    """The probability that a cell is lost, a logit of its score.
+    """The probability that each cell is lost, logistic in its score.
 
     Scores are standardised over the patients who have the modality; an unknown score counts as their mean.
 
     Args:
-        present: ``(N, M)`` bool.
+        present: ``(N, M)``.
         scores: ``(N,)`` for all modalities alike, or ``(N, M)``; NaN where unknown.
-        rate: What the mean over the present cells of each modality is to be.
-        slope: Of the logit, per standard deviation; negative makes low scores go missing.
+        rate: The mean over the present cells of each modality.
+        slope: Of the logit, per standard deviation; if negative, low scores go missing.
 
     Returns:
-        ``(N, M)`` float64, zero where the modality is absent.
+        ``(N, M)``, zero where the modality is absent.
 
     Raises:
         StudyError: If the rate is not between 0 and 1.
@@ -158,18 +127,15 @@ def loss_probability(
 def amputate(
     present: NDArray[np.bool_], splits: NDArray[np.str_], rate: float | NDArray[np.float64], seed: int
 ) -> Losses:
-    """Draw in each split on its own, from a generator of the seed and the split, and repair as in `mcar`.
+    """Draw a fixed mask as `mcar` does, in each split with its own generator.
 
-    The mask is fixed once, not drawn again per epoch, and a split's draws do not depend on the others.
+    The same patients in the same order with the same seed get the same mask.
 
     Args:
-        present: ``(N, M)`` bool.
+        present: ``(N, M)``.
         splits: ``(N,)`` values of `Split`.
-        rate: Probability of a loss, one for all or an array that broadcasts to ``(N, M)``.
-        seed: Same patients in the same order and same seed, same mask.
-
-    Raises:
-        StudyError: If a rate is not between 0 and 1.
+        rate: A number from 0 to 1, or an array that broadcasts to ``(N, M)``.
+        seed: Combined with the split.
     """
     rates = np.broadcast_to(np.asarray(rate, dtype=np.float64), present.shape)  # (N, M)
     drawn, kept = present.copy(), present.copy()
@@ -181,7 +147,7 @@ def amputate(
 
 
 def achieved_rate(present: NDArray[np.bool_], kept: NDArray[np.bool_]) -> float:
-    """The share of what was present that is gone; 0 where nothing was present."""
+    """The share of present modalities that was lost; 0 where nothing was present."""
     n_present = int(present.sum())
     return 1 - int(kept.sum()) / n_present if n_present else 0.0
 
@@ -191,8 +157,8 @@ def _draw(
 ) -> Losses:
     _check_rate(rate)
     drawn = present & (generator.random(present.shape) >= rate)  # (N, M)
-    # The highest draw among those present is a uniform choice of one; drawn for all, so that a repair does
-    # not depend on who else needs one.
+    # The highest draw among the present ones is a uniform choice. Drawn for all patients, so that one repair
+    # does not depend on the others.
     order = np.where(present, generator.random(present.shape), -1.0)  # (N, M)
     kept = drawn.copy()
     bare = np.flatnonzero(present.any(axis=1) & ~kept.any(axis=1))
@@ -206,13 +172,13 @@ def _check_rate(rate: float | NDArray[np.float64]) -> None:
 
 
 def _standard(scores: NDArray[np.float64]) -> NDArray[np.float64]:
-    """``(n,)`` with mean 0 and standard deviation 1; 0 where unknown, and everywhere if all are alike."""
+    """``(n,)`` with mean 0 and standard deviation 1; 0 where unknown, and everywhere if all are equal."""
     known = np.isfinite(scores)
     standard = np.zeros(len(scores))
     if known.any():
         centred = scores[known] - scores[known].mean()
         spread = float(np.sqrt((centred**2).mean()))
-        # Scores that differ by rounding alone do not differ.
+        # Differences from rounding alone do not count.
         if spread > 1e-12 * float(np.abs(scores[known]).max()):
             standard[known] = centred / spread
     return standard
@@ -238,22 +204,22 @@ def _sigmoid(logits: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def exclusive(available: NDArray[np.bool_], spare: NDArray[np.bool_], seed: int) -> NDArray[np.bool_]:
-    """Let every site lack a modality that another site keeps.
+    """Choose a modality for every site to lack, such that another site keeps it.
 
-    A site that lacks one by nature loses none. The losses are spread over the modalities as evenly as can be;
-    which site loses which is drawn from the seed.
+    A site that already lacks one loses none. The losses are spread over the modalities as evenly as possible;
+    the seed decides which site loses which.
 
     Args:
-        available: ``(S, M)`` bool, true where a site has a modality.
-        spare: ``(S, M)`` bool, true where every patient of the site has another modality too. Only such a
-            modality is taken, so that nobody has to be left out or given back what the site never has.
+        available: ``(S, M)``, true where a site has a modality.
+        spare: ``(S, M)``, true where every patient of the site has another modality too. Only such a modality
+            is removed, so that nobody is left without any.
         seed: Same sites and seed, same losses.
 
     Returns:
-        ``(S, M)`` bool, true where a site loses a modality; at most one per site.
+        ``(S, M)``, true where a site loses a modality; at most one per site.
 
     Raises:
-        StudyError: If there are fewer than two sites or modalities, or there is no such choice.
+        StudyError: With fewer than two sites or modalities, or if no such choice exists.
     """
     n_sites = len(available)
     holders = available.sum(axis=0)  # (M,)
@@ -277,13 +243,13 @@ def exclusive(available: NDArray[np.bool_], spare: NDArray[np.bool_], seed: int)
                 lost[site, slot] = True
             return lost
     raise StudyError(
-        "--pattern exclusive: there is no way for every site to go without a modality that another site "
-        "keeps, since some patients have one modality only"
+        "--pattern exclusive: some patients have only one modality, so not every site can lack one that "
+        "another site keeps"
     )
 
 
 def _match(options: dict[int, list[int]], capacity: list[int]) -> dict[int, int]:
-    """A modality for as many sites as can be, each at most as often as it has capacity (Kuhn, 1955)."""
+    """Bipartite matching (Kuhn, 1955): a modality for as many sites as possible, within its capacity."""
     chosen: dict[int, int] = {}
 
     def place(site: int, seen: set[int]) -> bool:
@@ -291,8 +257,8 @@ def _match(options: dict[int, list[int]], capacity: list[int]) -> dict[int, int]
             if slot in seen:
                 continue
             seen.add(slot)
-            taken = [other for other, found in chosen.items() if found == slot]
-            if len(taken) < capacity[slot] or any(place(other, seen) for other in taken):
+            holders = [other for other, held in chosen.items() if held == slot]
+            if len(holders) < capacity[slot] or any(place(other, seen) for other in holders):
                 chosen[site] = slot
                 return True
         return False

@@ -1,6 +1,6 @@
-"""What shall be taken away of a data set, as the flags of ``mmare-sim prepare`` say it.
+"""The missingness that the flags of ``mmare-sim prepare`` ask for, executed by `sites.missing.amputate`.
 
-Light, so that ``--help`` is fast; `sites.missing.amputate` does what is said here.
+Imports nothing heavy, so that ``--help`` is fast.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from sites.options import Mechanism, Pattern, choose
 __all__ = ["LABEL_DRIVER", "PC1_DRIVER", "Missingness", "SiteLoss"]
 
 LABEL_DRIVER, PC1_DRIVER = "label", "pc1"  # of mnar
-SLOPE = 2.0  # by default, of the logit per standard deviation of what drives the loss
+SLOPE = 2.0  # default slope of the logit per standard deviation of the driver
 _STEEPEST = 100.0
 
 
@@ -28,25 +28,19 @@ class SiteLoss:
 
 @dataclass(frozen=True)
 class Missingness:
-    """What shall be taken away, as the flags of the command say it; by default nothing.
-
-    Args:
-        mechanism: A `Mechanism`, of every site that ``sites`` does not name.
-        rate: Mean probability that a modality is lost, from 0 to below 1.
-        drivers: Of mar a column of the data set's table, of mnar ``label`` or ``pc1``; at most one of each.
-        slope: Of the logit per standard deviation of the driver; `SLOPE` by default.
-        sites: ``SITE=MECHANISM:RATE`` or ``SITE=RATE``.
-        pattern: A `Pattern`.
+    """The missingness to create, as given by the flags; by default none.
 
     Raises:
-        StudyError: If they are none that exist, out of range, or contradict each other.
+        StudyError: If a value is unknown or out of range, or values contradict each other.
     """
 
-    mechanism: str | None = None
-    rate: float | None = None
-    drivers: tuple[str, ...] = ()
-    slope: float | None = None
-    sites: tuple[str, ...] = ()
+    mechanism: str | None = None  # a `Mechanism`, for every site that ``sites`` does not name
+    rate: float | None = None  # mean probability that a modality is lost, from 0 to below 1
+    drivers: tuple[
+        str, ...
+    ] = ()  # for mar a column of the source, for mnar label or pc1; at most one of each
+    slope: float | None = None  # of the logit per standard deviation of the driver; by default `SLOPE`
+    sites: tuple[str, ...] = ()  # SITE=MECHANISM:RATE or SITE=RATE
     pattern: str = Pattern.NATURAL
 
     def __post_init__(self) -> None:
@@ -54,17 +48,15 @@ class Missingness:
         if self.mechanism is not None:
             choose(Mechanism, self.mechanism, "--mechanism")
             if self.rate is None:
-                raise StudyError(
-                    f"--mechanism is {self.mechanism}, but no --missing-rate says how much is lost"
-                )
+                raise StudyError(f"--mechanism is {self.mechanism}, expected --missing-rate with it")
         elif self.rate is not None:
-            raise StudyError(f"--missing-rate is {self.rate}, but no --mechanism such as mcar says how")
+            raise StudyError(f"--missing-rate is {self.rate}, expected --mechanism such as mcar with it")
         if self.rate is not None:
             _check_rate(self.rate, "--missing-rate is")
         driven = self.used - {Mechanism.MCAR}
         for value, flag in ((self.slope, "--slope"), (next(iter(self.drivers), None), "--driver")):
             if value is not None and not driven:
-                raise StudyError(f"{flag} is {value}, but only the mechanisms mar and mnar have one")
+                raise StudyError(f"{flag} is {value}, but only the mechanisms mar and mnar use it")
         if not abs(self.steepness) <= _STEEPEST:
             raise StudyError(
                 f"--slope is {self.slope}, expected a number from {-_STEEPEST:g} to {_STEEPEST:g}"
@@ -74,24 +66,24 @@ class Missingness:
 
     @property
     def active(self) -> bool:
-        """Whether anything is to be taken away."""
+        """Whether any modality is to be removed."""
         return bool(self.used) or self.pattern == Pattern.EXCLUSIVE
 
     @property
     def steepness(self) -> float:
-        """The slope, given or not."""
+        """The slope, or its default."""
         return SLOPE if self.slope is None else self.slope
 
     @property
     def default(self) -> SiteLoss | None:
-        """Of the sites that are not named."""
+        """The rule for sites without their own."""
         if self.mechanism is None or self.rate is None:
             return None
         return SiteLoss(Mechanism(self.mechanism), self.rate)
 
     @property
     def named(self) -> dict[str, SiteLoss]:
-        """Of the sites that are named, by site."""
+        """The rules of single sites, by site."""
         found: dict[str, SiteLoss] = {}
         for text in self.sites:
             site, loss = _parse_site(text, self.default)
@@ -102,15 +94,15 @@ class Missingness:
 
     @property
     def used(self) -> set[Mechanism]:
-        """Every mechanism that some site has."""
+        """The mechanisms in use at any site."""
         losses = [*self.named.values(), *([] if self.default is None else [self.default])]
         return {loss.mechanism for loss in losses}
 
     def driver_of(self, mechanism: Mechanism) -> str | None:
-        """The driver that was given for a mechanism, if one was.
+        """The driver given for a mechanism, if any.
 
         Raises:
-            StudyError: If there are two, or one that no mechanism in use takes.
+            StudyError: If there are two, or one that no mechanism in use accepts.
         """
         given = [word for word in self.drivers if _mechanism_of(word) is mechanism]
         if given and mechanism not in self.used:
@@ -150,5 +142,7 @@ def _parse_site(text: str, default: SiteLoss | None) -> tuple[str, SiteLoss]:
     if colon:
         return site, SiteLoss(choose(Mechanism, word, f"--site-missing of {site}"), rate)
     if default is None:
-        raise StudyError(f"--site-missing is {text!r}, but no --mechanism such as mcar says how")
+        raise StudyError(
+            f"--site-missing is {text!r}, expected SITE=MECHANISM:RATE or a --mechanism such as mcar"
+        )
     return site, SiteLoss(default.mechanism, rate)

@@ -121,7 +121,9 @@ def test_same_tables_same_bytes(tmp_path):
         ),
         pytest.param([a_site("///")], "site '///': a name needs at least one letter", id="no-name"),
         pytest.param([a_site(patient_id="n1")], "site north-clinic: patient 'n1' occurs twice", id="twice"),
-        pytest.param([a_site(label="maybe")], "label 'maybe' is no class of the study, expected", id="class"),
+        pytest.param(
+            [a_site(label="maybe")], "label 'maybe' is not a class of the study, expected", id="class"
+        ),
         pytest.param(
             [a_site(patient_id="n9")],
             "north-clinic, row 3: patient 'n9' has no modality, expected at least one of ct, lab, note",
@@ -200,10 +202,10 @@ def test_nothing_else_is_ever_replaced(tmp_path, overwrite):
             write_federation(folder, STUDY, [a_site()], overwrite=overwrite)
         assert tree(folder) == before
     (tmp_path / "file").write_text("mine")
-    with pytest.raises(DataError, match="this is not a folder"):
+    with pytest.raises(DataError, match="not a folder, expected a new"):
         write_federation(tmp_path / "file", STUDY, [a_site()], overwrite=overwrite)
     (tmp_path / "link").symlink_to(tmp_path / "elsewhere")
-    with pytest.raises(DataError, match="this is not a folder"):
+    with pytest.raises(DataError, match="not a folder, expected a new"):
         write_federation(tmp_path / "link", STUDY, [a_site()], overwrite=overwrite)
 
 
@@ -211,7 +213,7 @@ def test_sites_without_a_study_are_no_federation(tmp_path):
     out = tmp_path / "fed"
     write_federation(out, STUDY, [a_site()])
     (out / "study.toml").unlink()
-    with pytest.raises(DataError, match=r"this is none: it has no study\.toml"):
+    with pytest.raises(DataError, match=r"expected a federation folder, .* it has no study\.toml"):
         write_federation(out, STUDY, [a_site()], overwrite=True)
     with pytest.raises(DataError, match=r"no study\.toml in it"):
         site_folders(out)
@@ -234,7 +236,7 @@ def test_two_sites_with_one_id_are_refused(tmp_path):
     text = (out / "b" / "site.toml").read_text()
     (out / "b" / "site.toml").write_text(text.replace('id = "b"', 'id = "a"'))
     with pytest.raises(
-        DataError, match=r"b/site\.toml: site id 'a' is already that of .*/a, expected one id"
+        DataError, match=r"b/site\.toml: site id 'a' is already used by .*/a, expected unique ids"
     ):
         site_folders(out)
 

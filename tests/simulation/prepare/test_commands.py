@@ -151,7 +151,7 @@ def test_synthetic_for_trials_of_aggregation(tmp_path):
     more = ("--sites", 4, "--pattern", "rare", "--signal", "flair=2.5", "--patients", 20)
     result = call("synthetic", "--out", tmp_path / "fed", *more)
     assert result.exit_code == 0, result.exception
-    assert "- rare: flair lives at east alone" in result.output
+    assert "- rare: only east has flair" in result.output
     assert len(site_folders(tmp_path / "fed")) == 4
     wrong = call("synthetic", "--out", tmp_path / "no", "--signal", "flair=much")
     with pytest.raises(StudyError, match="--signal is 'much', expected a number"):

@@ -192,7 +192,7 @@ def test_mcar_is_reported_and_leaves_everybody_something(source, tmp_path):
     assert present.any(axis=1).all()
     lost = 1 - present.to_numpy().mean()
     assert lost == pytest.approx(0.6 - 0.6**5 / 5, abs=0.03)
-    assert f"mcar at 0.6: {lost:.3f} of the modalities were taken away (train 0." in prepared.notes[-1]
+    assert f"mcar at 0.6: {lost:.3f} of the modalities were removed (train 0." in prepared.notes[-1]
     assert (1 - present.mean()).between(0.5, 0.67).all()  # the clinical one, too
     again = prepare_ixi(source, tmp_path / "b", "epoch", **more)
     assert again.sites == prepared.sites

@@ -591,7 +591,7 @@ def test_damaged_vectors_are_refused(tmp_path, content, sentence):
         pytest.param({"prompt_mode": "loud"}, StudyError, "--prompt-mode is 'loud'", id="mode"),
         pytest.param({"seed": -1}, StudyError, "seed must not be negative", id="seed"),
         pytest.param(
-            {"cohort": "thesis"}, DataError, "leaves out a patient that is not in the table", id="thesis"
+            {"cohort": "thesis"}, DataError, "thesis.s cohort excludes is not in the table", id="thesis"
         ),
         pytest.param(
             {"without": ["wsi", "clinical"]}, DataError, "has no modality, expected at least", id="none"

@@ -161,7 +161,7 @@ def test_complete_and_rare(tmp_path):
         named = [site.id for site in site_folders(tmp_path / pattern) if "flair" in site.modalities]
         assert len(named) == (1 if pattern == "rare" else 4)
         assert not (tmp_path / pattern / "amputation.json").exists()
-    assert prepared.notes == ("rare: flair lives at east alone, all else is complete",)
+    assert prepared.notes == ("rare: only east has flair, all else is complete",)
 
 
 def test_exclusive(tmp_path):

@@ -59,8 +59,10 @@ def tables(n_patients=N, seed=0):
     return sites, rows.set_index("patient_id")
 
 
-def take(sites, rows, plan, embed=None, usual=None, study=STUDY):
-    return take_away(sites, study, plan, rows[["age", "sex", "site"]], usual=usual, embed=embed)
+def take(sites, rows, plan, embed=None, default_driver=None, study=STUDY):
+    return take_away(
+        sites, study, plan, rows[["age", "sex", "site"]], default_driver=default_driver, embed=embed
+    )
 
 
 def lost(taken):
@@ -119,9 +121,9 @@ def test_each_site_loses_by_its_own_mechanism():
 
 def test_a_site_of_its_own_rule_leaves_the_masks_of_others_alone():
     sites, rows = tables(60)
-    plain = lost(take(sites, rows, Missingness("mar", 0.4), usual="age"))
-    other = lost(take(sites, rows, Missingness("mar", 0.4, sites=("west=mcar:0.8",)), usual="age"))
-    again = lost(take(sites, rows, Missingness("mar", 0.4), usual="age"))
+    plain = lost(take(sites, rows, Missingness("mar", 0.4), default_driver="age"))
+    other = lost(take(sites, rows, Missingness("mar", 0.4, sites=("west=mcar:0.8",)), default_driver="age"))
+    again = lost(take(sites, rows, Missingness("mar", 0.4), default_driver="age"))
     for site in KEYS:
         assert plain[site].equals(again[site])
         assert plain[site].equals(other[site]) == (site != "west")
@@ -130,7 +132,7 @@ def test_a_site_of_its_own_rule_leaves_the_masks_of_others_alone():
 def test_the_report_is_what_happened():
     sites, rows = tables(80)
     plan = Missingness("mcar", 0.5, slope=1.5, sites=("west=mar:0.7",))
-    taken = take(sites, rows, plan, usual="sex")
+    taken = take(sites, rows, plan, default_driver="sex")
     report = json.loads(json.dumps(taken.amputation))
     assert {key: report[key] for key in ("mechanism", "driver", "rate", "slope", "pattern", "seed")} == {
         "mechanism": "mcar",
@@ -153,7 +155,7 @@ def test_the_report_is_what_happened():
         assert any(cell["drawn"] > cell["achieved"] for cell in report["sites"][site]["modalities"].values())
     (note,) = taken.notes
     share = np.mean([gone[site].to_numpy().mean() for site in KEYS])
-    assert note.startswith(f"mcar at 0.5, west mar on sex at 0.7: {share:.3f} of the modalities were taken")
+    assert note.startswith(f"mcar at 0.5, west mar on sex at 0.7: {share:.3f} of the modalities were removed")
 
 
 def test_mnar_hangs_on_what_each_modality_shows():
@@ -214,7 +216,7 @@ def test_exclusive_leaves_nobody_out():
         sites[0].columns,
         sites[0].scans,
     )
-    with pytest.raises(StudyError, match="since some patients have one modality only"):
+    with pytest.raises(StudyError, match="some patients have only one modality"):
         take([poor, *sites[1:]], rows, Missingness(pattern="exclusive"))
 
 
@@ -234,7 +236,9 @@ def test_a_modality_that_nobody_has_at_a_site_is_not_reported():
             id="column",
         ),
         pytest.param(Missingness("mar", 0.2), "mar needs --driver, expected one of age, sex", id="none"),
-        pytest.param(Missingness("mar", 0.2, ("same",)), "'same', but all patients are alike", id="constant"),
+        pytest.param(
+            Missingness("mar", 0.2, ("same",)), "'same', but all patients have the same value", id="constant"
+        ),
         pytest.param(
             Missingness("mcar", 0.2, sites=("wset=0.1",)),
             r"no site 'wset' \(did you mean 'west'\?\), expected one of ost, sud, west",

@@ -57,7 +57,7 @@ def test_a_choice_is_found_whenever_there_is_one(data):
         assert (lost.sum(axis=1) == 1).all()
         assert (~lost).any(axis=0).all()
     else:
-        with pytest.raises(StudyError, match="there is no way for every site to go without"):
+        with pytest.raises(StudyError, match="not every site can lack one"):
             exclusive(available, spare, 0)
 
 

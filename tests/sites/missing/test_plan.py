@@ -35,14 +35,14 @@ def test_each_driver_goes_to_its_mechanism():
     ("options", "sentence"),
     [
         pytest.param({"mechanism": "mnas", "rate": 0.1}, "--mechanism is 'mnas', expected one of", id="word"),
-        pytest.param({"mechanism": "mar"}, "--mechanism is mar, but no --missing-rate says", id="no-rate"),
-        pytest.param({"rate": 0.2}, "is 0.2, but no --mechanism such as mcar says how", id="rate-alone"),
+        pytest.param({"mechanism": "mar"}, "--mechanism is mar, expected --missing-rate", id="no-rate"),
+        pytest.param({"rate": 0.2}, "is 0.2, expected --mechanism such as mcar", id="rate-alone"),
         pytest.param({"mechanism": "mcar", "rate": 1.0}, "is 1.0, expected .* from 0 to below 1", id="one"),
         pytest.param({"mechanism": "mcar", "rate": -0.1}, "is -0.1, expected a number", id="negative"),
         pytest.param({"mechanism": "mcar", "rate": math.nan}, "is nan, expected a number", id="nan"),
         pytest.param(
             {"mechanism": "mcar", "rate": 0.2, "drivers": ("age",)},
-            "--driver is age, but only the mechanisms mar and mnar have one",
+            "--driver is age, but only the mechanisms mar and mnar use it",
             id="driver-of-mcar",
         ),
         pytest.param(
@@ -73,7 +73,11 @@ def test_each_driver_goes_to_its_mechanism():
             {"mechanism": "mar", "rate": 0.2, "slope": math.nan}, "--slope is nan, expected", id="slope-nan"
         ),
         pytest.param({"pattern": "rare"}, "--pattern is 'rare', expected one of natural", id="pattern"),
-        pytest.param({"sites": ("hh=0.2",)}, "is 'hh=0.2', but no --mechanism", id="site-alone"),
+        pytest.param(
+            {"sites": ("hh=0.2",)},
+            "is 'hh=0.2', expected SITE=MECHANISM:RATE or a --mechanism",
+            id="site-alone",
+        ),
         pytest.param({"sites": ("hh",)}, "is 'hh', expected SITE=MECHANISM:RATE", id="site-no-rate"),
         pytest.param({"sites": ("=mar:0.2",)}, "is '=mar:0.2', expected SITE=", id="site-no-name"),
         pytest.param({"sites": ("hh=mar:x",)}, "is 'hh=mar:x', expected SITE=", id="site-word"),
