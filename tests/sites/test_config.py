@@ -1,4 +1,4 @@
-"""``site.toml``: what is read, and what is refused."""
+"""Reading ``site.toml``."""
 
 import pytest
 
@@ -42,7 +42,7 @@ def test_every_setting_is_read(tmp_path):
     assert (site.device, str(site.cache), site.threads, site.min_count) == ("cuda:1", "/elsewhere", 3, 0)
 
 
-def test_where_it_is_watched_and_whom_it_joins(tmp_path):
+def test_metrics_and_coordinator_settings(tmp_path):
     plain = load_site(write(tmp_path, GOOD))
     assert (plain.metrics.port, plain.metrics.address) == (None, "127.0.0.1")
     assert (plain.coordinator.kit, plain.coordinator.runtime_port) == (tmp_path / "kit", 9094)
@@ -84,7 +84,7 @@ def test_where_it_is_watched_and_whom_it_joins(tmp_path):
         pytest.param("[data]", "[data", "not valid TOML", id="toml"),
     ],
 )
-def test_files_that_are_no_site_are_refused(tmp_path, old, new, sentence):
+def test_invalid_site_files_are_refused(tmp_path, old, new, sentence):
     path = write(tmp_path, GOOD.replace(old, new, 1))
     with pytest.raises(DataError, match=sentence) as caught:
         load_site(path)

@@ -1,4 +1,4 @@
-"""Feature tables: three formats, one meaning; and every way to be wrong."""
+"""Feature tables: three equivalent formats, and invalid files."""
 
 import io
 import zipfile
@@ -174,7 +174,7 @@ def test_numeric_patient_ids_of_parquet_are_text(tmp_path):
     assert list(load_features(path, 1)) == ["17", "8"]
 
 
-def test_files_that_are_not_there_or_damaged_are_refused(tmp_path):
+def test_missing_or_damaged_files_are_refused(tmp_path):
     with pytest.raises(DataError, match=r"ct\.npz: no such features file"):
         load_features(tmp_path / "ct.npz", 3)
     with pytest.raises(DataError, match=r"ending '\.pt', expected one of \.npz, \.csv, \.parquet"):

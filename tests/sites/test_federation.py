@@ -1,4 +1,4 @@
-"""Federation folders: found as written, whole or not at all, and never in the place of something else."""
+"""Federation folders: read back as written, written atomically, never over anything else."""
 
 import os
 from pathlib import Path
@@ -144,13 +144,13 @@ def test_same_tables_same_bytes(tmp_path):
         ),
     ],
 )
-def test_tables_that_make_no_federation_leave_nothing_behind(tmp_path, sites, sentence):
+def test_invalid_tables_leave_nothing_behind(tmp_path, sites, sentence):
     with pytest.raises(DataError, match=sentence):
         write_federation(tmp_path / "deep" / "fed", STUDY, sites)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_failure_half_way_leaves_what_was_there(tmp_path):
+def test_a_failed_overwrite_keeps_the_old_federation(tmp_path):
     """A site's name that is too long for the file system fails after the first site is written."""
     out = tmp_path / "fed"
     write_federation(out, STUDY, [a_site()])
@@ -161,7 +161,7 @@ def test_a_failure_half_way_leaves_what_was_there(tmp_path):
     assert [entry.name for entry in tmp_path.iterdir()] == ["fed"]
 
 
-def test_a_folder_that_cannot_be_written_is_an_input_error(tmp_path):
+def test_an_unwritable_folder_is_a_data_error(tmp_path):
     (tmp_path / "file").write_text("mine")
     with pytest.raises(DataError, match="cannot be written"):
         write_federation(tmp_path / "file" / "fed", STUDY, [a_site()])
@@ -209,7 +209,7 @@ def test_nothing_else_is_ever_replaced(tmp_path, overwrite):
         write_federation(tmp_path / "link", STUDY, [a_site()], overwrite=overwrite)
 
 
-def test_sites_without_a_study_are_no_federation(tmp_path):
+def test_a_federation_needs_a_study(tmp_path):
     out = tmp_path / "fed"
     write_federation(out, STUDY, [a_site()])
     (out / "study.toml").unlink()
@@ -219,7 +219,7 @@ def test_sites_without_a_study_are_no_federation(tmp_path):
         site_folders(out)
 
 
-def test_folders_that_are_no_federation_are_refused(tmp_path):
+def test_other_folders_are_refused(tmp_path):
     with pytest.raises(DataError, match="no such folder"):
         site_folders(tmp_path / "none")
     (tmp_path / "study.toml").touch()

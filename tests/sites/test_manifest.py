@@ -40,7 +40,7 @@ def test_without_a_split_column_one_is_drawn_6_1_3_by_label(tmp_path):
     assert (load_manifest(path, CLASSES, seed=4).splits != manifest.splits).any()
 
 
-def test_classes_of_one_patient_do_not_stop_a_draw(tmp_path):
+def test_a_split_is_drawn_despite_a_class_of_one_patient(tmp_path):
     text = "patient_id,label\na,dead\n" + "".join(f"b{row},alive\n" for row in range(9))
     assert Counter(load_manifest(write(tmp_path, text), CLASSES, 0).splits.tolist()) == {
         "train": 6,

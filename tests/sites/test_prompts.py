@@ -1,4 +1,4 @@
-"""The template language, and what the MMIST prompt says of every gap that the release has."""
+"""The template language, and the MMIST prompt for every gap in the release."""
 
 import itertools
 import re
@@ -97,7 +97,7 @@ def test_mmist_prompt_reads_for_every_gap_of_the_release(missing):
     assert prompt.render(without(missing), EXPLICIT) == explicit
 
 
-def test_mmist_prompt_reads_for_every_gap_that_there_can_be():
+def test_mmist_prompt_reads_for_every_possible_gap():
     """All 2047 combinations: clean punctuation, no value lost, explicit names what omit passes over."""
     prompt = compile_prompt(MMIST_PROMPT)
     assert set(prompt.fields) == set(FULL)
@@ -118,7 +118,7 @@ def test_mmist_prompt_reads_for_every_gap_that_there_can_be():
             assert not re.search("not available|unknown", prompt.render(values, OMIT))
 
 
-def test_nothing_to_say_is_no_text():
+def test_without_any_field_there_is_no_text():
     prompt = compile_prompt("A [b {c}||no c].")
     assert prompt.render({}, EXPLICIT) is None
     assert prompt.render({"c": "  ", "d": "1"}, OMIT) is None
@@ -176,7 +176,7 @@ def test_malformed_templates_are_refused(template, sentence):
 
 
 @given(st.text(alphabet="ab {}[]|", max_size=20))
-def test_any_text_is_read_or_refused_by_a_study_error(template):
+def test_any_text_compiles_or_raises_a_study_error(template):
     try:
         prompt = compile_prompt(template)
     except StudyError:

@@ -1,4 +1,4 @@
-"""Stratified cuts: sizes, fairness to strata, and falling back where they are too small."""
+"""Stratified splits: sizes, proportions, and the fallback of small strata."""
 
 import math
 from collections import Counter
@@ -22,7 +22,7 @@ def keys_of(cohort):
 
 @given(cohorts, st.sampled_from([0.1, 0.125, 1 / 7, 0.2, 0.3, 1 / 3, 0.5, 0.7, 0.9]), st.integers(0, 5))
 @examples(150)
-def test_a_cut_has_its_size_and_leaves_no_side_empty(cohort, fraction, seed):
+def test_a_split_has_the_right_size_and_no_empty_side(cohort, fraction, seed):
     drawn = stratified_split(keys_of(cohort), fraction, seed)
     assert drawn.shape == (len(cohort),)
     assert abs(int(drawn.sum()) - fraction * len(cohort)) <= 1
@@ -41,7 +41,7 @@ def test_each_stratum_gives_its_share(cohort, seed):
 
 
 @given(cohorts, st.integers(1, 8))
-def test_strata_are_large_enough_and_as_detailed_as_they_can_be(cohort, smallest):
+def test_strata_are_large_enough_and_as_detailed_as_possible(cohort, smallest):
     keys = keys_of(cohort)
     names = strata(keys, smallest)
     sizes = Counter(names)
@@ -54,7 +54,7 @@ def test_strata_are_large_enough_and_as_detailed_as_they_can_be(cohort, smallest
             assert name.startswith("1:") or name == "rest" or detailed[name[2:]] >= smallest
 
 
-def test_the_few_who_fit_nowhere_join_the_largest_stratum():
+def test_few_leftover_patients_join_the_largest_stratum():
     assert strata([["a"] * 6 + ["b"] * 5 + ["c"]], smallest=5) == ["0:a"] * 6 + ["0:b"] * 5 + ["0:a"]
     assert strata([["a"] * 5 + ["b", "c", "d"]], smallest=3) == ["0:a"] * 5 + ["rest"] * 3
 
@@ -74,7 +74,7 @@ def test_617_patients_become_431_62_124():
 
 
 @pytest.mark.parametrize("n_patients", range(1, 12))
-def test_tiny_cohorts_always_keep_somebody_to_train_on(n_patients):
+def test_tiny_cohorts_keep_a_train_patient(n_patients):
     splits = three_way([[str(patient % 3) for patient in range(n_patients)]], 0, 0.3, 1 / 7)
     assert Split.TRAIN in splits
     assert set(splits.tolist()) <= set(Split)
@@ -87,7 +87,7 @@ def test_a_sole_patient_is_not_drawn():
 
 
 @pytest.mark.parametrize("fraction", [0.0, 1.0, -0.2, 1.5, float("nan")])
-def test_fractions_that_are_none_are_refused(fraction):
+def test_fractions_out_of_range_are_refused(fraction):
     with pytest.raises(DataError, match="expected a number between 0 and 1"):
         stratified_split([["a", "b"]], fraction, 0)
 

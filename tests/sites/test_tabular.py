@@ -47,7 +47,7 @@ def test_formats_agree(tmp_path):
     assert tables["parquet"].where(0).endswith("t.parquet, row 1")
 
 
-def test_typed_cells_become_the_text_a_person_would_write():
+def test_typed_cells_become_plain_text():
     cells = [None, pd.NA, pd.NaT, float("nan"), 3.0, 2.5, 7, " x ", "", pd.Timestamp(2020, 1, 2)]
     assert [cell_text(cell) for cell in cells] == [
         None,
@@ -74,7 +74,7 @@ def test_typed_cells_become_the_text_a_person_would_write():
         pytest.param('a,b\n1,"2"x\n', "line 2: not valid CSV", id="quotes"),
     ],
 )
-def test_tables_that_do_not_fit_are_refused(tmp_path, text, sentence):
+def test_malformed_tables_are_refused(tmp_path, text, sentence):
     with pytest.raises(DataError, match=sentence):
         read_table(write(tmp_path, text))
 
@@ -91,7 +91,7 @@ def test_files_that_cannot_be_read_are_refused(tmp_path):
             read_table(write(tmp_path, "nonsense", f"t.{ending}"))
 
 
-def test_a_column_that_is_not_there_gets_the_nearest_name(tmp_path):
+def test_a_missing_column_gets_a_suggestion(tmp_path):
     table = read_table(write(tmp_path, "patient,label\n1,a\n"))
     with pytest.raises(
         DataError, match=r"no column 'patent' \(did you mean 'patient'\?\); the table has patient, label"

@@ -1,4 +1,4 @@
-"""IXI: the cohort of the thesis from the real table, prompts that read well, and what is refused."""
+"""IXI: the thesis's cohort from the real table, prompts, and invalid input."""
 
 import csv
 import itertools
@@ -30,8 +30,7 @@ from sites.options import IxiTask
 from sites.prompts import compile_prompt
 from tests.data_folder import data_folder
 
-# --- the real table and names
-# -----------------------------------------------------------------------------------
+# --- the real table and names ---
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +79,7 @@ def epoch(source, tmp_path_factory):
 
 
 @pytest.mark.data
-def test_the_chain_of_the_thesis(real, names):
+def test_the_cohort_selection_of_the_thesis(real, names):
     table = read_demographics(real)
     assert len(table.frame) == 619
     subjects = index_volumes(names)
@@ -102,7 +101,7 @@ def test_the_chain_of_the_thesis(real, names):
 
 
 @pytest.mark.data
-def test_the_chain_against_a_plain_loop(real, names):
+def test_the_cohort_selection_against_pandas(real, names):
     """The same five steps on the table with file names, with pandas alone."""
     table = pd.read_csv(real / "IXI_with_filenames.csv")
     full = table.dropna(subset=[f"{contrast.upper()}_file_name" for contrast in CONTRASTS])
@@ -183,7 +182,7 @@ def test_golden_prompts(sex, epoch):
 
 
 @pytest.mark.data
-def test_mcar_is_reported_and_leaves_everybody_something(source, tmp_path):
+def test_mcar_is_reported_and_leaves_every_patient_a_modality(source, tmp_path):
     more = {"missing": Missingness("mcar", 0.6), "with_clinical": True}
     prepared = prepare_ixi(source, tmp_path / "a", "epoch", **more)
     rows = rows_of(prepared)
@@ -202,7 +201,7 @@ def test_mcar_is_reported_and_leaves_everybody_something(source, tmp_path):
 
 
 @pytest.mark.data
-def test_mar_hangs_on_the_age_unless_told_otherwise(source, sex, tmp_path):
+def test_mar_is_driven_by_the_age_by_default(source, sex, tmp_path):
     ages = rows_of(sex)["age"].astype(float)
     prepared = prepare_ixi(source, tmp_path / "a", "sex", missing=Missingness("mar", 0.5))
     lost = rows_of(prepared)[list(CONTRASTS)].isna()
@@ -215,7 +214,7 @@ def test_mar_hangs_on_the_age_unless_told_otherwise(source, sex, tmp_path):
 
 
 @pytest.mark.data
-def test_an_exclusive_hospital_does_not_even_name_the_contrast(source, tmp_path):
+def test_an_exclusive_hospital_does_not_name_the_contrast(source, tmp_path):
     prepared = prepare_ixi(source, tmp_path / "fed", "sex", missing=Missingness(pattern="exclusive"))
     for site, config in zip(prepared.sites, site_folders(prepared.folder), strict=True):
         (never,) = prepared.amputation["sites"][site.id]["never"]
@@ -236,8 +235,7 @@ def test_the_few_real_volumes_are_an_incomplete_cohort(real, tmp_path):
     assert all(Path(path).is_file() for path in rows_of(prepared)["t1"])
 
 
-# --- prompts
-# ----------------------------------------------------------------------------------------------------
+# --- prompts ---
 
 CELLS = {
     "age": "38",
@@ -260,7 +258,7 @@ def test_the_target_is_left_out(task):
 @pytest.mark.parametrize("mode", PromptMode)
 @pytest.mark.parametrize("task", IxiTask)
 def test_every_gap_leaves_a_sentence_that_reads(task, mode):
-    """All 127 ways to miss something: present values are told, missing ones are named or not mentioned."""
+    """All 127 combinations of missing fields: present values appear, missing ones are named or omitted."""
     prompt = compile_prompt(IXI_PROMPTS[task])
     sentence = re.compile(r"(The patient is|Occupation:|Education:|Body measures include|Height and weight) ")
     for present in itertools.product([True, False], repeat=len(prompt.fields)):
@@ -311,8 +309,7 @@ def test_golden_gaps(missing, mode, expected):
     assert compile_prompt(IXI_PROMPTS[IxiTask.EPOCH]).render(values, mode) == expected
 
 
-# --- a small folder of the same form, built here
-# ----------------------------------------------------------------
+# --- a small folder of the same form, built here ---
 
 
 def small(folder, replaced=()):
@@ -463,7 +460,7 @@ def test_uncompressed_volumes_and_an_underscore_are_fine():
         ),
     ],
 )
-def test_folders_that_are_not_as_expected_are_refused(tmp_path, change, sentence):
+def test_malformed_folders_are_refused(tmp_path, change, sentence):
     folder = small(tmp_path / "in")
     change(folder)
     with pytest.raises(DataError, match=sentence):
@@ -485,14 +482,14 @@ def test_folders_that_are_not_as_expected_are_refused(tmp_path, change, sentence
         ),
     ],
 )
-def test_cells_that_cannot_be_understood_are_refused(tmp_path, replaced, sentence):
+def test_invalid_cells_are_refused(tmp_path, replaced, sentence):
     with pytest.raises(DataError, match=sentence):
         prepare_ixi(small(tmp_path / "in", replaced), tmp_path / "fed", "sex")
     assert not (tmp_path / "fed").exists()
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read every folder")
-def test_a_folder_that_may_not_be_read_is_named(tmp_path):
+def test_an_unreadable_folder_is_named(tmp_path):
     folder = small(tmp_path / "in")
     (folder / "t1").chmod(0)
     try:
@@ -510,7 +507,7 @@ def test_a_folder_that_may_not_be_read_is_named(tmp_path):
         pytest.param({"seed": -1}, "seed must not be negative", id="seed"),
     ],
 )
-def test_settings_that_do_not_fit_are_refused(tmp_path, options, sentence):
+def test_invalid_settings_are_refused(tmp_path, options, sentence):
     folder = small(tmp_path / "in")
     with pytest.raises(StudyError, match=sentence):
         prepare_ixi(folder, tmp_path / "fed", **{"task": "sex", **options})
@@ -523,7 +520,7 @@ def test_other_folders_are_refused(tmp_path):
 
 
 @pytest.mark.parametrize("n_patients", [0, 1, 2, 3, 5, 10])
-def test_few_patients_are_split_all_the_same(n_patients):
+def test_few_patients_can_be_split(n_patients):
     splits = split_cohort(["mid", "old"] * 5 if n_patients == 10 else ["mid"] * n_patients, seed=0)
     counts = Counter(splits.tolist())
     assert counts.total() == n_patients

@@ -1,4 +1,4 @@
-"""The MMIST-ccRCC release: every fact that is known of it, and what becomes of it."""
+"""The MMIST-ccRCC release: known facts, and the prepared federation."""
 
 from collections import Counter
 
@@ -71,8 +71,7 @@ def split_sizes(prepared):
     return [sizes[split] for split in Split]
 
 
-# --- facts about the release, read without our code
-# -------------------------------------------------------------
+# --- facts about the release, read without our code ---
 
 
 @pytest.mark.data
@@ -191,7 +190,7 @@ def test_every_chosen_exam_resolves_to_a_finite_vector(code, modality, listed, s
 
 
 @pytest.mark.data
-def test_slides_of_strangers_exist(table, code):
+def test_slides_of_patients_outside_the_table_exist(table, code):
     files = (code / "Features" / "WSI Features").glob("*.npz")
     names = [file.stem.split("-") for file in files]
     slides = {"-".join(name[: 3 if name[0] == "TCGA" else 2]) for name in names}
@@ -211,8 +210,7 @@ def test_hospitals_of_tcga(table, code):
     assert not set(tcga.index[hospital.isin(["A3", "AK"])]) & scanned
 
 
-# --- what we make of it
-# -----------------------------------------------------------------------------------------
+# --- the prepared federation ---
 
 
 @pytest.mark.data
@@ -381,7 +379,7 @@ def test_the_golden_prompt_and_all_gaps(patients):
 
 
 @pytest.mark.data
-def test_the_clinical_text_tells_about_survival(patients):
+def test_the_clinical_text_predicts_survival(patients):
     """An independent learner on the prompts reaches what was measured before: test AUC .79, sd .05."""
     prompt = compile_prompt(MMIST_PROMPT)
     texts = [
@@ -402,7 +400,7 @@ def test_the_inner_folder_is_found_too(code, prepared, tmp_path):
 
 
 @pytest.mark.data
-def test_mar_hangs_on_the_grade_and_takes_vectors_and_prompts(release, patients, tmp_path):
+def test_mar_is_driven_by_the_grade_and_removes_vectors_and_prompts(release, patients, tmp_path):
     plan = Missingness("mar", 0.4, slope=3.0)
     prepared = prepare_mmist(release, tmp_path / "fed", missing=plan)
     assert prepared.notes[0].startswith("mar on grade at 0.4: 0.")
@@ -420,7 +418,7 @@ def test_mar_hangs_on_the_grade_and_takes_vectors_and_prompts(release, patients,
 
 
 @pytest.mark.data
-def test_a_driver_may_be_a_field_of_a_modality_that_is_left_out(release, tmp_path):
+def test_a_driver_may_be_a_field_of_an_omitted_modality(release, tmp_path):
     plan = Missingness("mar", 0.4, ("stage",))
     prepared = prepare_mmist(release, tmp_path / "fed", without=["clinical"], missing=plan)
     table = load_manifest(prepared.folder / "tcga" / "patients.csv", prepared.study.classes, 0).table
@@ -428,8 +426,7 @@ def test_a_driver_may_be_a_field_of_a_modality_that_is_left_out(release, tmp_pat
     assert prepared.amputation["driver"] == "stage"
 
 
-# --- bad input, on a release of four patients built here
-# --------------------------------------------------------
+# --- bad input, on a release of four patients built here ---
 
 HEADER = (
     "case_id,gender,age_diag,grade,cancer_history,ajcc_path_tumor_pt,ajcc_path_nodes_pn,ajcc_clin_metastasis_cm,"
@@ -540,7 +537,7 @@ def test_a_small_release_of_the_same_form(tmp_path):
         ),
     ],
 )
-def test_releases_that_are_not_as_expected_are_refused(tmp_path, file, old, new, sentence):
+def test_malformed_releases_are_refused(tmp_path, file, old, new, sentence):
     path = small_release(tmp_path / "in") / file
     assert old in path.read_text()
     path.write_text(path.read_text().replace(old, new, 1))
@@ -598,7 +595,7 @@ def test_damaged_vectors_are_refused(tmp_path, content, sentence):
         ),
     ],
 )
-def test_settings_that_do_not_fit_are_refused(tmp_path, options, error, sentence):
+def test_invalid_settings_are_refused(tmp_path, options, error, sentence):
     small_release(tmp_path / "in")
     with pytest.raises(error, match=sentence):
         prepare_mmist(tmp_path / "in", tmp_path / "fed", **options)

@@ -1,4 +1,4 @@
-"""The synthetic federation: deterministic, with the gaps it promises and the answer it claims."""
+"""The synthetic federation: deterministic, with the documented gaps and optimum."""
 
 import numpy as np
 import pandas as pd
@@ -47,7 +47,7 @@ def test_same_seed_same_patients(tmp_path):
     assert files[0]["t1.npz"] != files[2]["t1.npz"]
 
 
-def test_the_oracle_is_as_good_as_documented():
+def test_the_oracle_has_the_documented_auc():
     auc = [expected_auc(n_causes) for n_causes in (1, 2, 3, 4)]
     assert auc == pytest.approx([0.69, 0.77, 0.83, 0.89], abs=0.006)
     causes = draw_cohort(3000, seed=0)
@@ -88,7 +88,7 @@ def test_a_combination_beats_any_one_modality():
     assert 0.74 < together < expected_auc(4)
 
 
-def test_a_scanner_tells_the_hospital_but_not_the_disease():
+def test_scanner_offsets_identify_the_hospital_not_the_disease():
     cohort = draw_cohort(200, seed=0)
     t1 = cohort.features["t1"]
     means = {
@@ -101,7 +101,7 @@ def test_a_scanner_tells_the_hospital_but_not_the_disease():
     assert rates.between(0.4, 0.6).all()
 
 
-def test_nobody_is_without_any_modality():
+def test_every_patient_has_a_modality():
     cohort = draw_cohort(400, seed=5)
     having = set().union(*cohort.features.values())
     clinical = cohort.manifest.dropna(subset=["marker"])["patient_id"]
@@ -174,7 +174,7 @@ def test_exclusive(tmp_path):
     assert all(set(site.present.values()) == {0, 20} for site in prepared.sites)
 
 
-def test_a_signal_makes_a_cause_count():
+def test_signal_weights_a_cause():
     weights = {"flair": 3.0, "t1": 0.0}
     cohort = draw_cohort(2000, seed=0, signal=weights)
     ill = cohort.manifest["label"] == "malignant"
@@ -185,7 +185,7 @@ def test_a_signal_makes_a_cause_count():
     assert expected_auc(1, signal=weights) == pytest.approx(0.5, abs=0.01)
 
 
-def test_mar_hangs_on_the_marker(tmp_path):
+def test_mar_is_driven_by_the_marker(tmp_path):
     plan = Missingness("mar", 0.5)
     prepared = prepare_synthetic(out=tmp_path / "fed", patients=200, pattern="complete", missing=plan)
     assert {site["driver"] for site in prepared.amputation["sites"].values()} == {"marker"}
@@ -199,7 +199,7 @@ def test_mar_hangs_on_the_marker(tmp_path):
         assert lost[own].mean() > lost[~own].mean() + 0.3
 
 
-def test_without_a_modality_patients_who_have_no_other_go_too(tmp_path):
+def test_patients_without_another_modality_are_omitted_too(tmp_path):
     whole = prepare_synthetic(out=tmp_path / "whole", patients=40)
     left = prepare_synthetic(out=tmp_path / "left", patients=40, without=["clinical"])
     assert [modality.name for modality in left.study.modalities] == ["t1", "t2", "flair"]
@@ -216,6 +216,6 @@ def test_without_a_modality_patients_who_have_no_other_go_too(tmp_path):
         (["t1", "t2", "flair", "clinical"], "--without leaves no modality"),
     ],
 )
-def test_leaving_out_what_cannot_be_is_refused(tmp_path, without, sentence):
+def test_invalid_without_is_refused(tmp_path, without, sentence):
     with pytest.raises(StudyError, match=sentence):
         prepare_synthetic(out=tmp_path / "out", without=without)

@@ -1,4 +1,4 @@
-"""Anybody's table as a federation."""
+"""Any table as a federation."""
 
 import numpy as np
 import pandas as pd
@@ -157,7 +157,7 @@ def test_other_formats(tmp_path, ending):
         pytest.param("train", "test", "no patient of any site is in the split train", id="no-train-row"),
     ],
 )
-def test_tables_that_cannot_be_used_leave_nothing_behind(tmp_path, old, new, sentence):
+def test_unusable_tables_leave_nothing_behind(tmp_path, old, new, sentence):
     assert old in ROWS
     with pytest.raises(DataError, match=sentence):
         prepare(tmp_path, ROWS.replace(old, new), spec=columns(split="part"))
@@ -189,7 +189,7 @@ def test_tables_that_cannot_be_used_leave_nothing_behind(tmp_path, old, new, sen
         ),
     ],
 )
-def test_settings_that_do_not_fit_the_table_are_refused(tmp_path, changes, error, sentence):
+def test_settings_that_contradict_the_table_are_refused(tmp_path, changes, error, sentence):
     with pytest.raises(error, match=sentence):
         prepare(tmp_path, spec=columns(**({"categorical": ()} | changes)))
     assert [entry.name for entry in tmp_path.iterdir()] == ["heart.csv"]
@@ -209,7 +209,7 @@ def test_settings_that_do_not_fit_the_table_are_refused(tmp_path, changes, error
         ),
     ],
 )
-def test_settings_that_make_no_study_are_refused(tmp_path, options, sentence):
+def test_settings_without_a_valid_study_are_refused(tmp_path, options, sentence):
     with pytest.raises(StudyError, match=sentence):
         prepare(tmp_path, **options)
     assert [entry.name for entry in tmp_path.iterdir()] == ["heart.csv"]
@@ -224,7 +224,7 @@ def test_an_empty_table_leaves_no_site(tmp_path):
         prepare(tmp_path, rows, spec=spec)
 
 
-def test_feature_files_that_do_not_fit_are_refused(tmp_path):
+def test_unsuitable_feature_files_are_refused(tmp_path):
     path = tmp_path / "ct.npz"
     with pytest.raises(DataError, match=r"ct\.npz: no such features file"):
         prepare(tmp_path, features={"ct": path})
@@ -240,7 +240,7 @@ def test_feature_files_that_do_not_fit_are_refused(tmp_path):
     assert not (tmp_path / "fed").exists()
 
 
-def test_mar_hangs_on_any_column(tmp_path):
+def test_mar_can_be_driven_by_any_column(tmp_path):
     rows = "id,hospital,outcome,age,crp,ldl,ward\n" + "\n".join(
         f"p{row},{('Ost', 'West')[row % 2]},{('ill', 'healthy')[row % 3 == 0]},{row},1,2,{'abc'[row // 100]}"
         for row in range(300)
@@ -253,7 +253,7 @@ def test_mar_hangs_on_any_column(tmp_path):
     assert sum(row >= 200 for row in kept) < 60
 
 
-def test_mar_of_a_table_needs_a_column_that_is_there(tmp_path):
+def test_mar_of_a_table_needs_an_existing_column(tmp_path):
     with pytest.raises(StudyError, match="expected one of hospital, part, age, sex, crp, ldl"):
         prepare(tmp_path, missing=Missingness("mar", 0.4))
     with pytest.raises(StudyError, match="--driver is 'outcome', expected a column: hospital"):

@@ -1,4 +1,4 @@
-"""Tables of sites less what is taken away: each site by its own rule, reported as it came out."""
+"""Amputation of site tables: each site by its own rule, with a report."""
 
 import json
 
@@ -81,7 +81,7 @@ def lost(taken):
 
 
 def embedded(_study, sites, names):
-    """What encoders would give: one number that matters, told by the patient id."""
+    """A stand-in for encoders: one informative number, from the patient id."""
     ids = [str(patient) for site in sites for patient in site.manifest["patient_id"]]
     return {
         name: {
@@ -91,7 +91,7 @@ def embedded(_study, sites, names):
     }
 
 
-def test_nothing_asked_nothing_touched():
+def test_an_inactive_plan_changes_nothing():
     sites, rows = tables(20)
     taken = take(sites, rows, Missingness())
     assert taken.sites == sites
@@ -119,7 +119,7 @@ def test_each_site_loses_by_its_own_mechanism():
     assert taken.sites[0].manifest[["patient_id", "label", "split"]].equals(whole)
 
 
-def test_a_site_of_its_own_rule_leaves_the_masks_of_others_alone():
+def test_a_rule_for_one_site_keeps_the_masks_of_the_others():
     sites, rows = tables(60)
     plain = lost(take(sites, rows, Missingness("mar", 0.4), default_driver="age"))
     other = lost(take(sites, rows, Missingness("mar", 0.4, sites=("west=mcar:0.8",)), default_driver="age"))
@@ -158,16 +158,16 @@ def test_the_report_is_what_happened():
     assert note.startswith(f"mcar at 0.5, west mar on sex at 0.7: {share:.3f} of the modalities were removed")
 
 
-def test_mnar_hangs_on_what_each_modality_shows():
+def test_mnar_is_driven_by_each_modality():
     sites, rows = tables()
     taken = take(sites, rows, Missingness("mnar", 0.4), embedded)
     assert taken.amputation["driver"] == "pc1"
     number = rows.index.str[1:].astype(float)
-    told = pd.Series(number, index=rows.index)
+    marker = pd.Series(number, index=rows.index)
     for frame in lost(taken).values():
-        auc = roc_auc_score(frame["scan"], told.loc[frame.index])
+        auc = roc_auc_score(frame["scan"], marker.loc[frame.index])
         assert max(auc, 1 - auc) > 0.7  # the sign is that of the largest loading
-        assert 0.35 < roc_auc_score(frame["lab"], told.loc[frame.index]) < 0.65
+        assert 0.35 < roc_auc_score(frame["lab"], marker.loc[frame.index]) < 0.65
 
 
 def test_a_patient_without_a_vector_is_as_likely_to_lose_as_the_average():
@@ -196,7 +196,7 @@ def test_exclusive_sites_do_not_name_what_they_never_have(tmp_path):
     check_target(tmp_path / "fed", overwrite=True)  # the report is ours to replace
 
 
-def test_exclusive_leaves_nobody_out():
+def test_exclusive_leaves_every_patient_a_modality():
     sites, rows = tables(40)
     first = sites[0].manifest["patient_id"].tolist()
     bare = sites[0].manifest.copy()
@@ -251,7 +251,7 @@ def test_a_modality_that_nobody_has_at_a_site_is_not_reported():
         ),
     ],
 )
-def test_plans_that_do_not_fit_the_data_are_refused(plan, sentence):
+def test_plans_that_contradict_the_data_are_refused(plan, sentence):
     sites, rows = tables(20)
     with pytest.raises(StudyError, match=sentence):
         take_away(sites, STUDY, plan, rows[["age", "sex"]].assign(same="x"))

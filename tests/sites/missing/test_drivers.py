@@ -1,4 +1,4 @@
-"""What drives a loss: columns as numbers, and the first principal component."""
+"""Drivers: columns as numbers, and the first principal component."""
 
 import numpy as np
 import pytest
@@ -71,6 +71,6 @@ def test_without_two_train_rows_there_is_no_component():
 
 
 @pytest.mark.parametrize("n_patients", [3, 30])
-def test_rows_that_are_all_alike_have_no_component(n_patients):
+def test_identical_rows_have_no_component(n_patients):
     vectors = np.full((n_patients, 7), 2.5, dtype=np.float32)
     assert (first_component(vectors, np.ones(n_patients, dtype=bool), Scaling.ZSCORE) == 0).all()

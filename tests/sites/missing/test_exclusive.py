@@ -1,4 +1,4 @@
-"""The pattern exclusive: each site lacks something, nothing is lost to all, nobody is left without."""
+"""The exclusive pattern: each site lacks a modality that another one keeps."""
 
 import itertools
 
@@ -26,7 +26,7 @@ def test_the_seed_decides_who_loses_what():
     assert len({exclusive(available, available, seed).tobytes() for seed in range(10)}) > 3
 
 
-def test_who_lacks_something_by_nature_loses_nothing_more():
+def test_sites_that_already_lack_one_lose_none():
     available = np.array([[True, True, True], [True, True, False], [True, True, True]])
     lost = exclusive(available, available, 0)
     assert lost.sum(axis=1).tolist() == [1, 0, 1]

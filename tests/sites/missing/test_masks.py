@@ -1,4 +1,4 @@
-"""Modalities taken away: at the rate that theory gives, driven by what is said, nobody left bare."""
+"""Masks: the expected rates, the intended drivers, and a modality left for every patient."""
 
 import numpy as np
 import pytest
@@ -34,12 +34,12 @@ def test_the_achieved_rate_is_the_expected_one(rate, expected):
     assert (1 - kept.mean(axis=0)) == pytest.approx([expected] * 4, abs=0.012)  # every modality alike
 
 
-def test_losses_are_independent_of_one_another_but_for_the_repair():
+def test_losses_are_independent_except_for_the_repair():
     kept = mcar(np.ones((20_000, 4), dtype=bool), 0.3, np.random.default_rng(2))
     assert (~kept[:, 0] & ~kept[:, 1]).mean() == pytest.approx(0.09, abs=0.01)
 
 
-def test_who_lacks_what_does_not_move_the_losses_of_others():
+def test_losses_do_not_depend_on_what_others_lack():
     present = np.ones((50, 3), dtype=bool)
     fewer = present.copy()
     fewer[7, :2] = False
@@ -48,7 +48,7 @@ def test_who_lacks_what_does_not_move_the_losses_of_others():
     assert (full[others] == less[others]).all()
 
 
-def test_no_rate_takes_nothing_and_a_rate_per_cell_is_kept_to():
+def test_rate_zero_removes_nothing_and_rates_per_cell_are_respected():
     present = np.ones((400, 2), dtype=bool)
     assert mcar(present, 0.0, np.random.default_rng(0)).all()
     kept = mcar(present, np.array([0.0, 1.0]), np.random.default_rng(0))
@@ -105,7 +105,7 @@ def test_the_probability_is_a_logit_of_the_standardised_score():
     assert probability == pytest.approx(expit(intercept[0] + expected), abs=1e-9)
 
 
-def test_units_of_a_score_do_not_matter_and_without_slope_all_are_alike():
+def test_units_do_not_matter_and_slope_zero_is_uniform():
     present, scores = np.ones((40, 1), dtype=bool), np.arange(40.0)
     assert loss_probability(present, scores, 0.3, 2) == pytest.approx(
         loss_probability(present, 7 * scores - 90, 0.3, 2)
@@ -123,7 +123,7 @@ def test_an_unknown_score_counts_as_the_mean():
     assert mean.mean() == pytest.approx(unknown.mean())
 
 
-def test_a_mask_can_be_told_from_what_drives_it_and_mcar_from_nothing():
+def test_driven_masks_are_predictable_and_mcar_is_not():
     generator = np.random.default_rng(3)
     present = np.ones((4000, 3), dtype=bool)
     covariate, shown = generator.standard_normal(4000), generator.standard_normal((4000, 3))
@@ -143,7 +143,7 @@ def test_a_mask_can_be_told_from_what_drives_it_and_mcar_from_nothing():
 
 
 @given(present=PRESENT, rate=st.floats(0, 1), seed=st.integers(0, 99))
-def test_driven_losses_leave_everybody_something_too(present, rate, seed):
+def test_driven_losses_leave_every_patient_a_modality(present, rate, seed):
     scores = np.random.default_rng(seed).standard_normal(present.shape)
     for kept in (
         mnar(present, scores, rate, 3, np.random.default_rng(seed)),
@@ -153,7 +153,7 @@ def test_driven_losses_leave_everybody_something_too(present, rate, seed):
         assert (kept.any(axis=1) == present.any(axis=1)).all()
 
 
-def test_what_was_drawn_is_known_beside_what_was_kept():
+def test_drawn_and_kept_are_both_returned():
     present = np.ones((60, 2), dtype=bool)
     losses = amputate(present, np.full(60, "train"), 0.9, seed=0)
     assert (losses.drawn <= losses.kept).all()

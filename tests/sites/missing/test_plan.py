@@ -1,4 +1,4 @@
-"""What shall be taken away: what the flags mean, and which of them contradict each other."""
+"""Missingness plans: the meaning of the flags, and contradictions."""
 
 import math
 
@@ -9,7 +9,7 @@ from sites.missing.plan import Missingness, SiteLoss
 from sites.options import Mechanism
 
 
-def test_nothing_is_taken_away_unless_asked():
+def test_nothing_is_removed_by_default():
     assert not Missingness().active
     assert Missingness(pattern="exclusive").active
     assert Missingness("mcar", 0.0).active
