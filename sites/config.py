@@ -116,14 +116,14 @@ def load_site(path: Path) -> SiteConfig:
 
 def _parse(content: Mapping[str, Any], folder: Path) -> SiteConfig:
     _check_keys(content, _TABLES, "the file", "table")
-    site = _table(content, "site", ("id",))
-    data = _table(content, "data", ("manifest",))
-    compute = _table(content, "compute", ("device", "cache", "threads", "weights"))
-    policy = _table(content, "policy", ("min_count", "max_norm", "max_releases"))
-    worker = _table(content, "worker", ("socket", "group", "grace_s"))
-    metrics = _table(content, "metrics", ("port", "address"))
-    coordinator = _table(content, "coordinator", ("kit", "runtime_port"))
-    identity = _text(site, "site", "id")
+    site = _Section(content, "site", ("id",), folder)
+    data = _Section(content, "data", ("manifest",), folder)
+    compute = _Section(content, "compute", ("device", "cache", "threads", "weights"), folder)
+    policy = _Section(content, "policy", ("min_count", "max_norm", "max_releases"), folder)
+    worker = _Section(content, "worker", ("socket", "group", "grace_s"), folder)
+    metrics = _Section(content, "metrics", ("port", "address"), folder)
+    coordinator = _Section(content, "coordinator", ("kit", "runtime_port"), folder)
+    identity = site.text("id")
     if not _ID.fullmatch(identity):
         raise DataError(
             f"[site] id is {identity!r}, expected letters, digits, dot, dash and underscore only, "
@@ -137,56 +137,48 @@ def _parse(content: Mapping[str, Any], folder: Path) -> SiteConfig:
     return SiteConfig(
         id=identity,
         folder=folder,
-        manifest=folder / _text(data, "data", "manifest"),
+        manifest=data.path("manifest"),
         modalities={name: _source(name, entry, folder) for name, entry in modalities.items()},
-        device=_text(compute, "compute", "device", "auto"),
-        threads=_whole(compute, "compute", "threads", default=1, least=1),
-        min_count=_whole(policy, "policy", "min_count", default=5, least=0),
-        cache=folder / _text(compute, "compute", "cache", "cache"),
-        weights=folder / _text(compute, "compute", "weights") if "weights" in compute else None,
-        max_norm=_number(policy, "policy", "max_norm") if "max_norm" in policy else None,
-        max_releases=_whole(policy, "policy", "max_releases", default=1, least=1)
-        if "max_releases" in policy
-        else None,
+        device=compute.text("device", "auto"),
+        threads=compute.whole("threads", 1, least=1),
+        min_count=policy.whole("min_count", 5, least=0),
+        cache=compute.path("cache", "cache"),
+        weights=compute.path("weights") if "weights" in compute else None,
+        max_norm=policy.number("max_norm") if "max_norm" in policy else None,
+        max_releases=policy.whole("max_releases", 1, least=1) if "max_releases" in policy else None,
         worker=WorkerConfig(
-            socket=folder / _text(worker, "worker", "socket", "run/worker.sock"),
-            group=_text(worker, "worker", "group") if "group" in worker else None,
-            grace_s=_whole(worker, "worker", "grace_s", default=30, least=0),
+            socket=worker.path("socket", "run/worker.sock"),
+            group=worker.text("group") if "group" in worker else None,
+            grace_s=worker.whole("grace_s", 30, least=0),
         ),
         metrics=MetricsConfig(
-            port=_port(metrics, "metrics", "port") if "port" in metrics else None,
-            address=_text(metrics, "metrics", "address", "127.0.0.1"),
+            port=metrics.port("port") if "port" in metrics else None,
+            address=metrics.text("address", "127.0.0.1"),
         ),
         coordinator=CoordinatorConfig(
-            kit=folder / _text(coordinator, "coordinator", "kit", "kit"),
-            runtime_port=_port(coordinator, "coordinator", "runtime_port", 9094),
+            kit=coordinator.path("kit", "kit"), runtime_port=coordinator.port("runtime_port", 9094)
         ),
     )
 
 
 def _source(name: str, entry: object, folder: Path) -> ModalitySource:
-    """One ``[modality.NAME]`` table."""
     where = f"modality.{name}"
     if not isinstance(entry, Mapping):
         raise DataError(f"[{where}] must be a table, found {entry!r}")
     known = ("file", "column", "columns")
-    _check_keys(entry, (*known, "series", "mask", "um_px"), f"[{where}]", "key")
-    given = [key for key in known if key in entry]
-    if len(given) != 1:
-        raise DataError(f"[{where}] has {len(given)} of the keys {', '.join(known)}, expected exactly one")
-    if given != ["column"] and len(entry) != 1:
+    section = _Section({where: entry}, where, (*known, "series", "mask", "um_px"), folder)
+    given = section.only(known)
+    if given != "column" and len(entry) != 1:
         raise DataError(f"[{where}] series, mask and um_px describe scans, expected them beside column only")
-    if "file" in entry:
-        return ModalitySource(file=folder / _text(entry, where, "file"))
-    if "column" in entry:
-        series = _table(entry, "series", ("plane", "description", "prefer", "modality"))
+    if given == "file":
+        return ModalitySource(file=section.path("file"))
+    if given == "column":
+        series = _Section(entry, "series", ("plane", "description", "prefer", "modality"), folder, where)
         return ModalitySource(
-            column=_text(entry, where, "column"),
-            series={key: _text(series, f"{where}.series", key) for key in series},
-            mask=_mask(_table(entry, "mask", ("column", "folder", "command", "timeout_s")), where, folder)
-            if "mask" in entry
-            else None,
-            um_px=_number(entry, where, "um_px") if "um_px" in entry else None,
+            column=section.text("column"),
+            series={key: series.text(key) for key in series.table},
+            mask=_mask(entry, where, folder) if "mask" in section else None,
+            um_px=section.number("um_px") if "um_px" in section else None,
         )
     columns = entry["columns"]
     valid = isinstance(columns, list) and columns and all(isinstance(item, str) and item for item in columns)
@@ -197,61 +189,74 @@ def _source(name: str, entry: object, folder: Path) -> ModalitySource:
     return ModalitySource(columns=tuple(columns))
 
 
-def _mask(table: Mapping[str, Any], where: str, folder: Path) -> MaskSource:
-    """One ``[modality.NAME.mask]`` table."""
-    where = f"{where}.mask"
+def _mask(entry: Mapping[str, Any], where: str, folder: Path) -> MaskSource:
     known = ("column", "folder", "command")
-    given = [key for key in known if key in table]
-    if len(given) != 1:
-        raise DataError(f"[{where}] has {len(given)} of the keys {', '.join(known)}, expected exactly one")
-    text = _text(table, where, given[0])
+    section = _Section(entry, "mask", (*known, "timeout_s"), folder, where)
+    given = section.only(known)
+    text = section.text(given)
     return MaskSource(
-        column=text if "column" in given else None,
-        folder=folder / text if "folder" in given else None,
-        command=text if "command" in given else None,
-        timeout_s=_whole(table, where, "timeout_s", default=600, least=1),
+        column=text if given == "column" else None,
+        folder=folder / text if given == "folder" else None,
+        command=text if given == "command" else None,
+        timeout_s=section.whole("timeout_s", 600, least=1),
     )
 
 
-def _table(content: Mapping[str, Any], name: str, known: tuple[str, ...]) -> Mapping[str, Any]:
-    table = content.get(name, {})
-    if not isinstance(table, Mapping):
-        raise DataError(f"{name} must be a table, found {table!r}")
-    _check_keys(table, known, f"[{name}]", "key")
-    return table
+class _Section:
+    """One table of the file, whose values are validated as they are read."""
+
+    def __init__(
+        self, content: Mapping[str, Any], name: str, known: tuple[str, ...], folder: Path, parent: str = ""
+    ) -> None:
+        self.table: Mapping[str, Any] = content.get(name, {})
+        self._where, self._folder = f"[{parent}.{name}]" if parent else f"[{name}]", folder
+        if not isinstance(self.table, Mapping):
+            raise DataError(f"{self._where[1:-1]} must be a table, found {self.table!r}")
+        _check_keys(self.table, known, self._where, "key")
+
+    def __contains__(self, key: str) -> bool:
+        return key in self.table
+
+    def only(self, keys: tuple[str, ...]) -> str:
+        """The one of several keys that is given."""
+        given = [key for key in keys if key in self.table]
+        if len(given) != 1:
+            raise DataError(
+                f"{self._where} has {len(given)} of the keys {', '.join(keys)}, expected exactly one"
+            )
+        return given[0]
+
+    def text(self, key: str, default: str | None = None) -> str:
+        value = self.table.get(key, default)
+        if value is None:
+            raise DataError(f"{self._where} lacks the key {key!r}")
+        if not isinstance(value, str) or not value:
+            raise DataError(f"{self._where} {key} is {value!r}, expected text")
+        return value
+
+    def path(self, key: str, default: str | None = None) -> Path:
+        return self._folder / self.text(key, default)
+
+    def number(self, key: str) -> float:
+        value = self.table[key]
+        if type(value) not in (int, float) or not 0 < value < float("inf"):
+            raise DataError(f"{self._where} {key} is {value!r}, expected a positive number")
+        return float(value)
+
+    def whole(self, key: str, default: int, *, least: int) -> int:
+        value = self.table.get(key, default)
+        if type(value) is not int or value < least:  # a bool is not a number here
+            raise DataError(f"{self._where} {key} is {value!r}, expected a whole number from {least} up")
+        return value
+
+    def port(self, key: str, default: int = 0) -> int:
+        value = self.whole(key, default, least=1)
+        if value > 65535:  # noqa: PLR2004 - the highest port
+            raise DataError(f"{self._where} {key} is {value}, expected a port from 1 to 65535")
+        return value
 
 
 def _check_keys(table: Mapping[str, Any], known: tuple[str, ...], where: str, kind: str) -> None:
     for key in table:
         if key not in known:
             raise DataError(f"{where} has an unknown {kind} {key!r}, expected one of {', '.join(known)}")
-
-
-def _text(table: Mapping[str, Any], where: str, key: str, default: str | None = None) -> str:
-    value = table.get(key, default)
-    if value is None:
-        raise DataError(f"[{where}] lacks the key {key!r}")
-    if not isinstance(value, str) or not value:
-        raise DataError(f"[{where}] {key} is {value!r}, expected text")
-    return value
-
-
-def _number(table: Mapping[str, Any], where: str, key: str) -> float:
-    value = table[key]
-    if type(value) not in (int, float) or not 0 < value < float("inf"):
-        raise DataError(f"[{where}] {key} is {value!r}, expected a positive number")
-    return float(value)
-
-
-def _port(table: Mapping[str, Any], where: str, key: str, default: int = 0) -> int:
-    value = _whole(table, where, key, default=default, least=1)
-    if value > 65535:  # noqa: PLR2004 - the highest port
-        raise DataError(f"[{where}] {key} is {value}, expected a port from 1 to 65535")
-    return value
-
-
-def _whole(table: Mapping[str, Any], where: str, key: str, *, default: int, least: int) -> int:
-    value = table.get(key, default)
-    if type(value) is not int or value < least:  # a bool is not a number here
-        raise DataError(f"[{where}] {key} is {value!r}, expected a whole number from {least} up")
-    return value

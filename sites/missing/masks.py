@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from mmare.errors import StudyError
 from mmare.wire.messages import Split
 
-__all__ = ["Losses", "achieved_rate", "amputate", "exclusive", "loss_probability", "mar", "mcar", "mnar"]
+__all__ = ["Losses", "achieved_rate", "amputate", "exclusive", "loss_probability", "mcar"]
 
 _STREAM, _EXCLUSIVE_STREAM = 5150, 5151  # keep these draws independent of others with the same seed
 _FEWEST = 2  # sites, and modalities, of the pattern exclusive
@@ -65,42 +65,16 @@ def mcar(
     return _draw(present, rate, generator).kept
 
 
-def mar(
-    present: NDArray[np.bool_],
-    scores: NDArray[np.float64],
-    rate: float,
-    slope: float,
-    generator: np.random.Generator,
-) -> NDArray[np.bool_]:
-    """Remove modalities at random given a covariate, ``(N,)`` scores; see `loss_probability` and `mcar`."""
-    return _draw(present, loss_probability(present, scores, rate, slope), generator).kept
-
-
-def mnar(
-    present: NDArray[np.bool_],
-    scores: NDArray[np.float64],
-    rate: float,
-    slope: float,
-    generator: np.random.Generator,
-) -> NDArray[np.bool_]:
-    """Remove modalities depending on their own content; see `loss_probability` and `mcar`.
-
-    The scores are ``(N, M)``, such as the first principal component of each modality, or ``(N,)``, such as
-    the label.
-    """
-    return _draw(present, loss_probability(present, scores, rate, slope), generator).kept
-
-
 def loss_probability(
     present: NDArray[np.bool_], scores: NDArray[np.float64], rate: float, slope: float
 ) -> NDArray[np.float64]:
-    """The probability that each cell is lost, logistic in its score.
+    """The probability that each cell is lost, logistic in its score; `mcar` draws from it for mar and mnar.
 
     Scores are standardised over the patients who have the modality; an unknown score counts as their mean.
 
     Args:
         present: ``(N, M)``.
-        scores: ``(N,)`` for all modalities alike, or ``(N, M)``; NaN where unknown.
+        scores: ``(N,)`` for all modalities (mar, or mnar on the label) or ``(N, M)``; NaN where unknown.
         rate: The mean over the present cells of each modality.
         slope: Of the logit, per standard deviation; if negative, low scores go missing.
 

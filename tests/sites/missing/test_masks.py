@@ -10,7 +10,13 @@ from sklearn.metrics import roc_auc_score
 
 from mmare.errors import StudyError
 from mmare.wire.messages import Split
-from sites.missing.masks import achieved_rate, amputate, loss_probability, mar, mcar, mnar
+from sites.missing.masks import achieved_rate, amputate, loss_probability, mcar
+
+
+def driven(present, scores, rate, slope, generator):
+    """mar, or mnar, by what the scores are."""
+    return mcar(present, loss_probability(present, scores, rate, slope), generator)
+
 
 PRESENT = arrays(bool, st.tuples(st.integers(0, 12), st.integers(1, 5)))
 
@@ -128,8 +134,8 @@ def test_driven_masks_are_predictable_and_mcar_is_not():
     present = np.ones((4000, 3), dtype=bool)
     covariate, shown = generator.standard_normal(4000), generator.standard_normal((4000, 3))
     masks = {
-        "mar": mar(present, covariate, 0.4, 2, np.random.default_rng(0)),
-        "mnar": mnar(present, shown, 0.4, 2, np.random.default_rng(0)),
+        "mar": driven(present, covariate, 0.4, 2, np.random.default_rng(0)),
+        "mnar": driven(present, shown, 0.4, 2, np.random.default_rng(0)),
         "mcar": mcar(present, 0.4, np.random.default_rng(0)),
     }
     for slot in range(3):
@@ -146,8 +152,8 @@ def test_driven_masks_are_predictable_and_mcar_is_not():
 def test_driven_losses_leave_every_patient_a_modality(present, rate, seed):
     scores = np.random.default_rng(seed).standard_normal(present.shape)
     for kept in (
-        mnar(present, scores, rate, 3, np.random.default_rng(seed)),
-        mar(present, scores[:, 0], rate, -3, np.random.default_rng(seed)),
+        driven(present, scores, rate, 3, np.random.default_rng(seed)),
+        driven(present, scores[:, 0], rate, -3, np.random.default_rng(seed)),
     ):
         assert not (kept & ~present).any()
         assert (kept.any(axis=1) == present.any(axis=1)).all()
