@@ -1,1 +1,1 @@
-"""What any program on a machine needs: files, signals, supervised processes, metric names; no model."""
+"""What any program on a machine needs: files, locks, signals, supervised processes, metric names."""
