@@ -105,7 +105,7 @@ def prepare_ixi(  # noqa: PLR0913 - the flags of the command, one to one
     task: str,
     with_clinical: bool = False,
     seed: int = 0,
-    missing: Missingness = Missingness(),  # noqa: B008 - frozen, and nothing is taken away by it
+    missing: Missingness = Missingness(),  # noqa: B008 - frozen; removes nothing
     *,
     prompt_mode: PromptMode = PromptMode.OMIT,
     complete: bool = True,

@@ -124,7 +124,7 @@ def prepare_mmist(  # noqa: PLR0913 - the flags of the command, one to one
     min_patients: int = 30,
     *,
     prompt_mode: PromptMode = PromptMode.OMIT,
-    missing: Missingness = Missingness(),  # noqa: B008 - frozen, and nothing is taken away by it
+    missing: Missingness = Missingness(),  # noqa: B008 - frozen; removes nothing
     overwrite: bool = False,
     embed: Embed | None = None,
 ) -> Prepared:

@@ -89,7 +89,7 @@ def prepare_synthetic(  # noqa: PLR0913 - the flags of the command, one to one
     pattern: str = SyntheticPattern.NATURAL,
     signal: Mapping[str, float] | None = None,
     without: Sequence[str] = (),
-    missing: Missingness = Missingness(),  # noqa: B008 - frozen, and nothing is taken away by it
+    missing: Missingness = Missingness(),  # noqa: B008 - frozen; removes nothing
     overwrite: bool = False,
     embed: Embed | None = None,
 ) -> Prepared:

@@ -47,7 +47,7 @@ def prepare_table(  # noqa: PLR0913 - the flags of the command, one to one
     missing_values: Sequence[str] = (),
     positive: str | None = None,
     seed: int = 0,
-    missing: Missingness = Missingness(),  # noqa: B008 - frozen, and nothing is taken away by it
+    missing: Missingness = Missingness(),  # noqa: B008 - frozen; removes nothing
     overwrite: bool = False,
 ) -> Prepared:
     """Write a table as a federation folder.
