@@ -1,4 +1,4 @@
-"""The closed sets that a study chooses from."""
+"""The enumerated settings of a study."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ __all__ = [
 
 
 class Kind(StrEnum):
-    """What a site holds of a modality."""
+    """What a site holds for a modality."""
 
     VOLUME = "volume"
     TEXT = "text"
@@ -27,7 +27,7 @@ class Kind(StrEnum):
 
 
 class Scaling(StrEnum):
-    """How an embedding is scaled before the model sees it."""
+    """Scaling of an embedding before the model."""
 
     ZSCORE = "zscore"
     L2 = "l2"
@@ -35,21 +35,21 @@ class Scaling(StrEnum):
 
 
 class PromptMode(StrEnum):
-    """What a prompt says of a missing field."""
+    """How a prompt renders a missing field."""
 
     OMIT = "omit"
     EXPLICIT = "explicit"
 
 
 class MaskUse(StrEnum):
-    """What becomes of the voxels outside a mask."""
+    """What happens to voxels outside the mask; ``strip`` sets them to background."""
 
     NONE = "none"
     STRIP = "strip"
 
 
 class OptimizerName(StrEnum):
-    """The optimisers that a site can run."""
+    """Local optimisers."""
 
     ADAM = "adam"
     ADAMW = "adamw"
@@ -57,7 +57,7 @@ class OptimizerName(StrEnum):
 
 
 class Schedule(StrEnum):
-    """How the step size changes over rounds."""
+    """Learning-rate schedule over rounds."""
 
     CONSTANT = "constant"
     COSINE = "cosine"
@@ -65,7 +65,7 @@ class Schedule(StrEnum):
 
 
 class Select(StrEnum):
-    """What the best round is best in, on the validation rows."""
+    """Validation score that selects the best round."""
 
     BALANCED_ACCURACY = "balanced_accuracy"
     WORST_SITE = "worst_site"
@@ -75,21 +75,21 @@ class Select(StrEnum):
 
 
 class Untouched(StrEnum):
-    """What becomes of parameters that no sample of a site exercised."""
+    """What a site does with parameters that none of its samples exercised."""
 
     STAY = "stay"
     DRIFT = "drift"
 
 
 class Wire(StrEnum):
-    """Numbers that updates travel in."""
+    """Number format of updates in transit."""
 
     FLOAT32 = "float32"
     FLOAT16 = "float16"
 
 
 class OptimizerState(StrEnum):
-    """What becomes of a site's optimiser moments between rounds."""
+    """Whether a site keeps its optimiser moments between rounds."""
 
     KEEP = "keep"
     RESET = "reset"

@@ -1,7 +1,7 @@
-"""Named training recipes: the settings that a model's authors, or we, train it with.
+"""Named training recipes: the settings of a model's authors, or ours.
 
-A study's ``[training] recipe`` names one; what the study says itself goes before it. Absent, it is the first
-of the model's recipes. A model that is not listed is trained as MMARE is, so that a comparison is of models.
+A study's ``[training] recipe`` names one, by default the model's first; the study's own settings override it.
+A model that is not listed is trained as MMARE is, so that a comparison is of models.
 """
 
 from __future__ import annotations
@@ -17,42 +17,29 @@ __all__ = ["RECIPES", "Recipe", "recipe_of"]
 
 @dataclass(frozen=True)
 class Recipe:
-    """Values that a study takes where it says nothing itself.
-
-    Args:
-        training: Of ``[training]``.
-        model: Of ``[model]``: the model's own options.
-    """
+    """Defaults for ``[training]`` and ``[model]``, which the study may override."""
 
     training: Mapping[str, Any] = field(default_factory=dict)
     model: Mapping[str, Any] = field(default_factory=dict)
 
 
 _MMARE: Final[dict[str, Recipe]] = {
-    "thesis": Recipe(),  # its values are the defaults of `TrainingSpec` and `MMAREOptions`
+    "thesis": Recipe(),  # the defaults of `TrainingSpec` and `MMAREOptions`
     "robust": Recipe(  # a weak modality must not drag a strong one down; evidence in the README
-        {
-            "learning_rate": 3e-4,
-            "weight_decay": 1e-2,
-            "modality_dropout": "subset",
-            "select": "loss",
-        },
+        {"learning_rate": 3e-4, "weight_decay": 1e-2, "modality_dropout": "subset", "select": "loss"},
         {"width": 64, "merge": "symmetric", "embedding_dropout": 0.5},
     ),
 }
 _OTHERS: Final = {name: Recipe(recipe.training) for name, recipe in _MMARE.items()}
 
-_HYPERMM: Final = {  # thesis 5.3 and the repository; batches of one patient there (`models.md` 2.1)
-    "weight_decay": 5e-4,
-    "rounds": 150,
-    "schedule": "plateau",
-}
+# Thesis 5.3 and the repository; batches of one patient there (`models.md` 2.1)
+_HYPERMM: Final = {"weight_decay": 5e-4, "rounds": 150, "schedule": "plateau"}
 
 RECIPES: Final[dict[str, dict[str, Recipe]]] = {
     "adacomed": {  # the repository's command line; 30 rounds for the small model, 100 for the large one
         "thesis": Recipe({"weight_decay": 0.0, "batch_size": 128, "rounds": 130, "schedule": "cosine"})
     },
-    "drim": {  # the repository's; it keeps the last round, we look at all and keep the best
+    "drim": {  # the repository's; it keeps the last round, we keep the best of all
         "thesis": Recipe(
             {
                 "optimizer": "adamw",
@@ -75,7 +62,7 @@ RECIPES: Final[dict[str, dict[str, Recipe]]] = {
 
 
 def recipe_of(model: str, name: str | None) -> tuple[str, Recipe]:
-    """A model's recipe by name, or its first.
+    """The name and recipe of a model, by default its first.
 
     Raises:
         StudyError: If the model has no recipe of that name.

@@ -1,4 +1,4 @@
-"""What the tables of ``study.toml`` say: modalities, model, training, federation, privacy."""
+"""The tables of ``study.toml``: modalities, model, training, federation, privacy."""
 
 from __future__ import annotations
 
@@ -24,33 +24,19 @@ __all__ = ["FederationSpec", "ModalitySpec", "ModelSpec", "PrivacySpec", "Traini
 
 @dataclass(frozen=True)
 class ModalitySpec:
-    """One slot of the missing vector.
+    """One slot of the missing vector; prompts are for text, size to crop_to_mask for volumes."""
 
-    Args:
-        name: Unique in the study; sites refer to it.
-        kind: What a site holds.
-        width: Of the embedding that the encoder gives.
-        encoder: Key of the encoder registry; ``given`` for features that were extracted before.
-        scaling: Applied to the embedding, with moments pooled over sites for ``zscore``.
-        prompt: For text: template over the columns of the site's manifest.
-        prompt_mode: For text: what is said of missing fields.
-        size: For volumes: slices, rows and columns to resize to; empty for the encoder's default.
-        mask: For volumes: what becomes of voxels outside the site's mask; ``strip`` makes them background.
-        crop_to_mask: For volumes: whether they are cut to the box around the mask first, as around an organ.
-        window: For volumes: lowest and highest intensity that is kept (CT, in HU); empty for all.
-    """
-
-    name: str
+    name: str  # unique in the study
     kind: Kind
-    width: int
-    encoder: str = "given"
-    scaling: Scaling = Scaling.ZSCORE
-    prompt: str | None = None
+    width: int  # of the embedding
+    encoder: str = "given"  # key of the encoder registry; ``given``: features extracted beforehand
+    scaling: Scaling = Scaling.ZSCORE  # ``zscore`` uses moments pooled over sites
+    prompt: str | None = None  # template over the columns of the site's manifest
     prompt_mode: PromptMode = PromptMode.OMIT
-    size: tuple[int, ...] = ()
-    window: tuple[float, ...] = ()
+    size: tuple[int, ...] = ()  # slices, rows, columns to resize to; empty: the encoder's default
+    window: tuple[float, ...] = ()  # lowest and highest intensity kept (CT: HU); empty: all
     mask: MaskUse = MaskUse.NONE
-    crop_to_mask: bool = False
+    crop_to_mask: bool = False  # crop to the bounding box of the mask first
 
 
 @dataclass(frozen=True)
@@ -63,79 +49,62 @@ class ModelSpec:
 
 @dataclass(frozen=True)
 class TrainingSpec:
-    """What a site does in a round, and when rounds end.
+    """Local training and when a run ends.
 
     Args:
-        rounds: Upper bound; ``patience`` usually ends a run before.
-        local_epochs: Passes over the site's train rows in one round.
         optimizer: ``adam`` adds weight decay to the gradient (L2), as the thesis does; ``adamw`` decouples
             it.
-        batch_size: Patients per step.
-        learning_rate: Step size.
-        weight_decay: L2 factor.
-        optimizer_state: ``keep`` leaves the moments on the site's disk between rounds.
-        patience: Rounds without a better validation score (``select``) after which a run ends.
-        oversample: Sampling weight per class name (absent classes weigh 1), ``balanced``, or nothing.
-        noise_probability: Share of train patients per step whose embeddings get Gaussian noise, of 0.1
-            times each feature's standard deviation over the train rows.
-        recipe: Named settings of the model that stand where the study says nothing (`mmare.study.recipes`).
-        schedule: ``cosine`` brings the step size to nearly nothing over ``rounds``; ``plateau`` multiplies it
-            by 0.3 after three rounds without a lower validation loss.
-        clip_norm: Largest L2 norm of a step's gradient; 0 leaves it as it is.
-        select: What the selected round is best in; ties by lower loss.
-        modality_dropout: Probability that a modality which a train patient has is hidden in a step, at least
-            one stays: one number, a table by modality (absent ones 0), or ``subset``: a patient keeps a
-            subset whose size is drawn evenly from one to all. In the last phase of a model only.
-        distillation: Weight of what the hidden patient must agree on with the whole one, beside both losses;
-            0 trains on the hidden patient alone.
+        oversample: Sampling weight per class name (others weigh 1), ``balanced``, or none.
+        noise_probability: Share of train patients per step whose embeddings get Gaussian noise of 0.1 times
+            each feature's standard deviation over the train rows.
+        schedule: ``cosine`` decays the learning rate to nearly zero over ``rounds``; ``plateau`` multiplies
+            it by 0.3 after three rounds without a lower validation loss.
+        modality_dropout: Probability of hiding each modality of a train patient in a step; at least one
+            stays. One number, a table by modality (others 0), or ``subset``: the size of the subset that is
+            kept is uniform from one to all. Applies to the last phase of a model only.
+        distillation: Weight of the agreement between the predictions with and without hidden modalities,
+            beside both losses; 0 trains on the hidden patient alone.
     """
 
-    rounds: int = 200
-    local_epochs: int = 1
+    rounds: int = 200  # at most: ``patience`` usually ends a run earlier
+    local_epochs: int = 1  # per round
     optimizer: OptimizerName = OptimizerName.ADAM
     batch_size: int = 64
     learning_rate: float = 1e-4
     weight_decay: float = 1e-4
-    optimizer_state: OptimizerState = OptimizerState.KEEP
-    patience: int = 25
+    optimizer_state: OptimizerState = OptimizerState.KEEP  # on the site's disk
+    patience: int = 25  # rounds without a better validation score (``select``)
     oversample: Mapping[str, float] | str | None = None
     noise_probability: float = 0.0
-    recipe: str = "thesis"
+    recipe: str = "thesis"  # named defaults: `mmare.study.recipes`
     schedule: Schedule = Schedule.CONSTANT
-    clip_norm: float = 0.0
-    select: Select = Select.BALANCED_ACCURACY
+    clip_norm: float = 0.0  # largest L2 norm of a step's gradient; 0: no clipping
+    select: Select = Select.BALANCED_ACCURACY  # ties by lower loss
     modality_dropout: Mapping[str, float] | float | str = 0.0
     distillation: float = 0.0
 
 
 @dataclass(frozen=True)
 class FederationSpec:
-    """How sites are brought together.
+    """How the updates of sites are aggregated.
 
     Args:
-        strategy: How updates are brought together: a key of `mmare.study.strategy_options.STRATEGY_OPTIONS`.
-        min_sites: Fewest good updates that a round may go on with.
-        deadline_s: Longest that the server waits for a site, in seconds.
-        options: Of the strategy.
-        local: Parts of the model that stay at each site: ``norms``, ``head``, ``adapters``.
-        wire: Numbers that updates travel in; ``float16`` sends the change at half the bytes.
-        untouched: Whether parameters that none of a site's samples exercised ``stay`` what the server sent
-            and do not travel back, or ``drift`` with weight decay and moments, as in plain averaging.
-        max_norm: Longest update (L2 norm of a round's change) that a site may send; 0 for any finite one.
+        untouched: Parameters that none of a site's samples exercised either ``stay`` as the server sent them
+            and are not returned, or ``drift`` with weight decay and moments, as in plain averaging.
     """
 
-    strategy: str = "fedavg"
-    min_sites: int = 2
-    deadline_s: float = 600.0
-    options: Mapping[str, Any] = field(default_factory=dict)
-    local: tuple[str, ...] = ()
-    wire: Wire = Wire.FLOAT32
+    strategy: str = "fedavg"  # key of `mmare.study.strategy_options.STRATEGY_OPTIONS`
+    min_sites: int = 2  # fewest valid updates of a round
+    deadline_s: float = 600.0  # longest wait for a site's reply
+    options: Mapping[str, Any] = field(default_factory=dict)  # of the strategy
+    local: tuple[str, ...] = ()  # parts that stay at each site: ``norms``, ``head``, ``adapters``
+    wire: Wire = Wire.FLOAT32  # ``float16`` sends the change at half the bytes
     untouched: Untouched = Untouched.STAY
-    max_norm: float = 0.0
+    max_norm: float = 0.0  # largest L2 norm of an update; 0: any finite one
 
 
 @dataclass(frozen=True)
 class PrivacySpec:
-    """What may be said of small groups: ``min_count`` is the smallest whose size leaves a site."""
+    """Disclosure limits."""
 
-    min_count: int = 5
+    min_count: int = 5  # smallest group whose size may leave a site

@@ -1,4 +1,4 @@
-"""How a server may bring updates together, as names and options; the arithmetic is the server's.
+"""Names and options of the aggregation strategies; the server implements them.
 
 Sites read this too: a study that names an unknown strategy or option is refused where it is approved.
 """
@@ -29,7 +29,7 @@ __all__ = [
 
 
 class Weighting(StrEnum):
-    """What a site's say in a block is: its samples, or the samples that exercised the block."""
+    """What a site weighs in a block: its samples, or the samples that exercised the block."""
 
     SAMPLES = "samples"
     EXPOSURE = "exposure"
@@ -37,14 +37,13 @@ class Weighting(StrEnum):
 
 @dataclass(frozen=True)
 class FedAvgOptions:
-    """Of weighted averaging.
+    """Weighted averaging.
 
     Args:
-        weighting: ``samples``, or ``exposure``: block by block, the samples that gave it a gradient.
-        exponent: a: a site weighs e**a.
-        damping: kappa: a block of exposure E over all sites makes E / (E + kappa) of its step.
-        gap_step: Most that the factor of a site's weight, 1 at first, moves a round: up where averaging made
-            its model worse, down where better (generalisation gap, FedDG-GA); 0 leaves factors out.
+        exponent: a: a site of e samples or exposure weighs e**a.
+        damping: kappa: a block of exposure E over all sites takes E / (E + kappa) of its step.
+        gap_step: Largest change per round of the factor of a site's weight (1 at first): up where averaging
+            made its model worse, down where better (generalisation gap, FedDG-GA); 0 disables factors.
     """
 
     weighting: Weighting = Weighting.SAMPLES
@@ -55,21 +54,21 @@ class FedAvgOptions:
 
 @dataclass(frozen=True)
 class ExposureOptions(FedAvgOptions):
-    """Of averaging by exposure: `FedAvgOptions` with that weighting, and no other."""
+    """`FedAvgOptions` weighted by exposure only."""
 
     weighting: Weighting = Weighting.EXPOSURE
 
 
 @dataclass(frozen=True)
 class FedProxOptions(FedAvgOptions):
-    """Of FedProx: sites are pulled to the model that they received by ``mu`` times the distance."""
+    """FedProx: ``mu`` times the distance pulls sites towards the received model."""
 
     mu: float = 0.01
 
 
 @dataclass(frozen=True)
 class FedAvgMOptions(FedAvgOptions):
-    """Of FedAvgM (Hsu et al. 2019): the server's step and its momentum."""
+    """FedAvgM (Hsu et al. 2019)."""
 
     server_learning_rate: float = 1.0
     momentum: float = 0.9
@@ -77,7 +76,7 @@ class FedAvgMOptions(FedAvgOptions):
 
 @dataclass(frozen=True)
 class FedAdamOptions(FedAvgOptions):
-    """Of FedAdam and FedYogi (Reddi et al. 2021): step, decay of both moments, adaptivity."""
+    """FedAdam and FedYogi (Reddi et al. 2021); ``tau`` is the adaptivity."""
 
     server_learning_rate: float = 0.01
     beta1: float = 0.9
@@ -87,24 +86,21 @@ class FedAdamOptions(FedAvgOptions):
 
 @dataclass(frozen=True)
 class FedMedianOptions:
-    """Of the coordinate-wise median: none."""
+    """The coordinate-wise median has no options."""
 
 
 @dataclass(frozen=True)
 class TrimmedMeanOptions:
-    """Of the trimmed mean: ``share`` of the sites that is cut at either end, coordinate by coordinate.
+    """Coordinate-wise trimmed mean."""
 
-    Rounded down to whole sites: of fewer than 1 / share none is cut, and it is the plain mean.
-    """
-
-    share: float = 0.2
+    share: float = 0.2  # of sites cut at either end, rounded down: below 1 / share sites, the plain mean
 
 
 @dataclass(frozen=True)
 class KrumOptions:
-    """Of Krum: ``malicious`` sites that it is to bear; a round needs 2 malicious + 3 sites."""
+    """Krum."""
 
-    malicious: int = 0
+    malicious: int = 0  # sites to tolerate; a round needs 2 * malicious + 3 sites
 
 
 STRATEGY_OPTIONS: Final[dict[str, type[Any]]] = {
@@ -119,7 +115,7 @@ STRATEGY_OPTIONS: Final[dict[str, type[Any]]] = {
     "trimmed-mean": TrimmedMeanOptions,
 }
 
-_BOUNDS: Final = {  # lowest and highest value; a step of zero would stand still
+_BOUNDS: Final = {  # lowest and highest value; a step of zero would learn nothing
     "exponent": (0.0, 10.0),
     "damping": (0.0, 1e12),
     "gap_step": (0.0, 1.0),
@@ -135,7 +131,7 @@ _BOUNDS: Final = {  # lowest and highest value; a step of zero would stand still
 
 
 def strategy_options(name: str, options: Mapping[str, Any]) -> Any:  # noqa: ANN401 - each strategy has its own
-    """The options of a strategy, defaults filled in.
+    """The options of a strategy with defaults filled in.
 
     Raises:
         StudyError: If the strategy or an option does not exist, or a value is out of its bounds.
@@ -165,11 +161,7 @@ def strategy_options(name: str, options: Mapping[str, Any]) -> Any:  # noqa: ANN
 
 
 def _check_weighting(name: str, options: Any) -> None:  # noqa: ANN401 - each strategy has its own
-    """Refuse options that would have no effect.
-
-    Raises:
-        StudyError: Naming the first.
-    """
+    """Refuse options that would have no effect."""
     if getattr(options, "weighting", None) is not Weighting.SAMPLES:
         return
     if isinstance(options, ExposureOptions):

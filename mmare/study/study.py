@@ -1,7 +1,7 @@
-"""A study: what is learned, from which modalities, how it is trained and federated.
+"""A study (``study.toml``): what is learned, from which modalities, how it is trained and federated.
 
-One TOML file (``study.toml``) is one `Study`. Its hash, which a hospital approves, covers everything but
-the seed and the name. Unknown keys are errors: a misspelt setting must not become a silent default.
+A hospital approves its hash, which covers everything but the seed and the name. Unknown keys are errors: a
+misspelt setting must not become a silent default.
 """
 
 from __future__ import annotations
@@ -17,9 +17,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from mmare.errors import StudyError
-from mmare.study.choices import (
-    MaskUse,
-)
+from mmare.study.choices import MaskUse
 from mmare.study.recipes import recipe_of
 from mmare.study.specs import FederationSpec, ModalitySpec, ModelSpec, PrivacySpec, TrainingSpec
 from mmare.study.strategy_options import strategy_options
@@ -29,10 +27,16 @@ __all__ = ["PARTS", "STUDY_FILE", "SUBSET", "Study", "check_study", "load_study"
 
 STUDY_FILE: Final = "study.toml"  # of a federation, a run, a kit
 
+SUBSET: Final = "subset"  # of ``training.modality_dropout``: `mmare.models.subsets.keep_subset`
+PARTS: Final = ("adapters", "head", "norms")  # of a model, that can stay at a site
+AXES, ENDS = 3, 2  # of a volume, of a window
+MAX_SEED: Final = 2**63  # torch takes no larger
+_CHOOSE_RECIPE: Final = {"model.name", "training.recipe"}
+
 
 @dataclass(frozen=True)
 class Study:
-    """What is learned, and how. Class index is label; modality order is slot order.
+    """A checked study. Class index is label; modality order is slot order.
 
     Raises:
         StudyError: If the parts contradict each other.
@@ -60,7 +64,7 @@ class Study:
 
     @cached_property
     def hash(self) -> str:
-        """Hex digest of everything but ``seed`` and ``name``: what a hospital approves."""
+        """Hex digest of everything but ``seed`` and ``name``."""
         content = self.to_dict()
         del content["study"]["seed"], content["study"]["name"]
         canonical = json.dumps(_canonical(content), sort_keys=True, separators=(",", ":"))
@@ -68,19 +72,14 @@ class Study:
 
     @property
     def positive_index(self) -> int | None:
-        """Label of the positive class, or nothing where none is named."""
+        """Label of the positive class, if one is named."""
         return None if self.positive is None else self.classes.index(self.positive)
 
     def to_dict(self) -> dict[str, Any]:
         """The study as the tables of ``study.toml``, without absent values; `parse_study` reverses it."""
         return {
             "study": _present(
-                {
-                    "name": self.name,
-                    "classes": list(self.classes),
-                    "positive": self.positive,
-                    "seed": self.seed,
-                }
+                {"name": self.name, "classes": [*self.classes], "positive": self.positive, "seed": self.seed}
             ),
             "modality": [_modality_table(modality) for modality in self.modalities],
             "model": {"name": self.model.name, **asdict(self.model)["options"]},  # a copy however deep
@@ -92,11 +91,9 @@ class Study:
         }
 
     def override(self, assignments: Sequence[str]) -> Study:
-        """The study with ``section.key=value`` settings applied; values are read as TOML, else as text.
+        """The study with settings applied, such as ``training.rounds=5`` or ``modality.ct.scaling=l2``.
 
-        Args:
-            assignments: Such as ``training.rounds=5`` or ``training.oversample={dead=6.0}``; a modality is
-                addressed by its name: ``modality.ct.scaling=l2``.
+        Values are read as TOML, else as text.
 
         Raises:
             StudyError: If a section or key does not exist, or the result contradicts itself.
@@ -109,14 +106,11 @@ class Study:
         return parse_study(content, source="--set")
 
 
-_CHOOSE_RECIPE = {"model.name", "training.recipe"}
-
-
 def load_study(path: Path) -> Study:
     """Read ``study.toml``.
 
     Raises:
-        StudyError: If the file is missing, is not TOML, or is not a study.
+        StudyError: If the file is missing, not TOML, or not a study.
     """
     try:
         content = read_toml(path, "study")
@@ -128,12 +122,8 @@ def load_study(path: Path) -> Study:
 def parse_study(content: Mapping[str, Any], source: str) -> Study:
     """Make a study from the tables of ``study.toml``.
 
-    Args:
-        content: As `tomllib` or `Study.to_dict` gives it.
-        source: Named in errors: a file, or where else the tables come from.
-
     Raises:
-        StudyError: If a table or key is unknown, missing, or has a value of the wrong kind.
+        StudyError: If a table or key is unknown, missing or invalid; begins with ``source``.
     """
     try:
         return _from_tables(content)
@@ -181,7 +171,7 @@ def _required(table: Mapping[str, Any], key: str, kind: Any) -> Any:  # noqa: AN
 
 
 def _canonical(value: Any) -> Any:  # noqa: ANN401 - plain tables
-    """The same tables with whole numbers written one way: 6 and 6.0 are one setting, so one hash."""
+    """The tables with 6.0 written as 6: it is the same setting, so the same hash."""
     if isinstance(value, Mapping):
         return {key: _canonical(entry) for key, entry in value.items()}
     if isinstance(value, list | tuple):
@@ -190,34 +180,34 @@ def _canonical(value: Any) -> Any:  # noqa: ANN401 - plain tables
 
 
 def _modality_table(modality: ModalitySpec) -> dict[str, Any]:
-    """A modality's table; what only volumes have is left out where it says nothing."""
+    """A modality's table without the defaults of keys that only volumes have."""
     table = _present(asdict(modality))
-    for key, silent in (("mask", MaskUse.NONE), ("crop_to_mask", False)):
-        if table[key] == silent:
+    for key, default in (("mask", MaskUse.NONE), ("crop_to_mask", False)):
+        if table[key] == default:
             del table[key]
     return table
 
 
 def _present(table: Mapping[str, Any]) -> dict[str, Any]:
-    """The table without absent and empty values, which TOML cannot write or need not."""
+    """The table without ``None``, which TOML cannot express, and empty tuples."""
     return {key: value for key, value in table.items() if value is not None and value != ()}
 
 
 def _forget_recipe(content: dict[str, Any]) -> None:
-    """Take out what the study has from its recipe, so that other values can stand there."""
+    """Remove the values that come from the recipe, so that another recipe can set them."""
     model, training = content["model"], content["training"]
     name, recipe = recipe_of(model["name"], training["recipe"])
     if name == recipe_of(model["name"], None)[0]:
         del training["recipe"]  # the next model's first recipe, too
-    standing = {**_present(asdict(TrainingSpec())), **recipe.training}
-    for table, values in ((training, standing), (model, recipe.model)):
+    defaults = {**_present(asdict(TrainingSpec())), **recipe.training}
+    for table, values in ((training, defaults), (model, recipe.model)):
         for key, value in values.items():
             if table.get(key) == value:
                 del table[key]
 
 
 def _assign(content: dict[str, Any], assignment: str) -> None:
-    """Put one ``section.key=value`` into the tables of a study."""
+    """Apply one ``section.key=value`` to the tables of a study."""
     path, equals, text = assignment.partition("=")
     keys = path.strip().split(".")
     if not equals or len(keys) < 2:  # noqa: PLR2004 - a section and a key
@@ -238,27 +228,34 @@ def _assign(content: dict[str, Any], assignment: str) -> None:
         table[keys[-1]] = text.strip()
 
 
-SUBSET: Final = "subset"  # of ``training.modality_dropout``: `mmare.models.subsets.keep_subset`
-
-PARTS: Final = ("adapters", "head", "norms")  # of a model, that can stay at a site
-
-AXES, ENDS = 3, 2  # of a volume, of a window
-MAX_SEED: Final = 2**63  # torch takes no larger
-
-
 def check_study(study: Study) -> None:
-    """Refuse a study whose parts contradict each other.
-
-    Raises:
-        StudyError: With the table, the key, and what was found.
-    """
+    """Raise `StudyError` if a value is out of range or the parts contradict each other."""
     names = [modality.name for modality in study.modalities]
     training = study.training
-    named = training.oversample if isinstance(training.oversample, Mapping) else {}
+    weights = training.oversample if isinstance(training.oversample, Mapping) else {}
     dropout = training.modality_dropout
     hidden = dropout if isinstance(dropout, Mapping) else {}
     probabilities = [*hidden.values(), *([dropout] if isinstance(dropout, float | int) else [])]
     widths = [modality.width for modality in study.modalities]
+    at_least_one = {
+        "[training] rounds": training.rounds,
+        "[training] local_epochs": training.local_epochs,
+        "[training] batch_size": training.batch_size,
+        "[training] patience": training.patience,
+        "[federation] min_sites": study.federation.min_sites,
+    }
+    positive = {
+        "[training] learning_rate": training.learning_rate,
+        "[federation] deadline_s": study.federation.deadline_s,
+    }
+    not_negative = {
+        "[study] seed": study.seed,
+        "[training] weight_decay": training.weight_decay,
+        "[training] clip_norm": training.clip_norm,
+        "[training] distillation": training.distillation,
+        "[federation] max_norm": study.federation.max_norm,
+        "[privacy] min_count": study.privacy.min_count,
+    }
     rules = [
         (bool(study.name), "[study] name is empty"),
         (len(study.classes) >= 2, f"[study] classes must name at least two, found {list(study.classes)}"),  # noqa: PLR2004 - two is what a choice needs
@@ -268,39 +265,38 @@ def check_study(study: Study) -> None:
             study.positive in (None, *study.classes),
             f"[study] positive {study.positive!r} is not one of the classes",
         ),
-        (study.seed >= 0, f"[study] seed must not be negative, found {study.seed}"),
+        *((value >= 1, f"{key} must be at least 1, found {value}") for key, value in at_least_one.items()),
+        *((value > 0, f"{key} must be positive, found {value}") for key, value in positive.items()),
+        *((value >= 0, f"{key} must not be negative, found {value}") for key, value in not_negative.items()),
         (study.seed < MAX_SEED, f"[study] seed must be below 2**63, found {study.seed}"),
         (_is_plain(study.model.options), "[model] may hold texts, finite numbers, lists and tables only"),
         (bool(names), "no [[modality]]: a study needs at least one"),
-        (len(set(names)) == len(names), "two [[modality]] tables have the same name"),
+        (len(set(names)) == len(names), f"two [[modality]] tables have the same name: {names}"),
         (all(names), "a [[modality]] has an empty name"),
         (all(width > 0 for width in widths), f"[[modality]] width must be positive, found {widths}"),
-        (training.rounds > 0, "[training] rounds must be at least 1"),
-        (training.local_epochs > 0, "[training] local_epochs must be at least 1"),
-        (training.batch_size > 0, "[training] batch_size must be at least 1"),
-        (training.learning_rate > 0, "[training] learning_rate must be positive"),
-        (training.weight_decay >= 0, "[training] weight_decay must not be negative"),
-        (training.patience > 0, "[training] patience must be at least 1"),
-        (0 <= training.noise_probability <= 1, "[training] noise_probability must be between 0 and 1"),
+        (
+            0 <= training.noise_probability <= 1,
+            f"[training] noise_probability must be between 0 and 1, found {training.noise_probability}",
+        ),
         (
             not isinstance(training.oversample, str) or training.oversample == "balanced",
             f"[training] oversample must be a table of weights or 'balanced', found {training.oversample!r}",
         ),
         (
-            set(named) <= set(study.classes),
-            f"[training] oversample names a class that is not one: {sorted(named)}",
+            set(weights) <= set(study.classes),
+            f"[training] oversample names a class that is not one: {sorted(weights)}",
         ),
-        (all(weight > 0 for weight in named.values()), "[training] oversample weights must be positive"),
-        (study.federation.max_norm >= 0, "[federation] max_norm must not be negative"),
-        (training.clip_norm >= 0, "[training] clip_norm must not be negative"),
-        (training.distillation >= 0, "[training] distillation must not be negative"),
+        (
+            all(weight > 0 for weight in weights.values()),
+            f"[training] oversample weights must be positive, found {weights}",
+        ),
         (
             set(hidden) <= set(names),
             f"[training] modality_dropout names a modality that is not one: {sorted(hidden)}",
         ),
         (
             all(0 <= probability < 1 for probability in probabilities),
-            "[training] modality_dropout must be at least 0 and below 1",
+            f"[training] modality_dropout must be at least 0 and below 1, found {dropout}",
         ),
         (
             not isinstance(dropout, str) or dropout == SUBSET,
@@ -314,9 +310,6 @@ def check_study(study: Study) -> None:
             set(study.federation.local) <= set(PARTS),
             f"[federation] local may name {', '.join(PARTS)}, found {list(study.federation.local)}",
         ),
-        (study.federation.min_sites > 0, "[federation] min_sites must be at least 1"),
-        (study.federation.deadline_s > 0, "[federation] deadline_s must be positive"),
-        (study.privacy.min_count >= 0, "[privacy] min_count must not be negative"),
     ]
     for holds, sentence in rules:
         if not holds:
@@ -342,7 +335,7 @@ def _check_volume(modality: ModalitySpec) -> None:
 
 
 def _is_plain(value: object) -> bool:
-    """Whether JSON can hold it: TOML also has dates and NaN, which no message can carry."""
+    """Whether JSON can hold it: TOML also has dates and NaN."""
     if isinstance(value, float):
         return math.isfinite(value)
     if isinstance(value, Mapping):

@@ -1,7 +1,6 @@
-"""Frozen dataclasses from plain tables (TOML, JSON), each value checked against its annotation.
+"""Dataclasses from plain tables (TOML, JSON), each value checked against its annotation.
 
-Three doors use it: the study file, a site's configuration and every message. Unknown and missing keys are
-errors.
+The study file, site configurations and messages are validated here. Unknown and missing keys are errors.
 """
 
 from __future__ import annotations
@@ -20,27 +19,19 @@ __all__ = ["TableError", "check_keys", "convert", "from_table", "read_toml"]
 
 Made = TypeVar("Made")
 
+_hints = cache(get_type_hints)
 _WORDS = {str: "text", int: "a whole number", float: "a number", bool: "true or false", NoneType: "absent"}
 
 
 class TableError(ValueError):
-    """A table that does not fit; the sentence names the place, what was found and what was expected."""
-
-
-@cache
-def _hints(made: Any) -> dict[str, Any]:  # noqa: ANN401 - a dataclass
-    return get_type_hints(made)
+    """An invalid table; the message names the place, what was found and what was expected."""
 
 
 def read_toml(path: Path, what: str) -> dict[str, Any]:
-    """The tables of a TOML file; a byte-order mark, as some editors write it, is passed over.
-
-    Args:
-        path: The file.
-        what: It should be, for the sentence that says it is missing.
+    """The tables of a TOML file, with or without a byte-order mark.
 
     Raises:
-        TableError: If it is missing, cannot be read, or is not TOML; names the file.
+        TableError: If it is missing (the message calls it a ``what`` file), unreadable, or not TOML.
     """
     try:
         return tomllib.loads(path.read_text(encoding="utf-8-sig"))
@@ -53,16 +44,10 @@ def read_toml(path: Path, what: str) -> dict[str, Any]:
 
 
 def from_table(made: type[Made], table: Mapping[str, Any], where: str) -> Made:
-    """Make a dataclass from its table.
-
-    Args:
-        made: A dataclass whose annotations are texts, numbers, enums, dataclasses, or tuples and mappings of
-            them.
-        table: One entry per field; fields with a default may be absent.
-        where: Names the table in errors.
+    """Make a dataclass of texts, numbers, enums, dataclasses, or tuples and mappings of them.
 
     Raises:
-        TableError: If a key is unknown or missing, or a value is of the wrong kind.
+        TableError: If a key is unknown or missing, or a value is of the wrong kind; begins with ``where``.
 
     Example:
         >>> from dataclasses import dataclass
@@ -83,11 +68,7 @@ def from_table(made: type[Made], table: Mapping[str, Any], where: str) -> Made:
 
 
 def check_keys(table: Mapping[str, Any], known: set[str], where: str) -> None:
-    """Refuse keys that are not known.
-
-    Raises:
-        TableError: Naming the first unknown key and the known ones.
-    """
+    """Raise `TableError` for the first unknown key, naming the known ones."""
     for key in table:
         if key not in known:
             raise TableError(
@@ -96,10 +77,10 @@ def check_keys(table: Mapping[str, Any], known: set[str], where: str) -> None:
 
 
 def convert(value: Any, kind: Any, where: str) -> Any:  # noqa: ANN401 - a type form and its value
-    """Check ``value`` against the annotation ``kind``; whole numbers pass as floats, words as their enum.
+    """Check ``value`` against the annotation ``kind``; whole numbers become floats, texts their enum.
 
     Raises:
-        TableError: If it is something else, or a number is not finite.
+        TableError: If it is of another kind, or a number is not finite.
     """
     if kind is Any:
         return value

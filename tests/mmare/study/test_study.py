@@ -266,7 +266,7 @@ MISTAKES = [
     # Modalities
     ("modality = []", "no [[modality]]: a study needs at least one"),
     ("modality = del", "no [[modality]]: a study needs at least one"),
-    ("modality.1.name = 'ct'", "two [[modality]] tables have the same name"),
+    ("modality.1.name = 'ct'", "two [[modality]] tables have the same name: ['ct', 'ct']"),
     ("modality.0.name = ''", "a [[modality]] has an empty name"),
     ("modality.0.name = del", "[[modality]] lacks the key 'name'"),
     ("modality.0.kind = del", "[[modality]] lacks the key 'kind'"),
@@ -304,10 +304,10 @@ MISTAKES = [
     ("model.dropout = nan", "[model] may hold texts, finite numbers, lists and tables only"),
     ("model.deep = { er = [inf] }", "[model] may hold texts, finite numbers, lists and tables only"),
     # Training
-    ("training.rounds = 0", "[training] rounds must be at least 1"),
+    ("training.rounds = 0", "[training] rounds must be at least 1, found 0"),
     ("training.rounds = 1.5", "[training] rounds must be a whole number, found 1.5"),
-    ("training.local_epochs = 0", "[training] local_epochs must be at least 1"),
-    ("training.batch_size = 0", "[training] batch_size must be at least 1"),
+    ("training.local_epochs = 0", "[training] local_epochs must be at least 1, found 0"),
+    ("training.batch_size = 0", "[training] batch_size must be at least 1, found 0"),
     ("training.optimizer = 'lion'", "[training] optimizer must be one of adam, adamw, sgd, found 'lion'"),
     (
         "training.optimizer_state = 'drop'",
@@ -315,11 +315,11 @@ MISTAKES = [
     ),
     ("training.learning_rate = nan", "[training] learning_rate must be a number, found nan"),
     ("training.learning_rate = inf", "[training] learning_rate must be a number, found inf"),
-    ("training.learning_rate = 0", "[training] learning_rate must be positive"),
+    ("training.learning_rate = 0", "[training] learning_rate must be positive, found 0"),
     ("training.learning_rate = '1e-4'", "[training] learning_rate must be a number, found '1e-4'"),
-    ("training.weight_decay = -1e-4", "[training] weight_decay must not be negative"),
-    ("training.patience = 0", "[training] patience must be at least 1"),
-    ("training.noise_probability = 1.5", "[training] noise_probability must be between 0 and 1"),
+    ("training.weight_decay = -1e-4", "[training] weight_decay must not be negative, found -0.0001"),
+    ("training.patience = 0", "[training] patience must be at least 1, found 0"),
+    ("training.noise_probability = 1.5", "[training] noise_probability must be between 0 and 1, found 1.5"),
     ("training.noise_probability = -0.1", "[training] noise_probability must be between 0 and 1"),
     (
         "training.oversample = 'equal'",
@@ -327,15 +327,21 @@ MISTAKES = [
     ),
     ("training.oversample = 6", "[training] oversample must be a table or text or absent, found 6"),
     ("training.oversample = { lost = 2 }", "[training] oversample names a class that is not one: ['lost']"),
-    ("training.oversample = { dead = 0 }", "[training] oversample weights must be positive"),
+    (
+        "training.oversample = { dead = 0 }",
+        "[training] oversample weights must be positive, found {'dead': 0.0}",
+    ),
     (
         "training.oversample = { dead = nan }",
         "[training] oversample must be a table or text or absent, found",
     ),
     # Federation and privacy
     ("federation.strategy = 1", "[federation] strategy must be text, found 1"),
-    ("training.clip_norm = -1", "[training] clip_norm must not be negative"),
-    ("training.modality_dropout = 1.0", "[training] modality_dropout must be at least 0 and below 1"),
+    ("training.clip_norm = -1", "[training] clip_norm must not be negative, found -1"),
+    (
+        "training.modality_dropout = 1.0",
+        "[training] modality_dropout must be at least 0 and below 1, found 1.0",
+    ),
     (
         "training.modality_dropout = {pet = 0.5}",
         "[training] modality_dropout names a modality that is not one",
@@ -345,10 +351,10 @@ MISTAKES = [
     ("federation.local = ['tail']", "[federation] local may name adapters, head, norms, found ['tail']"),
     ("federation.strategy = 'fedsum'", "[federation] strategy must be one of exposure, fedadam,"),
     ("federation.options = {mu = 1.0}", "[federation] options of fedavg has an unknown key 'mu'"),
-    ("federation.min_sites = 0", "[federation] min_sites must be at least 1"),
-    ("federation.deadline_s = 0", "[federation] deadline_s must be positive"),
+    ("federation.min_sites = 0", "[federation] min_sites must be at least 1, found 0"),
+    ("federation.deadline_s = 0", "[federation] deadline_s must be positive, found 0"),
     ("federation.deadline_s = inf", "[federation] deadline_s must be a number, found inf"),
-    ("privacy.min_count = -1", "[privacy] min_count must not be negative"),
+    ("privacy.min_count = -1", "[privacy] min_count must not be negative, found -1"),
     ("privacy.min_count = 5.0", "[privacy] min_count must be a whole number, found 5.0"),
 ]
 
@@ -416,7 +422,7 @@ def test_an_empty_file(tmp_path):
         pytest.param({"seed": -1}, "[study] seed must not be negative, found -1", id="seed"),
         pytest.param(
             {"training": TrainingSpec(learning_rate=float("nan"))},
-            "[training] learning_rate must be positive",
+            "[training] learning_rate must be positive, found nan",
             id="learning rate",
         ),
         pytest.param({"modalities": ()}, "no [[modality]]: a study needs at least one", id="modalities"),

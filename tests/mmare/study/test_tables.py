@@ -1,4 +1,4 @@
-"""The door that study files, site configurations and messages pass."""
+"""Validation of study files, site configurations and messages."""
 
 from __future__ import annotations
 
