@@ -31,8 +31,8 @@ from client.relay.programs import SUPEREXEC, SUPERNODE, RelayFolder, relay_progr
 from client.relay.status_file import ProgramState, RelayState, last_contact, write_state
 from mmare.errors import RunError
 from mmare.host.locks import is_held, locked
-from mmare.host.signals import told_to_stop
-from mmare.host.supervised import Household, Program
+from mmare.host.signals import stop_on_signals
+from mmare.host.supervised import ProcessSupervisor, Program
 from mmare.wire.joining import SiteKit
 
 if TYPE_CHECKING:
@@ -108,13 +108,17 @@ def keep_site(site: SiteConfig, file: Path, *, worker: bool = True, stop: Stop |
     SiteKit(site.coordinator.kit).coordinator()  # before a folder is made for it
     folder.make()
     already = RunError(f"{folder.lock}: mmare-site start of this site is running already")
-    with locked(folder.lock, already, mode=0o600), told_to_stop(stop) as told, Household() as household:
+    with (
+        locked(folder.lock, already, mode=0o600),
+        stop_on_signals(stop) as told,
+        ProcessSupervisor() as processes,
+    ):
         relay = relay_programs(site)
         if worker:
             if is_held(Path(f"{site.worker.socket}.lock")):
                 raise RunError(f"{site.worker.socket}: a site worker is running there already")
-            household.keep(worker_program(site, file))
-        keeper = _Keeper(site, household, [WORKER] * worker, relay)
+            processes.keep(worker_program(site, file))
+        keeper = _Keeper(site, processes, [WORKER] * worker, relay)
         keeper.say()
         LOG.info("the relay to %s starts once the site worker answers", keeper.address)
         while not told.wait(LOOK_S):
@@ -131,13 +135,13 @@ class _Seen:
 
 
 class _Keeper:
-    """Watches a household, says what happens in it, and keeps SuperNode and SuperExec in step."""
+    """Watches a site's processes, says what happens in it, and keeps SuperNode and SuperExec in step."""
 
     def __init__(
-        self, site: SiteConfig, household: Household, kept: Sequence[str], relay: Sequence[Program]
+        self, site: SiteConfig, processes: ProcessSupervisor, kept: Sequence[str], relay: Sequence[Program]
     ) -> None:
         self._site = site
-        self._household = household
+        self._processes = processes
         self._folder = RelayFolder.of(site)
         self._relay = {program.name: program for program in relay}
         self._coordinator = SiteKit(site.coordinator.kit).coordinator()
@@ -152,8 +156,8 @@ class _Keeper:
         if self._waiting and _answers(self._site.worker.socket):
             self._waiting = False  # who asks before would be told that this site has no worker
             for program in self._relay.values():
-                self._household.keep(program)
-        changes = self._household.look()
+                self._processes.keep(program)
+        changes = self._processes.poll()
         for change in changes:
             self._note(change)
         if any(change.name == SUPEREXEC and change.code is not None for change in changes):
@@ -163,8 +167,8 @@ class _Keeper:
 
     def _begin_anew(self, name: str) -> None:
         """Start a program again because what it waits for is gone: a message that SuperExec had in hand."""
-        self._household.stop([name])
-        self._household.keep(self._relay[name])
+        self._processes.stop([name])
+        self._processes.keep(self._relay[name])
 
     def _note(self, change: Change) -> None:
         seen, name = self._seen[change.name], change.name
@@ -204,21 +208,21 @@ class _Keeper:
             Whether it was finished.
         """
         finished = self._drain(grace_s)
-        worker = self._household.running().get(WORKER)
+        worker = self._processes.running().get(WORKER)
         if not finished and worker is not None:  # nobody waits for its answer any more
             with suppress(ProcessLookupError):
                 os.kill(worker, signal.SIGKILL)
-        self._household.stop()
+        self._processes.stop()
         return finished
 
     def _drain(self, grace_s: float) -> bool:
-        pid = self._household.running().get(SUPERNODE)
+        pid = self._processes.running().get(SUPERNODE)
         if pid is None:
             return True
         LOG.info("told to stop; the message in hand has %s s", grace_s)
         os.kill(pid, signal.SIGUSR1)
         end = time.monotonic() + grace_s + TAKEN_S
-        while SUPERNODE in self._household.running():
+        while SUPERNODE in self._processes.running():
             if time.monotonic() > end:
                 return False
             time.sleep(LOOK_S)

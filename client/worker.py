@@ -36,7 +36,7 @@ from client.worker_pb.site_worker_pb2 import Answer, StatusAnswer, StudyTally
 from client.worker_pb.site_worker_pb2_grpc import SiteWorkerServicer, add_SiteWorkerServicer_to_server
 from mmare.errors import InputError, MmareError, RunError, SiteCode
 from mmare.host.locks import locked
-from mmare.host.signals import told_to_stop
+from mmare.host.signals import stop_on_signals
 from mmare.wire.messages import Refusal, encode
 
 if TYPE_CHECKING:
@@ -262,7 +262,7 @@ def serve(
         InputError: If the socket's folder or group cannot be used.
     """
     socket = config.socket.absolute()
-    with _own_socket(socket, config.group) as group, told_to_stop(stop) as told:
+    with _own_socket(socket, config.group) as group, stop_on_signals(stop) as told:
         server = grpc.server(ThreadPoolExecutor(max_workers=THREADS), options=CHANNEL_OPTIONS)
         add_SiteWorkerServicer_to_server(worker, server)  # type: ignore[no-untyped-call] # generated
         before = os.umask(0o177)  # the socket is never open to others, not for a moment

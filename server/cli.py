@@ -11,7 +11,7 @@ from rich.console import Console
 
 from mmare.errors import InputError
 from mmare.host.console import run_command
-from mmare.host.signals import told_to_stop
+from mmare.host.signals import stop_on_signals
 from server.membership.commands import app as kit_app
 from server.membership.kit import load_kit
 from server.monitoring.run_summary import run_status
@@ -140,7 +140,7 @@ def export(
     if kit is not None and not (kit / "kit.toml").is_file():
         raise InputError(f"{kit}: no kit here (kit.toml is missing); mmare-server kit init makes one")
     exporter = Exporter(runs, min_count, kit)
-    with told_to_stop() as stopped, serving(exporter, port, address, interval) as served:
+    with stop_on_signals() as stopped, serving(exporter, port, address, interval) as served:
         typer.echo(f"metrics of {runs}: http://{address}:{served}/metrics", err=True)
         stopped.wait()
 

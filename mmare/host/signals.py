@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Protocol
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["Stop", "StopSignal", "told_to_stop"]
+__all__ = ["Stop", "StopSignal", "stop_on_signals"]
 
 
 class Stop(Protocol):
@@ -32,7 +32,7 @@ class StopSignal:
     """Tells to stop; may be set by a handler of signals.
 
     Example:
-        >>> with told_to_stop() as stop:
+        >>> with stop_on_signals() as stop:
         ...     signal.raise_signal(signal.SIGTERM)
         ...     stop.wait()
         True
@@ -68,7 +68,7 @@ class StopSignal:
 
 
 @contextmanager
-def told_to_stop(stop: Stop | None = None) -> Iterator[Stop]:
+def stop_on_signals(stop: Stop | None = None) -> Iterator[Stop]:
     """What tells to stop: what is given, or else SIGTERM and SIGINT, which then do nothing else.
 
     Args:

@@ -20,9 +20,9 @@ if TYPE_CHECKING:
     from pathlib import Path
     from types import TracebackType
 
-__all__ = ["Change", "Household", "Program", "how_it_ended"]
+__all__ = ["Change", "ProcessSupervisor", "Program", "how_it_ended"]
 
-LOOK_S: Final = 0.05
+POLL_S: Final = 0.05
 PR_SET_PDEATHSIG: Final = 1  # of prctl(2)
 MOST_LOG_BYTES: Final = 50_000_000  # at the start of a program; then the log begins anew beside the old one
 _LIBC = ctypes.CDLL(None)
@@ -33,7 +33,7 @@ class Program:
     """A program that should run.
 
     Args:
-        name: As a person knows it, such as ``superlink``; unique in a household.
+        name: As a person knows it, such as ``superlink``; unique in a supervisor.
         command: With arguments; the first is a path or is found on ``PATH``.
         log: File that its output is appended to.
         environment: Added to that of this process.
@@ -80,7 +80,7 @@ class _Kept:
     starts: int = 0
 
 
-class Household:
+class ProcessSupervisor:
     """Keeps programs running until it is left; each is a process group of its own.
 
     If this process is killed, the kernel sends its programs SIGTERM, so that none is left behind.
@@ -89,16 +89,16 @@ class Household:
     Example:
         >>> from pathlib import Path
         >>> from tempfile import TemporaryDirectory
-        >>> with TemporaryDirectory() as folder, Household() as household:
-        ...     household.keep(Program("nap", ("sleep", "60"), Path(folder) / "nap.log"))
-        ...     [change.name for change in household.look()]
+        >>> with TemporaryDirectory() as folder, ProcessSupervisor() as processes:
+        ...     processes.keep(Program("nap", ("sleep", "60"), Path(folder) / "nap.log"))
+        ...     [change.name for change in processes.poll()]
         ['nap']
     """
 
     def __init__(self) -> None:
         self._kept: dict[str, _Kept] = {}
 
-    def __enter__(self) -> Household:
+    def __enter__(self) -> ProcessSupervisor:
         return self
 
     def __exit__(
@@ -110,7 +110,7 @@ class Household:
         """Run a program from the next look on."""
         self._kept[program.name] = _Kept(program)
 
-    def look(self) -> list[Change]:
+    def poll(self) -> list[Change]:
         """Notice which programs ended and start those that are due; does not block."""
         changes = []
         for kept in self._kept.values():
@@ -198,7 +198,7 @@ def _stop(process: subprocess.Popen[bytes], stop_s: float) -> None:
         process.terminate()
         end = time.monotonic() + stop_s
         while process.poll() is None and time.monotonic() < end:
-            time.sleep(LOOK_S)
+            time.sleep(POLL_S)
     _kill_group(process.pid)
     process.wait()
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from mmare.errors import RunError
-from mmare.host.supervised import Household, how_it_ended
+from mmare.host.supervised import ProcessSupervisor, how_it_ended
 from server.deployment.programs import (
     programs,
     proxy_answers,
@@ -40,20 +40,20 @@ APP_S: Final = 5.0  # from SIGTERM to SIGKILL
 
 
 class Services:
-    """Runs SuperLink, SuperExec and the public door in a household, and sees to it that they answer.
+    """Runs SuperLink, SuperExec and the public door, and sees to it that they answer.
 
     Args:
         kit: Of the coordinator.
-        household: That runs them; left by whoever entered it.
+        processes: Stopped by the caller.
         tell: Takes a line for people.
         proxy: Whether an own nginx stands in front.
     """
 
     def __init__(
-        self, kit: Kit, household: Household, tell: Callable[[str], None], *, proxy: bool = True
+        self, kit: Kit, processes: ProcessSupervisor, tell: Callable[[str], None], *, proxy: bool = True
     ) -> None:
         self._kit = kit
-        self._household = household
+        self._processes = processes
         self._tell = tell
         self._answers = {SUPERLINK: superlink_answers, **({PROXY: proxy_answers} if proxy else {})}
         self._answered: dict[str, float] = {}
@@ -73,7 +73,7 @@ class Services:
             RunError: If a program keeps ending, or does not answer.
         """
         for program in self._programs:
-            self._household.keep(program)
+            self._processes.keep(program)
         waiting = dict(self._answers)
         end = time.monotonic() + BEGIN_S
         while waiting and not stopped.is_set():
@@ -81,7 +81,7 @@ class Services:
             for name in [name for name, answers in waiting.items() if answers(self._kit)]:
                 del waiting[name]
             for name in waiting:
-                if self._household.starts(name) >= HOPELESS or time.monotonic() > end:
+                if self._processes.starts(name) >= HOPELESS or time.monotonic() > end:
                     raise RunError(f"{name} does not start: {self._last_words(name)}")
             stopped.wait(LOOK_S)
         self._answered = dict.fromkeys(self._answers, time.monotonic())
@@ -89,11 +89,11 @@ class Services:
 
     def look(self) -> None:
         """Start again what ended, renew what the kit renewed, and now and then ask whether all answer."""
-        changes = self._household.look()
+        changes = self._processes.poll()
         for change in changes:
             self._tell_of(change)
         if changes:
-            write_record(self._kit, self._household.running())
+            write_record(self._kit, self._processes.running())
         if self._answered and time.monotonic() - self._asked > HEALTH_S:
             self._take_up_certificate()
             self._ask()
@@ -106,14 +106,14 @@ class Services:
         """Process id of the ServerApp, while it lives."""
         if self._app is not None and started_at(self._app[0]) == self._app[1]:
             return self._app[0]
-        pid = server_app_pid(self._household.pid(SUPEREXEC))
+        pid = server_app_pid(self._processes.pid(SUPEREXEC))
         since = started_at(pid) if pid is not None else None
         self._app = (pid, since) if pid is not None and since is not None else None
         return pid if since is not None else None
 
     def end_app(self) -> None:
         """End every ServerApp that still lives."""
-        superexec = self._household.pid(SUPEREXEC)
+        superexec = self._processes.pid(SUPEREXEC)
         for number in (signal.SIGTERM, signal.SIGKILL):
             end = time.monotonic() + APP_S
             for pid in server_app_pids(superexec):
@@ -124,7 +124,7 @@ class Services:
 
     def stop_runs(self) -> None:
         """End SuperExec, and with it the ServerApp; nothing is started again."""
-        self._household.stop([SUPEREXEC])
+        self._processes.stop([SUPEREXEC])
 
     def _tell_of(self, change: Change) -> None:
         if change.code is not None:
@@ -132,7 +132,7 @@ class Services:
                 f"{change.name} {how_it_ended(change.code)} and is started again in {change.again_s:.1f} s "
                 f"({self._kit.logs / change.name}.log)"
             )
-        elif self._household.starts(change.name) > 1:
+        elif self._processes.starts(change.name) > 1:
             self._tell(f"{change.name} started again")
             if change.name in self._answers:
                 self.shaken = time.monotonic()
@@ -140,7 +140,7 @@ class Services:
     def _ask(self) -> None:
         self._asked = now = time.monotonic()
         for name, answers in self._answers.items():
-            if self._household.pid(name) is None or answers(self._kit):
+            if self._processes.pid(name) is None or answers(self._kit):
                 self._answered[name] = now
             elif now - self._answered[name] > UNANSWERED_S:
                 self._answered[name] = now
@@ -157,7 +157,7 @@ class Services:
                 self._end(name, signal.SIGTERM, "takes up the kit's new certificate")
 
     def _end(self, name: str, number: int, why: str) -> None:
-        pid = self._household.pid(name)
+        pid = self._processes.pid(name)
         if pid is not None:
             self._tell(f"{name} {why}: started anew")
             with suppress(ProcessLookupError):

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Final
 
 from mmare.errors import InputError, RunError
 from mmare.host.locks import locked
-from mmare.host.signals import told_to_stop
-from mmare.host.supervised import Household
+from mmare.host.signals import stop_on_signals
+from mmare.host.supervised import ProcessSupervisor
 from mmare.study.study import STUDY_FILE, load_study
 from server.deployment.flower_runs import write_app
 from server.deployment.programs import check_ports, end_leftovers
@@ -103,7 +103,7 @@ def start_run(settings: StartSettings, console: Console) -> Path:
         "nodes": settings.min_nodes or _admitted(kit, study),
     }
     with ExitStack() as stack:
-        stopped = stack.enter_context(told_to_stop())
+        stopped = stack.enter_context(stop_on_signals())
         stack.enter_context(_alone(kit))
         if _elsewhere(config):
             return out
@@ -111,7 +111,7 @@ def start_run(settings: StartSettings, console: Console) -> Path:
         _prepare(kit, view, proxy=settings.proxy)
         if settings.metrics_port is not None:
             view.say(f"metrics: {stack.enter_context(_metrics(kit, out, settings.metrics_port))}")
-        services = Services(kit, stack.enter_context(Household()), view.say, proxy=settings.proxy)
+        services = Services(kit, stack.enter_context(ProcessSupervisor()), view.say, proxy=settings.proxy)
         view.say(f"{kit.federation}: starting SuperLink and its SuperExec{' and nginx' * settings.proxy}")
         if not services.begin(stopped):
             raise RunError("stopped before the run began")

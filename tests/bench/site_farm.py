@@ -32,7 +32,7 @@ from flwr.supernode.fleet_http_connection import http_request_response
 from client.relay.app import app
 from client.relay.patched.clock import BriskClock
 from client.relay.patched.supernode import BACKOFF_S, BUSY, LOOK_S
-from mmare.host.signals import told_to_stop
+from mmare.host.signals import stop_on_signals
 from mmare.wire.joining import SiteKit
 from sites.config import SiteConfig
 from sites.federation import site_folders
@@ -104,7 +104,7 @@ class Node:
 def main(federation: str, address: str, authority: str) -> None:
     torch.set_num_threads(1)
     sites = site_folders(Path(federation))
-    with told_to_stop() as stop:
+    with stop_on_signals() as stop:
         for index, site in enumerate(sites):
             node = Node(site, {"partition-id": index, "num-partitions": len(sites)}, federation)
             threading.Thread(target=node.serve, args=(address, authority), daemon=True).start()

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from mmare.host.supervised import Household, Program
+from mmare.host.supervised import ProcessSupervisor, Program
 from mmare.wire.joining import SiteKit
 from sites.config import load_site
 from tests.federations import tiny_federation
@@ -89,12 +89,12 @@ def superlink(kit: Path, folder: Path, host: Host | None = None) -> Iterator[int
     }
     log = folder / "superlink.log"
     inside = command if host is None else host.inside(*command)
-    with Household() as household:
-        household.keep(Program("superlink", inside, log, environment))
-        household.look()
+    with ProcessSupervisor() as processes:
+        processes.keep(Program("superlink", inside, log, environment))
+        processes.poll()
         end = time.monotonic() + START_S
         while "Uvicorn running" not in log.read_text():
-            assert household.pid("superlink"), log.read_text()
+            assert processes.pid("superlink"), log.read_text()
             assert time.monotonic() < end, log.read_text()
             time.sleep(0.1)
         yield port

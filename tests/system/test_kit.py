@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from client.membership.kit import install_bundle, make_request
-from mmare.host.supervised import Household, Program
+from mmare.host.supervised import ProcessSupervisor, Program
 from mmare.wire.joining import SiteKit
 from server.membership.flower_cli import flower_environment
 from server.membership.flower_nodes import (
@@ -35,9 +35,9 @@ REFUSED = "Exit Code: 305"
 class Coordinator:
     """A kit whose SuperLink runs, or does not."""
 
-    def __init__(self, folder: Path, household: Household):
+    def __init__(self, folder: Path, processes: ProcessSupervisor):
         self.kit: Kit = init_kit(folder, "127.0.0.1", superlink_port=free_port())
-        self._household = household
+        self._processes = processes
 
     def start(self) -> None:
         kit = self.kit
@@ -47,14 +47,14 @@ class Coordinator:
             *("--ssl-keyfile", str(kit.key), "--enable-supernode-auth", "--isolation", "process"),
             *("--superexec-auth-secret-file", str(kit.secret), "--database", str(kit.database)),
         ]
-        self._household.keep(
+        self._processes.keep(
             Program("superlink", tuple(command), kit.logs / "superlink.log", flower_environment(kit))
         )
-        self._household.look()
+        self._processes.poll()
         wait(lambda: superlink_answers(kit), "SuperLink")
 
     def stop(self) -> None:
-        self._household.stop(["superlink"])
+        self._processes.stop(["superlink"])
 
     def run(self, *arguments: object) -> str:
         """What ``mmare-server kit`` says."""
@@ -79,8 +79,8 @@ def wait(until, what: str) -> None:
 
 @pytest.fixture
 def coordinator(tmp_path):
-    with Household() as household:
-        yield Coordinator(tmp_path / "coordinator", household)
+    with ProcessSupervisor() as processes:
+        yield Coordinator(tmp_path / "coordinator", processes)
 
 
 def supernode(site: SiteKit, kit: Kit, folder: Path) -> subprocess.Popen[bytes]:

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from mmare.host.signals import StopSignal, told_to_stop
+from mmare.host.signals import StopSignal, stop_on_signals
 
 NUMBERS = (signal.SIGTERM, signal.SIGINT)
 
@@ -59,7 +59,7 @@ def test_an_event_would_hang():
 @pytest.mark.parametrize("number", NUMBERS)
 def test_signals_tell_and_are_given_back(number):
     before = [signal.getsignal(each) for each in NUMBERS]
-    with told_to_stop() as stop:
+    with stop_on_signals() as stop:
         assert not stop.is_set()
         assert not stop.wait(0.01)
         os.kill(os.getpid(), number)
@@ -89,6 +89,6 @@ def test_told_more_often_than_anybody_listens():
 def test_what_is_given_is_what_tells():
     given = threading.Event()
     before = [signal.getsignal(each) for each in NUMBERS]
-    with told_to_stop(given) as stop:
+    with stop_on_signals(given) as stop:
         assert stop is given
         assert [signal.getsignal(each) for each in NUMBERS] == before

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from mmare.host.supervised import Household, Program
+from mmare.host.supervised import ProcessSupervisor, Program
 
 
 def program(tmp_path, script, name="nap", **more):
@@ -29,35 +29,35 @@ def alive(pid):
 
 
 def test_a_program_that_ends_is_started_again_with_growing_pauses(tmp_path):
-    with Household() as household:
-        household.keep(program(tmp_path, "echo here; exit 3", first_pause_s=0.01, longest_pause_s=0.03))
+    with ProcessSupervisor() as processes:
+        processes.keep(program(tmp_path, "echo here; exit 3", first_pause_s=0.01, longest_pause_s=0.03))
         ended = []
         while len(ended) < 4:
-            ended += [change for change in household.look() if change.code is not None]
+            ended += [change for change in processes.poll() if change.code is not None]
             time.sleep(0.005)
         assert [change.code for change in ended] == [3] * 4
         assert [change.again_s for change in ended] == [0.01, 0.02, 0.03, 0.03]
-        assert household.starts("nap") >= 4
+        assert processes.starts("nap") >= 4
     assert (tmp_path / "nap.log").read_text().count("here") >= 4
 
 
 def test_one_that_ran_well_begins_with_small_pauses(tmp_path):
-    with Household() as household:
-        household.keep(program(tmp_path, "exit 0", first_pause_s=0.01, healthy_s=0.0))
+    with ProcessSupervisor() as processes:
+        processes.keep(program(tmp_path, "exit 0", first_pause_s=0.01, healthy_s=0.0))
         ended = []
         while len(ended) < 3:
-            ended += [change for change in household.look() if change.code is not None]
+            ended += [change for change in processes.poll() if change.code is not None]
         assert [change.again_s for change in ended] == [0.01] * 3
 
 
 def test_stopping_ends_what_a_program_started_too(tmp_path):
     mark = tmp_path / "child"
-    with Household() as household:
+    with ProcessSupervisor() as processes:
         deaf = f"trap '' TERM; sleep 60 & echo $! > {mark}; wait; wait"
-        household.keep(program(tmp_path, deaf, stop_s=0.2))
-        household.look()
+        processes.keep(program(tmp_path, deaf, stop_s=0.2))
+        processes.poll()
         wait_for(lambda: mark.exists() and mark.read_text().strip())
-        assert household.running() == {"nap": household.pid("nap")}
+        assert processes.running() == {"nap": processes.pid("nap")}
     wait_for(lambda: not alive(int(mark.read_text())))
 
 
@@ -66,11 +66,11 @@ def test_a_killed_keeper_leaves_nothing_behind(tmp_path):
         f"""
         import time
         from pathlib import Path
-        from mmare.host.supervised import Household, Program
-        household = Household()
-        household.keep(Program("nap", ("sleep", "60"), Path({str(tmp_path)!r}) / "nap.log"))
-        household.look()
-        print(household.pid("nap"), flush=True)
+        from mmare.host.supervised import ProcessSupervisor, Program
+        processes = ProcessSupervisor()
+        processes.keep(Program("nap", ("sleep", "60"), Path({str(tmp_path)!r}) / "nap.log"))
+        processes.poll()
+        print(processes.pid("nap"), flush=True)
         time.sleep(60)
         """
     )
@@ -82,17 +82,17 @@ def test_a_killed_keeper_leaves_nothing_behind(tmp_path):
 
 
 def test_a_program_that_is_not_there_is_an_error_with_its_name(tmp_path):
-    with Household() as household:
-        household.keep(Program("gone", ("no-such-program-at-all",), tmp_path / "gone.log"))
+    with ProcessSupervisor() as processes:
+        processes.keep(Program("gone", ("no-such-program-at-all",), tmp_path / "gone.log"))
         with pytest.raises(FileNotFoundError, match="no-such-program-at-all"):
-            household.look()
+            processes.poll()
 
 
 def test_a_long_log_begins_anew(tmp_path, monkeypatch):
     monkeypatch.setattr("mmare.host.supervised.MOST_LOG_BYTES", 10)
     (tmp_path / "nap.log").write_text("x" * 11)
-    with Household() as household:
-        household.keep(program(tmp_path, "sleep 60"))
-        household.look()
+    with ProcessSupervisor() as processes:
+        processes.keep(program(tmp_path, "sleep 60"))
+        processes.poll()
     assert (tmp_path / "nap.log.1").read_text() == "x" * 11
     assert (tmp_path / "nap.log").stat().st_size == 0

@@ -14,7 +14,7 @@ import pytest
 
 from mmare.errors import InputError, RunError
 from mmare.host.console import run_command
-from mmare.host.supervised import Household, Program
+from mmare.host.supervised import ProcessSupervisor, Program
 from server.cli import app
 from server.deployment import proxy
 from server.deployment.programs import proxy_answers
@@ -88,19 +88,19 @@ def door(tmp_path_factory):
     kit = init_kit(folder / "kit", "join.example.org", port)
     pair = Pair(kit.key.read_bytes(), kit.certificate.read_bytes())
     (folder / "behind").mkdir()
-    with https_server(folder / "behind", pair, superlink) as behind, Household() as household:
+    with https_server(folder / "behind", pair, superlink) as behind, ProcessSupervisor() as processes:
         text = kit.config.read_text().replace("superlink_port = 9095", f"superlink_port = {behind}")
         kit.config.write_text(text)
         kit = load_kit(kit.folder)
         assert kit.superlink_port == behind
         write_proxy(kit)
-        household.keep(Program("nginx", nginx_command(kit), kit.logs / "proxy.log"))
-        household.look()
+        processes.keep(Program("nginx", nginx_command(kit), kit.logs / "proxy.log"))
+        processes.poll()
         end = time.monotonic() + 20
         while not proxy_answers(kit):
             assert time.monotonic() < end, (kit.logs / "proxy.log").read_text()
             time.sleep(0.05)
-        yield kit, asked, household
+        yield kit, asked, processes
 
 
 def status(kit, verb, path, body=b"", port=None):
@@ -211,12 +211,12 @@ def test_plain_text_and_old_tls_are_refused(door):
 @pytest.mark.system
 @needs_nginx
 def test_killed_with_its_worker_left_it_is_back_on_the_same_port(door):
-    kit, _, household = door
-    pid = household.pid("nginx")
+    kit, _, processes = door
+    pid = processes.pid("nginx")
     os.kill(pid, signal.SIGKILL)
     end = time.monotonic() + 20
-    while household.pid("nginx") in (None, pid) or not proxy_answers(kit):
-        household.look()
+    while processes.pid("nginx") in (None, pid) or not proxy_answers(kit):
+        processes.poll()
         assert time.monotonic() < end, (kit.logs / "proxy.log").read_text()
         time.sleep(0.05)
     assert status(kit, "GET", "/health") == 200
@@ -230,9 +230,9 @@ def test_superlink_with_another_certificate_is_not_spoken_to(tmp_path):
     with https_server(tmp_path, other, lambda *call: asked.append(call) or (200, b"")) as behind:
         kit = init_kit(tmp_path / "kit", "localhost", free_port(), superlink_port=behind)
         write_proxy(kit)
-        with Household() as household:
-            household.keep(Program("nginx", nginx_command(kit), tmp_path / "nginx.log"))
-            household.look()
+        with ProcessSupervisor() as processes:
+            processes.keep(Program("nginx", nginx_command(kit), tmp_path / "nginx.log"))
+            processes.poll()
             end = time.monotonic() + 20
             while True:
                 try:

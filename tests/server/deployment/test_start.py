@@ -22,7 +22,7 @@ import tomli_w
 from rich.console import Console
 
 from mmare.errors import InputError, RunError
-from mmare.host.supervised import Household, Program
+from mmare.host.supervised import ProcessSupervisor, Program
 from server.deployment import programs as deployment
 from server.deployment import proxy, services, start
 from server.deployment import run_supervisor as supervision
@@ -274,8 +274,8 @@ class Kept:
         monkeypatch.setattr(services, "superlink_answers", lambda _: self.answers["superlink"])
         monkeypatch.setattr(services, "proxy_answers", lambda _: self.answers["proxy"])
         monkeypatch.setattr(services, "HEALTH_S", 0.02)
-        self.household = Household()
-        self.services = Services(kit, self.household, self.said.append)
+        self.processes = ProcessSupervisor()
+        self.services = Services(kit, self.processes, self.said.append)
 
     def until(self, found, what):
         def look():
@@ -288,27 +288,27 @@ class Kept:
 @pytest.fixture
 def kept(kit, monkeypatch):
     found = Kept(kit, monkeypatch)
-    with found.household:
+    with found.processes:
         yield found
 
 
 def test_programs_run_once_they_answer_and_are_on_record(kit, kept):
     assert kept.services.begin(threading.Event())
-    assert set(kept.household.running()) == {"superlink", "superexec", "proxy"}
-    assert recorded(kit) == kept.household.running()
+    assert set(kept.processes.running()) == {"superlink", "superexec", "proxy"}
+    assert recorded(kit) == kept.processes.running()
     assert kept.said == []
 
 
 def test_one_that_ends_is_told_and_started_again(kit, kept):
     kept.services.begin(threading.Event())
-    pid = kept.household.pid("superexec")
+    pid = kept.processes.pid("superexec")
     os.kill(pid, signal.SIGKILL)
-    kept.until(lambda: kept.household.pid("superexec") not in (None, pid), "back")
+    kept.until(lambda: kept.processes.pid("superexec") not in (None, pid), "back")
     assert kept.said[0].startswith("superexec ended by signal 9 and is started again in")
     assert kept.said[1] == "superexec started again"
-    assert recorded(kit)["superexec"] == kept.household.pid("superexec")
+    assert recorded(kit)["superexec"] == kept.processes.pid("superexec")
     assert kept.services.shaken == 0.0
-    os.kill(kept.household.pid("superlink"), signal.SIGKILL)
+    os.kill(kept.processes.pid("superlink"), signal.SIGKILL)
     kept.until(lambda: kept.services.shaken > 0.0, "a message may be lost")
 
 
@@ -316,40 +316,40 @@ def test_one_that_ends_is_told_and_started_again(kit, kept):
 def test_one_that_lives_but_does_not_answer_is_started_anew(kept, monkeypatch, name):
     monkeypatch.setattr(services, "UNANSWERED_S", 0.2)
     kept.services.begin(threading.Event())
-    before = kept.household.running()
+    before = kept.processes.running()
     kept.answers[name] = False
-    kept.until(lambda: kept.household.pid(name) not in (None, before[name]), "anew")
+    kept.until(lambda: kept.processes.pid(name) not in (None, before[name]), "anew")
     kept.answers[name] = True
     assert f"{name} has not answered for 0 s: started anew" in kept.said
     others = {other: pid for other, pid in before.items() if other != name}
-    assert others.items() <= kept.household.running().items()
+    assert others.items() <= kept.processes.running().items()
 
 
 def test_a_renewed_certificate_is_taken_up_by_those_who_show_it(kit, kept):
     kept.services.begin(threading.Event())
-    before = kept.household.running()
+    before = kept.processes.running()
     renew(kit, new_key=True)
     kept.until(
         lambda: (
             {"superlink", "proxy"}
-            <= {name for name, pid in kept.household.running().items() if pid != before[name]}
+            <= {name for name, pid in kept.processes.running().items() if pid != before[name]}
         ),
         "anew",
     )
-    assert kept.household.pid("superexec") == before["superexec"]
+    assert kept.processes.pid("superexec") == before["superexec"]
     assert kept.said[0] == "superlink takes up the kit's new certificate: started anew"
-    seen = kept.household.running()
+    seen = kept.processes.running()
     for _ in range(20):
         kept.services.look()
         time.sleep(0.01)
-    assert kept.household.running() == seen  # once
+    assert kept.processes.running() == seen  # once
 
 
 def test_one_that_does_not_start_is_said_with_its_last_words(kit, monkeypatch):
     command = (sys.executable, "-S", "-c", "print('no room on this machine'); raise SystemExit(3)")
     kept = Kept(kit, monkeypatch, command)
     kept.answers["superlink"] = False
-    with kept.household, pytest.raises(RunError) as found:
+    with kept.processes, pytest.raises(RunError) as found:
         kept.services.begin(threading.Event())
     assert str(found.value).startswith("superlink does not start: ")
     assert str(found.value).endswith("superlink.log says 'no room on this machine'")
