@@ -1,4 +1,4 @@
-"""What every command does with an error: one sentence on stderr and the exit code that it stands for."""
+"""Error handling of every command: one sentence on stderr and the exit code of the error."""
 
 from __future__ import annotations
 
@@ -13,14 +13,9 @@ DEBUG = "--debug"
 
 
 def run_command(command: Callable[[list[str]], object], arguments: Sequence[str]) -> int:
-    """Run a command line.
+    """Run a command that may raise `MmareError`; returns 0 or the error's exit code.
 
-    Args:
-        command: Takes the arguments; may raise `MmareError`.
-        arguments: Without the program's name. ``--debug`` anywhere lets errors through with their traceback.
-
-    Returns:
-        0, or the exit code of the error.
+    ``--debug`` anywhere among the arguments lets errors through with their traceback.
 
     Example:
         >>> run_command(lambda arguments: None, [])

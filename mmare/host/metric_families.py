@@ -1,4 +1,4 @@
-"""What a metric is, for the exporters of both ends: a name, a type, a sentence and labels."""
+"""Prometheus metrics as the exporters of both ends declare them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ __all__ = ["Kind", "Metric", "Sample", "metrics_table"]
 
 
 class Kind(StrEnum):
-    """What Prometheus calls the type."""
+    """Prometheus metric type."""
 
     COUNTER = "counter"
     GAUGE = "gauge"
@@ -19,24 +19,17 @@ class Kind(StrEnum):
 
 @dataclass(frozen=True)
 class Metric:
-    """One metric.
+    """A metric family."""
 
-    Args:
-        name: As it is exposed; a counter with ``_total``.
-        kind: Its type.
-        text: One sentence.
-        labels: In order.
-    """
-
-    name: str
+    name: str  # as exposed; a counter with ``_total``
     kind: Kind
-    text: str
+    text: str  # one sentence
     labels: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One value: of which metric, of which labels."""
+    """One value of a metric."""
 
     metric: str
     labels: tuple[str, ...]
@@ -44,7 +37,7 @@ class Sample:
 
 
 def metrics_table(metrics: Iterable[Metric]) -> str:
-    """Metrics as a table in Markdown, as it stands in ``deploy/README.md``.
+    """The Markdown table of metrics in ``deploy/README.md``.
 
     Example:
         >>> print(metrics_table([Metric("mmare_runs", Kind.GAUGE, "Runs.", ("study",))]))

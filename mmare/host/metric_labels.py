@@ -1,4 +1,4 @@
-"""Label values of metrics, at both ends: short, of plain signs, and never more of them than a limit."""
+"""Safe label values for metrics: short, plain characters, bounded in number."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _SAFE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
 
 
 def safe(value: Any) -> str:  # noqa: ANN401 - whatever a journal or a message holds
-    """A name as it is, or ``other`` where it is too long or of signs that names and site ids do not have.
+    """The name, or ``other`` if it is too long or has characters that names and site ids do not have.
 
     Example:
         >>> safe("conditioning.ct"), safe("/data/patients/0001"), safe(None)
@@ -26,7 +26,7 @@ def safe(value: Any) -> str:  # noqa: ANN401 - whatever a journal or a message h
 
 
 def one_word(value: Any) -> str:  # noqa: ANN401 - as above
-    """A name of several words as one; what looks like a path is ``other``.
+    """A name of several words joined by dashes; what looks like a path is ``other``.
 
     Example:
         >>> one_word("MMIST ccRCC, 12 months"), one_word("/data/study")
@@ -36,10 +36,7 @@ def one_word(value: Any) -> str:  # noqa: ANN401 - as above
 
 
 class Names:
-    """The first names of one kind, up to a limit; all others are ``other``.
-
-    Args:
-        most: How many.
+    """Labels for the first ``most`` names; all later names are ``other``.
 
     Example:
         >>> sites = Names(most=1)
@@ -68,7 +65,7 @@ _RUN = re.compile(r".*-([0-9a-f]{8})")
 
 
 def run_label(run: Any) -> str:  # noqa: ANN401 - whatever a journal holds
-    """The short id of a run: the end of its name, or eight signs of a digest of a name of another form.
+    """The short id at the end of a run's name, or 8 hex digits of a digest if the name has another form.
 
     Example:
         >>> run_label("mmist-vital12-d95f77ff")

@@ -1,7 +1,7 @@
-"""Being told to stop, by SIGTERM or Ctrl-C, in a way that cannot hang.
+"""Stopping on SIGTERM or Ctrl-C without deadlock.
 
-A handler of signals must not set a `threading.Event`: where the signal comes while the main thread, about to
-wait for the event, holds its lock for a moment, the handler waits for that lock for ever.
+A signal handler must not set a `threading.Event`: if the signal arrives while the main thread, about to wait,
+holds the event's lock, the handler waits for that lock forever.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ __all__ = ["Stop", "StopSignal", "stop_on_signals"]
 
 
 class Stop(Protocol):
-    """What is asked whether to stop; a `threading.Event` is one, too."""
+    """A stop request; `threading.Event` implements it too."""
 
     def is_set(self) -> bool:
         """Whether to stop."""
 
     def wait(self, timeout: float | None = None) -> bool:
-        """Wait until told, or for some seconds; whether to stop."""
+        """Block until the request or for ``timeout`` seconds; returns whether to stop."""
 
 
 class StopSignal:
-    """Tells to stop; may be set by a handler of signals.
+    """A stop request that a signal handler may set.
 
     Example:
         >>> with stop_on_signals() as stop:
@@ -39,51 +39,47 @@ class StopSignal:
     """
 
     def __init__(self) -> None:
-        self._told = False
+        self._is_set = False
         self._read, self._write = os.pipe()
         os.set_blocking(self._write, False)
         self._poll = select.poll()
         self._poll.register(self._read, select.POLLIN)
 
     def set(self) -> None:
-        """Tell to stop."""
-        self._told = True
-        with suppress(BlockingIOError):  # told so often that the pipe is full
+        """Request to stop."""
+        self._is_set = True
+        with suppress(BlockingIOError):  # set so often that the pipe is full
             os.write(self._write, b"\0")
 
     def is_set(self) -> bool:
         """Whether to stop."""
-        return self._told
+        return self._is_set
 
     def wait(self, timeout: float | None = None) -> bool:
-        """Wait until told, or for some seconds; whether to stop."""
-        if not self._told:
+        """Block until the request or for ``timeout`` seconds; returns whether to stop."""
+        if not self._is_set:
             self._poll.poll(None if timeout is None else timeout * 1000)
-        return self._told
+        return self._is_set
 
     def close(self) -> None:
-        """Let go of the pipe; nobody may wait any more."""
+        """Close the pipe; no thread may wait any more."""
         os.close(self._read)
         os.close(self._write)
 
 
 @contextmanager
 def stop_on_signals(stop: Stop | None = None) -> Iterator[Stop]:
-    """What tells to stop: what is given, or else SIGTERM and SIGINT, which then do nothing else.
-
-    Args:
-        stop: That tells; none in the main thread of a program of its own.
-    """
+    """The given stop request, or one that SIGTERM and SIGINT set instead of ending the main thread."""
     if stop is not None:
         yield stop
         return
-    told = StopSignal()
+    request = StopSignal()
     before = {
-        number: signal.signal(number, lambda *_: told.set()) for number in (signal.SIGTERM, signal.SIGINT)
+        number: signal.signal(number, lambda *_: request.set()) for number in (signal.SIGTERM, signal.SIGINT)
     }
     try:
-        yield told
+        yield request
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-        told.close()
+        request.close()

@@ -1,8 +1,4 @@
-"""Programs that are kept running: started, watched, started again with growing pauses, stopped together.
-
-Both ends of a federation need it: the coordinator for SuperLink, SuperExec and proxy, a hospital for worker,
-SuperNode and SuperExec. Linux only, like the Unix socket between worker and relay.
-"""
+"""Process supervision: start, watch, restart with backoff, stop together. Linux only."""
 
 from __future__ import annotations
 
@@ -24,50 +20,32 @@ __all__ = ["Change", "ProcessSupervisor", "Program", "how_it_ended"]
 
 POLL_S: Final = 0.05
 PR_SET_PDEATHSIG: Final = 1  # of prctl(2)
-MOST_LOG_BYTES: Final = 50_000_000  # at the start of a program; then the log begins anew beside the old one
+MOST_LOG_BYTES: Final = 50_000_000  # checked when a program starts; a larger log is rotated once
 _LIBC = ctypes.CDLL(None)
 
 
 @dataclass(frozen=True)
 class Program:
-    """A program that should run.
+    """A program to keep running."""
 
-    Args:
-        name: As a person knows it, such as ``superlink``; unique in a supervisor.
-        command: With arguments; the first is a path or is found on ``PATH``.
-        log: File that its output is appended to.
-        environment: Added to that of this process.
-        first_pause_s: Before it is started again; doubles up to ``longest_pause_s`` while it keeps ending.
-        longest_pause_s: See above.
-        healthy_s: After running for this long it counts as started well, and pauses begin small again.
-        stop_s: From SIGTERM to SIGKILL.
-    """
-
-    name: str
+    name: str  # for people, such as ``superlink``; unique in a supervisor
     command: tuple[str, ...]
-    log: Path
-    environment: Mapping[str, str] = field(default_factory=dict)
-    first_pause_s: float = 0.5
+    log: Path  # its output is appended
+    environment: Mapping[str, str] = field(default_factory=dict)  # added to that of this process
+    first_pause_s: float = 0.5  # before a restart; doubles while it keeps ending
     longest_pause_s: float = 30.0
-    healthy_s: float = 60.0
-    stop_s: float = 15.0
+    healthy_s: float = 60.0  # after running this long, pauses start from the first again
+    stop_s: float = 15.0  # from SIGTERM to SIGKILL
 
 
 @dataclass(frozen=True)
 class Change:
-    """What happened to a program.
-
-    Args:
-        name: Of the program.
-        pid: Of its process.
-        code: Exit code as of `subprocess`; none where it has just started.
-        again_s: Until it is started again.
-    """
+    """A program started or ended."""
 
     name: str
     pid: int
-    code: int | None = None
-    again_s: float = 0.0
+    code: int | None = None  # exit code as in `subprocess`; ``None``: it started
+    again_s: float = 0.0  # until the restart
 
 
 @dataclass
@@ -81,10 +59,10 @@ class _Kept:
 
 
 class ProcessSupervisor:
-    """Keeps programs running until it is left; each is a process group of its own.
+    """Keeps programs running, each in its own process group; leaving the context stops them.
 
-    If this process is killed, the kernel sends its programs SIGTERM, so that none is left behind.
-    All methods belong to one thread, which must live as long as the programs do.
+    If this process is killed, the kernel sends its programs SIGTERM. Call all methods from one thread, which
+    must live as long as the programs do.
 
     Example:
         >>> from pathlib import Path
@@ -107,11 +85,11 @@ class ProcessSupervisor:
         self.stop()
 
     def keep(self, program: Program) -> None:
-        """Run a program from the next look on."""
+        """Run a program from the next `poll` on."""
         self._kept[program.name] = _Kept(program)
 
     def poll(self) -> list[Change]:
-        """Notice which programs ended and start those that are due; does not block."""
+        """Collect programs that ended and start those that are due, without blocking."""
         changes = []
         for kept in self._kept.values():
             if kept.process is not None and kept.process.poll() is not None:
@@ -123,20 +101,20 @@ class ProcessSupervisor:
         return changes
 
     def pid(self, name: str) -> int | None:
-        """Of a program, while it runs."""
+        """Process id of a running program."""
         process = self._kept[name].process
         return process.pid if process is not None and process.poll() is None else None
 
     def starts(self, name: str) -> int:
-        """How often a program has been started."""
+        """How many times a program has been started."""
         return self._kept[name].starts
 
     def running(self) -> dict[str, int]:
-        """Process ids by program."""
+        """Process ids of the running programs by name."""
         return {name: pid for name in self._kept if (pid := self.pid(name)) is not None}
 
     def stop(self, names: Iterable[str] | None = None) -> None:
-        """End programs, the last kept first; those that do not listen are killed, with all they started."""
+        """Stop programs in reverse order: SIGTERM, then SIGKILL, with all they started."""
         wanted = set(self._kept) if names is None else set(names)
         for name in [name for name in reversed(self._kept) if name in wanted]:
             kept = self._kept.pop(name)
@@ -175,7 +153,7 @@ def _start(kept: _Kept) -> None:
             stderr=subprocess.STDOUT,
             env={**os.environ, **program.environment},
             start_new_session=True,
-            preexec_fn=die_with_parent,  # noqa: PLW1509 - one libc call, nothing that another thread may hold
+            preexec_fn=die_with_parent,  # noqa: PLW1509 - one libc call, takes no lock
         )
     kept.since = time.monotonic()
     kept.starts += 1
@@ -183,8 +161,8 @@ def _start(kept: _Kept) -> None:
 
 def _ended(kept: _Kept) -> Change:
     process = kept.process
-    assert process is not None  # noqa: S101 - asked before
-    _kill_group(process.pid)  # what it left behind would keep its port
+    assert process is not None  # noqa: S101 - checked by the caller
+    _kill_group(process.pid)  # its children would keep its port
     program = kept.program
     if time.monotonic() - kept.since >= program.healthy_s:
         kept.pause_s = 0.0

@@ -11,10 +11,10 @@ from mmare.host.signals import StopSignal, stop_on_signals
 
 NUMBERS = (signal.SIGTERM, signal.SIGINT)
 
-# A handler runs between two steps of the main thread: here after each that `wait` takes, one after the other.
+# Runs the handler after the first step of `wait`, then after the second, and so on.
 AT_EVERY_STEP = """
 import sys
-{told}
+{imports}
 last = 0
 while True:
     stop, steps = make(), 0
@@ -38,8 +38,8 @@ print(last)
 """
 
 
-def told_at_every_step(told, timeout_s):
-    code = AT_EVERY_STEP.format(told=told)
+def interrupted_at_every_step(imports, timeout_s):
+    code = AT_EVERY_STEP.format(imports=imports)
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=timeout_s, check=True
     )
@@ -47,17 +47,17 @@ def told_at_every_step(told, timeout_s):
 
 
 def test_a_signal_at_any_moment_stops():
-    assert told_at_every_step("from mmare.host.signals import StopSignal as make", 60) > 3
+    assert interrupted_at_every_step("from mmare.host.signals import StopSignal as make", 60) > 3
 
 
 def test_an_event_would_hang():
-    """Why there is a class for it."""
+    """Why `StopSignal` exists."""
     with pytest.raises(subprocess.TimeoutExpired):
-        told_at_every_step("from threading import Event as make", 5)
+        interrupted_at_every_step("from threading import Event as make", 5)
 
 
 @pytest.mark.parametrize("number", NUMBERS)
-def test_signals_tell_and_are_given_back(number):
+def test_signals_stop_and_their_handlers_are_restored(number):
     before = [signal.getsignal(each) for each in NUMBERS]
     with stop_on_signals() as stop:
         assert not stop.is_set()
@@ -69,7 +69,7 @@ def test_signals_tell_and_are_given_back(number):
     assert [signal.getsignal(each) for each in NUMBERS] == before
 
 
-def test_who_waits_is_woken():
+def test_setting_wakes_a_waiting_thread():
     stop = StopSignal()
     threading.Timer(0.05, stop.set).start()
     began = time.monotonic()
@@ -78,7 +78,7 @@ def test_who_waits_is_woken():
     stop.close()
 
 
-def test_told_more_often_than_anybody_listens():
+def test_setting_never_blocks_on_a_full_pipe():
     stop = StopSignal()
     for _ in range(100_000):
         stop.set()
@@ -86,7 +86,7 @@ def test_told_more_often_than_anybody_listens():
     stop.close()
 
 
-def test_what_is_given_is_what_tells():
+def test_a_given_stop_is_returned_and_signals_stay():
     given = threading.Event()
     before = [signal.getsignal(each) for each in NUMBERS]
     with stop_on_signals(given) as stop:
