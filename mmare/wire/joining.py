@@ -1,10 +1,10 @@
-"""What coordinator and hospital exchange, by people, before a hospital takes part: a request and a bundle.
+"""Files that people exchange before a hospital joins: its request and the coordinator's bundle.
 
 ::
 
     hospital: kit request ─► request.json ─► coordinator: kit admit ─► SITE.zip ─► hospital: kit install
 
-Neither holds a secret: the site's private key never leaves it, the bundle holds the coordinator's certificate
+Neither holds a secret: the site's private key never leaves it; the bundle has the coordinator's certificate
 authority, its address and the study.
 """
 
@@ -44,7 +44,7 @@ __all__ = [
 BUNDLE_COORDINATOR: Final = "coordinator.toml"
 BUNDLE_AUTHORITY: Final = "ca.crt"
 BUNDLE_STUDY: Final = STUDY_FILE
-MOST_FILE_BYTES: Final = 1 << 20  # of one file of a bundle; a study has a few kilobytes
+MOST_FILE_BYTES: Final = 1 << 20  # of one file of a bundle
 MOST_BUNDLE_BYTES: Final = 4 << 20
 MOST_REQUEST_BYTES: Final = 16 << 10  # a key of 521 bits has 250
 PRIVATE_MARK: Final = b"PRIVATE KEY"  # in the first line of every private key in text form
@@ -57,30 +57,23 @@ _HIGHEST_PORT: Final = 65535
 
 @dataclass(frozen=True)
 class JoinRequest:
-    """What a site sends to be admitted; nothing in it is secret.
-
-    Args:
-        site: Its id.
-        public_key: Of its node, OpenSSH format, one line.
-        software: Version of this package at the site.
-        format: Of this file.
-    """
+    """A site's request for admission; nothing in it is secret."""
 
     site: str
-    public_key: str
-    software: str
+    public_key: str  # OpenSSH format, one line
+    software: str  # version of this package at the site
     format: int = REQUEST_FORMAT
 
     def content(self) -> bytes:
-        """As a file."""
+        """The request file."""
         return (json.dumps(asdict(self), indent=2, sort_keys=True) + "\n").encode()
 
 
 def read_request(path: Path) -> JoinRequest:
-    """Read a site's request; whether its key is one is for the coordinator to see.
+    """Read a site's request; the key itself is not checked.
 
     Raises:
-        InputError: If the file is missing, too large, holds a private key, or is no request.
+        InputError: If the file is missing, too large, contains a private key, or is not a request.
     """
     content = _bounded(path, MOST_REQUEST_BYTES, "request")
     if PRIVATE_MARK in content:
@@ -125,10 +118,10 @@ def _bounded(path: Path, most: int, what: str) -> bytes:
 
 
 def key_fingerprint(public_key: str) -> str:
-    """Of a public key in OpenSSH format, as ``ssh-keygen -l`` shows it: what two people compare by telephone.
+    """Fingerprint of a public key in OpenSSH format, as ``ssh-keygen -l`` shows it.
 
     Raises:
-        ValueError: If it is not of that format.
+        ValueError: If the key has another format.
 
     Example:
         >>> key_fingerprint("ecdsa-sha2-nistp384 AAAA comment")
@@ -142,7 +135,7 @@ def key_fingerprint(public_key: str) -> str:
 
 
 def check_host(text: str) -> str:
-    """A host's name or address in its one way of writing: lower case, no dot at the end.
+    """A host name or address in canonical form: lower case, no trailing dot.
 
     Raises:
         InputError: If it is neither.
@@ -168,43 +161,30 @@ def check_host(text: str) -> str:
 
 @dataclass(frozen=True)
 class Coordinator:
-    """Where a site joins.
-
-    Args:
-        federation: Its name.
-        host: Name or address of the coordinator, as in its certificate.
-        port: Of the public door, TLS.
-        site: The id under which the site was admitted.
-        key: Fingerprint of the site's key that was admitted; empty where the bundle does not say it.
-        study: Hash of the study that came with the bundle; empty where none did.
-    """
+    """The federation that a site joins."""
 
     federation: str
-    host: str
-    port: int
-    site: str
-    key: str = ""
-    study: str = ""
+    host: str  # as in the coordinator's certificate
+    port: int  # public, TLS
+    site: str  # id under which the site was admitted
+    key: str = ""  # fingerprint of the site's admitted key, if the bundle has it
+    study: str = ""  # hash of the bundled study, if any
 
     @property
     def address(self) -> str:
-        """As Flower's SuperNode wants it."""
+        """In the form that Flower's SuperNode expects."""
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
 
 @dataclass(frozen=True)
 class SiteKit:
-    """A site's folder of keys and addresses (``[coordinator] kit`` of ``site.toml``).
+    """A site's folder of keys and addresses (``[coordinator] kit`` of ``site.toml``)."""
 
-    Args:
-        folder: Closed to other users, but to those who run the relay.
-    """
-
-    folder: Path
+    folder: Path  # readable only by this user and those who run the relay
 
     @property
     def key(self) -> Path:
-        """Private key of the node, OpenSSH format, made here and never sent."""
+        """Private key of the node, OpenSSH format; never sent."""
         return self.folder / "node.key"
 
     @property
@@ -214,7 +194,7 @@ class SiteKit:
 
     @property
     def secret(self) -> Path:
-        """That SuperNode and SuperExec of this site share."""
+        """Secret that the site's SuperNode and SuperExec share."""
         return self.folder / "superexec.secret"
 
     @property
@@ -224,19 +204,19 @@ class SiteKit:
 
     @property
     def study(self) -> Path:
-        """The study that came with the bundle."""
+        """The bundled study."""
         return self.folder / STUDY_FILE
 
     @property
     def joined(self) -> Path:
-        """Where the coordinator is; there once a bundle is installed."""
+        """The coordinator's address; exists once a bundle is installed."""
         return self.folder / "coordinator.toml"
 
     def coordinator(self) -> Coordinator:
-        """Read where the coordinator is.
+        """Read the coordinator's address.
 
         Raises:
-            InputError: If no bundle is installed, or the file cannot be used.
+            InputError: If no bundle is installed, or the file is invalid.
         """
         try:
             if not self.joined.exists():
@@ -255,12 +235,8 @@ class SiteKit:
 def parse_coordinator(found: dict[str, Any], source: str) -> Coordinator:
     """Make the coordinator's address from the tables of its file.
 
-    Args:
-        found: As `tomllib` gives it.
-        source: Named in errors.
-
     Raises:
-        InputError: If a key is unknown or missing, or a value cannot be.
+        InputError: If a key is unknown or missing, or a value is invalid; begins with ``source``.
     """
     try:
         coordinator = from_table(Coordinator, found, "the file")

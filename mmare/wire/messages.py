@@ -1,7 +1,7 @@
-"""What crosses the wire, in plain dataclasses: no Flower, no torch.
+"""Messages between server and sites as plain dataclasses, without Flower or torch.
 
-A message is one JSON header and at most one flat run of bytes: the tensors one after the other, in the order
-of a `Layout`. Header and layout are versioned: two ends that differ refuse each other instead of misreading.
+A message is one JSON header and at most one flat run of bytes: the tensors in the order of a `Layout`. Both
+are versioned: ends that differ refuse each other instead of misreading.
 """
 
 from __future__ import annotations
@@ -49,25 +49,18 @@ HEADER_RECORD: Final = "mmare"  # of a Flower message: a ConfigRecord with the h
 HEADER_KEY: Final = "header"
 PAYLOAD_RECORD: Final = "tensors"  # of a Flower message: an ArrayRecord with one flat array under PAYLOAD_KEY
 PAYLOAD_KEY: Final = "flat"
-CHUNK_BYTES: Final = 8 << 20  # of it in one request: a usual model goes in one; the door lets 16 MiB in
-PAYLOAD_STYPE: Final = "mmare.flat"  # how the array's bytes are to be read: a run of a Layout
+CHUNK_BYTES: Final = 8 << 20  # of the payload per request: one for a usual model; the proxy accepts 16 MiB
+PAYLOAD_STYPE: Final = "mmare.flat"  # serialisation of the array: a run of a Layout
 
-Endpoint = Callable[
-    [str, bytes], tuple[str, bytes]
-]  # a site as its relay sees it: header and payload both ways
-_ALIGNMENT: Final = 8  # bytes: every tensor of a run starts where any dtype may
+Endpoint = Callable[[str, bytes], tuple[str, bytes]]  # a site as its relay sees it: header, payload both ways
+_ALIGNMENT: Final = 8  # bytes, enough for any dtype
 _ITEM_BYTES: Final = {"float16": 2, "float32": 4, "float64": 8, "int64": 8, "int32": 4, "bool": 1}
 
 Header = TypeVar("Header")
 
 
 class WireError(ValueError):
-    """A message that cannot be understood, or an answer that cannot be used.
-
-    Args:
-        sentence: For people.
-        code: The same for programs.
-    """
+    """An invalid message or reply: a sentence for people, a code for programs."""
 
     def __init__(self, sentence: str, code: Reason | SiteCode = Reason.OTHER) -> None:
         super().__init__(sentence)
@@ -75,7 +68,7 @@ class WireError(ValueError):
 
 
 class Split(StrEnum):
-    """What a patient's row is used for."""
+    """Use of a patient's row."""
 
     TRAIN = "train"
     VAL = "val"
@@ -83,7 +76,7 @@ class Split(StrEnum):
 
 
 class Task(StrEnum):
-    """The calls that a site answers."""
+    """Requests that a site answers."""
 
     DESCRIBE = "describe"
     STATISTICS = "statistics"
@@ -108,7 +101,7 @@ class TensorSpec:
 
 @dataclass(frozen=True)
 class Layout:
-    """Which tensors a flat run of bytes holds, in which order.
+    """The tensors of a flat run of bytes, in order.
 
     Example:
         >>> layout = Layout((TensorSpec("w", "float32", (2, 3)), TensorSpec("n", "int64", ())))
@@ -120,7 +113,7 @@ class Layout:
 
     @property
     def offsets(self) -> tuple[int, ...]:
-        """First byte of each tensor, and the length of the run."""
+        """First byte of each tensor, then the length of the run."""
         ends = accumulate(-(-tensor.size // _ALIGNMENT) * _ALIGNMENT for tensor in self.tensors)
         return (0, *ends)
 
@@ -131,89 +124,56 @@ class Layout:
 
     @property
     def fingerprint(self) -> str:
-        """Hex digest of version, names, dtypes and shapes: equal at both ends or refused."""
+        """Hex digest of version, names, dtypes and shapes; both ends must agree."""
         content = json.dumps([WIRE_VERSION, *([t.name, t.dtype, list(t.shape)] for t in self.tensors)])
         return hashlib.sha256(content.encode()).hexdigest()[:16]
 
 
 @dataclass(frozen=True)
 class Request:
-    """What the server asks of a site.
-
-    Args:
-        task: One of the four calls.
-        run: Name of the run, under which a site keeps its state.
-        study: Tables of the study; the site checks their hash against what it approved.
-        round: Of the training, from 1; 0 before and after.
-        splits: To evaluate the received model on.
-        patterns: Whether to evaluate per presence pattern too.
-        train: Whether to train after evaluating.
-        state_round: Round whose kept state (optimiser moments, local parts) to start from; nothing for none.
-        keep_round: Round whose kept state must not be forgotten: that of the best model so far.
-        layout: Fingerprint of the tensors sent along; empty where none are.
-        rate_factor: Of the study's step sizes in this round.
-        gap: Whether to evaluate the trained model on the validation rows too.
-        subsets: Whether to evaluate every subset of modalities too.
-        final: Nothing will be trained any more in this run: what was kept for it can go.
-    """
+    """A request of the server to a site."""
 
     task: Task
-    run: str
-    study: Mapping[str, Any]
-    round: int = 0
-    splits: tuple[Split, ...] = ()
-    patterns: bool = False
-    train: bool = False
-    state_round: int | None = None
-    keep_round: int | None = None
-    layout: str = ""
-    rate_factor: float = 1.0
-    gap: bool = False
-    subsets: bool = False
-    final: bool = False
+    run: str  # its name; the site keeps state under it
+    study: Mapping[str, Any]  # its tables; the site compares their hash with what it approved
+    round: int = 0  # of training, from 1; 0 before and after
+    splits: tuple[Split, ...] = ()  # to evaluate the received model on
+    patterns: bool = False  # evaluate per presence pattern too
+    train: bool = False  # after evaluating
+    state_round: int | None = None  # whose kept state (optimiser moments, local parts) to start from
+    keep_round: int | None = None  # whose kept state not to delete: that of the best model so far
+    layout: str = ""  # fingerprint of the payload; empty without one
+    rate_factor: float = 1.0  # of the study's learning rates
+    gap: bool = False  # evaluate the trained model on the validation rows too
+    subsets: bool = False  # evaluate every subset of modalities too
+    final: bool = False  # the run trains no more: its kept state can be deleted
 
 
 @dataclass(frozen=True)
 class Counts:
-    """Sizes of groups; ``null`` where a group is too small to be told.
+    """Sizes of groups; ``None`` where a group is too small to disclose."""
 
-    Args:
-        splits: Rows per split and class name.
-        patterns: Rows per split and presence pattern, 1 and 0 in slot order.
-    """
-
-    splits: Mapping[str, Mapping[str, int | None]] = field(default_factory=dict)
-    patterns: Mapping[str, Mapping[str, int | None]] = field(default_factory=dict)
+    splits: Mapping[str, Mapping[str, int | None]] = field(default_factory=dict)  # split, class name
+    patterns: Mapping[str, Mapping[str, int | None]] = field(default_factory=dict)  # split, such as "1011"
 
 
 @dataclass(frozen=True)
 class RollCall:
-    """What a site says of itself before a run.
-
-    Args:
-        site: Id.
-        study_hash: Of the study that it was asked about and approved.
-        software: Version of this package.
-        encoders: Fingerprint per modality that the site has.
-        counts: With small groups withheld.
-        samples: Train rows.
-        held_rounds: Rounds of this run of which it keeps optimiser state.
-        notes: What a reader of the result must know of the site's features, such as untrained encoders.
-    """
+    """A site's description of itself before a run."""
 
     site: str
-    study_hash: str
-    software: str
-    encoders: Mapping[str, str]
-    counts: Counts
-    samples: int
-    held_rounds: tuple[int, ...] = ()
-    notes: tuple[str, ...] = ()
+    study_hash: str  # of the requested study, which it approved
+    software: str  # version of this package
+    encoders: Mapping[str, str]  # fingerprint per modality that the site has
+    counts: Counts  # without small groups
+    samples: int  # train rows
+    held_rounds: tuple[int, ...] = ()  # of this run, whose state it keeps
+    notes: tuple[str, ...] = ()  # caveats about the site's features, such as untrained encoders
 
 
 @dataclass(frozen=True)
 class Moments:
-    """Sums over the train rows that have a modality; ``n`` is 0 where there are too few to be told."""
+    """Sums over the train rows that have a modality; ``n`` is 0 where they are too few to disclose."""
 
     modality: str
     n: int
@@ -234,10 +194,9 @@ class Evaluation:
     """Metric states of a model on one split.
 
     Args:
-        split: Whose rows.
-        state: Of all of them.
-        patterns: Per presence pattern, 1 and 0 in slot order.
-        subsets: Per subset of modalities, written alike: of the rows that have them, all others hidden.
+        patterns: States per presence pattern, 1 and 0 in slot order.
+        subsets: States per subset of modalities, written alike, over the rows that have them, all other
+            modalities hidden.
     """
 
     split: Split
@@ -248,43 +207,28 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class Update:
-    """What a site returns of a round; the changed tensors travel beside it.
-
-    Args:
-        site: Id.
-        round: That it answers.
-        samples: Draws of training samples.
-        exposures: Draws per block of the phase.
-        evaluations: Of the received model.
-        train_loss: Mean over draws; nothing where the site did not train.
-        norm: L2 norm of the change.
-        seconds: Per phase.
-        layout: Fingerprint of the tensors sent along; empty where none are.
-        blocks: Whose tensors are sent along, in the model's order.
-        trained: Evaluation of the trained model on the validation rows, where asked for.
-    """
+    """A site's reply of a round; the changed tensors are the payload."""
 
     site: str
     round: int
-    samples: int = 0
-    exposures: Mapping[str, int] = field(default_factory=dict)
-    evaluations: tuple[Evaluation, ...] = ()
-    train_loss: float | None = None
-    norm: float | None = None
-    seconds: Mapping[str, float] = field(default_factory=dict)
-    layout: str = ""
-    blocks: tuple[str, ...] = ()
-    trained: Evaluation | None = None
+    samples: int = 0  # draws of training samples
+    exposures: Mapping[str, int] = field(default_factory=dict)  # draws per block of the phase
+    evaluations: tuple[Evaluation, ...] = ()  # of the received model
+    train_loss: float | None = None  # mean over draws; ``None`` without training
+    norm: float | None = None  # L2 norm of the change
+    seconds: Mapping[str, float] = field(default_factory=dict)  # per step of the site's work
+    layout: str = ""  # fingerprint of the payload; empty without one
+    blocks: tuple[str, ...] = ()  # in the payload, in the model's order
+    trained: Evaluation | None = None  # of the trained model on the validation rows, if requested
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """How two models did on the same rows.
+    """Two models on the same rows.
 
     Args:
-        site: Id.
-        cells: Per class name, rows that both, the first alone, the second alone, neither predicted right; a
-            class that is too small to be told is not there.
+        cells: Per class name, rows that both, only the first, only the second, neither predicted correctly;
+            without classes too small to disclose.
     """
 
     site: str
@@ -293,13 +237,13 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Refusal:
-    """A site's answer where it cannot do what it was asked."""
+    """A site's reply when it cannot fulfil a request."""
 
     code: SiteCode
 
 
 def encode(header: Any) -> str:  # noqa: ANN401 - any dataclass of this module
-    """One of this module's dataclasses as JSON, with the version of the wire.
+    """One of this module's dataclasses as JSON, with `WIRE_VERSION`.
 
     Raises:
         ValueError: If a number is not finite.
@@ -309,14 +253,10 @@ def encode(header: Any) -> str:  # noqa: ANN401 - any dataclass of this module
 
 
 def decode(kind: type[Header], text: str) -> Header:
-    """Read what `encode` wrote.
-
-    Args:
-        kind: The dataclass that is expected.
-        text: JSON from the other end.
+    """Parse and validate what `encode` wrote.
 
     Raises:
-        WireError: If it is not that, in this version, with fields of the right kinds.
+        WireError: If it is not a message of this kind and version with fields of the right types.
 
     Example:
         >>> decode(Refusal, encode(Refusal(SiteCode.DATA)))
@@ -338,5 +278,5 @@ def decode(kind: type[Header], text: str) -> Header:
 
 
 def _refuse_constant(name: str) -> float:
-    """NaN and infinity are not JSON; Python reads them unless told otherwise."""
+    """NaN and infinity are not JSON, but Python parses them by default."""
     raise ValueError(name)

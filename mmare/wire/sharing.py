@@ -1,4 +1,4 @@
-"""What of a model is federated: which parameters stay at a site, and how the others travel."""
+"""Which parameters of a model are federated, and how they travel."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ def local_parameters(model: MultimodalModel, study: Study) -> frozenset[str]:
 
 
 def federated_blocks(model: MultimodalModel, study: Study) -> tuple[Block, ...]:
-    """The model's blocks without what stays at the sites.
+    """The model's blocks without the parameters that stay at the sites.
 
     Raises:
-        StudyError: If the model has no such part, or nothing would be left to federate.
+        StudyError: If the model has no such part, or nothing is left to federate.
     """
     for part in study.federation.local:
         if not model.part(part):
@@ -43,15 +43,14 @@ def federated_blocks(model: MultimodalModel, study: Study) -> tuple[Block, ...]:
 
 
 def keeps_state(study: Study) -> bool:
-    """Whether sites keep something between rounds: optimiser moments or local parts."""
+    """Whether sites keep optimiser moments or local parts between rounds."""
     return study.training.optimizer_state is OptimizerState.KEEP or bool(study.federation.local)
 
 
 def on_wire(changed: Mapping[str, Tensor], origin: Mapping[str, Tensor], wire: Wire) -> dict[str, Tensor]:
-    """Trained tensors as they travel: as they are, or their change in half precision.
+    """Trained tensors for sending: unchanged, or their change in half precision.
 
-    A change of a round is small against its parameter: halved, it keeps three digits of itself, where the
-    parameter would keep three digits of something hundreds of times larger.
+    Half precision keeps three digits; a round's change is hundreds of times smaller than its parameter.
 
     Example:
         >>> import torch
@@ -64,7 +63,7 @@ def on_wire(changed: Mapping[str, Tensor], origin: Mapping[str, Tensor], wire: W
 
 
 def from_wire(received: Mapping[str, Tensor], origin: Mapping[str, Tensor], wire: Wire) -> dict[str, Tensor]:
-    """What `on_wire` sent, as tensors of the model again.
+    """Restore the model tensors that `on_wire` sent.
 
     Example:
         >>> import torch

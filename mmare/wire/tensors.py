@@ -26,18 +26,13 @@ _DTYPES: Final = {
 
 
 def global_tensors(model: nn.Module, without: Collection[str] = ()) -> dict[str, Tensor]:
-    """What the server sends: parameters and buffers by name, sharing memory with the model.
-
-    Args:
-        model: Any.
-        without: Names that are left out: parts that stay at the sites.
-    """
+    """Parameters and buffers by name, as the server sends them; they share memory with the model."""
     tensors = model.state_dict(keep_vars=False)
     return {name: value for name, value in tensors.items() if name not in without}
 
 
 def trained_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """The parameters by name, sharing memory with the model."""
+    """The parameters by name; they share memory with the model."""
     return {name: value.detach() for name, value in model.named_parameters()}
 
 
@@ -63,7 +58,7 @@ def pack(tensors: Mapping[str, Tensor]) -> Tensor:
 
 
 def copy_tensors(into: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> None:
-    """Copy named tensors into others of the same names, shapes and dtypes, on any device.
+    """Copy tensors into those of the same names, on any device.
 
     Raises:
         ValueError: If a tensor is missing or has another shape.
@@ -76,11 +71,7 @@ def copy_tensors(into: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> No
 
 
 def unpack(run: Tensor, layout: Layout) -> dict[str, Tensor]:
-    """Views of a flat run as named tensors.
-
-    Args:
-        run: ``(bytes,)`` uint8.
-        layout: Of the run.
+    """Views of a flat run ``(bytes,)`` uint8 as named tensors.
 
     Raises:
         WireError: If the run has another length.
@@ -101,8 +92,7 @@ def unpack(run: Tensor, layout: Layout) -> dict[str, Tensor]:
 def is_finite(tensors: Mapping[str, Tensor]) -> bool:
     """Whether no floating value is NaN or infinite.
 
-    One sum per tensor tells: NaN and infinity survive adding. Finite values so large that their sum
-    overflows are refused too.
+    Checks one sum per tensor, so finite values whose sum overflows count as infinite.
     """
     sums = [value.sum() for value in tensors.values() if value.is_floating_point()]
     return not sums or bool(torch.stack([total.double() for total in sums]).isfinite().all())
