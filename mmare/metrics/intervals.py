@@ -1,4 +1,4 @@
-"""Bootstrap intervals of the metrics, drawn from a `MetricState` alone: nobody needs the rows.
+"""Bootstrap intervals of the metrics from a `MetricState`, without the rows.
 
 A row is known by its cell, so drawing rows with replacement is drawing cells in proportion to their counts:
 the bootstrap over rows (Efron & Tibshirani 1993, ch. 13: percentile intervals), stratified by true class.
@@ -14,29 +14,19 @@ from mmare.metrics.state import BINARY, MetricState, class_scores, ranked_auc
 
 __all__ = ["bootstrap_intervals", "draw_cells"]
 
-_CELLS_AT_ONCE = 2**22  # times resamples, held in memory at a time: 32 MiB of float64, a few times over
+_CELLS_AT_ONCE = 2**22  # cells x resamples in memory at a time: a few times 32 MiB of float64
 
 
 def bootstrap_intervals(
     state: MetricState, positive: int | None, seed: int, resamples: int = 1000, level: float = 0.95
 ) -> dict[str, list[float] | None]:
-    """Percentile intervals of the metrics of predicted classes and of the AUC.
+    """Percentile intervals ``[low, high]`` of the metrics of predicted classes and of the AUC.
 
-    Rows are resampled within each true class, so a metric that is defined for the rows is defined for every
-    resample. Of two classes, predicted class and score of a row are drawn together. Of more, the confusion
-    matrix and each one-vs-rest histogram are drawn independently, because the state does not say which
-    scores belong to one row; where they rise and fall together, the interval of the mean AUC is too narrow.
-    The time grows with the resamples and the occupied cells, not with the rows.
-
-    Args:
-        state: Rows of one site or merged.
-        positive: As in `MetricState.compute`.
-        seed: Of the draws; the same state and seed give the same bits.
-        resamples: Number of draws, at least 1.
-        level: Share of the resamples inside the interval.
-
-    Returns:
-        ``[low, high]`` per metric, ``None`` where `MetricState.compute` gives ``None``.
+    Rows are resampled within each true class, so a metric is ``None`` exactly where `MetricState.compute`
+    gives ``None``. With two classes, predicted class and score of a row are drawn together. With more, the
+    confusion matrix and each one-vs-rest histogram are drawn independently, because the state does not say
+    which scores belong to one row; where they are correlated, the interval of the mean AUC is too narrow.
+    Time grows with the resamples (at least 1) and the occupied cells, not with the rows.
 
     Example:
         >>> logits = torch.tensor([[2.0, 0.0], [0.0, 1.0], [1.0, 0.0], [0.0, 3.0]])
@@ -61,7 +51,7 @@ def bootstrap_intervals(
 def _scores_of_resamples(
     state: MetricState, positive: int | None, resamples: int, generator: torch.Generator
 ) -> dict[str, Tensor | None]:
-    """``(R,)`` float64 per metric, ``None`` where it is not defined."""
+    """``(R,)`` float64 per metric, ``None`` where undefined."""
     draw = _draw_binary if state.n_classes == BINARY else _draw_one_vs_rest
     confusion, auc = draw(state, resamples, generator)
     return {**class_scores(confusion, positive), "auc": auc if all(state.counts) else None}
@@ -94,19 +84,11 @@ def _draw_one_vs_rest(
 
 
 def draw_cells(cells: Tensor, resamples: int, generator: torch.Generator) -> Tensor:
-    """Draw as many rows as there are, with replacement, and count them by cell.
+    """Resample as many rows as ``cells`` (int64 counts) hold; counts ``(R, *cells.shape)`` float64.
 
     The counts are multinomial, drawn by halving: how many of a group's rows fall into its left half is
     binomial, then each half is a group. So the cost is that of the occupied cells, however many rows a
-    state from elsewhere claims.
-
-    Args:
-        cells: Any shape, int64 counts.
-        resamples: R.
-        generator: Source of the draws.
-
-    Returns:
-        ``(R, *cells.shape)`` float64.
+    received state claims.
     """
     occupied = cells.flatten().nonzero().squeeze(1)  # (U,)
     group = cells.flatten()[occupied].double()  # (U,)

@@ -1,10 +1,8 @@
-"""Classification metrics as sums that sites send and the server adds: `MetricState`.
+"""Classification metrics as sums that sites send and the server adds.
 
-A metric is ``of`` (update), ``merge``, ``compute``. An average of site AUCs is not the AUC of all rows, so a
-site sends counts and sums, never ratios, and merged states give the value of the pooled rows. Everything is
-kept per true class, because the privacy rule withholds small groups of "split x class".
-
-The letters are B rows, K classes; N is `N_BINS`, C is `N_CALIBRATION_BINS`.
+An average of site AUCs is not the AUC of all rows, so a site sends counts and sums, never ratios, and merged
+states give the metrics of the pooled rows. Sums are per true class, because small groups of "split x class"
+are withheld. Letters: B rows, K classes, N `N_BINS`, C `N_CALIBRATION_BINS`.
 """
 
 from __future__ import annotations
@@ -29,31 +27,31 @@ __all__ = [
     "ranked_auc",
 ]
 
-BINARY = 2  # classes: the only number for which one score and a positive class describe a row
+BINARY = 2  # classes, for which one score and a positive class describe a row
 N_BINS = 2048  # of a score over [0, 1]; a power of two, so that p * N_BINS is exact and 0.5 is an edge
 N_CALIBRATION_BINS = 15  # of the top-class confidence over [0, 1], as in Guo et al. 2017
-MAX_ROWS = 2**40  # per class of one state: more than mankind, and sums of such counts stay far from 2**63
-MAX_LOG_LOSS = 1e39  # nats per row: float32 logits cannot reach it, and sums of it stay finite
-_TOLERANCE = 1e-6  # relative, of the limits that a float sum is held to: well above rounding
+MAX_ROWS = 2**40  # per class of one state: sums of such counts stay far from 2**63
+MAX_LOG_LOSS = 1e39  # nats per row: out of reach of float32 logits, and sums stay finite
+_TOLERANCE = 1e-6  # relative, when a received float sum is checked: well above rounding
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class MetricState:
-    """What is known of the predictions for a set of rows; states of disjoint sets of rows can be merged.
+    """Sums over the predictions for a set of rows; states of disjoint sets can be merged.
 
-    Tensors are on the CPU and are never changed. The first axis is always the true class.
+    Immutable CPU tensors, whose first axis is the true class.
 
     Args:
         confusion: ``(K, K)`` int64, rows by true and predicted class.
-        histogram: ``(K, K, N)`` int64. Of two classes: rows by true class, predicted class and bin of the
-            probability of class 1, so that accuracy and AUC can be resampled together. Of more: rows by true
-            class, scored class k and bin of the probability of k (each row counts once for every k).
-        losses: ``(K, 2)`` float64, two sums. The log-loss is the negative log-likelihood, in nats and not
-            clipped. The Brier score is the squared error of the probability of class 1 for two classes, and
-            summed over all classes for more (Brier's own definition, which for two would be twice as large).
-        calibration: ``(K, 3, C)`` float64, by bin of the probability of the predicted class: rows, how many
-            of them were predicted correctly, sum of that probability. Counts below 2^53 are exact.
-        withheld: Indices of the classes that a site left out because too few rows are of them, sorted.
+        histogram: ``(K, K, N)`` int64. K = 2: rows by true class, predicted class and bin of the probability
+            of class 1, so that accuracy and AUC can be resampled together. K > 2: rows by true class, scored
+            class k and bin of the probability of k (each row counts once for every k).
+        losses: ``(K, 2)`` float64 sums. The log-loss is the unclipped negative log-likelihood in nats. The
+            Brier score is the squared error of the probability of class 1 for K = 2, else summed over all
+            classes (Brier's definition, which for K = 2 would be twice as large).
+        calibration: ``(K, 3, C)`` float64, by bin of the probability of the predicted class: rows, correctly
+            predicted rows, sum of that probability. Counts below 2^53 are exact.
+        withheld: Sorted indices of the classes that a site left out because they have too few rows.
 
     Example:
         >>> logits = torch.tensor([[2.0, 0.0], [0.0, 1.0], [1.0, 0.0], [0.0, 3.0]])
@@ -84,11 +82,9 @@ class MetricState:
 
     @classmethod
     def of(cls, logits: Tensor, labels: Tensor) -> MetricState:
-        """The state of a batch; the predicted class is the first of the largest logits.
+        """The state of logits ``(B, K)`` and labels ``(B,)`` int64; B = 0 is allowed.
 
-        Args:
-            logits: ``(B, K)`` float; B = 0 is allowed.
-            labels: ``(B,)`` int64 in ``0 .. K - 1``.
+        The predicted class is the first of the largest logits.
 
         Raises:
             ValueError: If a logit is not finite, or two float64 logits are further apart than float32 can be.
@@ -140,7 +136,7 @@ class MetricState:
         """The state of the rows of both: counts are exact, float sums agree within rounding.
 
         Raises:
-            ValueError: If the two are not of the same number of classes.
+            ValueError: If the numbers of classes differ.
         """
         if self.n_classes != other.n_classes:
             raise ValueError(f"cannot merge states of {self.n_classes} and {other.n_classes} classes")
@@ -148,7 +144,7 @@ class MetricState:
         return MetricState(*sums, withheld=tuple(sorted({*self.withheld, *other.withheld})))
 
     def withhold(self, min_count: int) -> MetricState:
-        """The state as it may leave a site: a class of fewer than ``min_count`` rows counts as of none."""
+        """The state as it may leave a site: without classes of fewer than ``min_count`` rows."""
         small = [index for index, count in enumerate(self.counts) if 0 < count < min_count]
         if not small:
             return self
@@ -156,16 +152,13 @@ class MetricState:
         return MetricState(*kept, withheld=tuple(sorted({*self.withheld, *small})))
 
     def compute(self, positive: int | None) -> dict[str, float | int | None]:
-        """The metrics of the rows; one that is not defined is ``None``, never NaN.
+        """The metrics of the rows, ``None`` (never NaN) where undefined.
 
-        ``log_loss``, ``brier`` and ``ece`` need a row, ``auc`` and ``balanced_log_loss`` (the mean over
-        classes of their log-loss) one of every class, the others what `class_scores` says. ``auc`` counts
-        pairs that share a bin as half, see `auc_error_bound`; of two classes it is the same whichever is
-        positive, of more it is the plain mean over one-vs-rest. ``ece`` is the expected calibration error
-        (Guo et al. 2017, eq. 3), except that bins are closed on the left.
-
-        Args:
-            positive: Class index of the binary f1, precision and recall.
+        ``positive`` is the class of the binary f1, precision and recall. ``log_loss``, ``brier`` and ``ece``
+        need a row, ``auc`` and ``balanced_log_loss`` (mean over classes of their log-loss) one of every
+        class; for the others see `class_scores`. ``auc`` counts pairs that share a bin as half
+        (`auc_error_bound`); for K > 2 it is the unweighted mean over one-vs-rest. ``ece`` is the expected
+        calibration error (Guo et al. 2017, eq. 3), except that bins are closed on the left.
         """
         n = self.n
         scores = class_scores(self.confusion[None].double(), positive)
@@ -183,9 +176,9 @@ class MetricState:
         }
 
     def auc_error_bound(self) -> float | None:
-        """The largest distance between the AUC of `compute` and that of the unbinned scores.
+        """Largest difference between the AUC of `compute` and that of the unbinned scores.
 
-        Only a positive and a negative that share a bin can be counted wrongly, each such pair by one half.
+        Only a positive and a negative in one bin can be counted wrongly, each such pair by one half.
         """
         if not all(self.counts):
             return None
@@ -194,7 +187,7 @@ class MetricState:
         return shared.mean().item() / 2
 
     def to_dict(self) -> dict[str, Any]:
-        """The state as JSON-able content; a class without rows is ``None``, a bin without rows is absent."""
+        """The state for JSON; a class without rows is ``None``, a bin without rows is absent."""
         return {
             "bins": [N_BINS, N_CALIBRATION_BINS],
             "classes": [self._entry(true) if count else None for true, count in enumerate(self.counts)],
@@ -203,10 +196,10 @@ class MetricState:
 
     @classmethod
     def from_dict(cls, content: object, n_classes: int) -> MetricState:
-        """The state that `to_dict` wrote; it comes from another machine and nothing in it is believed.
+        """Validate and read what `to_dict` wrote on another machine.
 
         Raises:
-            ValueError: If anything is not as `to_dict` writes it, or the sums contradict each other.
+            ValueError: If anything differs from the format, or the sums contradict each other.
         """
         bins, classes, withheld = _fields(content, ("bins", "classes", "withheld"), "the state")
         _require(bins == [N_BINS, N_CALIBRATION_BINS], "the state has other bins")
@@ -222,7 +215,7 @@ class MetricState:
         return self.confusion, self.histogram, self.losses, self.calibration
 
     def _entry(self, true: int) -> dict[str, Any]:
-        """What `to_dict` says of one class; `_read_class` reverses it."""
+        """One class of `to_dict`; `_read_class` reverses it."""
         log_loss, brier = self.losses[true].tolist()
         rows, hits, confidence = self.calibration[true]
         return {
@@ -236,23 +229,20 @@ class MetricState:
 
 
 def merge_all(states: Iterable[MetricState], n_classes: int) -> MetricState:
-    """Merge in the given order, which callers keep the same: float addition is not associative."""
+    """Merge in the given order, which callers must fix: float addition is not associative."""
     return reduce(MetricState.merge, states, MetricState.empty(n_classes))
 
 
 def class_scores(confusion: Tensor, positive: int | None) -> dict[str, Tensor | None]:
-    """Metrics of predicted classes, for many confusion matrices with the same rows per class (resamples).
+    """Metrics ``(R,)`` of predicted classes, ``None`` where undefined.
 
-    As in scikit-learn with ``zero_division=0`` a class that is never predicted has precision and f1 zero. A
-    class without rows is another matter: there ``balanced_accuracy``, ``macro_*``, ``f1`` and ``precision``
-    are not defined (``recall`` needs rows of the positive class only, ``accuracy`` of any).
+    As in scikit-learn with ``zero_division=0`` a class that is never predicted has precision and f1 zero. If
+    a class has no rows, ``balanced_accuracy``, ``macro_*``, ``f1`` and ``precision`` are undefined
+    (``recall`` needs rows of the positive class only, ``accuracy`` of any).
 
     Args:
-        confusion: ``(R, K, K)`` float64, rows by true and predicted class.
+        confusion: ``(R, K, K)`` float64, rows by true and predicted class; all with the same rows per class.
         positive: Class index of f1, precision and recall; without it, or with K > 2, they are ``None``.
-
-    Returns:
-        ``(R,)`` float64 per metric, or ``None`` where it is not defined.
     """
     hits = confusion.diagonal(dim1=1, dim2=2)  # (R, K)
     rows, predicted = confusion.sum(dim=2), confusion.sum(dim=1)  # (R, K), (R, K)
@@ -277,13 +267,9 @@ def class_scores(confusion: Tensor, positive: int | None) -> dict[str, Tensor | 
 
 
 def one_vs_rest(histogram: Tensor) -> tuple[Tensor, Tensor]:
-    """Histograms of the positives and the negatives of every score.
+    """Histograms ``(S, N)`` of the positives and the negatives of every score.
 
-    Args:
-        histogram: ``(K, K, N)`` as in `MetricState`.
-
-    Returns:
-        Two ``(S, N)`` int64: S = 1 for two classes (class 1 is positive), else S = K (class s is positive).
+    S = 1 for two classes (class 1 is positive), else S = K (class s is positive).
     """
     if len(histogram) == BINARY:
         negative, positive = histogram.sum(dim=1, keepdim=True)  # (1, N) each
@@ -293,14 +279,9 @@ def one_vs_rest(histogram: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def ranked_auc(positive: Tensor, negative: Tensor) -> Tensor:
-    """Probability that a positive scores higher than a negative, pairs in one bin counting half.
+    """Probability ``(...)`` that a positive scores higher than a negative, ties counting half.
 
-    Args:
-        positive: ``(..., N)`` counts by bin of the score, not all zero.
-        negative: ``(..., N)`` likewise.
-
-    Returns:
-        ``(...)`` float64.
+    Both are ``(..., N)`` counts by bin of the score, not all zero.
     """
     positive, negative = positive.double(), negative.double()
     below = negative.cumsum(dim=-1) - negative / 2  # (..., N)
@@ -308,7 +289,7 @@ def ranked_auc(positive: Tensor, negative: Tensor) -> Tensor:
 
 
 def _bin(value: Tensor, n_bins: int) -> Tensor:
-    """Index of the equal bin of [0, 1] that holds a value; bins are closed on the left, the last on both."""
+    """Index of the equal-width bin of [0, 1]; bins are closed on the left, the last on both sides."""
     return (value * n_bins).long().clamp(max=n_bins - 1)
 
 
@@ -320,7 +301,7 @@ def _sparse(*columns: Tensor) -> list[list[int | float]]:
 
 
 def _read_class(entry: object, true: int, k: int) -> tuple[Tensor, ...]:
-    """Check what was received of one true class, and give its row of each tensor of a state."""
+    """Validate the received entry of one true class; its row of each tensor of a state."""
     if entry is None:
         return tuple(tensor[true] for tensor in MetricState.empty(k)._tensors)
     where, names = f"class {true}", ("n", "confusion", "histogram", "log_loss", "brier", "calibration")
@@ -366,7 +347,7 @@ def _read_calibration(content: object, n: int, hits: int, where: str) -> Tensor:
 
 
 def _read_sparse(content: object, width: int, n_bins: int, where: str) -> tuple[list[int], list[list[Any]]]:
-    """Bins, in range and rising, and the entries of `_sparse`, whose values are still to be checked."""
+    """Validated rising bins, and the entries of `_sparse` with values still to be validated."""
     entries = [_items(entry, width, where) for entry in _items(content, None, where)]
     bins = [_whole(entry[0], n_bins - 1, where) for entry in entries]
     _require(bins == sorted(set(bins)), f"{where} bins do not rise")
