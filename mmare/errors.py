@@ -1,4 +1,4 @@
-"""The errors that a person may see, and the exit code that each stands for.
+"""Errors that a person may see, and their exit codes.
 
 ::
 
@@ -8,7 +8,7 @@
     │   ├── StudyError    a study file or an override of it
     │   └── DataError     a manifest, a table or a features file
     ├── RunError          a run that failed, resumable: exit code 1
-    └── SiteError         what a hospital answers: a code of `SiteCode`, never a path, an id or a value
+    └── SiteError         a hospital's refusal: a `SiteCode`, never a path, an id or a value
 """
 
 from __future__ import annotations
@@ -59,14 +59,14 @@ class Ending(StrEnum):
 
 
 class MmareError(Exception):
-    """Base of every error that is answered with one sentence instead of a traceback."""
+    """Base of errors shown as one sentence instead of a traceback."""
 
     exit_code = 1
     ending = Ending.OTHER  # of a run that it stops
 
 
 class InputError(MmareError):
-    """Input or settings that cannot be used; the sentence names where, what was found, what was expected."""
+    """Invalid input or settings; the message names the place, what was found, what was expected."""
 
     exit_code = 2
 
@@ -76,20 +76,15 @@ class BusyError(InputError):
 
 
 class StudyError(InputError):
-    """A study that cannot be read or contradicts itself."""
+    """An unreadable or contradictory study."""
 
 
 class DataError(InputError):
-    """A site's table, manifest or features file that cannot be used."""
+    """An invalid table, manifest or features file of a site."""
 
 
 class RunError(MmareError):
-    """A run that stopped before its end; what was finished is kept and the same command resumes it.
-
-    Args:
-        sentence: For people.
-        ending: The same for programs.
-    """
+    """A run that stopped early; the same command resumes it. ``ending`` tells programs why."""
 
     def __init__(self, sentence: str, ending: Ending = Ending.OTHER) -> None:
         super().__init__(sentence)
@@ -97,31 +92,27 @@ class RunError(MmareError):
 
 
 class SiteCode(StrEnum):
-    """Why a site did not do what it was asked: the only words about it that leave the site."""
+    """Why a site refused a request: all that leaves the site about it."""
 
-    MESSAGE = "S101"  # the message could not be understood
+    MESSAGE = "S101"  # invalid message
     STUDY = "S102"  # the study is not the approved one
     NODES = "S103"  # the federation has another number of nodes than sites
     DATA = "S201"  # the site's data cannot be used for this study
     NON_FINITE = "S203"  # training or evaluation produced NaN or infinity
     STATE = "S204"  # the site's kept optimiser state is missing or damaged
     EMPTY = "S205"  # no rows to train on
-    RELEASE = "S301"  # what was to leave is not what the approved study lets out
-    NORM = "S302"  # the update is longer than the site lets out
-    RELEASES = "S303"  # as many answers have left for this study as the site allows
-    AUDIT = "S304"  # the release could not be written to the site's audit log, so nothing left
-    WORKER = "S401"  # the site worker does not answer: it is not running, or ended in the middle
-    LATE = "S402"  # the site worker did not answer before the study's deadline
+    RELEASE = "S301"  # the reply is not what the approved study releases
+    NORM = "S302"  # the update's norm exceeds the site's limit
+    RELEASES = "S303"  # the site's limit of releases for this study is reached
+    AUDIT = "S304"  # the audit log could not be written, so nothing was released
+    WORKER = "S401"  # the site worker does not reply: not running, or it ended
+    LATE = "S402"  # the site worker missed the study's deadline
     INTERNAL = "S500"  # anything else; the detail is in the site's own log
 
 
 class SiteError(MmareError):
-    """What a hospital answers instead of a result.
-
-    Args:
-        code: One of `SiteCode`. Nothing else is kept, so nothing else can leave.
-    """
+    """A hospital's refusal. It carries a code only, so nothing else can leave."""
 
     def __init__(self, code: SiteCode) -> None:
-        super().__init__(code)  # the member, not its text: an error that is pickled is made again from it
+        super().__init__(code)  # the member, not its text: unpickling calls the class with it
         self.code = code

@@ -1,8 +1,4 @@
-"""Random numbers from (seed, site, round) alone: the same on any backend, in any order, after a resume.
-
-Modules draw their first values from PyTorch's global state, which all threads share: `global_draws` is for
-them.
-"""
+"""Random numbers from (seed, site, round) alone: the same on any backend, in any order, after a resume."""
 
 from __future__ import annotations
 
@@ -22,7 +18,7 @@ _GLOBAL: Final = Lock()
 
 
 def generator_for(seed: int, site: str, round_number: int) -> torch.Generator:
-    """A CPU generator for what one site draws in one round.
+    """A CPU generator for one site in one round.
 
     Example:
         >>> a, b = generator_for(0, "tcga", 3), generator_for(0, "tcga", 3)
@@ -35,7 +31,7 @@ def generator_for(seed: int, site: str, round_number: int) -> torch.Generator:
 
 @contextmanager
 def global_draws() -> Iterator[None]:
-    """PyTorch's global state for one thread at a time; it is put back when the block ends.
+    """Exclusive use of PyTorch's global state, from which modules initialise; restored afterwards.
 
     Example:
         >>> before = torch.random.get_rng_state()

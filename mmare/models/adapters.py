@@ -1,4 +1,4 @@
-"""From embeddings as sites hold them to one width: scaling, training noise, width adapters."""
+"""Scaling, training noise and width adapters of embeddings."""
 
 from __future__ import annotations
 
@@ -24,30 +24,15 @@ DEVIATION_FLOOR: Final = 1e-6  # features of a ReLU network can be constant
 
 
 def moment_rows(embedding: Tensor, scaling: Scaling) -> Tensor:
-    """Rows whose moments are pooled: after the scaling that needs no moments.
-
-    Args:
-        embedding: ``(N, W)`` rows that have the modality.
-        scaling: Of the modality.
-
-    Returns:
-        ``(N, W)`` float64.
-    """
+    """Rows ``(N, W)`` float64 whose moments are pooled: L2-normalised where that is the scaling."""
     rows = embedding.double()
     return functional.normalize(rows, dim=1) if scaling is Scaling.L2 else rows
 
 
 def pooled_moments(n: int, total: Sequence[float], squares: Sequence[float]) -> tuple[Tensor, Tensor]:
-    """Mean and deviation from sums.
+    """Mean and population standard deviation from the sums of ``n`` rows, ``(W,)`` float32 each.
 
-    Args:
-        n: Rows.
-        total: W sums.
-        squares: W sums of squares.
-
-    Returns:
-        Mean and population standard deviation, ``(W,)`` float32 each, the deviation at least 1e-6; 0 and 1
-        where there is no row.
+    The deviation is at least 1e-6. Without rows they are 0 and 1.
 
     Example:
         >>> pooled_moments(2, [4.0], [10.0])
@@ -62,14 +47,10 @@ def pooled_moments(n: int, total: Sequence[float], squares: Sequence[float]) -> 
 
 
 class InputScaling(nn.Module):
-    """Scale embeddings by buffers that the federation pooled, so that a saved model needs nothing else.
+    """Scale embeddings with pooled moments that are saved with the model.
 
-    Each modality has the buffers ``mean_j`` and ``deviation_j`` ``(W_j,)``: of the train rows that have the
-    modality, after L2 normalisation where that is the scaling. ``zscore`` uses both; training noise uses the
-    deviation.
-
-    Args:
-        modalities: The study's modalities in slot order.
+    Each modality has the buffers ``mean_j`` and ``deviation_j`` ``(W_j,)`` over its train rows
+    (`moment_rows`). ``zscore`` uses both; training noise uses the deviation.
     """
 
     def __init__(self, modalities: Sequence[ModalitySpec]) -> None:
@@ -81,19 +62,15 @@ class InputScaling(nn.Module):
             self.register_buffer(f"deviation_{slot}", torch.ones(width))
 
     def set_moments(self, slot: int, mean: Tensor, deviation: Tensor) -> None:
-        """Fill the buffers of one modality with ``(W,)`` tensors."""
+        """Set the buffers ``(W,)`` of one modality."""
         self.get_buffer(f"mean_{slot}").copy_(mean)
         self.get_buffer(f"deviation_{slot}").copy_(deviation)
 
     def forward(self, embedding: Sequence[Tensor], present: Tensor) -> Tensor:
-        """Scale a batch.
-
-        Args:
-            embedding: ``(B, W_j)`` per modality; absent rows may hold anything.
-            present: ``(B, M)`` bool.
+        """Scale ``(B, W_j)`` per modality, whose absent rows may hold anything.
 
         Returns:
-            ``(B, W)``, the modalities side by side (W = sum of widths), zero where absent.
+            ``(B, W)``, the modalities concatenated (W = sum of widths), zero where absent.
         """
         parts = []
         for slot, scaling in enumerate(self.scalings):
@@ -106,15 +83,15 @@ class InputScaling(nn.Module):
         return torch.cat(parts, dim=1)
 
     def _divisor(self, slot: int) -> Tensor:
-        """Deviation of a modality ``(W,)``; 1 where a feature was constant in training, as scikit-learn does.
+        """Deviation of a modality ``(W,)``; 1 where a feature was constant in training, as in scikit-learn.
 
-        Divided by the floor, a patient whose value differs would become a giant.
+        Dividing by the floor would blow up a new patient's deviating value.
         """
         deviation = self.get_buffer(f"deviation_{slot}")
         return torch.where(deviation <= DEVIATION_FLOOR, torch.ones_like(deviation), deviation)
 
     def noise_deviation(self) -> Tensor:
-        """Deviation of the training noise per scaled feature, ``(W,)``; none where a feature was constant."""
+        """Deviation of the training noise per scaled feature, ``(W,)``; about zero for constant features."""
         parts = []
         for slot, scaling in enumerate(self.scalings):
             deviation = self.get_buffer(f"deviation_{slot}")
@@ -123,16 +100,9 @@ class InputScaling(nn.Module):
 
 
 def add_noise(scaled: Tensor, deviation: Tensor, probability: float, generator: Generator) -> Tensor:
-    """Add Gaussian noise to all embeddings of a random share of the patients.
+    """Add Gaussian noise of ``deviation`` ``(W,)`` to all embeddings ``(B, W)`` of random patients.
 
-    Args:
-        scaled: ``(B, W)`` from `InputScaling`.
-        deviation: ``(W,)`` from `InputScaling.noise_deviation`.
-        probability: That a patient gets noise.
-        generator: Source of the draws.
-
-    Returns:
-        ``(B, W)``; absent modalities get noise too, which no model reads.
+    Absent modalities get noise too, which no model reads.
     """
     chosen = torch.rand(len(scaled), 1, generator=generator) < probability  # (B, 1)
     noise = torch.randn(scaled.shape, generator=generator)  # (B, W)
@@ -140,15 +110,7 @@ def add_noise(scaled: Tensor, deviation: Tensor, probability: float, generator: 
 
 
 class WidthAdapters(nn.Module):
-    """Bring modalities side by side to one width: Linear and ReLU where the width differs, else as they are.
-
-    Args:
-        widths: W_j per modality.
-        width: D.
-
-    Raises:
-        ValueError: If the width is not positive.
-    """
+    """Bring modalities to one width D: Linear and ReLU where the width differs, else unchanged."""
 
     def __init__(self, widths: Sequence[int], width: int) -> None:
         super().__init__()
@@ -160,7 +122,7 @@ class WidthAdapters(nn.Module):
         )
 
     def forward(self, scaled: Tensor) -> Tensor:
-        """Adapt ``(B, W)``, modalities side by side, to ``(B, M, D)``."""
+        """Adapt ``(B, W)`` to ``(B, M, D)``."""
         parts = list(torch.split(scaled, list(self.widths), dim=1))
         for slot, adapter in self.adapters.items():
             parts[int(slot)] = functional.relu(adapter(parts[int(slot)]))

@@ -1,4 +1,4 @@
-"""What every model of the registry is, and MMARE itself."""
+"""The base class of all models, and MMARE."""
 
 from __future__ import annotations
 
@@ -28,23 +28,17 @@ if TYPE_CHECKING:
 
 __all__ = ["MMARE", "MultimodalModel"]
 
-_PARTS: Final = {"head": ("head", "heads"), "adapters": ("adapters",)}  # a part, and modules that make it up
+_PARTS: Final = {"head": ("head", "heads"), "adapters": ("adapters",)}  # modules of each part
 
 
 class MultimodalModel(nn.Module, ABC):
     """A classifier over whichever modalities a patient has.
 
-    Scaling is a step of its own: it is frozen once pooled, so that a trainer scales its rows once and not in
-    every step.
-
-    Args:
-        modalities: In slot order.
-        classes: K.
-        options: An instance of the model's own ``Options``, which says what ``[model]`` may set.
+    Scaling is separate: its moments are fixed once pooled, so a trainer scales its rows only once.
     """
 
-    Options: ClassVar[type[Any]]
-    NOTE: ClassVar[str] = ""  # what a reader of its results must know, a sentence: reports show it
+    Options: ClassVar[type[Any]]  # the keys that ``[model]`` may set
+    NOTE: ClassVar[str] = ""  # caveat about its results, a sentence for reports
 
     def __init__(self, modalities: Sequence[ModalitySpec], classes: int, options: Any) -> None:  # noqa: ANN401, ARG002 - the subclass's Options
         super().__init__()
@@ -54,31 +48,19 @@ class MultimodalModel(nn.Module, ABC):
 
     @abstractmethod
     def logits(self, scaled: Tensor, present: Tensor, generator: Generator | None = None) -> Tensor:
-        """Classify scaled rows.
-
-        Args:
-            scaled: ``(B, W)`` from ``self.scaling``.
-            present: ``(B, M)`` bool.
-            generator: Source of a model's own draws while training.
-
-        Returns:
-            ``(B, K)``.
-        """
+        """Logits ``(B, K)`` of rows ``(B, W)`` from ``self.scaling``; training draws from ``generator``."""
 
     @abstractmethod
     def blocks(self) -> tuple[Block, ...]:
-        """The model's parameters, each element in exactly one block."""
+        """Partition of the parameters: each element is in exactly one block."""
 
     def phases(self) -> tuple[Phase, ...]:
-        """What is trained in which rounds: everything in all of them, unless a model says otherwise."""
+        """What is trained in which rounds; by default everything in all of them."""
         every = tuple(block.name for block in self.blocks())
         return (Phase("train", (Objective(self.loss, every),)),)
 
     def part(self, name: str) -> frozenset[str]:
-        """Names of the parameters of a part that can stay at a site: ``norms``, ``head`` or ``adapters``.
-
-        The head and the adapters are the modules of those names, the norms all layer normalisations.
-        """
+        """Parameter names of a part that can stay at a site: ``norms``, ``head`` or ``adapters``."""
         if name == "norms":
             owners = [path for path, module in self.named_modules() if isinstance(module, nn.LayerNorm)]
         else:
@@ -90,16 +72,16 @@ class MultimodalModel(nn.Module, ABC):
         )
 
     def loss(self, scaled: Tensor, present: Tensor, label: Tensor, generator: Generator) -> Tensor:
-        """Training loss of a batch: cross entropy unless a model says otherwise; label ``(B,)`` int64."""
+        """Training loss of a batch, by default cross entropy; label ``(B,)`` int64."""
         return functional.cross_entropy(self.logits(scaled, present, generator), label)
 
     def forward(self, batch: Batch) -> Tensor:
-        """Logits ``(B, K)`` of embeddings as sites hold them."""
+        """Logits ``(B, K)`` of unscaled embeddings."""
         scaled: Tensor = self.scaling(batch.embedding, batch.present)
         return self.logits(scaled, batch.present)
 
     def predict(self, batch: Batch) -> Tensor:
-        """Class probabilities ``(B, K)``, in evaluation mode and without gradients."""
+        """Class probabilities ``(B, K)`` in evaluation mode, without gradients."""
         training = self.training
         self.eval()
         with torch.inference_mode():
@@ -109,7 +91,7 @@ class MultimodalModel(nn.Module, ABC):
 
 
 class Fusion(StrEnum):
-    """How conditioned embeddings become one."""
+    """Fusion of the conditioned embeddings; ``mean`` is the ablation."""
 
     PAIRWISE = "pairwise"
     MEAN = "mean"
@@ -117,25 +99,15 @@ class Fusion(StrEnum):
 
 @dataclass(frozen=True)
 class MMAREOptions:
-    """What a study may set of MMARE.
+    """Options of MMARE."""
 
-    Args:
-        width: D.
-        conditioning: Off for the thesis's ablation.
-        fusion: ``pairwise``, or ``mean`` for the ablation.
-        order: Of merging while training.
-        dropout: In the head.
-        merge: Of pairwise fusion: ``thesis``, or ``symmetric`` (see `PairwiseFusion`).
-        embedding_dropout: Of conditioned embeddings, element by element, while training; 0 in the thesis.
-    """
-
-    width: int = 512
-    conditioning: bool = True
+    width: int = 512  # D
+    conditioning: bool = True  # off: the thesis's ablation
     fusion: Fusion = Fusion.PAIRWISE
-    order: MergeOrder = MergeOrder.BATCH
-    dropout: float = 0.3
+    order: MergeOrder = MergeOrder.BATCH  # while training
+    dropout: float = 0.3  # in the head
     merge: Merge = Merge.THESIS
-    embedding_dropout: float = 0.0
+    embedding_dropout: float = 0.0  # element-wise, of conditioned embeddings; 0 in the thesis
 
 
 class MMARE(MultimodalModel):
@@ -164,7 +136,7 @@ class MMARE(MultimodalModel):
         self.order = options.order
 
     def logits(self, scaled: Tensor, present: Tensor, generator: Generator | None = None) -> Tensor:
-        """Classify scaled rows; order of merging is drawn while training and that of the slots otherwise."""
+        """Classify scaled rows; evaluation merges in slot order."""
         conditioned = self.conditioning(self.adapters(scaled), present)  # (B, M, D)
         if self.training and self.embedding_dropout > 0:
             if generator is None:
@@ -179,7 +151,7 @@ class MMARE(MultimodalModel):
         return logits
 
     def blocks(self) -> tuple[Block, ...]:
-        """Conditioning columns by who misses, adapters by who has, merging by merges, the rest by all."""
+        """Conditioning columns by absence, adapters by presence, merging by merges, the rest by all."""
         conditioned = self.conditioning.gamma is not None
         names = self.modality_names
         found = [

@@ -1,4 +1,4 @@
-"""One batch of patients: embeddings, which of them are there, labels."""
+"""A batch of patients."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ __all__ = ["Batch"]
 
 @dataclass(frozen=True)
 class Batch:
-    """Patients as a model sees them; checked when made.
+    """Embeddings, presence and labels of B patients.
 
     Args:
-        embedding: One ``(B, W_j)`` float tensor per modality in slot order. Rows of patients who lack the
-            modality may hold anything, NaN included.
+        embedding: One ``(B, W_j)`` float tensor per modality in slot order; absent rows may hold anything,
+            NaN included.
         present: ``(B, M)`` bool; every patient has at least one modality.
-        label: ``(B,)`` int64 class indexes, or nothing where they are not known.
+        label: ``(B,)`` int64 class indices, if known.
 
     Raises:
-        ValueError: If shapes or types do not fit each other, or a patient has no modality.
+        ValueError: If shapes or types do not match, or a patient has no modality.
 
     Example:
         >>> batch = Batch((torch.zeros(2, 3), torch.zeros(2, 5)), torch.tensor([[True, False], [True, True]]))
@@ -54,5 +54,5 @@ class Batch:
 
     @property
     def widths(self) -> tuple[int, ...]:
-        """Width of each modality's embedding, in slot order."""
+        """Embedding widths in slot order."""
         return tuple(part.shape[1] for part in self.embedding)

@@ -1,8 +1,8 @@
 """Named blocks of parameters and how many samples gave each a gradient.
 
 A block is what one kind of input exercises: in MMARE the columns that modality j's absence multiplies, the
-adapter of modality j, the merging parts, and the rest. Exposure counts draws of training samples in a round.
-Blocks are what travels: a site returns the blocks that its samples exercised, and no other.
+adapter of modality j, the merging layers, and the rest. Exposure counts draws of training samples in a round.
+A site returns only the blocks that its samples exercised.
 """
 
 from __future__ import annotations
@@ -29,21 +29,13 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Block:
-    """Parameters that are exercised together.
+    """Parameters that are exercised together."""
 
-    Args:
-        name: Unique in the model; a label in journals and metrics.
-        parameters: Names of the parameters; with ``column`` only that column of each.
-        exposure: From ``present`` ``(B, M)`` bool to the number of samples (or merges) that gave a gradient.
-        column: Of ``(D, M)`` weights.
-        most: The largest exposure that one sample can give.
-    """
-
-    name: str
-    parameters: tuple[str, ...]
-    exposure: Callable[[Tensor], Tensor]
-    column: int | None = None
-    most: int = 1
+    name: str  # unique in the model; a label in journals and metrics
+    parameters: tuple[str, ...]  # names
+    exposure: Callable[[Tensor], Tensor]  # from present (B, M) bool to samples (or merges) with a gradient
+    column: int | None = None  # only this column of the (D, M) parameters
+    most: int = 1  # largest exposure of one sample
 
 
 def all_samples(present: Tensor) -> Tensor:
@@ -67,7 +59,7 @@ def merges(present: Tensor) -> Tensor:
 
 
 def exposures(blocks: Iterable[Block], present: Tensor) -> dict[str, int]:
-    """Exposure of each block over the samples of ``present`` ``(B, M)``.
+    """Exposure of each block for ``present`` ``(B, M)``.
 
     Example:
         >>> import torch
@@ -79,11 +71,7 @@ def exposures(blocks: Iterable[Block], present: Tensor) -> dict[str, int]:
 
 
 def block_tensors(blocks: Iterable[Block], tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors of blocks by name, as views: a parameter, or one column of it.
-
-    Args:
-        blocks: In the order of the result.
-        tensors: Of the model, by parameter name.
+    """The tensors of blocks by name, as views of a model's tensors: a parameter, or one column of it.
 
     Example:
         >>> import torch
@@ -103,7 +91,7 @@ def block_tensors(blocks: Iterable[Block], tensors: Mapping[str, Tensor]) -> dic
 
 
 def without_parameters(blocks: Iterable[Block], names: Collection[str]) -> tuple[Block, ...]:
-    """The blocks without some parameters; a block that has no other vanishes."""
+    """The blocks without some parameters, dropping blocks that have no other."""
     kept = (
         replace(block, parameters=tuple(name for name in block.parameters if name not in names))
         for block in blocks

@@ -21,13 +21,8 @@ class MissingAwareConditioning(nn.Module):
 
     with :math:`\gamma = 0.05\,g(m)`, :math:`\beta = 0.05\,h(m)`, both linear in the missing vector
     (``m_j = 1`` where modality j is missing) and the same for all modalities of a patient. One affine
-    LayerNorm is shared by the modalities.
-
-    Args:
-        modalities: M.
-        width: D.
-        enabled: Without conditioning (the thesis's ablation) gamma and beta are zero and the LayerNorm stays,
-            so that the ablation measures conditioning and not scale.
+    LayerNorm is shared by the modalities; it stays when conditioning is not ``enabled`` (the thesis's
+    ablation), so that the ablation measures conditioning and not scale.
     """
 
     def __init__(self, modalities: int, width: int, *, enabled: bool = True) -> None:
@@ -37,15 +32,7 @@ class MissingAwareConditioning(nn.Module):
         self.norm = nn.LayerNorm(width)
 
     def forward(self, embedding: Tensor, present: Tensor) -> Tensor:
-        """Condition all modalities of a batch at once.
-
-        Args:
-            embedding: ``(B, M, D)``; absent rows finite.
-            present: ``(B, M)`` bool.
-
-        Returns:
-            ``(B, M, D)``; absent rows hold finite values that mean nothing.
-        """
+        """Condition ``(B, M, D)``; absent rows must be finite, and give finite but meaningless values."""
         if self.gamma is not None and self.beta is not None:
             missing = (~present).to(embedding.dtype)  # (B, M)
             gamma = 1 + SCALE * self.gamma(missing)  # (B, D)

@@ -18,7 +18,7 @@ __all__ = ["Merge", "MergeOrder", "PairwiseFusion", "masked_mean", "merge_order"
 
 
 class MergeOrder(StrEnum):
-    """In which order a patient's modalities are merged while training; evaluation is always in slot order."""
+    """Order of merging a patient's modalities in training; evaluation uses slot order."""
 
     FIXED = "fixed"
     BATCH = "batch"
@@ -26,7 +26,7 @@ class MergeOrder(StrEnum):
 
 
 class Merge(StrEnum):
-    """What the next embedding does to the fused one."""
+    """How `PairwiseFusion` merges the next embedding into the fused one."""
 
     THESIS = "thesis"
     SYMMETRIC = "symmetric"
@@ -57,13 +57,10 @@ def merge_order(present: Tensor, order: MergeOrder, generator: Generator | None)
     Args:
         present: ``(B, M)`` bool.
         order: ``fixed`` is slot order; ``batch`` draws one order for the batch, ``sample`` one per patient.
-        generator: Source of the draws; not used by ``fixed``.
+        generator: Not needed by ``fixed``.
 
     Returns:
         ``(B, M)`` int64: a permutation of the slots per patient.
-
-    Raises:
-        ValueError: If an order is to be drawn without a generator.
 
     Example:
         >>> merge_order(torch.tensor([[False, True, True]]), MergeOrder.FIXED, None).tolist()
@@ -83,26 +80,21 @@ def merge_order(present: Tensor, order: MergeOrder, generator: Generator | None)
 
 
 class PairwiseFusion(nn.Module):
-    r"""Merge a patient's embeddings two at a time with one shared MLP.
+    r"""Merge a patient's embeddings two at a time with a shared MLP.
 
     .. math:: h \leftarrow \mathrm{LN}(h + \mathrm{MLP}([h, e_{next}]))
 
-    starting from the first embedding; a patient with one modality keeps it as it is.
+    starting from the first embedding; a single modality stays unchanged.
 
-    In that merge the next embedding enters through the MLP alone, whose output is the larger of the two at
-    the start: a strong modality that is merged into weak ones is lost. The ``symmetric`` merge (ours) adds
-    both, and its MLP starts at nothing, so that fusion begins as a normalised sum:
+    Here the next embedding enters through the MLP alone, whose output is the larger of the two terms at the
+    start: a strong modality that is merged into weak ones is lost. The ``symmetric`` merge (ours) adds both,
+    and its MLP starts at zero, so that fusion begins as a normalised sum:
 
     .. math:: h \leftarrow \mathrm{LN}(h + e_{next} + \mathrm{MLP}([h, e_{next}]))
 
-    The first layer of the MLP acts on ``h`` and ``e`` separately and adds, so the part for every ``e`` is one
-    product over all merges of the batch; patients are sorted by how many modalities they have, so a step only
-    computes the rows that still merge. Both are rearrangements: the result is that of the plain loop over
-    patients (``tests/mmare/models/test_fusion.py``).
-
-    Args:
-        width: D.
-        merge: Which of the two.
+    The first layer of the MLP acts on ``h`` and ``e`` separately, so the part for every ``e`` is one product
+    over all merges of the batch; patients are sorted by number of modalities, so a step computes only the
+    rows that still merge. The result equals a loop over patients (``tests/mmare/models/test_fusion.py``).
     """
 
     def __init__(self, width: int, merge: Merge = Merge.THESIS) -> None:
@@ -119,16 +111,7 @@ class PairwiseFusion(nn.Module):
         self.width = width
 
     def forward(self, embedding: Tensor, present: Tensor, slots: Tensor) -> Tensor:
-        """Fuse.
-
-        Args:
-            embedding: ``(B, M, D)``; absent rows are never read into a result.
-            present: ``(B, M)`` bool.
-            slots: ``(B, M)`` int64 from `merge_order`.
-
-        Returns:
-            ``(B, D)``.
-        """
+        """Fuse ``(B, M, D)``, absent rows without influence, to ``(B, D)``; slots from `merge_order`."""
         counts = present.sum(dim=1)  # (B,)
         rows = counts.argsort(descending=True, stable=True)  # patients with most modalities first
         ordered = embedding[rows.unsqueeze(1), slots[rows]]  # (B, M, D)

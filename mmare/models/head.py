@@ -16,33 +16,13 @@ SMALLEST_WIDTH: Final = 4  # a quarter of it is the last hidden layer
 
 
 def dropout(values: Tensor, probability: float, generator: Generator) -> Tensor:
-    """Inverted dropout whose draws come from ``generator``; torch's own draws from global state.
-
-    Args:
-        values: Any shape, float.
-        probability: That a value becomes zero; the others are scaled up.
-        generator: Source of the draws.
-
-    Returns:
-        As ``values``.
-    """
+    """Inverted dropout that draws from ``generator``; torch's own uses global state."""
     kept = torch.rand(values.shape, generator=generator) >= probability
     return values * kept.to(values) / (1 - probability)
 
 
 class TaskHead(nn.Module):
-    """Hidden layers of a half and a quarter of the width, dropout once after the second ReLU.
-
-    Hidden layers start Kaiming-normal.
-
-    Args:
-        width: D of the fused embedding.
-        classes: K.
-        dropout_probability: While training.
-
-    Raises:
-        ValueError: If the width is too small for two hidden layers, or dropout would leave nothing.
-    """
+    """Hidden layers of width D/2 and D/4, Kaiming-normal, with dropout after the second ReLU only."""
 
     def __init__(self, width: int, classes: int, dropout_probability: float) -> None:
         super().__init__()
@@ -59,11 +39,7 @@ class TaskHead(nn.Module):
         self.dropout_probability = dropout_probability
 
     def forward(self, fused: Tensor, generator: Generator | None = None) -> Tensor:
-        """Logits ``(B, K)`` of ``(B, D)``.
-
-        Raises:
-            ValueError: If it trains without a generator.
-        """
+        """Logits ``(B, K)`` of ``(B, D)``; training needs a generator."""
         hidden = self.hidden(fused)
         if self.training and self.dropout_probability > 0:
             if generator is None:

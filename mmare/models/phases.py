@@ -1,8 +1,7 @@
-"""What is trained in which rounds: stretches of rounds, in each the losses with an optimiser of their own.
+"""Training phases: which blocks are trained in which rounds, by which losses and optimisers.
 
 Most models have one phase with one objective. HyperMM and AdaCoMed train one part first and freeze it; DRIM
-has discriminators beside the model, which another optimiser steps. Only the blocks of a phase travel in its
-rounds.
+trains its discriminators with another optimiser. Only the blocks of a phase travel in its rounds.
 """
 
 from __future__ import annotations
@@ -21,38 +20,28 @@ __all__ = ["Objective", "Phase", "last_phase_start", "phase_at"]
 
 @dataclass(frozen=True)
 class Objective:
-    """A loss and the blocks that its optimiser steps: one share of a training step.
+    """A loss and the blocks that its optimiser trains."""
 
-    Args:
-        loss: Of scaled rows ``(B, W)``, presence ``(B, M)``, labels ``(B,)`` and a generator.
-        blocks: Names of the blocks that it trains.
-        training: Keys of ``[training]`` that differ for this optimiser: optimizer, learning_rate,
-            weight_decay.
-    """
-
-    loss: Loss
-    blocks: tuple[str, ...]
+    loss: Loss  # of scaled rows (B, W), presence (B, M), labels (B,) and a generator
+    blocks: tuple[str, ...]  # names
+    # Differences from ``[training]``: optimizer, learning_rate, weight_decay
     training: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Phase:
-    """A stretch of rounds in which some blocks are trained; only those travel.
+    """Consecutive rounds in which some blocks are trained.
 
-    Args:
-        name: Unique in the model.
-        objectives: One after the other in every batch.
-        rounds: How many; nothing for the last phase, which lasts until the run ends. Only its models can be
-            selected, and only its rounds count for patience.
+    The last phase lasts until the run ends. Only its rounds can be selected and count for patience.
     """
 
-    name: str
-    objectives: tuple[Objective, ...]
-    rounds: int | None = None
+    name: str  # unique in the model
+    objectives: tuple[Objective, ...]  # in this order in every batch
+    rounds: int | None = None  # ``None``: the last phase
 
     @property
     def blocks(self) -> frozenset[str]:
-        """Names of the blocks that are trained."""
+        """Names of the trained blocks."""
         return frozenset(name for objective in self.objectives for name in objective.blocks)
 
 
@@ -62,7 +51,7 @@ def last_phase_start(phases: Sequence[Phase]) -> int:
 
 
 def phase_at(phases: Sequence[Phase], round_number: int) -> Phase:
-    """The phase that a round belongs to.
+    """The phase of a round, from 1.
 
     Example:
         >>> warm, main = Phase("warm", (), rounds=2), Phase("main", ())

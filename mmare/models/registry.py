@@ -1,4 +1,4 @@
-"""The models that a study can name. A new model is one file and one line here."""
+"""The models that a study can name."""
 
 from __future__ import annotations
 
@@ -36,10 +36,10 @@ MODELS: dict[str, type[MultimodalModel]] = {
 
 
 def model_options(study: Study) -> Any:  # noqa: ANN401 - each model has its own
-    """The options of the study's model, defaults filled in.
+    """The options of the study's model with defaults filled in.
 
     Raises:
-        StudyError: If the model or one of its options does not exist or has a value of the wrong kind.
+        StudyError: If the model or an option does not exist, or a value has the wrong type.
     """
     name = study.model.name
     if name not in MODELS:
@@ -51,10 +51,10 @@ def model_options(study: Study) -> Any:  # noqa: ANN401 - each model has its own
 
 
 def build_model(study: Study) -> MultimodalModel:
-    """Make the study's model with weights drawn from the study's seed alone, whatever other threads build.
+    """Make the study's model; weights depend on the study's seed alone. Thread-safe.
 
     Raises:
-        StudyError: If the model or one of its options does not exist or has a value of the wrong kind.
+        StudyError: If the model does not exist, or its options or the number of rounds are invalid.
 
     Example:
         >>> from mmare.study.choices import Kind
@@ -72,8 +72,8 @@ def build_model(study: Study) -> MultimodalModel:
             model = builder(study.modalities, len(study.classes), options)
         except ValueError as error:
             raise StudyError(f"[model] of {study.model.name}: {error}") from None
-    if last_phase_start(model.phases()) > study.training.rounds:
-        early = last_phase_start(model.phases()) - 1
+    early = last_phase_start(model.phases()) - 1
+    if study.training.rounds <= early:
         raise StudyError(
             f"[training] rounds must be more than the {early} that {study.model.name} trains its first part "
             f"in, found {study.training.rounds}"

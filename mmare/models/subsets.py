@@ -1,4 +1,4 @@
-"""Training on subsets: hide some of a patient's modalities, so that a model learns to do without any."""
+"""Hiding modalities while training, so that a model learns to do without any of them."""
 
 from __future__ import annotations
 
@@ -14,17 +14,9 @@ __all__ = ["agreement", "hide_modalities", "keep_subset"]
 
 
 def hide_modalities(present: Tensor, probability: Tensor, generator: Generator) -> Tensor:
-    """Hide each modality that a patient has on its own; one is always left.
+    """Hide modalities of ``present`` ``(B, M)`` independently with ``probability`` ``(M,)``.
 
-    A patient who would lose all keeps one, each with equal chance.
-
-    Args:
-        present: ``(B, M)`` bool, at least one per patient.
-        probability: ``(M,)`` that a modality is hidden.
-        generator: Source of the draws.
-
-    Returns:
-        ``(B, M)`` bool, true only where ``present`` is.
+    A patient who would lose all keeps one at random.
 
     Example:
         >>> there = torch.tensor([[True, True, False]])
@@ -39,17 +31,10 @@ def hide_modalities(present: Tensor, probability: Tensor, generator: Generator) 
 
 
 def keep_subset(present: Tensor, generator: Generator) -> Tensor:
-    """Keep a subset of a patient's modalities whose size is drawn evenly from one to all.
+    """Keep a random subset of each patient's modalities; ``present`` ``(B, M)``, at least one per patient.
 
-    No modality is named and no probability is tuned: a patient of n modalities keeps 1, 2, … or n of them,
-    each with chance 1/n, and every subset of a size alike.
-
-    Args:
-        present: ``(B, M)`` bool, at least one per patient.
-        generator: Source of the draws.
-
-    Returns:
-        ``(B, M)`` bool, true only where ``present`` is.
+    A patient of n modalities keeps 1, 2, … or n of them with probability 1/n each, all subsets of a size
+    being equally likely.
 
     Example:
         >>> there = torch.tensor([[True, False, True]])
@@ -65,18 +50,11 @@ def keep_subset(present: Tensor, generator: Generator) -> Tensor:
 
 
 def agreement(whole: Tensor, subset: Tensor, temperature: float) -> Tensor:
-    """How far predictions from a subset are from those of the whole patient, as in self-distillation.
+    """Self-distillation loss between logits ``(B, K)`` from all modalities and from a subset; 0 if equal.
 
     The Kullback-Leibler divergence of softened class probabilities, times the squared temperature so that its
-    gradient keeps its size (Hinton et al. 2015, section 2). The whole is the teacher: it gets no gradient.
-
-    Args:
-        whole: ``(B, K)`` logits from all modalities.
-        subset: ``(B, K)`` logits from some.
-        temperature: Divides the logits.
-
-    Returns:
-        Mean over patients, 0 where both agree.
+    gradient keeps its scale (Hinton et al. 2015, section 2), averaged over patients. ``whole`` is the teacher
+    and gets no gradient.
 
     Example:
         >>> logits = torch.tensor([[1.0, -1.0]])
