@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from mmare.study.specs import ModalitySpec
 
-__all__ = ["InputScaling", "WidthAdapters", "add_noise", "moment_rows", "pooled_moments"]
+__all__ = ["InputScaling", "WidthAdapters", "add_noise", "moment_rows", "pooled_moments", "present_parts"]
 
 NOISE_SHARE: Final = 0.1  # of a feature's deviation over the train rows (the thesis gives no figure)
 DEVIATION_FLOOR: Final = 1e-6  # features of a ReLU network can be constant
@@ -107,6 +107,14 @@ def add_noise(scaled: Tensor, deviation: Tensor, probability: float, generator: 
     chosen = torch.rand(len(scaled), 1, generator=generator) < probability  # (B, 1)
     noise = torch.randn(scaled.shape, generator=generator)  # (B, W)
     return torch.addcmul(scaled, chosen.to(scaled), noise.to(scaled) * deviation)
+
+
+def present_parts(scaled: Tensor, present: Tensor, widths: Sequence[int]) -> list[Tensor]:
+    """Split ``(B, W)`` into modalities ``(B, W_j)``, zero where absent."""
+    parts = torch.split(scaled, list(widths), dim=1)
+    return [
+        torch.where(present[:, slot : slot + 1], part, part.new_zeros(())) for slot, part in enumerate(parts)
+    ]
 
 
 class WidthAdapters(nn.Module):

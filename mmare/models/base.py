@@ -15,7 +15,7 @@ from mmare.models.adapters import InputScaling, WidthAdapters
 from mmare.models.blocks import Block, all_samples, merges, samples_with, samples_without
 from mmare.models.conditioning import MissingAwareConditioning
 from mmare.models.fusion import Merge, MergeOrder, PairwiseFusion, masked_mean, merge_order
-from mmare.models.head import TaskHead, dropout
+from mmare.models.head import TaskHead, draw_dropout
 from mmare.models.phases import Objective, Phase
 
 if TYPE_CHECKING:
@@ -65,11 +65,18 @@ class MultimodalModel(nn.Module, ABC):
             owners = [path for path, module in self.named_modules() if isinstance(module, nn.LayerNorm)]
         else:
             owners = [path for path, _ in self.named_children() if path in _PARTS[name]]
-        return frozenset(
-            parameter
-            for parameter, _ in self.named_parameters()
-            if any(parameter.startswith(f"{owner}.") for owner in owners)
-        )
+        return frozenset(self.parameters_under(*owners))
+
+    def parameters_under(self, *modules: str) -> tuple[str, ...]:
+        """Names of the parameters of some modules, in the model's order."""
+        prefixes = tuple(f"{module}." for module in modules)
+        return tuple(name for name, _ in self.named_parameters() if name.startswith(prefixes))
+
+    def with_shared_block(self, blocks: Sequence[Block]) -> tuple[Block, ...]:
+        """The blocks and one of all other parameters, which every sample exercises."""
+        taken = {name for block in blocks for name in block.parameters}
+        rest = tuple(name for name, _ in self.named_parameters() if name not in taken)
+        return (*blocks, Block("shared", rest, all_samples))
 
     def loss(self, scaled: Tensor, present: Tensor, label: Tensor, generator: Generator) -> Tensor:
         """Training loss of a batch, by default cross entropy; label ``(B,)`` int64."""
@@ -138,10 +145,7 @@ class MMARE(MultimodalModel):
     def logits(self, scaled: Tensor, present: Tensor, generator: Generator | None = None) -> Tensor:
         """Classify scaled rows; evaluation merges in slot order."""
         conditioned = self.conditioning(self.adapters(scaled), present)  # (B, M, D)
-        if self.training and self.embedding_dropout > 0:
-            if generator is None:
-                raise ValueError("training draws from a generator: pass one")
-            conditioned = dropout(conditioned, self.embedding_dropout, generator)
+        conditioned = draw_dropout(conditioned, self.embedding_dropout, generator, training=self.training)
         if self.fusion is None:
             fused = masked_mean(conditioned, present)  # (B, D)
         else:
@@ -167,14 +171,12 @@ class MMARE(MultimodalModel):
         found += [
             Block(
                 f"adapter.{names[int(slot)]}",
-                (f"adapters.adapters.{slot}.weight", f"adapters.adapters.{slot}.bias"),
+                self.parameters_under(f"adapters.adapters.{slot}"),
                 samples_with(int(slot)),
             )
             for slot in self.adapters.adapters
         ]
         if self.fusion is not None:
-            merging = tuple(f"fusion.{name}" for name, _ in self.fusion.named_parameters())
+            merging = self.parameters_under("fusion")
             found.append(Block("merge", merging, merges, most=max(len(names) - 1, 1)))
-        taken = {name for block in found for name in block.parameters}
-        rest = tuple(name for name, _ in self.named_parameters() if name not in taken)
-        return (*found, Block("shared", rest, all_samples))
+        return self.with_shared_block(found)

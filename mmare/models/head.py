@@ -10,7 +10,7 @@ from torch import nn
 if TYPE_CHECKING:
     from torch import Generator, Tensor
 
-__all__ = ["TaskHead", "dropout"]
+__all__ = ["TaskHead", "draw_dropout", "dropout"]
 
 SMALLEST_WIDTH: Final = 4  # a quarter of it is the last hidden layer
 
@@ -19,6 +19,21 @@ def dropout(values: Tensor, probability: float, generator: Generator) -> Tensor:
     """Inverted dropout that draws from ``generator``; torch's own uses global state."""
     kept = torch.rand(values.shape, generator=generator) >= probability
     return values * kept.to(values) / (1 - probability)
+
+
+def draw_dropout(
+    values: Tensor, probability: float, generator: Generator | None, *, training: bool
+) -> Tensor:
+    """Dropout while training, else the values unchanged.
+
+    Raises:
+        ValueError: If it must draw without a generator.
+    """
+    if not training or probability == 0:
+        return values
+    if generator is None:
+        raise ValueError("training draws from a generator: pass one")
+    return dropout(values, probability, generator)
 
 
 class TaskHead(nn.Module):
@@ -40,10 +55,6 @@ class TaskHead(nn.Module):
 
     def forward(self, fused: Tensor, generator: Generator | None = None) -> Tensor:
         """Logits ``(B, K)`` of ``(B, D)``; training needs a generator."""
-        hidden = self.hidden(fused)
-        if self.training and self.dropout_probability > 0:
-            if generator is None:
-                raise ValueError("training draws from a generator: pass one")
-            hidden = dropout(hidden, self.dropout_probability, generator)
+        hidden = draw_dropout(self.hidden(fused), self.dropout_probability, generator, training=self.training)
         logits: Tensor = self.out(hidden)
         return logits

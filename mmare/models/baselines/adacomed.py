@@ -1,4 +1,4 @@
-"""AdaCoMed: a mixture of modality experts on frozen embeddings, beside a small model trained before it."""
+"""AdaCoMed: a mixture of modality experts on frozen embeddings, with a small model trained first."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from mmare.models.adapters import present_parts
 from mmare.models.base import MultimodalModel
 from mmare.models.baselines.adacomed_parts import (
     LogitScheme,
@@ -19,12 +20,11 @@ from mmare.models.baselines.adacomed_parts import (
     StreamProjection,
     SubsetExperts,
     agreement,
-    draw_dropout,
     info_nce,
     large_share,
-    present_parts,
 )
 from mmare.models.blocks import Block, all_samples, samples_with
+from mmare.models.head import draw_dropout
 from mmare.models.phases import Objective, Phase
 from mmare.study.choices import Kind
 
@@ -41,7 +41,7 @@ MOST_MODALITIES: Final = 6  # 63 experts
 
 
 class Form(StrEnum):
-    """What the large model takes as its streams."""
+    """Streams of the large model: each modality; or text, and all else side by side, as released."""
 
     GENERIC = "generic"
     TWO_STREAM = "two-stream"
@@ -52,30 +52,17 @@ _SIZES: Final = {Form.GENERIC: (320, 512), Form.TWO_STREAM: (512, 2048)}  # hidd
 
 @dataclass(frozen=True)
 class AdaCoMedOptions:
-    """What a study may set.
-
-    Args:
-        form: ``generic``: each modality is a stream; ``two-stream``, as released: text, and all else.
-        hidden: H of a stream; by default 320 in the generic form and 512 in the other.
-        in_dim: D of the features that the shared head takes; by default 512 and 2048.
-        scheme: Of the weights of the two logits; all but ``learnable`` follow how well the two models agree.
-        contrastive_weight: Lambda; 0 is what the repository does.
-        temperature: Of the contrast.
-        small_rounds: Rounds in which the small model is trained, before the large one.
-        heads: Of the attention.
-        dropout: In the attention and on what attention and experts add.
-        head_dropout: In the shared head.
-    """
+    """Options of AdaCoMed."""
 
     form: Form = Form.GENERIC
-    hidden: int | None = None
-    in_dim: int | None = None
+    hidden: int | None = None  # H of a stream; default 320, two-stream 512
+    in_dim: int | None = None  # D of the shared head's features; default 512, two-stream 2048
     scheme: LogitScheme = LogitScheme.LEARNABLE
-    contrastive_weight: float = 0.5
-    temperature: float = 0.07
-    small_rounds: int = 30
+    contrastive_weight: float = 0.5  # lambda; effectively 0 in the repository
+    temperature: float = 0.07  # of the contrast
+    small_rounds: int = 30  # of the small model, before the large one
     heads: int = 8
-    dropout: float = 0.1
+    dropout: float = 0.1  # of attention weights, and of what attention and experts add
     head_dropout: float = 0.5
 
 
@@ -107,33 +94,32 @@ class AdaCoMed(MultimodalModel):
     ===================================  ============  ============
 
     The thesis reports 18.7 M. The frozen part of the small model, which the repository does not count either,
-    has 1,182,720 and 787,968 more.
+    has 1,182,720 (two-stream) and 787,968 (generic) more.
 
-    Where it differs from the repository, which is for questions about pictures and has no missing modality:
+    Differences from the repository, which is for visual question answering without missing modalities:
 
-    - Its attention runs over the patients of a batch: a prediction depends on who else is in it. Here it runs
-      over the streams of one patient and does not see absent ones (`StreamAttention`; same parameters).
+    - Its attention runs over the patients of a batch, so a prediction depends on batch mates. Here it runs
+      over the streams of one patient and ignores absent ones (`StreamAttention`; same parameters).
     - Generic form: experts over all subsets of M modalities instead of two. In both forms the gate's softmax
-      runs over the experts whose streams are all there. A modality that a patient lacks is zero before the
-      LayerNorm, so the gate is told.
-    - Two-stream form: the imaging stream is all modalities but text side by side, absent ones as zeros; it
-      is there if one of them is. Text is what the study says is text, or its last modality where none is.
-    - Its contrastive loss is computed and thrown away; here it counts, with the weight of its command line.
-    - Its small model is a network for questions about pictures whose features the head takes as they are. The
-      Linear to D stands for that: 256 features would not fit the head.
-    - Its schemes but ``learnable`` take the agreement of the two models in the batch at hand, also for
-      predictions. Here it is a running mean of the training batches: a parameter whose own objective is half
-      its squared distance to a batch's agreement, by SGD with rate 0.1. So it travels and is averaged as any
-      other, and training and prediction use the same weight. It gives the large model no gradient. Batches of
-      one patient leave it as it is.
+      runs over the experts whose streams are all present. An absent modality is zero before the LayerNorm, so
+      the gate sees what is missing.
+    - Two-stream form: the imaging stream concatenates all modalities but text, absent ones as zeros; it is
+      present if one of them is. Text is every modality of kind text, or else the last modality.
+    - Its contrastive loss is computed and discarded; here it counts, with the weight of its command line.
+    - Its small model is a visual question answering network whose features enter the head directly. Here a
+      Linear to D lifts the 256 features to the width of the head.
+    - Its schemes except ``learnable`` use the agreement of the two models in the current batch, also for
+      predictions. Here it is a running mean over training batches: a parameter that minimises half its
+      squared distance to a batch's agreement, by SGD with rate 0.1. So it is averaged like any other, and
+      training and prediction use the same weight. It gives the large model no gradient, and batches of one
+      patient leave it unchanged.
 
-    Blocks: what a modality or stream exercises by the patients who have it; queries, keys and gate by those
-    who have two streams (with one, attention and gate have no choice); an expert by those who have its
-    streams.
+    Blocks: what a modality or stream exercises counts the patients who have it; queries, keys and gate those
+    who have two streams (with one, attention and gate have no choice); an expert those who have its streams.
 
     Raises:
-        ValueError: If an option is out of its range, or the study has too many modalities for the generic
-            form or only one stream for the other.
+        ValueError: If an option is out of range, the generic form has too many modalities, or the two-stream
+            form has one stream only.
     """
 
     Options = AdaCoMedOptions
@@ -163,12 +149,12 @@ class AdaCoMed(MultimodalModel):
         self.options = options
 
     def logits(self, scaled: Tensor, present: Tensor, generator: Generator | None = None) -> Tensor:
-        """Weighted sum of the logits of large and small model."""
+        """Weighted sum of the logits of the large and the small model."""
         large, small = self._features(scaled, present, generator)
         return self._fused(large, small, generator)
 
     def loss(self, scaled: Tensor, present: Tensor, label: Tensor, generator: Generator) -> Tensor:
-        """Cross entropy of the fused logits, and the contrast of the large with the frozen small features."""
+        """Cross entropy of the fused logits plus the contrast of large and frozen small features."""
         large, small = self._features(scaled, present, generator)
         total = functional.cross_entropy(self._fused(large, small, generator), label)
         if self.options.contrastive_weight > 0:
@@ -181,7 +167,7 @@ class AdaCoMed(MultimodalModel):
         return functional.cross_entropy(self.head(features, generator), label)
 
     def agreement_loss(self, scaled: Tensor, present: Tensor, label: Tensor, generator: Generator) -> Tensor:  # noqa: ARG002 - an objective's signature
-        """Half the squared distance of the running agreement to that of the batch; not with ``learnable``."""
+        """Half the squared distance of the running agreement to the batch's; not for ``learnable``."""
         with torch.no_grad():
             large, small = self._features(scaled, present, generator)
             found = agreement(large, small, self.options.temperature)
@@ -191,7 +177,7 @@ class AdaCoMed(MultimodalModel):
     def _features(
         self, scaled: Tensor, present: Tensor, generator: Generator | None
     ) -> tuple[Tensor, Tensor]:
-        """Features of the large and of the frozen small model, ``(B, D)`` each."""
+        """Features of the large and the frozen small model, ``(B, D)`` each."""
         parts = present_parts(scaled, present, self.scaling.widths)
         with torch.no_grad():
             small: Tensor = self.small(parts, present)
@@ -209,7 +195,7 @@ class AdaCoMed(MultimodalModel):
         return large, small
 
     def _drop(self, values: Tensor, generator: Generator | None) -> Tensor:
-        return draw_dropout(values, self.options.dropout, training=self.training, generator=generator)
+        return draw_dropout(values, self.options.dropout, generator, training=self.training)
 
     def _fused(self, large: Tensor, small: Tensor, generator: Generator | None) -> Tensor:
         share = large_share(self.options.scheme, self.weighing)
@@ -217,7 +203,7 @@ class AdaCoMed(MultimodalModel):
         return fused
 
     def phases(self) -> tuple[Phase, ...]:
-        """The small model with the head, then all but the small model."""
+        """The small model with the head, then everything but the small model."""
         names = [block.name for block in self.blocks()]
         first = tuple(name for name in names if name.startswith("small") or name == "head")
         rest = tuple(name for name in names if not name.startswith("small") and name != "agreement")
@@ -231,41 +217,41 @@ class AdaCoMed(MultimodalModel):
         )
 
     def blocks(self) -> tuple[Block, ...]:
-        """Parts of the small model, the head, then of the large model from its tokens to what all share."""
-        found = [*self._modality_blocks(), *self._stream_blocks()]
-        found += [
-            Block("small", self._names("small.lift."), all_samples),
-            Block("head", self._names("head."), all_samples),
+        """Blocks per modality, stream and expert, the head, and what all samples share."""
+        found = [
+            *self._modality_blocks(),
+            *self._stream_blocks(),
+            Block("small", self.parameters_under("small.lift"), all_samples),
+            Block("head", self.parameters_under("head"), all_samples),
             Block("attention", ("attention.query_bias", "attention.key_bias"), self._samples_with((), 2)),
-            Block("gate", self._names("experts.gate."), self._samples_with((), 2)),
+            Block("gate", self.parameters_under("experts.gate"), self._samples_with((), 2)),
         ]
         found += [
             Block(
                 "expert." + "+".join(self.stream_names[stream] for stream in subset),
-                self._names(f"experts.experts.{number}."),
+                self.parameters_under(f"experts.experts.{number}"),
                 self._samples_with(subset),
             )
             for number, subset in enumerate(self.experts.subsets)
         ]
         if self.options.scheme is not LogitScheme.LEARNABLE:
             found.append(Block("agreement", ("weighing",), all_samples))
-        taken = {name for block in found for name in block.parameters}
-        rest = tuple(name for name, _ in self.named_parameters() if name not in taken)
-        return (*found, Block("shared", rest, all_samples))
+        return self.with_shared_block(found)
 
     def _modality_blocks(self) -> list[Block]:
-        """What one modality exercises: its layer of the small model, its part of its stream's token."""
+        """Per modality: its layer of the small model, its part of its stream's token."""
         found = []
         for stream, slots in enumerate(self.streams):
             for place, slot in enumerate(slots):
                 name = self.modality_names[slot]
-                small, token = f"small.layers.{slot}.", f"adapters.{stream}.weights.{place}"
-                found.append(Block(f"small.{name}", self._names(small), samples_with(slot)))
+                small = self.parameters_under(f"small.layers.{slot}")
+                found.append(Block(f"small.{name}", small, samples_with(slot)))
+                token = f"adapters.{stream}.weights.{place}"
                 found.append(Block(f"modality.{name}", (token,), samples_with(slot)))
         return found
 
     def _stream_blocks(self) -> list[Block]:
-        """What one stream exercises, alone and beside another."""
+        """Per stream: what it exercises alone, and beside another."""
         found = []
         for stream, name in enumerate(self.stream_names):
             alone = (
@@ -277,11 +263,8 @@ class AdaCoMed(MultimodalModel):
             found.append(Block(f"attention.{name}", beside, self._samples_with((stream,), 2)))
         return found
 
-    def _names(self, prefix: str) -> tuple[str, ...]:
-        return tuple(name for name, _ in self.named_parameters() if name.startswith(prefix))
-
     def _samples_with(self, needed: tuple[int, ...], least: int = 1) -> Callable[[Tensor], Tensor]:
-        """Exposure: samples that have the needed streams, and at least so many streams."""
+        """Exposure: samples that have the needed streams and at least ``least`` streams."""
         streams = self.streams
 
         def exposure(present: Tensor) -> Tensor:
@@ -292,7 +275,7 @@ class AdaCoMed(MultimodalModel):
 
 
 def _stream_presence(present: Tensor, streams: Sequence[tuple[int, ...]]) -> Tensor:
-    """``(B, S)`` bool: a stream is there if one of its modalities is."""
+    """``(B, S)`` bool: a stream is present if one of its modalities is."""
     return torch.stack([present[:, list(slots)].any(dim=1) for slots in streams], dim=1)
 
 
@@ -316,7 +299,7 @@ def _streams(
 
 
 def _check(options: AdaCoMedOptions, hidden: int, in_dim: int, streams: int) -> None:
-    """Refuse options that make no model."""
+    """Raise `ValueError` for options out of range."""
     counts = {
         "hidden": hidden,
         "in_dim": in_dim,

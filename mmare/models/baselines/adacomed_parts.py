@@ -1,8 +1,7 @@
-"""The parts of AdaCoMed: tokens of streams, their attention, experts on subsets, the shared head, InfoNCE.
+"""Layers and losses of AdaCoMed.
 
-A stream is one modality, or several side by side. Each part is written so that what only one stream exercises
-is a parameter of its own; put together they are the released layers
-(``tests/mmare/models/baselines/test_adacomed.py``).
+A stream is one modality or several concatenated. What only one stream exercises is a parameter of its own;
+together they equal the released layers (``tests/mmare/models/baselines/test_adacomed.py``).
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from torch import nn
 from torch.nn import functional
 
 from mmare.models.fusion import masked_mean
-from mmare.models.head import dropout
+from mmare.models.head import draw_dropout
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -32,20 +31,17 @@ __all__ = [
     "StreamProjection",
     "SubsetExperts",
     "agreement",
-    "draw_dropout",
     "info_nce",
     "large_share",
-    "present_parts",
     "subsets",
 ]
 
 SMALL_WIDTH: Final = 256  # of the hidden layer of the small model
-THRESHOLD: Final = 0.95  # of the threshold scheme, with the slope below: the repository's command line
-SLOPE: Final = 10.0
+THRESHOLD, SLOPE = 0.95, 10.0  # of the threshold scheme: the repository's command line
 
 
 class LogitScheme(StrEnum):
-    """How much the large model's logits count beside the small one's."""
+    """Weighting of the two logits; all but ``learnable`` follow how well the two models agree."""
 
     LEARNABLE = "learnable"
     INVERSE = "inverse"
@@ -57,12 +53,9 @@ def large_share(scheme: LogitScheme, weighing: Tensor) -> Tensor:
     """Weight of the large model's logits; the small model's is one minus it.
 
     Args:
-        scheme: Which formula, with the repository's constants.
-        weighing: For ``learnable`` two scores ``(2,)``; else how well the two models agree, from 0 to 1,
-            ``(1,)``, which gets no gradient.
-
-    Returns:
-        One number.
+        scheme: The formula, with the repository's constants.
+        weighing: For ``learnable`` two scores ``(2,)``; else the models' agreement from 0 to 1, ``(1,)``,
+            which gets no gradient.
 
     Example:
         >>> large_share(LogitScheme.THRESHOLD, torch.tensor([0.95])).item()
@@ -88,63 +81,25 @@ def info_nce(large: Tensor, small: Tensor, temperature: float) -> Tensor:
 
     .. math:: -\frac{1}{B} \sum_i \log \frac{\exp(s_{ii} / T)}{\sum_k \exp(s_{ik} / T)}
 
-    with the cosine :math:`s_{ik}` of large feature i and small feature k. Zero for a single patient.
-
-    Args:
-        large: ``(B, D)``.
-        small: ``(B, D)``.
-        temperature: T.
-
-    Returns:
-        A scalar.
+    with the cosine :math:`s_{ik}` of large feature i and small feature k, ``(B, D)`` each. Zero for a single
+    patient.
     """
     score = _similarity(large, small, temperature)  # (B, B)
     return functional.cross_entropy(score, torch.arange(len(large), device=large.device))
 
 
 def agreement(large: Tensor, small: Tensor, temperature: float) -> Tensor:
-    r"""How well a batch's large features tell whose small feature is whose, from 0 to 1; 0.5 by chance.
+    r"""How well large features ``(B, D)`` identify their small features: 0 to 1, by chance 0.5.
 
     .. math:: \frac{1}{B} \sum_i \frac{\exp(s_{ii} / T)}{\exp(s_{ii} / T) + n_i}
 
     where :math:`n_i` is the sum of :math:`\exp(s_{ik} / T)` over the others, divided by B as in the
     repository.
-
-    Args:
-        large: ``(B, D)``.
-        small: ``(B, D)``.
-        temperature: T.
-
-    Returns:
-        A scalar.
     """
     score = _similarity(large, small, temperature)  # (B, B)
     own = torch.eye(len(score), dtype=torch.bool, device=score.device)
     others = score.masked_fill(own, -math.inf).logsumexp(dim=1) - math.log(len(score))  # (B,)
     return (score.diagonal() - others).sigmoid().mean()
-
-
-def present_parts(scaled: Tensor, present: Tensor, widths: Sequence[int]) -> list[Tensor]:
-    """The modalities of ``(B, W)`` apart, ``(B, W_j)`` each, zero where absent whatever stood there."""
-    parts = torch.split(scaled, list(widths), dim=1)
-    return [
-        torch.where(present[:, slot : slot + 1], part, part.new_zeros(())) for slot, part in enumerate(parts)
-    ]
-
-
-def draw_dropout(
-    values: Tensor, probability: float, *, training: bool, generator: Generator | None
-) -> Tensor:
-    """Dropout while training, else the values as they are.
-
-    Raises:
-        ValueError: If it trains without a generator.
-    """
-    if not training or probability == 0:
-        return values
-    if generator is None:
-        raise ValueError("training draws from a generator: pass one")
-    return dropout(values, probability, generator)
 
 
 def subsets(streams: int) -> list[tuple[int, ...]]:
@@ -159,12 +114,7 @@ def subsets(streams: int) -> list[tuple[int, ...]]:
 
 
 class StreamProjection(nn.Module):
-    """One Linear on the modalities of a stream side by side, its weight kept per modality.
-
-    Args:
-        widths: W_j of the stream's modalities.
-        hidden: H.
-    """
+    """A Linear on the concatenated modalities of a stream, its weight split per modality."""
 
     def __init__(self, widths: Sequence[int], hidden: int) -> None:
         super().__init__()
@@ -175,7 +125,7 @@ class StreamProjection(nn.Module):
         self.bias = nn.Parameter(whole.bias.detach().clone())
 
     def forward(self, parts: Sequence[Tensor]) -> Tensor:
-        """``(B, H)`` of ``(B, W_j)`` each; modalities that are zero add nothing."""
+        """``(B, H)`` of ``(B, W_j)`` each."""
         token: Tensor = self.bias
         for weight, part in zip(self.weights, parts, strict=True):
             token = token + functional.linear(part, weight)
@@ -183,24 +133,19 @@ class StreamProjection(nn.Module):
 
 
 class StreamAttention(nn.Module):
-    """Attention of a patient's streams on each other, in a space where each stream has a slice of its own.
+    """Attention among a patient's streams.
 
-    The released layer is a `torch.nn.MultiheadAttention` on the concatenated streams (E = S·H wide). Here
-    each stream is a token that holds its part in its own slice of E and zeros elsewhere, and of what a token
-    gets its own slice is kept. So of the released weights a stream uses its columns of query, key and value
-    and its rows of the output: these are kept per stream, and there are as many parameters as were released.
-
-    Args:
-        streams: S.
-        hidden: H.
-        heads: Of the attention; E must divide by them.
-        dropout_probability: On the attention weights.
+    The released layer is a `torch.nn.MultiheadAttention` on the S concatenated streams (E = S·H wide). Here
+    each stream is a token with its values in its own slice of E and zeros elsewhere, and of its output only
+    that slice is kept. So a stream uses its columns of the query, key and value weights and its rows of the
+    output weight, which are stored per stream: as many parameters as released. E must be divisible by
+    ``heads``.
     """
 
     def __init__(self, streams: int, hidden: int, heads: int, dropout_probability: float) -> None:
         super().__init__()
         width = streams * hidden
-        whole = nn.MultiheadAttention(width, heads)  # for how it draws its weights
+        whole = nn.MultiheadAttention(width, heads)  # for its initial weights
         query, key, value = whole.in_proj_weight.detach().chunk(3)  # (E, E) each
 
         def columns(weight: Tensor) -> nn.ParameterList:
@@ -218,22 +163,13 @@ class StreamAttention(nn.Module):
         self.dropout_probability = dropout_probability
 
     def forward(self, tokens: Tensor, present: Tensor, generator: Generator | None = None) -> Tensor:
-        """Attend.
-
-        Args:
-            tokens: ``(B, S, H)``, absent ones finite.
-            present: ``(B, S)`` bool, at least one per patient.
-            generator: Of the dropout while training.
-
-        Returns:
-            ``(B, S, H)``, zero where absent.
-        """
+        """``(B, S, H)``, zero where absent, of ``(B, S, H)``, finite where absent; one present at least."""
         query = self._heads(tokens, self.query, self.query_bias)  # (B, heads, S, E / heads)
         key = self._heads(tokens, self.key, self.key_bias)
         value = self._heads(tokens, self.value, self.value_bias)
         score = query @ key.transpose(2, 3) / math.sqrt(query.shape[3])  # (B, heads, S, S)
         weight = score.masked_fill(~present[:, None, None, :], -math.inf).softmax(dim=3)
-        weight = draw_dropout(weight, self.dropout_probability, training=self.training, generator=generator)
+        weight = draw_dropout(weight, self.dropout_probability, generator, training=self.training)
         mixed = (weight @ value).transpose(1, 2).flatten(2)  # (B, S, E)
         gained = torch.stack(
             [
@@ -254,11 +190,7 @@ class SubsetExperts(nn.Module):
     """A mixture of one expert per non-empty subset of the streams.
 
     Expert: Linear, ReLU, Linear on the subset's slices. The gate's softmax runs over the experts whose
-    streams the patient all has; the released gate knows no missing stream.
-
-    Args:
-        streams: S.
-        hidden: H.
+    streams the patient has; the released gate knows no missing stream.
     """
 
     needs: Tensor
@@ -283,14 +215,9 @@ class SubsetExperts(nn.Module):
         return score.masked_fill(~usable, -math.inf).softmax(dim=1)
 
     def forward(self, slices: Tensor, present: Tensor) -> Tensor:
-        """Mix.
+        """Mix ``(B, S, H)`` to ``(B, S·H)``.
 
-        Args:
-            slices: ``(B, S, H)``; the gate reads all of it, so absent slices must not depend on absent rows.
-            present: ``(B, S)`` bool, at least one per patient.
-
-        Returns:
-            ``(B, S·H)``.
+        The gate reads all slices, so absent ones must not depend on absent rows.
         """
         share = self.shares(slices, present)  # (B, experts)
         mixed = slices.new_zeros(len(slices), slices.shape[1] * slices.shape[2])
@@ -300,7 +227,7 @@ class SubsetExperts(nn.Module):
 
 
 class WeightNormLinear(nn.Module):
-    """A Linear whose weight is a direction and one length, as the classifier of the released small model."""
+    """A weight-normalised Linear (direction and one length), as in the released small model's classifier."""
 
     def __init__(self, given: int, width: int) -> None:
         super().__init__()
@@ -315,13 +242,7 @@ class WeightNormLinear(nn.Module):
 
 
 class SharedHead(nn.Module):
-    """The classifier that large and small features share: two weight-normalised layers of width 2·D and K.
-
-    Args:
-        width: D of the features.
-        classes: K.
-        dropout_probability: After the ReLU.
-    """
+    """The classifier of large and small features: weight-normalised layers of width 2·D and K."""
 
     def __init__(self, width: int, classes: int, dropout_probability: float) -> None:
         super().__init__()
@@ -332,18 +253,13 @@ class SharedHead(nn.Module):
     def forward(self, features: Tensor, generator: Generator | None = None) -> Tensor:
         """Logits ``(B, K)`` of ``(B, D)``."""
         hidden = functional.relu(self.first(features))
-        hidden = draw_dropout(hidden, self.dropout_probability, training=self.training, generator=generator)
+        hidden = draw_dropout(hidden, self.dropout_probability, generator, training=self.training)
         logits: Tensor = self.second(hidden)
         return logits
 
 
 class SmallModel(nn.Module):
-    """The compact network: mean of one Linear per modality, ReLU, Linear to the width of the shared head.
-
-    Args:
-        widths: W_j per modality.
-        width: D of the features.
-    """
+    """Mean of one Linear per modality, ReLU, Linear to the width D of the shared head."""
 
     def __init__(self, widths: Sequence[int], width: int) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""DRIM: what modalities share and what each has alone, kept apart by an adversary."""
+"""DRIM: shared and modality-specific representations, disentangled by an adversary."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from mmare.models.adapters import present_parts
 from mmare.models.base import MultimodalModel
 from mmare.models.baselines.drim_losses import (
     independence_discrimination,
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
 
 __all__ = ["DRIM", "DRIMOptions", "Size", "samples_in_pairs"]
 
-FEWEST: Final = 2  # patients with a modality without whom there is no pair of different patients
+FEWEST: Final = 2  # patients with a modality, for a pair of different patients
 
 
 class Size(StrEnum):
@@ -49,49 +50,30 @@ _WIDTHS: Final = {Size.PUBLISHED: (128, 256), Size.TABLE56: (512, 512)}  # D and
 
 @dataclass(frozen=True)
 class DRIMOptions:
-    """What a study may set; the defaults are the released values.
+    """Options of DRIM; the defaults are the released values."""
 
-    Args:
-        size: Where ``width`` and ``hidden`` come from.
-        width: D; absent, that of the size.
-        hidden: Width between the layers of an encoder; absent, that of the size.
-        heads: Of attention.
-        head_width: Of each head.
-        feedforward: Width between the layers of attention's feed-forward part.
-        dropout: In encoders, attention and discriminators.
-        softmax_one: How attention makes weights of scores.
-        alpha: Weight of the shared loss.
-        gamma: Weight of the unique loss.
-        temperature: Of the shared loss.
-        over_missing: Whether the shared loss is a mean over missing anchors too, which count as zero.
-        discriminator_rate: Learning rate of the discriminators.
-        discriminator_decay: Weight decay of the discriminators.
-    """
-
-    size: Size = Size.PUBLISHED
-    width: int | None = None
-    hidden: int | None = None
+    size: Size = Size.PUBLISHED  # gives ``width`` and ``hidden`` where they are not set
+    width: int | None = None  # D
+    hidden: int | None = None  # of the encoders
     heads: int = 16
     head_width: int = 64
-    feedforward: int = 128
-    dropout: float = 0.2
+    feedforward: int = 128  # hidden width of attention's feed-forward part
+    dropout: float = 0.2  # in encoders, attention and discriminators
     softmax_one: SoftmaxOne = SoftmaxOne.RELEASED
-    alpha: float = 1.0
-    gamma: float = 0.8
-    temperature: float = 0.07
-    over_missing: bool = True
-    discriminator_rate: float = 1e-3
-    discriminator_decay: float = 3e-4
+    alpha: float = 1.0  # weight of the shared loss
+    gamma: float = 0.8  # weight of the unique loss
+    temperature: float = 0.07  # of the shared loss
+    over_missing: bool = True  # `same_patient_contrastive`
+    discriminator_rate: float = 1e-3  # learning rate
+    discriminator_decay: float = 3e-4  # weight decay
 
 
 def samples_in_pairs(slot: int) -> Callable[[Tensor], Tensor]:
-    """Samples that have modality ``slot``, or none where there is just one, which has no partner.
+    """Samples that have modality ``slot``; zero if only one has, which forms no pair.
 
-    Over one batch this is zero exactly when the batch gives the discriminator no gradient. Over all draws of
-    a round it is zero only if no batch gave any. It is positive, too, where several samples were each alone
-    in their batch, which draws without their batches cannot tell. So no step of a discriminator is lost, and
-    at worst one that made no step travels as it was. Exposures of parts add up to that of the whole unless a
-    part has one such sample alone.
+    For one batch this is zero exactly when the discriminator gets no gradient. Over all draws of a round it
+    may also be positive when every such sample was alone in its batch; then an unchanged discriminator
+    travels, but no step is ever lost.
     """
 
     def count(present: Tensor) -> Tensor:
@@ -107,32 +89,24 @@ class DRIM(MultimodalModel):
     Robinet et al., 2024: "DRIM: Learning Disentangled Representations from Incomplete Multimodal Healthcare
     Data" (arXiv 2409.17055), in its supervised form; Lucas-rbnt/DRIM, commits 8b568821 and ce4580bd.
 
-    The loss is cross entropy + alpha times the shared loss, which brings the shared embeddings of a patient
-    together, + gamma times the unique loss, which makes shared and unique embedding of a modality look
-    independent to its discriminator. The discriminators are trained by an objective of their own.
+    The loss is cross entropy + alpha times the shared loss, which aligns the shared embeddings of a patient,
+    + gamma times the unique loss, which makes shared and unique embedding of a modality look independent to
+    its discriminator. The discriminators have an objective of their own.
 
     Differences from the released code:
 
-    - Cross entropy of classes instead of a survival loss; patients with one modality stay in.
-    - Every modality is one embedding, so each gets the encoder that they have for MRI embeddings. It replaces
-      their transformer over ten tiles (WSI), which has nothing to attend to in one vector, and their stacks
-      of convolutions (RNA, DNA methylation), which are made for molecular profiles.
-    - The discriminators' step embeds the batch again, with the encoders as just stepped and dropout drawn
-      anew; theirs takes the embeddings of before the step. So an objective is a function of its batch alone.
-    - One AdamW for all discriminators. It does what one for each does: where at most one patient of a batch
-      has the modality, its discriminator gets no gradient, and so no step.
+    - Cross entropy of classes instead of a survival loss; patients with one modality are kept.
+    - Every modality is one embedding and gets the released encoder of MRI embeddings, instead of the
+      transformer over ten tiles (WSI), which has nothing to attend to in one vector, and the stacks of
+      convolutions (RNA, DNA methylation), which are made for molecular profiles.
+    - The discriminators' step embeds the batch again, with the updated encoders and new dropout; theirs uses
+      the embeddings from before the step. So an objective is a function of its batch alone.
+    - One AdamW for all discriminators, equivalent to one each: with fewer than two patients of a modality its
+      discriminator gets no gradient, so no step.
     - The unique loss gives the discriminators no gradient; the released one does, and it is cleared.
-    - Discriminators drop nothing in evaluation; the released ones never enter that mode.
+    - Discriminators apply no dropout in evaluation; the released ones never enter that mode.
     - Options ``softmax_one`` and ``over_missing`` are as released and can be switched to the formulas of the
       papers: see `attention_weights` and `same_patient_contrastive`.
-
-    Args:
-        modalities: In slot order.
-        classes: K.
-        options: What the study sets.
-
-    Raises:
-        ValueError: If an option is out of its range.
     """
 
     Options = DRIMOptions
@@ -168,12 +142,12 @@ class DRIM(MultimodalModel):
         self.options = options
 
     def logits(self, scaled: Tensor, present: Tensor, generator: Generator | None = None) -> Tensor:
-        """Classify scaled rows; dropout is drawn while training."""
+        """Classify scaled rows."""
         shared, unique = self._embed(scaled, present, generator)
         return self._classify(shared, unique, present, generator)
 
     def loss(self, scaled: Tensor, present: Tensor, label: Tensor, generator: Generator) -> Tensor:
-        """Loss of everything but the discriminators; label ``(B,)`` int64."""
+        """Loss of everything but the discriminators."""
         options = self.options
         shared, unique = self._embed(scaled, present, generator)  # (B, M, D) each
         logits = self._classify(shared, unique, present, generator)  # (B, K)
@@ -195,9 +169,9 @@ class DRIM(MultimodalModel):
         label: Tensor,  # noqa: ARG002 - an objective's signature
         generator: Generator,
     ) -> Tensor:
-        """Loss of the discriminators alone; zero, of no parameter, where no modality has two patients.
+        """Loss of the discriminators alone; a constant zero where no modality has two patients.
 
-        Shuffled pairs take the shared half of the patient before, of those in the batch with the modality.
+        Shuffled pairs take the shared half of the previous patient with the modality.
         """
         with torch.no_grad():
             shared, unique = self._embed(scaled, present, generator)  # (B, M, D) each
@@ -209,30 +183,32 @@ class DRIM(MultimodalModel):
             shuffled = discriminator(ours.roll(1, dims=0), theirs, generator)
             losses.append(independence_discrimination(shuffled, joint))
         if not losses:
-            return torch.zeros(
-                (), device=scaled.device, requires_grad=True
-            )  # can be differentiated, moves nothing
+            return torch.zeros((), device=scaled.device, requires_grad=True)  # backward() must not fail
         return torch.stack(losses).sum()
 
     def blocks(self) -> tuple[Block, ...]:
-        """Encoders by who has, discriminators by who has and is not alone, fusions and head by all."""
+        """Encoders by presence, discriminators by presence in pairs, fusions and head by all."""
         encoders = tuple(
             Block(
                 f"encoder.{name}",
-                self._of(f"shared_encoders.{slot}.", f"unique_encoders.{slot}."),
+                self.parameters_under(f"shared_encoders.{slot}", f"unique_encoders.{slot}"),
                 samples_with(slot),
             )
             for slot, name in enumerate(self.modality_names)
         )
         discriminators = tuple(
-            Block(f"discriminator.{name}", self._of(f"discriminators.{slot}."), samples_in_pairs(slot))
+            Block(
+                f"discriminator.{name}",
+                self.parameters_under(f"discriminators.{slot}"),
+                samples_in_pairs(slot),
+            )
             for slot, name in enumerate(self.modality_names)
         )
-        rest = self._of("shared_fusion.", "unique_fusion.", "head.")
+        rest = self.parameters_under("shared_fusion", "unique_fusion", "head")
         return (*encoders, *discriminators, Block("fusion", rest, all_samples))
 
     def phases(self) -> tuple[Phase, ...]:
-        """One phase: a step of the model, then one of the discriminators with an AdamW of their own."""
+        """One phase: a step of the model, then one of the discriminators with their own AdamW."""
         names = [block.name for block in self.blocks()]
         adversary = tuple(f"discriminator.{name}" for name in self.modality_names)
         model = tuple(name for name in names if name not in adversary)
@@ -250,10 +226,7 @@ class DRIM(MultimodalModel):
 
     def _embed(self, scaled: Tensor, present: Tensor, generator: Generator | None) -> tuple[Tensor, Tensor]:
         """Shared and unique embeddings, ``(B, M, D)`` each, of length 1 and zero where absent."""
-        parts = [
-            torch.where(present[:, slot : slot + 1], part, part.new_zeros(()))
-            for slot, part in enumerate(torch.split(scaled, list(self.scaling.widths), dim=1))
-        ]
+        parts = present_parts(scaled, present, self.scaling.widths)
         there = present.unsqueeze(-1)  # (B, M, 1)
         shared, unique = (
             torch.stack(
@@ -267,7 +240,7 @@ class DRIM(MultimodalModel):
     def _classify(
         self, shared: Tensor, unique: Tensor, present: Tensor, generator: Generator | None
     ) -> Tensor:
-        """Logits ``(B, K)``: what is shared is fused first and is one more token beside what is unique."""
+        """Logits ``(B, K)``: the fused shared embedding is one more token beside the unique ones."""
         common = self.shared_fusion(shared, present, generator)  # (B, D)
         tokens = torch.cat([unique, common.unsqueeze(1)], dim=1)  # (B, M + 1, D)
         fused = self.unique_fusion(tokens, functional.pad(present, (0, 1), value=True), generator)  # (B, D)
@@ -275,18 +248,15 @@ class DRIM(MultimodalModel):
         return logits
 
     def _paired(self, present: Tensor) -> Iterator[tuple[int, Tensor]]:
-        """Slots that two patients have at least, each with the rows of those patients ``(N,)``."""
+        """Slots that at least two patients have, each with the rows of those patients ``(N,)``."""
         for slot in range(present.shape[1]):
             rows = present[:, slot].nonzero().squeeze(1)  # (N,)
             if len(rows) >= FEWEST:
                 yield slot, rows
 
-    def _of(self, *prefixes: str) -> tuple[str, ...]:
-        return tuple(name for name, _ in self.named_parameters() if name.startswith(prefixes))
-
 
 def _check(options: DRIMOptions, width: int, hidden: int) -> None:
-    """Refuse options out of their range with a `ValueError`."""
+    """Raise `ValueError` for options out of range."""
     sizes = {
         "width": width,
         "hidden": hidden,

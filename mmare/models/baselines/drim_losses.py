@@ -1,4 +1,4 @@
-"""Auxiliary losses of the baselines, as functions of tensors."""
+"""Auxiliary losses of DRIM, as functions of tensors."""
 
 from __future__ import annotations
 
@@ -16,29 +16,26 @@ __all__ = ["independence_discrimination", "independence_fooling", "same_patient_
 def same_patient_contrastive(
     embedding: Tensor, present: Tensor, temperature: float, *, over_missing: bool
 ) -> Tensor:
-    r"""Supervised contrastive loss in which a patient is a class (DRIM's shared loss).
+    r"""DRIM's shared loss: supervised contrastive loss in which each patient is a class.
 
-    For an anchor i, a modality that a patient has,
+    For an anchor i, a present modality,
 
     .. math:: -\frac{1}{|P_i|} \sum_{p \in P_i} \log
               \frac{\exp(z_i z_p / T)}{\sum_{a \ne i} \exp(z_i z_a / T)}
 
-    where P are the other modalities of the same patient and a runs over all other modalities of the batch
-    that are there (Khosla et al., 2020, equation 2). A patient with one modality is no anchor, but others
-    are told from it. A row that was drawn twice counts as two patients.
+    where P are the other modalities of the same patient and a runs over all other present modalities of the
+    batch (Khosla et al., 2020, equation 2). A patient with one modality is a negative but no anchor. A row
+    that was drawn twice counts as two patients. Zero if no patient has two modalities.
 
-    The released code adds 1e-6 under the logarithm, to a sum that it has divided by its largest possible
-    term: where all others are far away, that hides them. Here the logarithm is that of the sum itself.
+    The released code adds 1e-6 under the logarithm to a sum that it has divided by its largest possible term,
+    which hides distant negatives. Here the logarithm is exact.
 
     Args:
         embedding: ``(B, M, D)`` of length 1; absent rows may hold anything.
         present: ``(B, M)`` bool.
         temperature: T.
-        over_missing: Whether to divide by B times M, missing anchors and those without a positive counting as
-            zero, as released, or by the number of anchors, as in the paper of the loss.
-
-    Returns:
-        A scalar; zero where no patient has two modalities.
+        over_missing: Divide by B·M, as released (missing anchors and those without a positive count as zero),
+            or by the number of anchors, as Khosla et al. do.
 
     Example:
         >>> alike = torch.tensor([[[1.0, 0.0], [1.0, 0.0]], [[0.0, 1.0], [0.0, 1.0]]])
@@ -64,16 +61,9 @@ def same_patient_contrastive(
 
 
 def independence_discrimination(shuffled: Tensor, joint: Tensor) -> Tensor:
-    """What a discriminator minimises that tells independent pairs (target 1) from joint pairs (target 0).
+    """Discriminator loss on logits ``(N,)``: pairs of different patients have target 1, of one patient 0.
 
-    Its least value is 2 log 2 minus twice the Jensen-Shannon divergence of the two kinds of pair.
-
-    Args:
-        shuffled: ``(N,)`` logits of pairs whose halves are of different patients.
-        joint: ``(N,)`` logits of pairs of one patient.
-
-    Returns:
-        A scalar: mean cross entropy of each kind, added.
+    The sum of both mean cross entropies; its minimum is 2 log 2 minus twice the Jensen-Shannon divergence.
 
     Example:
         >>> round(independence_discrimination(torch.zeros(2), torch.zeros(2)).item(), 4)  # 2 log 2
@@ -83,13 +73,7 @@ def independence_discrimination(shuffled: Tensor, joint: Tensor) -> Tensor:
 
 
 def independence_fooling(joint: Tensor) -> Tensor:
-    """What an encoder minimises whose joint pairs shall pass for independent ones (target 1).
-
-    Args:
-        joint: ``(N,)`` logits of pairs of one patient.
-
-    Returns:
-        A scalar: mean cross entropy.
+    """Encoder loss on logits ``(N,)`` of pairs of one patient, which should look independent (target 1).
 
     Example:
         >>> round(independence_fooling(torch.zeros(2)).item(), 4)  # log 2

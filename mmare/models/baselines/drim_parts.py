@@ -1,4 +1,4 @@
-"""Layers of DRIM: encoder of an embedding, masked attention fusion, discriminator.
+"""Layers of DRIM: embedding encoder, masked attention fusion, discriminator.
 
 Robinet et al., 2024: "DRIM: Learning Disentangled Representations from Incomplete Multimodal Healthcare
 Data", and the released code (Lucas-rbnt/DRIM, commits 8b568821 and ce4580bd).
@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from mmare.models.head import dropout
+from mmare.models.head import draw_dropout
 
 if TYPE_CHECKING:
     from torch import Generator, Tensor
@@ -32,10 +32,7 @@ DISCRIMINATOR_HIDDEN: Final = 1024  # whatever the width, as released
 
 
 class SoftmaxOne(StrEnum):
-    """Whether attention may look at nothing.
-
-    ``released`` is what DRIM's code does, ``formula`` the off-by-one softmax itself, ``off`` a plain softmax.
-    """
+    """Softmax of the attention: DRIM's code, the off-by-one softmax of the formula, or a plain softmax."""
 
     RELEASED = "released"
     FORMULA = "formula"
@@ -43,18 +40,11 @@ class SoftmaxOne(StrEnum):
 
 
 def attention_weights(scores: Tensor, rule: SoftmaxOne) -> Tensor:
-    """Weights from scores along the last axis.
+    """Attention weights from scores ``(..., N)`` along the last axis; minus infinity masks.
 
-    The off-by-one softmax is ``exp(x) / (1 + sum exp(x))``: with low scores, nearly nothing is looked at. The
-    released code takes the largest score away before it adds the 1. So some weight always goes to nothing,
-    never more than a half, and how low the scores are makes no difference.
-
-    Args:
-        scores: ``(..., N)``; minus infinity where nothing may be looked at, but not everywhere.
-        rule: Which softmax.
-
-    Returns:
-        ``(..., N)``, zero where the score is minus infinity.
+    The off-by-one softmax is ``exp(x) / (1 + sum exp(x))``: low scores get almost no weight in total. The
+    released code subtracts the largest score before it adds the 1, so the weight that is lost is at most a
+    half and does not depend on how low the scores are.
 
     Example:
         >>> low = torch.tensor([-5.0, -5.0])
@@ -74,38 +64,19 @@ def attention_weights(scores: Tensor, rule: SoftmaxOne) -> Tensor:
 
 
 class SeededDropout(nn.Module):
-    """Dropout while training, drawn from the generator given.
-
-    Args:
-        probability: That a value becomes zero.
-    """
+    """Dropout while training, drawn from a generator."""
 
     def __init__(self, probability: float) -> None:
         super().__init__()
         self.probability = probability
 
     def forward(self, values: Tensor, generator: Generator | None) -> Tensor:
-        """Drop some of ``values``, of any shape.
-
-        Raises:
-            ValueError: If it trains without a generator.
-        """
-        if not self.training or self.probability == 0:
-            return values
-        if generator is None:
-            raise ValueError("training draws from a generator: pass one")
-        return dropout(values, self.probability, generator)
+        """Apply `draw_dropout`."""
+        return draw_dropout(values, self.probability, generator, training=self.training)
 
 
 class EmbeddingEncoder(nn.Module):
-    """Linear, dropout, GELU, Linear, and a length of 1: the released encoder of an embedding.
-
-    Args:
-        given: Width of the embedding.
-        hidden: Width between the layers.
-        width: D.
-        dropout_probability: While training.
-    """
+    """Linear, dropout, GELU, Linear, L2 normalisation: the released encoder of MRI embeddings."""
 
     def __init__(self, given: int, hidden: int, width: int, dropout_probability: float) -> None:
         super().__init__()
@@ -120,19 +91,11 @@ class EmbeddingEncoder(nn.Module):
 
 
 class MaskedAttentionFusion(nn.Module):
-    """One layer of attention in which a learned token looks at itself and at the modalities a patient has.
+    """One layer of attention in which a learned token attends to itself and a patient's modalities.
 
-    Only the token's own output is read after the one layer, so only the token asks; the other queries of the
-    released code have no effect. Dropout draws for the token alone. Modalities have no position, so their
-    order changes nothing.
-
-    Args:
-        width: D.
-        heads: Of attention.
-        head_width: Of each head.
-        feedforward: Width between the layers of the feed-forward part.
-        dropout_probability: While training: of weights, of attention's output, twice in the feed-forward.
-        rule: How scores become weights.
+    Only the token's output is used, so only its query is computed; the other queries of the released code
+    have no effect. Dropout draws for the token alone: on weights, on attention's output, twice in the
+    feed-forward. Modalities have no position, so their order does not matter.
     """
 
     def __init__(
@@ -157,16 +120,7 @@ class MaskedAttentionFusion(nn.Module):
         self.heads, self.head_width, self.rule = heads, head_width, rule
 
     def forward(self, tokens: Tensor, present: Tensor, generator: Generator | None = None) -> Tensor:
-        """Fuse.
-
-        Args:
-            tokens: ``(B, M, D)``; absent rows may hold anything.
-            present: ``(B, M)`` bool.
-            generator: Source of the dropout.
-
-        Returns:
-            ``(B, D)``.
-        """
+        """Fuse ``(B, M, D)``, whose absent rows may hold anything, to ``(B, D)``."""
         token = self.token.expand(len(tokens), 1, -1)  # (B, 1, D)
         known = torch.where(present.unsqueeze(-1), tokens, tokens.new_zeros(()))
         fused = self.token + self._attend(torch.cat([token, known], dim=1), present, generator)  # (B, D)
@@ -176,7 +130,7 @@ class MaskedAttentionFusion(nn.Module):
         return result
 
     def _attend(self, tokens: Tensor, present: Tensor, generator: Generator | None) -> Tensor:
-        """What the first of ``(B, 1 + M, D)`` sees, ``(B, D)``."""
+        """Attention output ``(B, D)`` of the first of ``(B, 1 + M, D)``."""
         normed = self.attention_norm(tokens)
         inner = self.heads * self.head_width
         from_query, from_others = torch.split(self.query_key_value.weight, [inner, 2 * inner])
@@ -195,12 +149,7 @@ class MaskedAttentionFusion(nn.Module):
 
 
 class Discriminator(nn.Module):
-    """Tells whether the shared and the unique half of a pair are of one patient.
-
-    Args:
-        width: D of each half.
-        dropout_probability: While training.
-    """
+    """Classifies whether the shared and the unique half of a pair are of one patient."""
 
     def __init__(self, width: int, dropout_probability: float) -> None:
         super().__init__()
@@ -211,14 +160,7 @@ class Discriminator(nn.Module):
     def forward(
         self, shared: Tensor, unique: Tensor, generator: Generator | None = None, *, frozen: bool = False
     ) -> Tensor:
-        """Logits ``(N,)``, high for independent halves.
-
-        Args:
-            shared: ``(N, D)``.
-            unique: ``(N, D)``.
-            generator: Source of the dropout.
-            frozen: Pass gradients on to the halves, but keep none for the weights.
-        """
+        """Logits ``(N,)``, high for independent halves ``(N, D)``; ``frozen`` detaches the weights."""
         values = torch.cat([shared, unique], dim=1)  # (N, 2 D)
         for step, layer in enumerate(self.layers):
             if step:

@@ -1,4 +1,4 @@
-"""HyperMM: one feature extractor, its last layer made per modality by a hypernetwork, and a set classifier.
+"""HyperMM: a feature extractor whose last layer a hypernetwork generates per modality, and a set classifier.
 
 Chaptoukaev et al., "HyperMM: Robust Multimodal Learning with Varying-sized Inputs", MICCAI workshop 2024;
 hyperMM at 7a05f31f. Thesis 4.1, equations 4.3 to 4.6.
@@ -12,24 +12,22 @@ hyperMM at 7a05f31f. Thesis 4.1, equations 4.3 to 4.6.
                                                                   └─► mean over the set ─► rho ─► label
                                                                                             phase "fusion"
 
-`HyperMM` is the published network on maps of VGG11. `HyperMMEmbedding` is our small form of it for studies
-without images.
+`HyperMM` is the published network on maps of VGG11, `HyperMMEmbedding` our small form for studies without
+images. Differences of both from the repository:
 
-Differs from the repository, in both:
-
-- A batch holds several patients, and a loss is the mean over the (patient, modality) pairs that are there.
-  There a batch is one patient, gradients are cleared once per patient and stepped once per modality, so those
-  of the first modality act again in every later step.
-- The modalities of a patient come from one row. There the patients of each modality are listed apart and
-  paired by place in the list, so that with missing modalities the two of a pair are different people.
-- The generated weights are used as they are. There a parameter is deleted and replaced in each forward, and
-  Adam keeps a block that nothing reads.
+- A batch holds several patients, and a loss is the mean over the present (patient, modality) pairs. There a
+  batch is one patient, and gradients are cleared once per patient but stepped once per modality, so those of
+  the first modality act again in every later step.
+- The modalities of a patient come from one row. There the patients of each modality are listed separately and
+  paired by position, so that with missing modalities a pair mixes different people.
+- The generated weights are used directly. There a parameter is deleted and replaced in each forward, and Adam
+  keeps a block that nothing reads.
 - Cross entropy over K classes; there one logit serves two classes.
-- The table of 20 rows is kept whatever the study, as there, so that the universal phase has the published
-  18,625,246 parameters (K = 2). Rows that no modality owns never get a gradient: they are a block without
-  exposure, which stays as it is; there weight decay moves them.
-- The universal phase lasts ``phase_rounds`` rounds. There it ends early, after 10 epochs without a better
-  loss on the training rows.
+- The table always has 20 rows, as there, so that the universal phase has the published 18,625,246 parameters
+  (K = 2). Rows of no modality are a block without exposure, which stays unchanged; there weight decay moves
+  them.
+- The universal phase lasts ``phase_rounds`` rounds. There it ends after 10 epochs without a better loss on
+  the training rows.
 """
 
 from __future__ import annotations
@@ -46,7 +44,7 @@ from torch.nn import functional
 from mmare.models.adapters import WidthAdapters
 from mmare.models.base import MultimodalModel
 from mmare.models.blocks import Block, all_samples, samples_with
-from mmare.models.head import dropout
+from mmare.models.head import draw_dropout
 from mmare.models.phases import Objective, Phase
 from mmare.study.choices import Kind
 
@@ -66,13 +64,13 @@ __all__ = [
     "Pooling",
 ]
 
-IDENTIFIERS: Final = 20  # rows of the published table: the most modalities
+IDENTIFIERS: Final = 20  # rows of the published table, so at most 20 modalities
 ROW_WIDTH: Final = 5
 HYPER_HIDDEN: Final = 20
 
 
 class Pooling(StrEnum):
-    """How a patient's features become one: equation 4.5 says sum, the repository takes the mean."""
+    """Pooling of a patient's features: equation 4.5 sums, the repository takes the mean."""
 
     MEAN = "mean"
     SUM = "sum"
@@ -80,32 +78,22 @@ class Pooling(StrEnum):
 
 @dataclass(frozen=True)
 class HyperMMOptions:
-    """What a study may set.
+    """Options of HyperMM."""
 
-    Args:
-        pooling: ``mean`` as in the repository and the thesis's ablation, or ``sum``.
-        phase_rounds: Rounds of the universal phase.
-        dropout: In rho.
-    """
-
-    pooling: Pooling = Pooling.MEAN
-    phase_rounds: int = 50
-    dropout: float = 0.5
+    pooling: Pooling = Pooling.MEAN  # as in the thesis's ablation
+    phase_rounds: int = 50  # of the universal phase
+    dropout: float = 0.5  # in rho
 
 
 @dataclass(frozen=True)
 class HyperMMEmbeddingOptions(HyperMMOptions):
-    """What a study may set, and the width of adapters, generated layer and classifiers."""
+    """Options of the embedding form."""
 
-    width: int = 512
+    width: int = 512  # of adapters, generated layer and classifiers
 
 
 class HyperNetwork(nn.Module):
-    """Weights of a 1 x 1 convolution, made from a learned row per modality.
-
-    Args:
-        channels: C of the maps, in and out.
-    """
+    """Generates the weights of a 1 x 1 convolution of C channels from a learned row per modality."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -130,22 +118,15 @@ class _Classifier(nn.Module):
         self.dropout_probability = dropout_probability
 
     def forward(self, features: Tensor, generator: Generator | None = None) -> Tensor:
-        """Logits ``(N, K)`` of ``(N, D)``.
-
-        Raises:
-            ValueError: If dropout is to be drawn without a generator.
-        """
+        """Logits ``(N, K)`` of ``(N, D)``."""
         hidden = functional.relu(self.hidden(features))
-        if self.training and self.dropout_probability > 0:
-            if generator is None:
-                raise ValueError("training draws from a generator: pass one")
-            hidden = dropout(hidden, self.dropout_probability, generator)
+        hidden = draw_dropout(hidden, self.dropout_probability, generator, training=self.training)
         logits: Tensor = self.out(hidden)
         return logits
 
 
 def _nothing(present: Tensor) -> Tensor:
-    """No sample exercises rows that no modality owns."""
+    """No sample exercises the rows of no modality."""
     return present.new_zeros(()).sum()
 
 
@@ -155,17 +136,12 @@ def _pairs(present: Tensor) -> Tensor:
 
 
 class _SetModel(MultimodalModel):
-    """Both forms: they differ in the shape of the maps and in what may come in.
+    """Both forms, which differ in the shape of the maps and in the modalities that they accept.
 
     Args:
-        modalities: In slot order; one whose width is not that of the maps gets an adapter.
-        classes: K.
-        options: Of the study.
-        maps: Channels, rows and columns of what the generated layer works on.
+        maps: Channels, rows and columns of the generated layer's input; modalities of another size get an
+            adapter.
         hidden: Width of the hidden layers of classifier and rho.
-
-    Raises:
-        ValueError: If an option is out of range, or there are more modalities than identifiers.
     """
 
     def __init__(
@@ -195,10 +171,7 @@ class _SetModel(MultimodalModel):
         self._maps = maps
 
     def logits(self, scaled: Tensor, present: Tensor, generator: Generator | None = None) -> Tensor:
-        """What rho says of the pooled set, in either phase.
-
-        While training, no gradient reaches the feature extractor: whoever trains rho has frozen it.
-        """
+        """Logits of rho for the pooled set; in training the feature extractor gets no gradient."""
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.training):
             pooled = scaled.new_zeros(len(scaled), math.prod(self._maps))  # (B, D)
             for slot, rows, maps in self._each(scaled, present):
@@ -209,17 +182,11 @@ class _SetModel(MultimodalModel):
         return logits
 
     def universal_loss(self, scaled: Tensor, present: Tensor, label: Tensor, generator: Generator) -> Tensor:
-        """Equation 4.3: restore the maps and classify from each modality alone, mean over the pairs.
+        """Equation 4.3: reconstruct the maps and classify from each modality alone, mean over the pairs.
 
-        What is to be restored is a constant, as it is in the paper: else adapters could shrink it.
-
-        Args:
-            scaled: ``(B, W)``.
-            present: ``(B, M)`` bool.
-            label: ``(B,)`` int64.
-            generator: Not used: this phase has no dropout.
+        The reconstruction target is a constant, as in the paper: else adapters could shrink it.
         """
-        del generator
+        del generator  # no dropout in this phase
         total = scaled.new_zeros(())
         for slot, rows, maps in self._each(scaled, present):
             features = self._features(slot, maps)  # (n, C, H, W)
@@ -229,7 +196,7 @@ class _SetModel(MultimodalModel):
         return total / present.sum()
 
     def phases(self) -> tuple[Phase, ...]:
-        """The universal feature extractor first; rho on the frozen one until the run ends."""
+        """First the universal feature extractor; then rho on the frozen one until the run ends."""
         universal = tuple(block.name for block in self.blocks() if block.name != "rho")
         return (
             Phase("universal", (Objective(self.universal_loss, universal),), rounds=self.phase_rounds),
@@ -237,7 +204,7 @@ class _SetModel(MultimodalModel):
         )
 
     def blocks(self) -> tuple[Block, ...]:
-        """Rows and adapters by who has the modality, what all modalities share by pairs, rho by samples."""
+        """Rows and adapters by presence, what all modalities share by pairs, rho by samples."""
         most = len(self.modality_names)
         found = [
             Block(f"identifier.{name}", (f"hypernetwork.rows.{slot}",), samples_with(slot))
@@ -249,26 +216,22 @@ class _SetModel(MultimodalModel):
         found += [
             Block(
                 f"adapter.{self.modality_names[int(slot)]}",
-                self._under(f"adapters.adapters.{slot}"),
+                self.parameters_under(f"adapters.adapters.{slot}"),
                 samples_with(int(slot)),
             )
             for slot in self.adapters.adapters
         ]
-        layers = (*self._under("hypernetwork.hidden"), *self._under("hypernetwork.out"))
+        layers = self.parameters_under("hypernetwork.hidden", "hypernetwork.out")
         return (
             *found,
             Block("hypernetwork", layers, _pairs, most=most),
-            Block("decoder", self._under("decoder"), _pairs, most=most),
-            Block("classifier", self._under("classifier"), _pairs, most=most),
-            Block("rho", self._under("head"), all_samples),
+            Block("decoder", self.parameters_under("decoder"), _pairs, most=most),
+            Block("classifier", self.parameters_under("classifier"), _pairs, most=most),
+            Block("rho", self.parameters_under("head"), all_samples),
         )
 
-    def _under(self, module: str) -> tuple[str, ...]:
-        """Names of the parameters of a module."""
-        return tuple(f"{module}.{name}" for name, _ in self.get_submodule(module).named_parameters())
-
     def _each(self, scaled: Tensor, present: Tensor) -> Iterator[tuple[int, Tensor, Tensor]]:
-        """Slots that somebody has, with those rows ``(n,)`` and their maps ``(n, C, H, W)``."""
+        """Slots that a patient has, each with those rows ``(n,)`` and their maps ``(n, C, H, W)``."""
         adapted = self.adapters(scaled)  # (B, M, D)
         for slot in range(present.shape[1]):
             rows = present[:, slot].nonzero().flatten()  # (n,)
@@ -276,21 +239,18 @@ class _SetModel(MultimodalModel):
                 yield slot, rows, adapted[rows, slot].unflatten(1, self._maps)
 
     def _features(self, slot: int, maps: Tensor) -> Tensor:
-        """The maps of one modality through its generated layer; the weights are made once for all rows."""
+        """The maps of one modality through its generated layer."""
         return functional.conv2d(maps, *self.hypernetwork(slot))
 
 
 class HyperMM(_SetModel):
-    """The published network, on maps of a frozen VGG11 (encoder ``hypermm-vgg11``, or given).
+    """The published network on maps of a frozen VGG11 (encoder ``hypermm-vgg11``, or given).
 
-    Every modality is images: the maximum over its slices of the 512 x 7 x 7 maps of VGG11, 25,088 numbers.
-    They should go in as they are (``scaling = "none"``), since they are what the decoder restores. Texts are
-    refused, and so is any other width: an adapter to 25,088 numbers would be larger than the model.
+    Every modality is images: the maximum over slices of the 512 x 7 x 7 maps of VGG11, 25,088 numbers. They
+    should enter unscaled (``scaling = "none"``), since the decoder reconstructs them. Texts and other widths
+    are refused: an adapter to 25,088 numbers would be larger than the model.
 
-    Table 5.6 of the thesis gives it 12.9 M parameters: those of rho alone, 12,846,594 for two classes.
-
-    Raises:
-        ValueError: If a modality is not such; names the modality and the model for other studies.
+    Table 5.6 of the thesis reports 12.9 M parameters: those of rho alone, 12,846,594 for two classes.
     """
 
     Options = HyperMMOptions
@@ -312,15 +272,12 @@ class HyperMM(_SetModel):
 
 
 class HyperMMEmbedding(_SetModel):
-    """HyperMM's idea on one vector per modality: it stands for HyperMM where a study has no images.
+    """Our form of HyperMM on one vector per modality, for studies without images.
 
-    Each modality is brought to ``width`` numbers by an adapter where it has another width; the generated
-    layer and the decoder are Linear(width, width), classifier and rho width-width-K. Adapters are a part of
-    the feature extractor: trained in the universal phase, frozen in the fusion phase. It is our own form: it
-    has 0.26 M parameters in rho instead of 12.8 M, sees no image, and cannot claim Table 5.6.
-
-    Raises:
-        ValueError: If an option is out of range.
+    An adapter brings modalities of another width to ``width`` numbers; the generated layer and the decoder
+    are Linear(width, width), classifier and rho width-width-K. Adapters belong to the feature extractor:
+    trained in the universal phase, frozen in the fusion phase. Rho has 0.26 M parameters instead of 12.8 M,
+    so Table 5.6 does not apply.
     """
 
     Options = HyperMMEmbeddingOptions

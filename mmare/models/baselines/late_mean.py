@@ -26,14 +26,14 @@ __all__ = ["LateMean"]
 
 @dataclass(frozen=True)
 class LateMeanOptions:
-    """What a study may set: width of adapters and heads, dropout in the heads."""
+    """Options: width of adapters and heads, dropout in the heads."""
 
     width: int = 512
     dropout: float = 0.3
 
 
 class LateMean(MultimodalModel):
-    """Mean of per-modality logits: a floor that a fusing model should beat."""
+    """Mean of per-modality logits: a floor that a fusion model should beat."""
 
     Options = LateMeanOptions
 
@@ -45,7 +45,7 @@ class LateMean(MultimodalModel):
         self.heads = nn.ModuleList(TaskHead(options.width, classes, options.dropout) for _ in modalities)
 
     def logits(self, scaled: Tensor, present: Tensor, generator: Generator | None = None) -> Tensor:
-        """Average the logits of the modalities that are there."""
+        """Average the logits of the present modalities."""
         adapted = self.adapters(scaled)  # (B, M, D)
         each = torch.stack(
             [head(adapted[:, slot], generator) for slot, head in enumerate(self.heads)], dim=1
@@ -57,11 +57,7 @@ class LateMean(MultimodalModel):
         return tuple(
             Block(
                 f"modality.{name}",
-                tuple(
-                    parameter
-                    for parameter, _ in self.named_parameters()
-                    if parameter.startswith((f"adapters.adapters.{slot}.", f"heads.{slot}."))
-                ),
+                self.parameters_under(f"adapters.adapters.{slot}", f"heads.{slot}"),
                 samples_with(slot),
             )
             for slot, name in enumerate(self.modality_names)

@@ -1,4 +1,4 @@
-"""UniLMMV: masked attention over whichever modalities are there, summed up by a learned token."""
+"""UniLMMV: masked attention over the present modalities, summarised by a learned token."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from torch import nn
 from torch.nn import functional
 
 from mmare.models.base import MultimodalModel
-from mmare.models.blocks import Block, all_samples, samples_with
-from mmare.models.head import dropout
+from mmare.models.blocks import Block, samples_with
+from mmare.models.head import draw_dropout
 from mmare.models.subsets import hide_modalities
 
 if TYPE_CHECKING:
@@ -24,16 +24,13 @@ if TYPE_CHECKING:
 
 __all__ = ["UniLMMV", "UniLMMVOptions"]
 
-DEVIATION: Final = 0.02  # of weights at the start, as GPT-2
+DEVIATION: Final = 0.02  # of initial weights, as in GPT-2
 
 
 class MaskedBlock(nn.Module):
-    """Attention and MLP, each on normalised tokens and added to them; no layer has a bias.
+    """Pre-norm attention and MLP with residuals and no biases.
 
-    Args:
-        width: D.
-        heads: Of the attention.
-        dropout_probability: On attention weights and on what is added.
+    Dropout is on attention weights and on both residual branches.
     """
 
     def __init__(self, width: int, heads: int, dropout_probability: float) -> None:
@@ -48,15 +45,9 @@ class MaskedBlock(nn.Module):
         self.dropout_probability = dropout_probability
 
     def forward(self, tokens: Tensor, visible: Tensor, generator: Generator | None) -> Tensor:
-        """One step.
+        """Transform ``(B, T, D)``; others attend only to tokens that are ``visible`` ``(B, T)``.
 
-        Args:
-            tokens: ``(B, T, D)``.
-            visible: ``(B, T)`` bool, at least one per patient: the tokens that others may read.
-            generator: Of the dropout while training.
-
-        Returns:
-            ``(B, T, D)``; tokens that are not visible hold finite values that mean nothing.
+        At least one per patient must be. Invisible tokens hold finite but meaningless values.
         """
         patients, count, width = tokens.shape
         split = self.query_key_value(self.norm_attention(tokens)).view(patients, count, 3, self.heads, -1)
@@ -69,64 +60,48 @@ class MaskedBlock(nn.Module):
         return tokens + self._drop(self.mlp_out(hidden), generator)
 
     def _drop(self, values: Tensor, generator: Generator | None) -> Tensor:
-        if not self.training or self.dropout_probability == 0:
-            return values
-        if generator is None:
-            raise ValueError("training draws from a generator: pass one")
-        return dropout(values, self.dropout_probability, generator)
+        return draw_dropout(values, self.dropout_probability, generator, training=self.training)
 
 
 @dataclass(frozen=True)
 class UniLMMVOptions:
-    """What a study may set.
+    """Options of UniLMMV."""
 
-    Args:
-        width: D.
-        depth: Blocks.
-        heads: Of the attention.
-        dropout: In the blocks.
-        modality_dropout: That a modality is hidden while training.
-        per_column: Hide modalities of a whole batch at once, as the repository does.
-    """
-
-    width: int = 512
-    depth: int = 6
+    width: int = 512  # D
+    depth: int = 6  # blocks
     heads: int = 8
-    dropout: float = 0.1
-    modality_dropout: float = 0.5
-    per_column: bool = False
+    dropout: float = 0.1  # in the blocks
+    modality_dropout: float = 0.5  # probability that a modality is hidden while training
+    per_column: bool = False  # hide a modality of the whole batch, as the repository does
 
 
 class UniLMMV(MultimodalModel):
     """The masked attention of UniLMMV at one point in time (UniLMMV, repository uncbiag/UniLMMV at 97645e56).
 
     A learned token and one token per modality, each plus the positional row of its slot, pass through blocks
-    of attention that see what is there; the learned token is classified. For MMIST (512, 512, 1024, 512) and
-    two classes it has 20,985,856 trainable parameters: three MLPs (1,575,936) and one Linear (524,800) as
-    adapters, six blocks (18,880,512), the token and five positional rows (3,072), the last LayerNorm (512)
-    and the classifier (1,024). The thesis reports 21.0 M.
+    of masked attention; the learned token is classified. For MMIST (512, 512, 1024, 512) and two classes it
+    has 20,985,856 trainable parameters: three MLPs (1,575,936) and one Linear (524,800) as adapters, six
+    blocks (18,880,512), the token and five positional rows (3,072), the last LayerNorm (512) and the
+    classifier (1,024). The thesis reports 21.0 M.
 
-    Where it differs from the repository:
+    Differences from the repository:
 
-    - No decoder over months: a study has one point in time, at which the decoder would be one more MLP per
+    - No decoder over months: a study has one point in time, where the decoder would be one more MLP per
       patient, and the thesis's 21.0 M leaves no room for it. Nor the row for a whole month without an image
-      (512 parameters): no token that is classified ever reads it.
-    - Frozen encoders give the embeddings, so an adapter stands for each trained encoder: Linear, GELU, Linear
-      where the width is D, one Linear where it is not. That is the reading that gives the thesis's size. The
-      adapters start Kaiming-normal, so that their tokens are of the order of the embeddings, as those of the
-      published encoders; all else starts as GPT-2.
-    - Absent tokens are hidden from all readers by minus infinity. The repository also stops absent tokens
-      from reading and fills with -1e9: what the classified token sees is the same.
+      (512 parameters), which the classified token never reads.
+    - Embeddings come from frozen encoders, so an adapter replaces each trained encoder: Linear, GELU, Linear
+      where the width is D, else one Linear. This reading gives the thesis's size. Adapters start
+      Kaiming-normal, so that their tokens have the scale of the embeddings, as those of the published
+      encoders; all else starts as in GPT-2.
+    - Absent tokens are masked as keys with minus infinity. The repository also masks them as queries and
+      fills with -1e9; the classified token sees the same.
     - Modality dropout is drawn per patient and leaves one modality. The repository draws once per modality
       for the whole batch and can hide all of them (``per_column``).
 
-    Blocks: adapter and positional row of a modality by the patients who have it. Modality dropout can hide a
-    modality from all of a batch: with draws per patient the chance is at most ``modality_dropout ** n`` for n
-    patients who have it, 2e-10 for 32 (none where one of them has nothing else). With ``per_column`` it is
+    Blocks: adapter and positional row of a modality count the patients who have it. Modality dropout can hide
+    a modality from a whole batch: with draws per patient the probability is at most ``modality_dropout ** n``
+    for n patients who have it, 2e-10 for 32 (zero if one of them has nothing else). With ``per_column`` it is
     ``modality_dropout`` in each batch, so exposures then count patients whose modality was hidden.
-
-    Raises:
-        ValueError: If an option is out of its range, or the width does not divide by the heads.
     """
 
     Options = UniLMMVOptions
@@ -150,7 +125,7 @@ class UniLMMV(MultimodalModel):
         self._start(options.depth)
 
     def _start(self, depth: int) -> None:
-        """Draw all but the adapters as GPT-2: what is added to the tokens starts smaller with depth."""
+        """Initialise all but the adapters as GPT-2 does: residual branches start smaller with depth."""
         for value in (self.summary, *self.positions, self.head.weight):
             nn.init.normal_(value, std=DEVIATION)
         for name, value in self.attention.named_parameters():
@@ -159,7 +134,7 @@ class UniLMMV(MultimodalModel):
                 nn.init.normal_(value, std=DEVIATION / math.sqrt(2 * depth) if added else DEVIATION)
 
     def logits(self, scaled: Tensor, present: Tensor, generator: Generator | None = None) -> Tensor:
-        """Classify by the token that sums up what is there; while training some of it is hidden."""
+        """Classify by the learned token; training hides some modalities."""
         visible = self._visible(present, generator)  # (B, M)
         parts = torch.split(scaled, list(self.scaling.widths), dim=1)
         tokens = [(self.summary + self.positions[0]).expand(len(scaled), -1)]  # (B, D) each
@@ -176,7 +151,7 @@ class UniLMMV(MultimodalModel):
         return logits
 
     def _visible(self, present: Tensor, generator: Generator | None) -> Tensor:
-        """What is there, less what modality dropout hides while training."""
+        """The present modalities, less those that modality dropout hides while training."""
         if not self.training or self.modality_dropout == 0:
             return present
         if generator is None:
@@ -188,27 +163,21 @@ class UniLMMV(MultimodalModel):
         return hide_modalities(present, torch.full((modalities,), self.modality_dropout), generator)
 
     def blocks(self) -> tuple[Block, ...]:
-        """Adapter and positional row of each modality by who has it, the rest by all."""
-        names = [name for name, _ in self.named_parameters()]
-        found = [
-            Block(
-                f"modality.{modality}",
-                tuple(
-                    name
-                    for name in names
-                    if name.startswith(f"adapters.{slot}.") or name == f"positions.{slot + 1}"
-                ),
-                samples_with(slot),
-            )
-            for slot, modality in enumerate(self.modality_names)
-        ]
-        taken = {name for block in found for name in block.parameters}
-        rest = tuple(name for name in names if name not in taken)
-        return (*found, Block("shared", rest, all_samples))
+        """Adapter and positional row of each modality by presence, the rest by all."""
+        return self.with_shared_block(
+            [
+                Block(
+                    f"modality.{modality}",
+                    (*self.parameters_under(f"adapters.{slot}"), f"positions.{slot + 1}"),
+                    samples_with(slot),
+                )
+                for slot, modality in enumerate(self.modality_names)
+            ]
+        )
 
 
 def _check(options: UniLMMVOptions) -> None:
-    """Refuse options that make no model."""
+    """Raise `ValueError` for options out of range."""
     for name in ("width", "depth", "heads"):
         if getattr(options, name) < 1:
             raise ValueError(f"{name} must be positive, found {getattr(options, name)}")
@@ -220,7 +189,7 @@ def _check(options: UniLMMVOptions) -> None:
 
 
 def _adapter(given: int, width: int) -> nn.Module:
-    """An MLP where the width is D, one Linear where it is not; Kaiming-normal, biases zero."""
+    """An MLP where the width is D, else one Linear; Kaiming-normal, biases zero."""
     last = nn.Linear(given, width)
     nn.init.kaiming_normal_(last.weight, nonlinearity="linear")
     nn.init.zeros_(last.bias)

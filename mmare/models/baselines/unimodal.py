@@ -1,4 +1,4 @@
-"""One modality only, as a floor: what the others add is measured against it."""
+"""One modality only: a floor that shows what the others add."""
 
 from __future__ import annotations
 
@@ -25,13 +25,7 @@ __all__ = ["Unimodal"]
 
 @dataclass(frozen=True)
 class UnimodalOptions:
-    """What a study may set.
-
-    Args:
-        modality: Name of the one that is used; the last by default.
-        width: D of adapter and head.
-        dropout: In the head.
-    """
+    """Options: the modality's name (by default the last), width of adapter and head, dropout in the head."""
 
     modality: str | None = None
     width: int = 512
@@ -39,11 +33,7 @@ class UnimodalOptions:
 
 
 class Unimodal(MultimodalModel):
-    """Adapter and head on one modality; patients without it get learned prior logits.
-
-    Raises:
-        ValueError: If there is no such modality.
-    """
+    """Adapter and head on one modality; patients without it get learned prior logits."""
 
     Options = UnimodalOptions
 
@@ -61,13 +51,13 @@ class Unimodal(MultimodalModel):
         self.prior = nn.Parameter(torch.zeros(classes))
 
     def logits(self, scaled: Tensor, present: Tensor, generator: Generator | None = None) -> Tensor:
-        """Classify by the one modality, by the prior where it is missing."""
+        """Classify by the modality, or by the prior where it is missing."""
         rows = torch.split(scaled, list(self.scaling.widths), dim=1)[self.slot]
         found: Tensor = self.head(self.adapters(rows)[:, 0], generator)  # (B, K)
         return torch.where(present[:, self.slot : self.slot + 1], found, self.prior)
 
     def blocks(self) -> tuple[Block, ...]:
-        """The prior by samples that miss the modality, the rest by those that have it."""
+        """The prior by absence of the modality, the rest by its presence."""
         rest = tuple(name for name, _ in self.named_parameters() if name != "prior")
         name = self.modality_names[self.slot]
         return (
