@@ -159,7 +159,7 @@ class _SetModel(MultimodalModel):
         if not 0 <= options.dropout < 1:
             raise ValueError(f"dropout must be at least 0 and below 1, found {options.dropout}")
         if len(modalities) > IDENTIFIERS:
-            raise ValueError(f"HyperMM tells at most {IDENTIFIERS} modalities apart, found {len(modalities)}")
+            raise ValueError(f"HyperMM takes at most {IDENTIFIERS} modalities, found {len(modalities)}")
         channels, width = maps[0], math.prod(maps)
         self.adapters = WidthAdapters(self.scaling.widths, width)
         self.hypernetwork = HyperNetwork(channels)

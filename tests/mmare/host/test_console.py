@@ -42,6 +42,6 @@ def test_debug_is_taken_out_and_lets_the_error_through():
 
 
 @pytest.mark.parametrize("error", [ValueError("a defect"), KeyboardInterrupt()], ids=["defect", "ctrl-c"])
-def test_what_is_not_ours_is_not_hidden(error):
+def test_other_exceptions_are_not_hidden(error):
     with pytest.raises(type(error)):
         run_command(raising(error), [])

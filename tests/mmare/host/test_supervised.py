@@ -17,7 +17,7 @@ def program(tmp_path, script, name="nap", **more):
 def wait_for(true, timeout_s=10.0):
     end = time.monotonic() + timeout_s
     while not true():
-        assert time.monotonic() < end, "waited in vain"
+        assert time.monotonic() < end, "timed out"
         time.sleep(0.01)
 
 
@@ -41,7 +41,7 @@ def test_a_program_that_ends_is_started_again_with_growing_pauses(tmp_path):
     assert (tmp_path / "nap.log").read_text().count("here") >= 4
 
 
-def test_one_that_ran_well_begins_with_small_pauses(tmp_path):
+def test_a_healthy_program_restarts_after_a_short_pause(tmp_path):
     with ProcessSupervisor() as processes:
         processes.keep(program(tmp_path, "exit 0", first_pause_s=0.01, healthy_s=0.0))
         ended = []
@@ -61,7 +61,7 @@ def test_stopping_ends_what_a_program_started_too(tmp_path):
     wait_for(lambda: not alive(int(mark.read_text())))
 
 
-def test_a_killed_keeper_leaves_nothing_behind(tmp_path):
+def test_a_killed_supervisor_leaves_nothing_behind(tmp_path):
     code = textwrap.dedent(
         f"""
         import time
@@ -81,14 +81,14 @@ def test_a_killed_keeper_leaves_nothing_behind(tmp_path):
         wait_for(lambda: not alive(pid))
 
 
-def test_a_program_that_is_not_there_is_an_error_with_its_name(tmp_path):
+def test_a_missing_program_is_an_error_with_its_name(tmp_path):
     with ProcessSupervisor() as processes:
         processes.keep(Program("gone", ("no-such-program-at-all",), tmp_path / "gone.log"))
         with pytest.raises(FileNotFoundError, match="no-such-program-at-all"):
             processes.poll()
 
 
-def test_a_long_log_begins_anew(tmp_path, monkeypatch):
+def test_a_long_log_is_rotated(tmp_path, monkeypatch):
     monkeypatch.setattr("mmare.host.supervised.MOST_LOG_BYTES", 10)
     (tmp_path / "nap.log").write_text("x" * 11)
     with ProcessSupervisor() as processes:

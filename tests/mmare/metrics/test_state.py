@@ -105,7 +105,7 @@ def sklearn_auc(logits, labels):
 
 
 def assert_same(left, right):
-    """Counts to the bit, float sums within rounding."""
+    """Counts exactly, float sums within rounding."""
     for mine, theirs in zip(left._tensors, right._tensors, strict=True):
         tolerance = 0 if mine.dtype == torch.int64 else 1e-9
         torch.testing.assert_close(mine, theirs, rtol=tolerance, atol=tolerance)
@@ -322,15 +322,15 @@ def test_dict_holds_occupied_bins_only():
 
 
 def _set(*path_and_value: object):
-    """A lie: the value put where the path of keys leads."""
+    """A change: sets the value at a path of keys."""
     *path, last, value = path_and_value
 
-    def lie(content):
+    def change(content):
         for key in path:
             content = content[key]
         content[last] = value
 
-    return lie
+    return change
 
 
 def _class(*path_and_value: object):
@@ -341,7 +341,7 @@ HONEST = (torch.tensor([[0.0, 2.0], [2.0, 0.0], [0.0, 3.0], [0.0, 1.0]]), torch.
 
 
 @pytest.mark.parametrize(
-    ("lie", "reason"),
+    ("change", "reason"),
     [
         pytest.param(_set("bins", [100, 15]), "other bins", id="other bins"),
         pytest.param(_set("bins", None), "other bins", id="no bins"),
@@ -399,17 +399,17 @@ HONEST = (torch.tensor([[0.0, 2.0], [2.0, 0.0], [0.0, 3.0], [0.0, 1.0]]), torch.
         pytest.param(_class("calibration", 0, 0, 15), "calibration", id="calibration bin out of range"),
     ],
 )
-def test_a_lie_is_refused(lie, reason):
+def test_contradictory_or_invalid_content_is_refused(change, reason):
     content = MetricState.of(*HONEST).to_dict()
     MetricState.from_dict(content, 2)
-    lie(content)
+    change(content)
     with pytest.raises(ValueError, match=reason) as caught:
         MetricState.from_dict(content, 2)
     assert len(str(caught.value)) < 120
 
 
 @pytest.mark.parametrize("content", [None, [], "state", 3, {}])
-def test_what_is_no_state_is_refused(content):
+def test_content_of_another_kind_is_refused(content):
     with pytest.raises(ValueError, match="the state must be a table"):
         MetricState.from_dict(content, 2)
 

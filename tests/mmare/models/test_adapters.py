@@ -85,7 +85,7 @@ def test_a_constant_feature_gets_the_floor_and_not_zero():
     assert deviation.tolist() == pytest.approx([1e-6, 1e-6])
 
 
-def test_a_feature_that_was_constant_in_training_does_not_make_a_giant_of_another_value():
+def test_a_constant_feature_does_not_blow_up_a_new_value():
     mean, deviation = pooled_moments(3, [6.0, 3.0], [12.0, 5.0])
     module = scaling_of(Scaling.ZSCORE, mean, deviation)
     scaled = module([torch.tensor([[2.5, 1.0]])], torch.tensor([[True]]))
@@ -205,6 +205,6 @@ def test_adapters_are_linear_and_relu_only_where_the_width_differs():
 
 
 @pytest.mark.parametrize("width", [0, -3])
-def test_a_width_that_is_none_is_refused(width):
+def test_a_width_below_one_is_refused(width):
     with pytest.raises(ValueError, match=f"width must be positive, found {width}"):
         WidthAdapters([3], width)

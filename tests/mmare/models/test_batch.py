@@ -32,6 +32,6 @@ def test_a_batch_knows_its_size():
         pytest.param((), torch.zeros(0, 2, dtype=torch.bool), None, "present must be", id="no modalities"),
     ],
 )
-def test_what_does_not_fit_is_refused(embedding, present, label, words):
+def test_inconsistent_tensors_are_refused(embedding, present, label, words):
     with pytest.raises(ValueError, match=words):
         Batch(embedding, present, label)

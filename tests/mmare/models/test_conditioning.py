@@ -87,7 +87,7 @@ def test_off_leaves_the_layer_norm_and_nothing_else():
 
 
 @pytest.mark.parametrize("enabled", [True, False])
-def test_patients_do_not_see_each_other(enabled):
+def test_patients_are_independent(enabled):
     module = conditioning_of(3, enabled=enabled)
     present = patterns(3)
     embedding = torch.randn(len(present), 3, WIDTH, generator=generator(), dtype=torch.float64)

@@ -79,6 +79,6 @@ def test_hidden_layers_start_kaiming_normal_and_without_bias():
         pytest.param(16, math.nan, "dropout must be at least 0 and below 1, found nan", id="nan"),
     ],
 )
-def test_a_head_that_could_not_learn_is_refused(width, probability, words):
+def test_an_invalid_head_is_refused(width, probability, words):
     with pytest.raises(ValueError, match=words):
         TaskHead(width, 2, probability)

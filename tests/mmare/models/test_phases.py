@@ -16,7 +16,7 @@ def phases_of(lengths):
 
 
 @given(lengths=LENGTHS, number=st.integers(1, 40))
-def test_rounds_are_dealt_out_in_order(lengths, number):
+def test_rounds_belong_to_phases_in_order(lengths, number):
     phases = phases_of(lengths)
     listed = [phase for phase, rounds in zip(phases, lengths, strict=False) for _ in range(rounds)]
     wanted = listed[number - 1] if number <= len(listed) else phases[-1]

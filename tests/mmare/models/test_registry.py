@@ -30,7 +30,7 @@ def test_defaults_are_those_of_the_thesis():
     assert (options.fusion, options.order) == (Fusion.PAIRWISE, MergeOrder.BATCH)
 
 
-def test_unimodal_takes_the_last_modality_unless_told():
+def test_unimodal_takes_the_last_modality_by_default():
     assert build_model(a_study((8, 8), model="unimodal", width=8)).slot == 1
     assert build_model(a_study((8, 8), model="unimodal", width=8, modality="m0")).slot == 0
 
@@ -112,7 +112,7 @@ def test_late_mean_is_the_mean_of_one_modality_predictions():
         ),
     ],
 )
-def test_what_cannot_be_built_is_one_sentence(model, options, sentence):
+def test_an_invalid_model_is_one_sentence(model, options, sentence):
     study = a_study((8, 8), model=model, **options)
     with pytest.raises(StudyError) as caught:
         build_model(study)

@@ -16,7 +16,7 @@ from tests.mmare.models.examples import generator, random_presence
     seed=st.integers(0, 999),
     probability=st.lists(st.floats(0, 1), min_size=4, max_size=4),
 )
-def test_what_is_left_was_there_and_is_at_least_one(patients, modalities, seed, probability):
+def test_hiding_keeps_at_least_one_present_modality(patients, modalities, seed, probability):
     present = random_presence(patients, modalities, seed)
     left = hide_modalities(present, torch.tensor(probability[:modalities]), generator(seed))
     assert left.dtype == torch.bool
@@ -39,7 +39,7 @@ def test_the_same_generator_hides_the_same_and_another_hides_others():
     assert not torch.equal(one, other)
 
 
-def test_each_subset_comes_as_often_as_independent_coins_and_a_fair_rescue_say():
+def test_subset_frequencies_match_independent_hiding():
     """Of (p, q) = (0.2, 0.7): both stay .8 * .3; the rescue of .2 * .7 is shared in halves."""
     draws = 20_000
     present = torch.ones(draws, 2, dtype=torch.bool)
@@ -50,7 +50,7 @@ def test_each_subset_comes_as_often_as_independent_coins_and_a_fair_rescue_say()
     assert chisquare(counts, [share * draws for share in wanted.values()]).pvalue > 1e-6
 
 
-def test_who_loses_all_keeps_each_of_his_with_equal_chance():
+def test_a_patient_who_would_lose_all_keeps_one_at_random():
     draws = 9_000
     present = torch.tensor([True, False, True, True]).expand(draws, 4)
     left = hide_modalities(present, torch.ones(4), generator(6))
@@ -60,7 +60,7 @@ def test_who_loses_all_keeps_each_of_his_with_equal_chance():
     assert chisquare([counts[slot] for slot in (0, 2, 3)]).pvalue > 1e-6
 
 
-def test_patients_are_drawn_apart():
+def test_patients_are_drawn_independently():
     left = hide_modalities(torch.ones(400, 3, dtype=torch.bool), torch.full((3,), 0.5), generator(7))
     assert len({tuple(row) for row in left.tolist()}) == 7
 
@@ -86,7 +86,7 @@ def test_agreement_is_zero_only_where_both_say_the_same(seed, shift):
     assert agreement(whole, logits(seed + 100), 2.0).item() > 1e-3
 
 
-def test_the_whole_patient_teaches_and_does_not_learn():
+def test_the_teacher_gets_no_gradient():
     whole, subset = logits(0).requires_grad_(), logits(1).requires_grad_()
     agreement(whole, subset, 2.0).backward()
     assert whole.grad is None

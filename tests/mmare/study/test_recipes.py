@@ -131,7 +131,7 @@ def test_choosing_the_recipe_that_is_there_changes_nothing(model, name):
     rounds=st.integers(3, 12),
     rate=st.sampled_from([0.3, 0.07]),
 )
-def test_there_and_back_is_the_same_study(first, second, rounds, rate):
+def test_changing_a_recipe_and_back_is_the_same_study(first, second, rounds, rate):
     """With values that no recipe has: those could be the study's own or the recipe's."""
     study = study_of(first[0], {"recipe": first[1], "rounds": rounds, "learning_rate": rate})
     there = study.override([f"model.name={second[0]}", f"training.recipe={second[1]}"])

@@ -15,8 +15,8 @@ STEPPING = ("fedadam", "fedavgm", "fedyogi")
 def test_defaults_are_filled_in_and_within_their_own_bounds(name):
     found = strategy_options(name, {})
     assert found == STRATEGY_OPTIONS[name]()
-    told = {part.name: getattr(found, part.name) for part in fields(found)}
-    assert strategy_options(name, told) == found
+    options = {part.name: getattr(found, part.name) for part in fields(found)}
+    assert strategy_options(name, options) == found
 
 
 def test_an_unknown_strategy_is_named_with_the_known_ones():
@@ -51,7 +51,7 @@ def test_an_unknown_option_is_named(name):
         ("fedavg", {"weighting": "size"}, "weighting must be one of samples, exposure, found 'size'"),
     ],
 )
-def test_a_value_that_cannot_be_is_refused_with_one_sentence(name, options, sentence):
+def test_an_invalid_value_is_refused_with_one_sentence(name, options, sentence):
     with pytest.raises(StudyError) as caught:
         strategy_options(name, options)
     assert str(caught.value).startswith("[federation] ")
@@ -61,7 +61,7 @@ def test_a_value_that_cannot_be_is_refused_with_one_sentence(name, options, sent
 
 @pytest.mark.parametrize("name", ["fedavg", "fedprox", *STEPPING])
 @pytest.mark.parametrize("option", [{"exponent": 0.5}, {"damping": 10.0}])
-def test_options_of_exposure_that_would_say_nothing_are_refused(name, option):
+def test_options_of_exposure_without_effect_are_refused(name, option):
     with pytest.raises(StudyError, match=rf"options {next(iter(option))} of {name} needs weighting"):
         strategy_options(name, option)
     found = strategy_options(name, {"weighting": "exposure", **option})

@@ -212,7 +212,7 @@ def test_positive_index():
 
 
 @given(studies())
-def test_a_study_taken_apart_is_made_again(study):
+def test_a_study_survives_a_dict_round_trip(study):
     again = parse_study(study.to_dict(), source="test")
     assert again == study
     assert again.hash == study.hash
@@ -525,7 +525,7 @@ def test_nested_options_of_the_original_stay():
         ("study.positive=lost", "--set: [study] positive 'lost' is not one of the classes"),
     ],
 )
-def test_a_setting_that_cannot_be_is_one_sentence(assignment, sentence):
+def test_an_invalid_setting_is_one_sentence(assignment, sentence):
     assert refusal(lambda: STUDY.override([assignment])).startswith(sentence)
 
 

@@ -97,7 +97,7 @@ EVERYTHING = st.builds(
 
 
 @given(EVERYTHING)
-def test_a_dataclass_taken_apart_is_made_again(made):
+def test_a_dataclass_survives_a_dict_round_trip(made):
     assert from_table(Everything, asdict(made), "[all]") == made
 
 

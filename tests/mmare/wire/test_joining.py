@@ -46,7 +46,7 @@ def test_a_request_names_four_things_and_no_more():
         ),
     ],
 )
-def test_what_is_no_request_is_a_sentence(tmp_path, content, why):
+def test_an_invalid_request_is_one_sentence(tmp_path, content, why):
     path = tmp_path / "request.json"
     path.write_bytes(content)
     with pytest.raises(InputError, match=f"request.json: .*{why}") as raised:
@@ -72,14 +72,14 @@ def test_what_is_no_request_is_a_sentence(tmp_path, content, why):
         pytest.param({"private_key": "x"}, "unknown key 'private_key'", id="more than asked"),
     ],
 )
-def test_a_field_that_cannot_be_is_a_sentence(tmp_path, fields, why):
+def test_an_invalid_field_is_one_sentence(tmp_path, fields, why):
     path = tmp_path / "request.json"
     path.write_text(json.dumps({**json.loads(REQUEST.content()), **fields}))
     with pytest.raises(InputError, match=f"request.json: .*{why}"):
         read_request(path)
 
 
-def test_a_request_that_is_not_there_or_a_folder_is_a_sentence(tmp_path):
+def test_a_missing_request_or_a_folder_is_one_sentence(tmp_path):
     with pytest.raises(InputError, match="no such request file"):
         read_request(tmp_path / "request.json")
     with pytest.raises(InputError, match=r"cannot be read \(IsADirectoryError\)"):
@@ -87,7 +87,7 @@ def test_a_request_that_is_not_there_or_a_folder_is_a_sentence(tmp_path):
 
 
 @given(st.binary(max_size=300) | st.text(max_size=100).map(lambda text: json.dumps({"site": text}).encode()))
-def test_any_bytes_are_a_request_or_a_sentence(tmp_path_factory, content):
+def test_any_bytes_are_a_request_or_one_sentence(tmp_path_factory, content):
     path = tmp_path_factory.mktemp("request") / "request.json"
     path.write_bytes(content)
     with pytest.raises(InputError):
@@ -105,7 +105,7 @@ def test_any_bytes_are_a_request_or_a_sentence(tmp_path_factory, content):
         pytest.param("FD00:0:0::7", "fd00::7", id="IPv6"),
     ],
 )
-def test_a_host_has_one_way_of_writing(text, host):
+def test_a_host_is_normalised(text, host):
     assert check_host(text) == host
     assert check_host(host) == host
 
@@ -132,17 +132,17 @@ def test_a_host_has_one_way_of_writing(text, host):
         pytest.param("a." * 127 + "org", id="name too long"),
     ],
 )
-def test_what_is_no_host_is_a_sentence(text):
+def test_an_invalid_host_is_one_sentence(text):
     with pytest.raises(InputError, match="expected a name such as"):
         check_host(text)
 
 
-def test_an_address_is_as_flower_wants_it():
+def test_an_address_has_flowers_format():
     assert Coordinator(**ADDRESS).address == "join.example.org:443"
     assert Coordinator(**{**ADDRESS, "host": "fd00::7"}).address == "[fd00::7]:443"
 
 
-def test_a_fingerprint_wants_a_key():
+def test_a_fingerprint_needs_a_key():
     with pytest.raises(ValueError, match="OpenSSH"):
         key_fingerprint("hello")
     with pytest.raises(ValueError, match=r"[Bb]ase64|padding|character"):
@@ -171,6 +171,6 @@ def test_a_coordinator_is_read_from_its_tables(tmp_path):
         pytest.param({"command": "rm"}, "unknown key 'command'", id="more than asked"),
     ],
 )
-def test_an_address_that_cannot_be_is_a_sentence(fields, why):
+def test_an_invalid_address_is_one_sentence(fields, why):
     with pytest.raises(InputError, match=f"somewhere: .*{why}"):
         parse_coordinator({**ADDRESS, **fields}, "somewhere")

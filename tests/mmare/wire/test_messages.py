@@ -116,7 +116,7 @@ def test_every_dataclass_of_the_module_is_tried_here():
 
 @pytest.mark.parametrize("kind", MESSAGES, ids=lambda kind: kind.__name__)
 @given(data=st.data())
-def test_what_is_encoded_is_decoded(kind, data):
+def test_encode_and_decode_round_trip(kind, data):
     message = data.draw(MESSAGES[kind])
     again = decode(kind, encode(message))
     assert again == message
@@ -216,7 +216,7 @@ def framed(**changes: object):
         ),
     ],
 )
-def test_what_is_not_an_update_is_refused(text, words):
+def test_an_invalid_update_is_refused(text, words):
     with pytest.raises(WireError) as caught:
         decode(Update, text)
     assert words in str(caught.value)
@@ -277,12 +277,12 @@ SPEC = TensorSpec("w", "float32", (2, 3))
         pytest.param((), id="none"),
     ],
 )
-def test_fingerprint_tells_layouts_apart(other):
+def test_different_layouts_have_different_fingerprints(other):
     assert Layout((SPEC,)).fingerprint == Layout((TensorSpec("w", "float32", (2, 3)),)).fingerprint
     assert Layout((SPEC,)).fingerprint != Layout(other).fingerprint
 
 
-def test_fingerprint_tells_orders_apart_and_survives_the_wire():
+def test_fingerprint_depends_on_order_and_survives_the_wire():
     one, other = SPEC, TensorSpec("b", "float32", (2,))
     assert Layout((one, other)).fingerprint != Layout((other, one)).fingerprint
     layout = Layout((one, other))

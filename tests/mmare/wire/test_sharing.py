@@ -118,7 +118,7 @@ def test_the_change_in_half_precision_errs_as_ieee_says(values):
 
 
 @given(values=st.lists(MODERATE, min_size=1, max_size=8))
-def test_what_did_not_change_comes_back_bitwise(values):
+def test_unchanged_tensors_return_bit_for_bit(values):
     origin = {"w": torch.tensor(values)}
     assert torch.equal(
         from_wire(on_wire(origin, origin, Wire.FLOAT16), origin, Wire.FLOAT16)["w"], origin["w"]
@@ -126,14 +126,14 @@ def test_what_did_not_change_comes_back_bitwise(values):
 
 
 @given(values=st.lists(st.tuples(MODERATE, MODERATE), min_size=1, max_size=8))
-def test_float32_travels_as_it_is(values):
+def test_float32_travels_unchanged(values):
     origin, changed = ({"w": torch.tensor(column)} for column in zip(*values, strict=True))
     assert torch.equal(
         from_wire(on_wire(changed, origin, Wire.FLOAT32), origin, Wire.FLOAT32)["w"], changed["w"]
     )
 
 
-def test_a_change_is_kept_better_than_a_parameter_would_be():
+def test_a_change_keeps_more_precision_than_its_parameter():
     """A change of a thousandth: halved by itself it keeps three digits, as part of the parameter none."""
     origin = {"w": torch.tensor([1.0])}
     changed = {"w": torch.tensor([1.0004])}

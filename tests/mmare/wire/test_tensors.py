@@ -47,7 +47,7 @@ def assert_same(found, expected):
 
 
 @given(named_tensors())
-def test_what_is_packed_is_unpacked(tensors):
+def test_pack_and_unpack_round_trip(tensors):
     run = pack(tensors)
     assert run.dtype == torch.uint8
     assert run.shape == (layout_of(tensors).size,)
@@ -110,7 +110,7 @@ LAYOUT = Layout((TensorSpec("w", "float32", (2,)),))
         pytest.param(torch.zeros(8), id="floats"),
     ],
 )
-def test_a_run_that_is_not_the_layouts_is_refused(run):
+def test_a_run_of_another_length_is_refused(run):
     with pytest.raises(WireError, match="expected 8"):
         unpack(run, LAYOUT)
 

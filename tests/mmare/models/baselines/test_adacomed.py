@@ -504,7 +504,7 @@ def test_both_phases_fit_a_batch(form):
         pytest.param(WIDTHS, {"head_dropout": math.nan}, "head_dropout must be at least 0", id="head"),
     ],
 )
-def test_studies_and_options_that_make_no_model_are_refused(widths, options, words):
+def test_invalid_studies_and_options_are_refused(widths, options, words):
     with pytest.raises(ValueError, match=words):
         AdaCoMed(features(*widths), 2, replace(SMALL, **options))
 

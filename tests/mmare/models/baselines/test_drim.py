@@ -87,7 +87,7 @@ def softmax_loop(scores, rule):
 
 
 def fusion_loop(weights, name, tokens, heads, head_width, rule):
-    """All tokens ask, as in the released code; the first output is read."""
+    """All tokens are queries, as in the released code; only the first output is used."""
     tokens = [weights[f"{name}.token"], *tokens]
     normed = [layer_norm(weights, f"{name}.attention_norm", token) for token in tokens]
     projected = [weights[f"{name}.query_key_value.weight"] @ token for token in normed]
@@ -174,7 +174,7 @@ def adversary_loop(model, rows, present):
 # --- attention ---
 
 
-def test_low_scores_as_the_released_softmax_and_the_formula_see_them():
+def test_low_scores_under_the_released_softmax_and_the_formula():
     """Figures of ``reference/models.md`` 2.2: 1/3 each instead of 0.0066."""
     low = torch.tensor([-5.0, -5.0])
     assert attention_weights(low, SoftmaxOne.RELEASED).tolist() == pytest.approx([1 / 3] * 2)
@@ -482,20 +482,20 @@ def test_both_objectives_together_fit_a_batch():
     assert after < before / 2
 
 
-def test_discriminators_learn_to_tell_pairs_apart_and_encoders_to_fool_them():
+def test_discriminators_learn_to_separate_pairs_and_encoders_to_fool_them():
     model = model_of({"ct": 6}, dropout=0.0, alpha=0.0, gamma=50.0)
     present = torch.ones(32, 1, dtype=torch.bool)
     rows, label = rows_of(model, present), labels_of(present)
     main, adversary = objectives_of(model)
     optimizer = optimizer_of(model, adversary, 1e-3)
-    told = [step(adversary, optimizer, rows, present, label, generator()) for _ in range(80)]
-    assert told[0] == pytest.approx(2 * math.log(2), abs=0.05)
-    assert told[-1] < 1.2
+    losses = [step(adversary, optimizer, rows, present, label, generator()) for _ in range(80)]
+    assert losses[0] == pytest.approx(2 * math.log(2), abs=0.05)
+    assert losses[-1] < 1.2
     optimizer = optimizer_of(model, main, 1e-2)
     for _ in range(30):
         step(main, optimizer, rows, present, label, generator())
     fooled = model.discriminator_loss(rows, present, label, generator()).item()
-    assert fooled > told[-1] + 0.1
+    assert fooled > losses[-1] + 0.1
 
 
 # --- draws ---

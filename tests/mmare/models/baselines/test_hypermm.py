@@ -257,7 +257,7 @@ def test_dropout_is_drawn_from_the_generator_and_only_while_training():
     assert torch.equal(model.logits(scaled, present), model.logits(scaled, present, generator(3)))
 
 
-def test_evaluation_tells_how_inputs_matter_and_training_keeps_the_extractor_frozen():
+def test_inputs_get_gradients_in_evaluation_but_the_extractor_none_in_training():
     model = small_maps()
     scaled, present, label = inputs(model, patterns(3))
     leaf = scaled.clone().requires_grad_()
@@ -288,27 +288,27 @@ def test_the_target_of_the_decoder_is_a_constant():
         pytest.param(ModalitySpec("wsi", Kind.TEXT, VGG, encoder="hashing-text"), id="text"),
     ],
 )
-def test_a_study_without_maps_is_refused_and_told_of_the_other_form(modality):
+def test_a_study_without_maps_is_referred_to_the_embedding_form(modality):
     with pytest.raises(ValueError, match=rf"modality wsi of {modality.kind} .* hypermm-embedding") as refused:
         HyperMM([*features(VGG), modality], 2)
     assert "\n" not in str(refused.value)
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "sentence"),
     [
         ({"phase_rounds": 0}, "phase_rounds must be at least 1, found 0"),
         ({"dropout": 1.0}, r"dropout must be .* found 1\.0"),
         ({"width": 0}, "width must be positive, found 0"),
     ],
 )
-def test_options_out_of_range_are_one_sentence(change, told):
-    with pytest.raises(ValueError, match=told):
+def test_options_out_of_range_are_one_sentence(change, sentence):
+    with pytest.raises(ValueError, match=sentence):
         HyperMMEmbedding(features(8), 2, replace(HyperMMEmbeddingOptions(width=8), **change))
 
 
 def test_more_modalities_than_identifiers_are_refused():
-    with pytest.raises(ValueError, match="at most 20 modalities apart, found 21"):
+    with pytest.raises(ValueError, match="at most 20 modalities, found 21"):
         HyperMMEmbedding(features(*[4] * 21), 2, HyperMMEmbeddingOptions(width=4))
 
 

@@ -312,6 +312,6 @@ def test_it_fits_a_batch_in_spite_of_what_is_hidden():
         ),
     ],
 )
-def test_options_that_make_no_model_are_refused(options, words):
+def test_invalid_options_are_refused(options, words):
     with pytest.raises(ValueError, match=words):
         UniLMMV(features(*WIDTHS), 2, replace(SMALL, **options))
