@@ -4,7 +4,7 @@
 
     MmareError
     ├── InputError        bad input or settings: exit code 2
-    │   ├── BusyError     another process has what this one needs; later it may be free
+    │   ├── BusyError     another process holds a resource; retry later
     │   ├── StudyError    a study file or an override of it
     │   └── DataError     a manifest, a table or a features file
     ├── RunError          a run that failed, resumable: exit code 1
@@ -30,7 +30,7 @@ __all__ = [
 
 
 class Reason(StrEnum):
-    """Why the coordinator leaves a site out of a round or a run, where it is no `SiteCode`."""
+    """Why the coordinator excludes a site from a round or a run, beside the `SiteCode` of its refusal."""
 
     LATE = "late"
     NODE_FAILED = "node_failed"
@@ -48,13 +48,13 @@ class Reason(StrEnum):
 
 
 class Ending(StrEnum):
-    """Why a run, and with it the round under way, ended before its time."""
+    """Why a run ended early."""
 
     QUORUM = "quorum"
     NON_FINITE = "non_finite"
     CHECKPOINT = "checkpoint"
     INTERRUPTED = "interrupted"
-    STOPPED = "stopped"  # without a word: the process died, and a later one took the run up
+    STOPPED = "stopped"  # unreported: the process died, and a later one resumed the run
     OTHER = "other"
 
 
@@ -72,7 +72,7 @@ class InputError(MmareError):
 
 
 class BusyError(InputError):
-    """Something that another process holds; the same command may succeed later."""
+    """A resource that another process holds; the same command may succeed later."""
 
 
 class StudyError(InputError):

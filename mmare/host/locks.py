@@ -1,4 +1,4 @@
-"""One process at a time: locks that the kernel takes back when their holder ends, however it ends."""
+"""File locks that the kernel releases when their holder ends, however it ends."""
 
 from __future__ import annotations
 
@@ -18,25 +18,23 @@ if TYPE_CHECKING:
 
 __all__ = ["is_held", "locked"]
 
-GLANCE_S: Final = 0.4  # `is_held` holds a lock for a moment; no program fails to start because of it
-LOOK_S: Final = 0.05
+GLANCE_S: Final = 0.4  # `is_held` takes a lock for a moment, which must not stop a program from starting
+POLL_S: Final = 0.05
 
 
 @contextmanager
 def locked(
     path: Path, busy: MmareError | None = None, wait_s: float = GLANCE_S, mode: int = 0o666
 ) -> Iterator[None]:
-    """Hold a lock; in one process, too, nobody else can.
+    """Hold an exclusive lock, which also excludes other holders in this process.
 
     Args:
-        path: A folder, or a file, which is made where it is missing.
-        busy: Raised where another process holds it for longer than ``wait_s``; none to wait without end.
-        wait_s: See above.
-        mode: Of a new file, less the umask; whoever can open it for reading can keep others from the lock.
+        path: A folder, or a file, which is created if missing.
+        busy: Raised if another holder keeps it longer than ``wait_s``; ``None`` waits forever.
+        mode: Of a new file, less the umask; users who can read the file can block the lock.
 
     Raises:
-        InputError: If there can be no lock.
-        MmareError: ``busy``.
+        InputError: If the path cannot be locked.
 
     Example:
         >>> from pathlib import Path
@@ -54,18 +52,14 @@ def locked(
             while not _taken(number, fcntl.LOCK_EX):
                 if busy is not None and time.monotonic() >= end:
                     raise busy
-                time.sleep(LOOK_S)
+                time.sleep(POLL_S)
         except OSError as error:
             raise InputError(f"{path}: cannot be locked ({type(error).__name__})") from None
         yield
 
 
 def is_held(lock: Path) -> bool:
-    """Whether a process holds the lock of a file.
-
-    Raises:
-        PermissionError: If this user may not see it.
-    """
+    """Whether a process holds the lock of a file; needs permission to read the file."""
     try:
         number = os.open(lock, os.O_RDONLY | os.O_CLOEXEC)
     except FileNotFoundError:
