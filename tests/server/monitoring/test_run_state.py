@@ -40,6 +40,7 @@ def test_answers_of_the_test_belong_to_no_round(tmp_path):
     assert state.rounds[1].updates["ash"].train_loss == 0.5
     assert state.rounds[1].left_out == []
     assert [(each.site, each.phase) for each in state.absences] == [("birch", "test")]
+    assert state.sites["other"].answer.phase == "test"  # of nobody who was at the roll call
 
 
 BEFORE = """\
