@@ -1,68 +1,49 @@
-"""Tables of a grid: methods by metrics, differences over equal seeds, increments, the thesis's own tables.
-
-A table is made of `Line`: one arm of the grid, a printed row of the thesis, or both side by side.
-"""
+"""Tables of a grid by method: metrics beside the thesis's, differences over equal seeds, step by step."""
 
 from __future__ import annotations
 
-import statistics
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
-from simulation.grid_report.page import Cell, Group, Key, Row, Table
+from simulation.grid_report.page import NONE, Cell, Key, Row, Table
 from simulation.grid_report.published_results import PublishedRow
-from simulation.grid_report.records import Arm, GridRecord, Method, Record, Regime
-from simulation.grid_report.statistics import Difference, Verdict, paired, ranks
-from simulation.report.figures import site_dash, site_variable
-from simulation.report.results import HEADLINE, Estimate, estimate
+from simulation.grid_report.records import Arm, GridRecord, Regime
+from simulation.grid_report.statistics import Difference, Verdict, ranks
+from simulation.grid_report.values import POOLED, Rows
+from simulation.report.results import HEADLINE, Estimate
 
 __all__ = [
-    "FEWER_IS_BETTER",
+    "BLANK",
+    "WORST_TITLE",
+    "Keys",
     "Line",
-    "Pick",
     "change",
     "clinical",
     "difference_table",
-    "differences",
     "generic_columns",
     "increment_tables",
     "keys_of",
+    "less",
     "line_name",
+    "mean",
     "method_table",
     "mixed",
-    "pooled",
     "reference",
-    "told",
-    "values",
+    "seeds_done",
+    "show",
     "variant",
-    "worst",
 ]
 
-# Which metrics of a finished cell a statistic is over.
-Pick = Callable[[Record], Mapping[str, Any] | None]
+Keys = Mapping[Arm, Key]
 
-FEWER_IS_BETTER = frozenset({"log_loss", "balanced_log_loss", "brier", "ece"})
-UNMARKED = frozenset({"parameters"})
+BLANK = Cell("", none=True)
+WORST_TITLE = "Worst site's balanced accuracy"
 DECIMALS = 3
-_BINARY = {
-    "accuracy": "Acc.",
-    "balanced_accuracy": "Bacc.",
-    "auc": "AUC",
-    "f1": "F1",
-    "precision": "Prec.",
-    "recall": "Rec.",
-    "macro_f1": "mF1",
-}
-_MANY = {
-    "accuracy": "Acc.",
-    "balanced_accuracy": "Bacc.",
-    "auc": "AUC",
-    "macro_f1": "mF1",
-    "macro_precision": "mPrec.",
-    "macro_recall": "mRec.",
-}
-_PARTS = {**HEADLINE, "worst_site": "Worst site's balanced accuracy"}
+_FEWER_IS_BETTER = frozenset({"log_loss", "balanced_log_loss", "brier", "ece"})
+_OTHER_ROWS = "not the same number of test rows"
+_ANY = {"accuracy": "Acc.", "balanced_accuracy": "Bacc.", "auc": "AUC"}
+_BINARY = {**_ANY, "f1": "F1", "precision": "Prec.", "recall": "Rec.", "macro_f1": "mF1"}
+_MANY = {**_ANY, "macro_f1": "mF1", "macro_precision": "mPrec.", "macro_recall": "mRec."}
 
 
 @dataclass(frozen=True)
@@ -80,69 +61,12 @@ class Line:
     doubt: int | None = None
 
 
-def pooled(record: Record) -> Mapping[str, Any] | None:
-    """Metrics of all test rows, with trainable parameters in millions and the worst site's balanced accuracy.
-
-    Of sites that each trained alone: the mean over sites of what their models reach on all test rows.
-    """
-    test = record.test.get("pooled")
-    if record.arm.mode == "local":
-        test = _mean([metrics.get("pooled") for metrics in record.alone.values()])
-    if test is None:
-        return None
-    trainable = (record.result.get("parameters") or {}).get("trainable")
-    return {
-        **test,
-        "parameters": None if trainable is None else trainable / 1e6,
-        "worst_site": (worst(record) or {}).get("balanced_accuracy"),
-    }
-
-
-def worst(record: Record) -> Mapping[str, Any] | None:
-    """The site with the lowest balanced accuracy on its own test rows: name, value, distance to the best."""
-    sites = record.test.get("sites") or {}
-    if record.arm.mode == "local":
-        sites = {site: metrics.get("own") for site, metrics in record.alone.items()}
-    scores = {
-        site: float(value)
-        for site, metrics in sorted(sites.items())
-        if (value := (metrics or {}).get("balanced_accuracy")) is not None
-    }
-    if not scores:
-        return None
-    site = min(scores, key=scores.__getitem__)
-    return {
-        "site": site,
-        "balanced_accuracy": scores[site],
-        "spread": max(scores.values()) - scores[site] if len(scores) > 1 else None,
-    }
-
-
-def values(grid: GridRecord, arm: Arm, metric: str, pick: Pick = pooled) -> dict[int, float | None]:
-    """A metric of an arm by seed."""
-    return {seed: (pick(record) or {}).get(metric) for seed, record in grid.runs[arm].items()}
-
-
-def told(grid: GridRecord, arm: Arm, metric: str, pick: Pick = pooled) -> Estimate:
-    """A metric of an arm over its seeds."""
-    return estimate([pick(record) for record in grid.runs[arm].values()], metric)
-
-
-def differences(
-    grid: GridRecord, arm: Arm | None, other: Arm | None, metric: str, pick: Pick = pooled
-) -> Difference:
-    """A metric of one arm less that of another, over the seeds that both have."""
-    if arm is None or other is None:
-        return Difference(None, None, None, 0)
-    return paired(values(grid, arm, metric, pick), values(grid, other, metric, pick))
-
-
 def show(found: Estimate, done: int, below: Sequence[str] = ()) -> Cell:
     """A mean with its deviation; ``done`` finished cells, some of which may not define the metric."""
     if not done:
-        return Cell("missing", tuple(below), none=True)
+        return Cell("missing", below, none=True)
     if found.value is None:
-        return Cell("—", tuple(below), none=True)
+        return Cell("—", below, none=True)
     spread = "" if found.sd is None else f" ± {found.sd:.{DECIMALS}f}"
     under = [f"{found.runs} of {done} seeds"] if found.runs < done else []
     if found.sd is None and found.low is not None and found.high is not None:
@@ -150,29 +74,41 @@ def show(found: Estimate, done: int, below: Sequence[str] = ()) -> Cell:
     return Cell(f"{found.value:.{DECIMALS}f}{spread}", (*under, *below))
 
 
+def mean(grid: GridRecord, arm: Arm, metric: str, rows: Rows = POOLED, below: Sequence[str] = ()) -> Cell:
+    """A metric of an arm over its seeds."""
+    return show(grid.values.estimate(arm, metric, rows), len(grid.done[arm]), below)
+
+
 def change(found: Difference) -> Cell:
     """A difference with its interval, and the word when zero is in it."""
     if found.mean is None:
-        return Cell("—", none=True)
+        return NONE
     text = f"{found.mean:+.{DECIMALS}f}".replace("-", "−")  # noqa: RUF001 - a minus sign
     if found.low is None or found.high is None:
         return Cell(text, ("one pair",))
     span = f"{found.low:+.{DECIMALS}f} to {found.high:+.{DECIMALS}f}".replace("-", "−")  # noqa: RUF001 - as above
-    open_ = (str(Verdict.OPEN),) if found.verdict is Verdict.OPEN else ()
-    return Cell(text, (span, *open_))
+    return Cell(text, (span, str(Verdict.OPEN)) if found.verdict is Verdict.OPEN else (span,))
 
 
-def keys_of(grid: GridRecord, arms: Iterable[Arm]) -> dict[tuple[Method, str], Key]:
-    """A colour and a dash for each method and data set among some arms."""
-    several = mixed([arms := list(arms)])
-    pairs = dict.fromkeys((arm.method, arm.regime.data) for arm in arms)
+def less(grid: GridRecord, arm: Arm, other: Arm, metric: str, rows: Rows = POOLED) -> Cell:
+    """A metric of one arm less that of another, over the seeds that both have."""
+    return change(grid.values.difference(arm, other, metric, rows))
+
+
+def seeds_done(grid: GridRecord, arm: Arm) -> Cell:
+    """How many seeds of an arm are finished."""
+    done, wanted = len(grid.done[arm]), len(grid.seeds[arm])
+    return Cell(f"{done} of {wanted}", none=done < wanted)
+
+
+def keys_of(grid: GridRecord, arms: Sequence[Arm], *, by_data: bool) -> dict[Arm, Key]:
+    """A colour and a dash for each method among some arms, or for each method on each data set."""
+    several = by_data and mixed([arms])
+    pairs = [(arm.method, by_data and arm.regime.data) for arm in arms]
+    places = {pair: place for place, pair in enumerate(dict.fromkeys(pairs))}
     return {
-        (method, data): Key(
-            f"{grid.name(method)}, {data}" if several else grid.name(method),
-            site_variable(position),
-            " ".join(map(str, site_dash(position))),
-        )
-        for position, (method, data) in enumerate(pairs)
+        arm: Key(line_name(grid, arm, several=several), places[pair])
+        for arm, pair in zip(arms, pairs, strict=True)
     }
 
 
@@ -186,12 +122,11 @@ def mixed(groups: Iterable[Sequence[Arm]]) -> bool:
     return any(len({arm.regime.data for arm in arms}) > 1 for arms in groups)
 
 
-def reference(grid: GridRecord, arms: Sequence[Arm]) -> Arm | None:
+def reference(grid: GridRecord, arms: Sequence[Arm]) -> Arm:
     """What others are compared with: MMARE as it is, with clinical data if it can be, else the first."""
     plain = [arm for arm in arms if arm.method.model == "mmare" and variant(grid, arm) == (True, "pairwise")]
-    plain.sort(key=lambda arm: bool(arm.method.ablation))
-    full = [arm for arm in plain if clinical(grid, arm.regime)]
-    return next(iter([*full, *plain, *arms]), None)
+    plain.sort(key=lambda arm: (not clinical(grid, arm.regime), bool(arm.method.ablation)))
+    return [*plain, *arms][0]
 
 
 def clinical(grid: GridRecord, regime: Regime) -> bool:
@@ -202,15 +137,13 @@ def clinical(grid: GridRecord, regime: Regime) -> bool:
 
 def variant(grid: GridRecord, arm: Arm) -> tuple[bool, str]:
     """Conditioning and fusion of MMARE in an arm."""
-    chosen = dict(text.partition("=")[::2] for text in grid.settings[arm])
-    chosen = {key.strip(): value.strip().strip("\"'") for key, value in chosen.items()}
-    return chosen.get("model.conditioning", "true") == "true", chosen.get("model.fusion", "pairwise")
+    conditioning = grid.setting(arm, "model.conditioning", "true")
+    return conditioning == "true", grid.setting(arm, "model.fusion", "pairwise")
 
 
 def generic_columns(grid: GridRecord, arms: Sequence[Arm]) -> dict[str, str]:
     """The metrics of a table that the thesis has not: binary ones where there are two classes."""
-    blocks = [pooled(record) or {} for arm in arms for record in grid.runs[arm].values()]
-    return _BINARY if any(block.get("f1") is not None for block in blocks) else _MANY
+    return _BINARY if any(grid.values.estimate(arm, "f1").runs for arm in arms) else _MANY
 
 
 def method_table(
@@ -218,183 +151,93 @@ def method_table(
     caption: str,
     columns: Mapping[str, str],
     groups: Mapping[str, Sequence[Line]],
-    keys: Mapping[tuple[Method, str], Key],
+    keys: Keys,
     notes: Sequence[str] = (),
 ) -> Table:
-    """Methods by metrics: mean ± sd over seeds, best and second of each group, printed values below ours.
-
-    Args:
-        grid: Whose results.
-        caption: Of the table.
-        columns: Metric -> heading.
-        groups: Heading -> its rows; ranked among themselves.
-        keys: Colours of the methods.
-        notes: Below the table.
-    """
+    """Methods by metrics: mean ± sd over seeds, best and second of each group, printed values below ours."""
     several = mixed([line.arm for line in lines if line.arm] for lines in groups.values())
     made = []
     for title, lines in groups.items():
-        marked = {
-            metric: ranks(
-                [told(grid, line.arm, metric).value if line.arm else None for line in lines],
-                decimals=DECIMALS,
-                most=metric not in FEWER_IS_BETTER,
-            )
-            for metric in columns
-            if metric not in UNMARKED
-        }
-        rows = [
-            _line(
-                grid, line, columns, keys, {metric: places[at] for metric, places in marked.items()}, several
-            )
-            for at, line in enumerate(lines)
-        ]
-        made.append(Group(title, tuple(rows)))
-    return Table(caption, "Method", ("Seeds", *columns.values()), tuple(made), tuple(notes))
-
-
-def _line(
-    grid: GridRecord,
-    line: Line,
-    columns: Mapping[str, str],
-    keys: Mapping[tuple[Method, str], Key],
-    places: Mapping[str, int | None],
-    several: bool,
-) -> Row:
-    printed = dict(zip(columns, line.printed.values, strict=True)) if line.printed else {}
-    under = "" if line.doubt is None else f"printed row: see note {line.doubt}"
-    if line.arm is None:
-        name = line.printed.name if line.printed else ""
-        cells = [
-            Cell(
-                "—", (f"thesis {_printed(metric, printed[metric])}",) if metric in printed else (), none=True
-            )
-            for metric in columns
-        ]
-        return Row(name, (Cell("not run", none=True), *cells), under)
-    done = grid.runs[line.arm]
-    shown = []
-    for metric in columns:
-        below = (f"thesis {_printed(metric, printed[metric])}",) if metric in printed else ()
-        found = told(grid, line.arm, metric)
-        cell = show(found, len(done), below)
-        if metric == "parameters" and found.value is not None:
-            cell = Cell(f"{found.value:.{DECIMALS}f}", below)
-        place = places.get(metric)
-        mark = {1: "best", 2: "second"}.get(place or 0, "")
-        shown.append(Cell(cell.text, cell.small, mark, none=cell.none))  # type: ignore[arg-type] # a literal
-    seeds = Cell(f"{len(done)} of {len(grid.seeds[line.arm])}", none=len(done) < len(grid.seeds[line.arm]))
-    key = keys.get((line.arm.method, line.arm.regime.data))
-    return Row(line_name(grid, line.arm, several=several), (seeds, *shown), under, key)
+        marks = {metric: _marks(grid, lines, metric) for metric in columns}
+        places = [{metric: marks[metric][at] for metric in columns} for at in range(len(lines))]
+        rows = [_row(grid, *line, keys, several=several) for line in zip(lines, places, strict=True)]
+        made.append((title, rows))
+    return Table(caption, "Method", ("Seeds", *columns.values()), made, notes)
 
 
 def difference_table(
-    grid: GridRecord,
-    against: str,
-    columns: Mapping[str, str],
-    groups: Mapping[str, tuple[Arm, Sequence[Arm]]],
-    keys: Mapping[tuple[Method, str], Key],
-) -> Table | None:
-    """Each method less the reference of its group, over equal seeds.
-
-    Args:
-        grid: Whose results.
-        against: What the reference is called.
-        columns: Metric -> heading.
-        groups: Heading -> the reference, the others.
-        keys: Colours of the methods.
-
-    Returns:
-        ``None`` if there is nothing to compare.
-    """
-    several = mixed((first, *others) for first, others in groups.values())
-    made, other_rows = [], False
-    for title, (first, others) in groups.items():
+    grid: GridRecord, columns: Mapping[str, str], groups: Mapping[str, Sequence[Arm]], keys: Keys
+) -> Table:
+    """Each method less the reference of its group, over equal seeds."""
+    measured = {metric: title for metric, title in columns.items() if metric != "parameters"}
+    several = mixed(groups.values())
+    firsts = {title: reference(grid, arms) for title, arms in groups.items() if arms}
+    names = dict.fromkeys(line_name(grid, first, several=several) for first in firsts.values())
+    made = []
+    for title, first in firsts.items():
         rows = []
-        for arm in others:
-            found = {metric: differences(grid, arm, first, metric) for metric in columns}
-            other_rows |= not _same_rows(grid, arm, first)
-            pairs = max((one.pairs for one in found.values()), default=0)
-            rows.append(
-                Row(
-                    line_name(grid, arm, several=several),
-                    (Cell(str(pairs)), *(change(one) for one in found.values())),
-                    "" if _same_rows(grid, arm, first) else "not the same number of test rows",
-                    keys.get((arm.method, arm.regime.data)),
-                )
-            )
+        for arm in (arm for arm in groups[title] if arm != first):
+            found = [grid.values.difference(arm, first, metric) for metric in measured]
+            cells = [Cell(str(max(one.pairs for one in found))), *map(change, found)]
+            under = "" if _same_rows(grid, arm, first) else _OTHER_ROWS
+            rows.append(Row(line_name(grid, arm, several=several), cells, under, keys[arm]))
         if rows:
-            made.append(Group(title, tuple(rows)))
-    if not made:
-        return None
-    caption = f"Less {against}, seed by seed: mean difference with its 95\u00a0% interval (Student's t)"
-    notes = (
-        ("“Not the same number of test rows”: seeds are paired, but the patients are not all the same.",)
-        if other_rows
-        else ()
-    )
-    return Table(caption, "Method", ("Pairs", *columns.values()), tuple(made), notes)
+            made.append((title, rows))
+    interval = "mean difference with its 95\u00a0% interval (Student's t)"
+    caption = f"Less {' or '.join(names)}, seed by seed: {interval}"
+    note = f"“{_OTHER_ROWS.capitalize()}”: seeds are paired, but the patients are not all the same."
+    notes = [note] if any(row.under for _, rows in made for row in rows) else []
+    return Table(caption, "Method", ("Pairs", *measured.values()), made, notes)
 
 
 def increment_tables(
     grid: GridRecord, head: str, chains: Mapping[str, Sequence[tuple[str, Arm]]]
 ) -> list[Table]:
-    """Steps in order: each with its difference to the step before and to the first, over equal seeds.
-
-    Args:
-        grid: Whose results.
-        head: What a step is.
-        chains: Heading -> its steps, named.
-
-    Returns:
-        A table each for the headline metrics and the worst site.
-    """
+    """Named steps, each less the one before and the first, by headline metric and on the worst site."""
     tables = []
-    for metric, title in _PARTS.items():
+    for metric, title in {**HEADLINE, "worst_site": WORST_TITLE}.items():
         groups = []
         for heading, steps in chains.items():
-            rows = []
-            for number, (name, arm) in enumerate(steps):
-                before = differences(grid, arm, steps[max(number - 1, 0)][1], metric)
-                first = differences(grid, arm, steps[0][1], metric)
-                changes = [Cell(str(first.pairs)), change(before), change(first)]
-                done = len(grid.runs[arm])
-                rows.append(
-                    Row(
-                        name,
-                        (
-                            Cell(f"{done} of {len(grid.seeds[arm])}", none=done < len(grid.seeds[arm])),
-                            show(told(grid, arm, metric), done),
-                            *(changes if number else [Cell("", none=True)] * 3),
-                        ),
-                    )
-                )
-            groups.append(Group(heading, tuple(rows)))
+            first, rows = steps[0][1], []
+            for before, (name, arm) in zip([None, *(arm for _, arm in steps)], steps, strict=False):
+                changes = [BLANK] * 3
+                if before:
+                    found = grid.values.difference(arm, first, metric)
+                    changes = [Cell(str(found.pairs)), less(grid, arm, before, metric), change(found)]
+                rows.append(Row(name, [seeds_done(grid, arm), mean(grid, arm, metric), *changes]))
+            groups.append((heading, rows))
         columns = ("Seeds", title, "Pairs with the first", "Less the step before", "Less the first")
-        tables.append(
-            Table(f"{title}: mean ± sd over seeds, test rows of all sites", head, columns, tuple(groups))
-        )
+        tables.append(Table(f"{title}: mean ± sd over seeds, test rows of all sites", head, columns, groups))
     return tables
 
 
+def _marks(grid: GridRecord, lines: Sequence[Line], metric: str) -> list[str]:
+    """Best and second of a group."""
+    if metric == "parameters":
+        return [""] * len(lines)
+    means = [grid.values.estimate(line.arm, metric).value if line.arm else None for line in lines]
+    places = ranks(means, decimals=DECIMALS, most=metric not in _FEWER_IS_BETTER)
+    return [{1: "best", 2: "second", None: ""}[place] for place in places]
+
+
+def _row(grid: GridRecord, line: Line, marks: Mapping[str, str], keys: Keys, *, several: bool) -> Row:
+    printed = dict(zip(marks, line.printed.values, strict=True)) if line.printed else {}
+    cells = []
+    for metric, mark in marks.items():
+        digits = 1 if metric == "parameters" else 4
+        below = [f"thesis {printed[metric]:.{digits}f}"] if metric in printed else []
+        cell = mean(grid, line.arm, metric, POOLED, below) if line.arm else Cell("—", below, none=True)
+        if metric == "parameters" and not cell.none:  # the same with every seed
+            cell = Cell(cell.text.partition(" ")[0], below)
+        cells.append(replace(cell, mark=mark))
+    under = "" if line.doubt is None else f"printed row: see note {line.doubt}"
+    if line.arm:
+        name = line_name(grid, line.arm, several=several)
+        return Row(name, [seeds_done(grid, line.arm), *cells], under, keys[line.arm])
+    return Row(line.printed.name if line.printed else "", [Cell("not run", none=True), *cells], under)
+
+
 def _same_rows(grid: GridRecord, arm: Arm, other: Arm) -> bool:
-    counts, others = values(grid, arm, "n"), values(grid, other, "n")
-    return all(counts[seed] == others[seed] for seed in counts.keys() & others.keys())
-
-
-def _mean(blocks: Sequence[Mapping[str, Any] | None]) -> dict[str, float | None] | None:
-    """Mean over sites of each metric, where all of them define it."""
-    known = [block for block in blocks if block]
-    if not known:
-        return None
-    keys = [key for key, value in known[0].items() if isinstance(value, int | float)]
-    return {
-        key: statistics.fmean(block[key] for block in known)
-        if all(block.get(key) is not None for block in known)
-        else None
-        for key in keys
-    }
-
-
-def _printed(metric: str, value: float) -> str:
-    return f"{value:.1f}" if metric == "parameters" else f"{value:.4f}"
+    both = sorted(set(grid.done[arm]) & set(grid.done[other]))
+    ours, theirs = (grid.values.by_seed(one, "n")[both] for one in (arm, other))
+    return ours.equals(theirs)

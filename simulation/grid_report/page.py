@@ -1,4 +1,4 @@
-"""The pages of a report as plain data, and as Markdown; the HTML is in ``grid_report_template.html.j2``.
+"""The pages of a report as plain data; HTML and Markdown are templates beside that of a run.
 
 Both pages are made from the same tables, so that they cannot say different things.
 """
@@ -6,17 +6,29 @@ Both pages are made from the same tables, so that they cannot say different thin
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar
 
-from simulation.report.figures import Drawing
+from simulation.report.figures import PALETTE, Drawing, site_dash, site_variable
+from simulation.report.page import render_page
 
-__all__ = ["Cell", "Figures", "Group", "Key", "Page", "Row", "Section", "Table", "Text", "to_markdown"]
+__all__ = [
+    "NONE",
+    "Cell",
+    "Figures",
+    "Key",
+    "Page",
+    "Row",
+    "Section",
+    "Table",
+    "Text",
+    "to_html",
+    "to_markdown",
+]
 
 # Whatever Markdown or the HTML in it would take for its own.
 _SPECIAL = re.compile(r"([\\`*_\[\]|#~$!])")
-_MARKS = {"": ("", ""), "best": ("**", "**"), "second": ("<ins>", "</ins>")}
 
 
 @dataclass(frozen=True)
@@ -26,27 +38,39 @@ class Cell:
     Args:
         text: The value.
         small: What stands below it.
-        mark: Bold for the best of its group, underlined for the second.
+        mark: ``best`` of its group is bold, ``second`` underlined.
         heat: 0 to 1, how strongly it is shaded; ``None`` for not at all.
         number: Whether it is set to the right.
         none: Whether it says that there is no value.
     """
 
     text: str
-    small: tuple[str, ...] = ()
-    mark: Literal["", "best", "second"] = ""
+    small: Sequence[str] = ()
+    mark: str = ""
     heat: float | None = None
     number: bool = True
     none: bool = False
 
 
+NONE = Cell("—", none=True)
+
+
 @dataclass(frozen=True)
 class Key:
-    """An entry of a legend: a name, the CSS variable of its colour, its dashes."""
+    """An entry of a legend: a name, and its position among the colours and dashes of the page."""
 
     name: str
-    variable: str
-    dash: str
+    position: int
+
+    @property
+    def variable(self) -> str:
+        """CSS variable of its colour."""
+        return site_variable(self.position)
+
+    @property
+    def dash(self) -> str:
+        """As SVG has it; empty is solid."""
+        return " ".join(map(str, site_dash(self.position)))
 
 
 @dataclass(frozen=True)
@@ -54,18 +78,10 @@ class Row:
     """A line of a table; ``key`` is the colour of its method."""
 
     head: str
-    cells: tuple[Cell, ...]
+    cells: Sequence[Cell]
     under: str = ""
     key: Key | None = None
     strong: bool = False
-
-
-@dataclass(frozen=True)
-class Group:
-    """Lines under one heading; empty for none. Best and second are chosen within a group."""
-
-    title: str
-    rows: tuple[Row, ...]
 
 
 @dataclass(frozen=True)
@@ -76,16 +92,16 @@ class Table:
         caption: What is in it, in one line.
         head: Heading of the first column.
         columns: Headings of the others.
-        groups: Its lines.
+        groups: Heading, empty for none, and its rows; best and second are chosen within a group.
         notes: Below it.
     """
 
     kind: ClassVar[str] = "table"
     caption: str
     head: str
-    columns: tuple[str, ...]
-    groups: tuple[Group, ...]
-    notes: tuple[str, ...] = ()
+    columns: Sequence[str]
+    groups: Sequence[tuple[str, Sequence[Row]]]
+    notes: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -93,8 +109,8 @@ class Figures:
     """Drawings with one legend; the Markdown page has their numbers in its tables."""
 
     kind: ClassVar[str] = "figures"
-    drawings: tuple[Drawing, ...]
-    legend: tuple[Key, ...] = ()
+    drawings: Sequence[Drawing]
+    legend: Sequence[Key] = ()
 
 
 @dataclass(frozen=True)
@@ -105,14 +121,17 @@ class Text:
     text: str
 
 
+Part = Table | Figures | Text
+
+
 @dataclass(frozen=True)
 class Section:
-    """A part of the page; ``read`` tells in one or two sentences how to read it."""
+    """A part of the page; ``read`` says in one or two sentences how to read it."""
 
     id: str
     title: str
     read: str
-    parts: tuple[Table | Figures | Text, ...]
+    parts: Sequence[Part]
 
 
 @dataclass(frozen=True)
@@ -127,55 +146,19 @@ class Page:
     """
 
     title: str
-    chips: tuple[tuple[str, str], ...]
-    notes: tuple[str, ...]
-    sections: tuple[Section, ...]
+    chips: Mapping[str, str]
+    notes: Sequence[str]
+    sections: Sequence[Section]
+
+
+def to_html(page: Page) -> str:
+    """The page as HTML that needs nothing but itself."""
+    return render_page({"page": page, "palette": PALETTE}, "grid_report_template.html.j2")
 
 
 def to_markdown(page: Page) -> str:
     """The page as Markdown, with every table; names cannot break out of their cells."""
-    lines = [f"# {_plain(page.title)}", ""]
-    lines += [" · ".join(f"{_plain(word)}: {_plain(value)}" for word, value in page.chips), ""]
-    for note in page.notes:
-        lines += [f"> {_plain(note)}", ""]
-    for section in page.sections:
-        lines += [f"## {_plain(section.title)}", "", f"*{_plain(section.read)}*", ""]
-        for part in section.parts:
-            if isinstance(part, Table):
-                lines += _table(part)
-            elif isinstance(part, Text):
-                lines += [_plain(part.text), ""]
-            else:
-                drawn = ", ".join(_plain(drawing.title) for drawing in part.drawings)
-                lines += [f"Drawn in `report.html`: {drawn}.", ""]
-    return "\n".join(lines)
-
-
-def _table(table: Table) -> list[str]:
-    lines = [f"**{_plain(table.caption)}**", ""]
-    lines.append(_line([_plain(table.head), *map(_plain, table.columns)]))
-    sides = [row.cells for group in table.groups for row in group.rows][:1]
-    right = [cell.number for cell in sides[0]] if sides else [True] * len(table.columns)
-    lines.append(_line(["---", *("---:" if number else "---" for number in right)]))
-    for group in table.groups:
-        if group.title:
-            lines.append(_line([f"**{_plain(group.title)}**", *([""] * len(table.columns))]))
-        lines += [_line([_head(row), *map(_cell, row.cells)]) for row in group.rows]
-    return [*lines, "", *(line for note in table.notes for line in (_plain(note), ""))]
-
-
-def _head(row: Row) -> str:
-    return f"{_plain(row.head)} ({_plain(row.under)})" if row.under else _plain(row.head)
-
-
-def _cell(cell: Cell) -> str:
-    before, after = _MARKS[cell.mark]
-    below = f" ({'; '.join(map(_plain, cell.small))})" if cell.small else ""
-    return f"{before}{_plain(cell.text)}{after}{below}"
-
-
-def _line(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(cells)} |"
+    return render_page({"page": page, "plain": _plain}, "grid_report_template.md.j2").rstrip("\n") + "\n"
 
 
 def _plain(text: str) -> str:

@@ -7,17 +7,20 @@ per seed; a statistic over an arm is one over seeds.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mmare.errors import InputError
 from simulation.grid.file import load_grid
 from simulation.grid.plan import Cell
 from simulation.grid.result_log import FAILURES, RESULTS
 from simulation.report.results import MODES
+
+if TYPE_CHECKING:
+    from simulation.grid_report.values import Values
 
 __all__ = ["Arm", "Failure", "GridRecord", "Method", "Record", "Regime", "is_grid", "load_records"]
 
@@ -85,18 +88,6 @@ class Record:
     amputation: Mapping[str, Any] | None
     seconds: float | None
 
-    @property
-    def test(self) -> Mapping[str, Any]:
-        """Test metrics of the one model; empty for sites that each trained alone."""
-        metrics: Mapping[str, Any] = self.result.get("metrics") or {}
-        return metrics.get("test") or {}
-
-    @property
-    def alone(self) -> dict[str, Mapping[str, Any]]:
-        """Test metrics of each site's own model, for mode ``local``."""
-        told = self.result.get("local") or {}
-        return {site: ((entry or {}).get("metrics") or {}).get("test") or {} for site, entry in told.items()}
-
 
 @dataclass(frozen=True)
 class Failure:
@@ -128,15 +119,22 @@ class GridRecord:
     arms: tuple[Arm, ...]
     seeds: Mapping[Arm, tuple[int, ...]]
     settings: Mapping[Arm, tuple[str, ...]]
-    failures: tuple[Failure, ...] = ()
-    notes: tuple[str, ...] = field(default=())
+    failures: tuple[Failure, ...]
+    notes: tuple[str, ...]
 
     @cached_property
-    def runs(self) -> dict[Arm, dict[int, Record]]:
-        """Finished cells of each arm, by seed."""
-        found: dict[Arm, dict[int, Record]] = {arm: {} for arm in self.arms}
+    def values(self) -> Values:
+        """The metrics of all finished cells."""
+        from simulation.grid_report.values import Values  # noqa: PLC0415 - pandas takes seconds
+
+        return Values(self.arms, self.records)
+
+    @cached_property
+    def done(self) -> dict[Arm, tuple[int, ...]]:
+        """The seeds of each arm that are finished."""
+        found: dict[Arm, tuple[int, ...]] = dict.fromkeys(self.arms, ())
         for record in self.records:
-            found[record.arm][record.seed] = record
+            found[record.arm] += (record.seed,)
         return found
 
     @property
@@ -152,16 +150,18 @@ class GridRecord:
     @property
     def modes(self) -> tuple[str, ...]:
         """Federated first: the mode that the grid is about."""
-        told = {arm.mode for arm in self.arms}
-        return tuple(mode for mode in ("federated", "centralised", "local") if mode in told)
+        present = {arm.mode for arm in self.arms}
+        return tuple(mode for mode in ("federated", "centralised", "local") if mode in present)
 
     @property
-    def missing(self) -> list[tuple[Arm, tuple[int, ...]]]:
+    def missing(self) -> dict[Arm, list[int]]:
         """Arms that lack seeds, with the seeds that they lack."""
-        lacking = [
-            (arm, tuple(seed for seed in self.seeds[arm] if seed not in self.runs[arm])) for arm in self.arms
-        ]
-        return [(arm, seeds) for arm, seeds in lacking if seeds]
+        lacking = {arm: [seed for seed in self.seeds[arm] if seed not in self.done[arm]] for arm in self.arms}
+        return {arm: seeds for arm, seeds in lacking.items() if seeds}
+
+    def of(self, regime: Regime, mode: str) -> list[Arm]:
+        """The arms of one regime in one mode."""
+        return [arm for arm in self.arms if (arm.regime, arm.mode) == (regime, mode)]
 
     def name(self, method: Method) -> str:
         """The shortest text that tells a method from the others of the grid."""
@@ -178,6 +178,11 @@ class GridRecord:
         """Slot names of a regime's patients; empty while no cell of it is done."""
         return next((record.modalities for record in self.records if record.arm.regime == regime), ())
 
+    def setting(self, arm: Arm, key: str, default: str = "") -> str:
+        """What an arm sets a ``section.key`` to."""
+        chosen = dict(text.partition("=")[::2] for text in self.settings[arm])
+        return {name.strip(): value.strip().strip("\"'") for name, value in chosen.items()}.get(key, default)
+
 
 def is_grid(folder: Path) -> bool:
     """Whether a folder is that of a grid, and not one of runs."""
@@ -192,39 +197,32 @@ def load_records(folder: Path) -> GridRecord:
     """
     plan = load_grid(folder / PLAN) if (folder / PLAN).exists() else None
     planned = {cell.id: cell for cell in plan.cells} if plan else {}
-    latest: dict[tuple[Arm, int], Record] = {}
-    strange = 0
-    for record in _records(folder / RESULTS, planned):
-        if plan and record.cell not in planned:
-            strange += 1  # of other settings than the plan's: its numbers must not stand among the plan's
-            continue
-        latest[record.arm, record.seed] = record
+    written = list(_records(folder / RESULTS, planned))
+    # Lines of other settings than the plan's must not stand among the plan's.
+    counted = [record for record in written if not plan or record.cell in planned]
+    latest = {(record.arm, record.seed): record for record in counted}
     if not latest:
         raise InputError(f"{folder / RESULTS}: no cell of the grid has finished yet")
-    seeds: dict[Arm, dict[int, None]] = {}
-    settings = {_arm(cell.settings): cell.assignments for cell in planned.values()}
-    for cell in planned.values():
-        seeds.setdefault(_arm(cell.settings), {})[cell.seed] = None
-    if not plan:
-        told = sorted({seed for _, seed in latest})
-        seeds = {arm: dict.fromkeys(told) for arm, _ in latest}
-        settings = {arm: record.settings for (arm, _), record in latest.items()}
-    order = {arm: position for position, arm in enumerate(seeds)}
-    done = {record.cell for record in latest.values()}
-    head = plan.head if plan else None
+    settings = {arm: record.settings for (arm, _), record in latest.items()}
+    wanted = {arm: dict.fromkeys(sorted({seed for _, seed in latest})) for arm in settings}
+    if plan:
+        settings, wanted = {}, {}
+        for cell in plan.cells:
+            arm = _arm(cell.settings)
+            settings[arm] = cell.assignments
+            wanted.setdefault(arm, {})[cell.seed] = None
+    order = {arm: place for place, arm in enumerate(wanted)}
+    strange = len(written) - len(counted)
+    note = f"Not counted: {strange} of {RESULTS}'s lines, which are of other settings than {PLAN} has now."
     return GridRecord(
-        title=(head and (head.title or head.name)) or folder.resolve().name,
-        tables=head.tables if head else (),
+        title=(plan and (plan.head.title or plan.head.name)) or folder.resolve().name,
+        tables=plan.head.tables if plan else (),
         records=tuple(sorted(latest.values(), key=lambda record: (order[record.arm], record.seed))),
-        arms=tuple(seeds),
-        seeds={arm: tuple(told) for arm, told in seeds.items()},
+        arms=tuple(wanted),
+        seeds={arm: tuple(seeds) for arm, seeds in wanted.items()},
         settings=settings,
-        failures=tuple(_failures(folder / FAILURES, done)),
-        notes=(
-            f"Not counted: {strange} of {RESULTS}'s lines, which are of other settings than {PLAN} has now.",
-        )
-        if strange
-        else (),
+        failures=_failures(folder / FAILURES, {record.cell for record in latest.values()}),
+        notes=(note,) if strange else (),
     )
 
 
@@ -247,17 +245,15 @@ def _arm(settings: Mapping[str, Any]) -> Arm:
 
 
 def _records(path: Path, planned: Mapping[str, Cell]) -> Iterable[Record]:
-    for number, line in _lines(path):
-        where = f"{path}: line {number}"
-        settings, result = line.get("settings"), line.get("result")
-        if not isinstance(settings, dict) or not all(isinstance(settings.get(key), str) for key in _NAMED):
-            raise InputError(f"{where} does not name the {', '.join(_NAMED)} of its cell")
+    if not path.exists():
+        raise InputError(f"{path}: no such file: no cell of the grid has finished yet")
+    for where, line, settings in _lines(path):
         if settings["mode"] not in MODES or not isinstance(settings.get("seed"), int):
             raise InputError(
                 f"{where} needs a seed and a mode that is one of {', '.join(MODES)}, "
                 f"found seed {settings.get('seed')!r} and mode {settings['mode']!r}"
             )
-        part = "local" if settings["mode"] == "local" else "metrics"
+        result, part = line.get("result"), "local" if settings["mode"] == "local" else "metrics"
         if not isinstance(result, dict) or not isinstance(result.get(part), dict):
             raise InputError(f"{where} has no result with {part!r}, which a {settings['mode']} run has")
         cell = planned.get(str(line.get("cell")))
@@ -273,40 +269,41 @@ def _records(path: Path, planned: Mapping[str, Cell]) -> Iterable[Record]:
         )
 
 
-def _failures(path: Path, done: set[str]) -> Iterable[Failure]:
+def _failures(path: Path, done: set[str]) -> tuple[Failure, ...]:
     """The last failure of each cell that was not finished since."""
-    latest: dict[str, Failure] = {}
-    for number, line in _lines(path) if path.exists() else []:
-        settings = line.get("settings")
-        if not isinstance(settings, dict) or not all(isinstance(settings.get(key), str) for key in _NAMED):
-            raise InputError(f"{path}: line {number} does not name the {', '.join(_NAMED)} of its cell")
-        sentence = str(line.get("reason") or "no reason was written")
-        latest[str(line.get("cell"))] = Failure(_arm(settings), settings.get("seed"), sentence)
-    return [failure for cell, failure in latest.items() if cell not in done]
+    latest = {
+        str(line.get("cell")): Failure(
+            _arm(settings), settings.get("seed"), str(line.get("reason") or "no reason was written")
+        )
+        for _, line, settings in (_lines(path) if path.exists() else ())
+    }
+    return tuple(failure for cell, failure in latest.items() if cell not in done)
 
 
-def _lines(path: Path) -> Iterable[tuple[int, dict[str, Any]]]:
-    """The objects of a file with one a line.
+def _lines(path: Path) -> Iterable[tuple[str, dict[str, Any], dict[str, Any]]]:
+    """The lines of a file that name a cell: where each is, the line, the settings of its cell.
 
     Raises:
-        InputError: If it cannot be read, or a line is not a whole object.
+        InputError: If the file cannot be read, or a line is not a whole object or names no cell.
     """
     try:
-        content: Sequence[str] = path.read_text(encoding="utf-8", errors="replace").split("\n")
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file: no cell of the grid has finished yet") from None
+        content = path.read_text(encoding="utf-8", errors="replace").split("\n")
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({type(error).__name__})") from None
     for number, text in enumerate(content, 1):
         if not text.strip():
             continue
+        where = f"{path}: line {number}"
         try:
             line = json.loads(text, parse_constant=lambda _: None)
         except ValueError:
             line = None
         if not isinstance(line, dict):
             raise InputError(
-                f"{path}: line {number} is half-written or damaged: delete the line and run the grid again, "
+                f"{where} is half-written or damaged: delete the line and run the grid again, "
                 "which repeats that cell alone"
             )
-        yield number, line
+        settings = line.get("settings")
+        if not isinstance(settings, dict) or not all(isinstance(settings.get(key), str) for key in _NAMED):
+            raise InputError(f"{where} does not name the {', '.join(_NAMED)} of its cell")
+        yield where, line, settings

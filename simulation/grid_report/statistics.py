@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
+import pandas as pd
 from scipy.special import stdtrit
 
 __all__ = ["Difference", "Verdict", "impossible", "paired", "ranks"]
@@ -59,26 +60,15 @@ class Difference:
         return Verdict.LOWER if self.high < 0 else Verdict.OPEN
 
 
-def paired(values: Mapping[int, float | None], others: Mapping[int, float | None]) -> Difference:
-    """Compare two ways over the seeds that both have.
-
-    Args:
-        values: By seed.
-        others: What is subtracted, by seed.
-
-    Returns:
-        Mean difference with Student's 95 % interval.
+def paired(values: pd.Series[float], others: pd.Series[float]) -> Difference:
+    """Values less others, by seed, over the seeds that both have: mean and Student's 95 % interval.
 
     Example:
-        >>> found = paired({0: 0.8, 1: 0.9, 2: 0.7}, {0: 0.7, 1: 0.7})
+        >>> found = paired(pd.Series([0.8, 0.9, 0.7]), pd.Series([0.7, 0.7, math.nan]))
         >>> round(found.mean, 3), found.pairs, str(found.verdict)
         (0.15, 2, 'not distinguishable')
     """
-    differences = [
-        value - other
-        for seed, value in sorted(values.items())
-        if value is not None and (other := others.get(seed)) is not None
-    ]
+    differences = (values - others).dropna().tolist()
     n = len(differences)
     if n < 2:  # noqa: PLR2004 - one difference has no spread
         return Difference(differences[0] if n else None, None, None, n)
@@ -90,15 +80,8 @@ def paired(values: Mapping[int, float | None], others: Mapping[int, float | None
 def ranks(values: Sequence[float | None], *, decimals: int, most: bool = True) -> list[int | None]:
     """Who is best (1) and who is second (2), judged by what a reader sees.
 
-    Values that are shown alike share a place, and after a shared first place there is no second.
-
-    Args:
-        values: One per row; ``None`` has no place.
-        decimals: As shown.
-        most: Whether the highest is best.
-
-    Returns:
-        1, 2 or ``None`` per row; all ``None`` if fewer than two rows have a value.
+    Values that are shown alike share a place, and after a shared first place there is no second. ``None`` is
+    the place of all others, and of everything if fewer than two rows have a value.
 
     Example:
         >>> ranks([0.7001, 0.9, None, 0.7], decimals=3)

@@ -19,78 +19,70 @@ def thesis_groups(
     Returns:
         Heading -> rows, and the footnotes.
     """
-    arms = [arm for arm in grid.arms if arm.mode == mode and _belongs(grid, printed, arm)]
-    shelves: dict[tuple[str, float | None], list[Arm]] = {}
-    for row in printed.rows:
-        shelves.setdefault((_title(row.rate), row.rate), [])
-    for arm in arms:
-        rate = _rate(arm.regime)
-        known = (_title(rate), rate)
-        plain = arm.regime.mechanism in {None, "mcar"} and not arm.regime.arguments and known in shelves
-        shelves.setdefault(known if plain else (arm.regime.loss, -1.0), []).append(arm)
+    shelves: dict[str, list[Arm]] = {_title(row.rate): [] for row in printed.rows}
+    for arm in grid.arms:
+        if arm.mode == mode and _belongs(grid, printed, arm):
+            title = _title(_rate(arm.regime))
+            known = _is_plain(arm.regime) and title in shelves
+            shelves.setdefault(title if known else arm.regime.loss, []).append(arm)
     notes: list[str] = []
     groups: dict[str, list[Line]] = {}
-    for (title, rate), members in shelves.items():
+    for title, arms in shelves.items():
         lines: list[Line] = []
-        for row in printed.rows:
-            if row.rate != rate:
-                continue
+        for row in (row for row in printed.rows if _title(row.rate) == title):
             if row.doubt:
-                place = f", {title}" if row.rate is not None else ""
-                notes.append(f"Note {len(notes) + 1}, {row.name}{place}: {row.doubt}")
+                place = f"{row.name}, {title}" if title else row.name
+                notes.append(f"Note {len(notes) + 1}, {place}: {row.doubt}")
             doubt = len(notes) if row.doubt else None
-            ours = [arm for arm in members if _is(grid, row, arm, printed)]
+            ours = [arm for arm in arms if _is(grid, row, arm, printed)]
             # Another label of the same model is a variant that the thesis has not.
             ours = [arm for arm in ours if arm.method.label == ours[0].method.label]
             lines += [Line(arm, row, doubt) for arm in ours] or [Line(None, row, doubt)]
         beside = {line.arm for line in lines}
-        groups[title] = [*lines, *(Line(arm) for arm in members if arm not in beside)]
+        groups[title] = [*lines, *(Line(arm) for arm in arms if arm not in beside)]
     return groups, tuple(notes)
 
 
 def _belongs(grid: GridRecord, printed: Published, arm: Arm) -> bool:
     if _letters(arm.regime.task) != _letters(printed.task):
         return False
-    if not printed.ablation:
-        plain = variant(grid, arm) == (True, "pairwise")
-        return plain and (not arm.method.ablation or arm == reference(grid, _family(grid, arm)))
-    row = printed.rows[0]
-    return (
-        arm.method.model == "mmare"
-        and clinical(grid, arm.regime) == row.clinical
-        and _rate(arm.regime) == row.rate
-        and arm.regime.mechanism in {None, "mcar"}
-        and not arm.regime.arguments
-    )
-
-
-def _family(grid: GridRecord, arm: Arm) -> list[Arm]:
-    """The ablations of one model; the one without a change first."""
-    alike = [
+    if printed.ablation:
+        first = printed.rows[0]
+        same = clinical(grid, arm.regime) == first.clinical and _rate(arm.regime) == first.rate
+        return same and arm.method.model == "mmare" and _is_plain(arm.regime)
+    family = [
         other
-        for other in grid.arms
-        if (other.regime, other.mode, other.method.label, other.method.strategy)
-        == (arm.regime, arm.mode, arm.method.label, arm.method.strategy)
+        for other in _plain_first(grid, arm)
+        if (other.method.label, other.method.strategy) == (arm.method.label, arm.method.strategy)
     ]
-    return sorted(alike, key=lambda other: bool(other.method.ablation))
+    plain = not arm.method.ablation or arm == reference(grid, family)
+    return plain and variant(grid, arm) == (True, "pairwise")
 
 
 def _is(grid: GridRecord, row: PublishedRow, arm: Arm, printed: Published) -> bool:
-    same = arm.method.model == row.model and clinical(grid, arm.regime) == row.clinical
+    """Whether an arm is what a row was printed of; of several arms that are one variant, the first."""
+    if arm.method.model != row.model or clinical(grid, arm.regime) != row.clinical:
+        return False
     if not printed.ablation:
-        return same
-    first = next(
-        (
-            other
-            for other in sorted(grid.arms, key=lambda other: bool(other.method.ablation))
-            if (other.regime, other.mode, other.method.strategy)
-            == (arm.regime, arm.mode, arm.method.strategy)
-            and other.method.model == row.model
-            and variant(grid, other) == (row.conditioning, row.fusion)
-        ),
-        None,
+        return True
+    alike = (
+        other
+        for other in _plain_first(grid, arm)
+        if other.method.strategy == arm.method.strategy
+        and other.method.model == row.model
+        and variant(grid, other) == (row.conditioning, row.fusion)
     )
-    return same and arm == first
+    return arm == next(alike, None)
+
+
+def _plain_first(grid: GridRecord, arm: Arm) -> list[Arm]:
+    """The arms on the same data in the same mode, those without a change first."""
+    return sorted(grid.of(arm.regime, arm.mode), key=lambda other: bool(other.method.ablation))
+
+
+def _is_plain(regime: Regime) -> bool:
+    """Whether a regime is one of the thesis's: nothing is taken away but at random."""
+    return regime.mechanism in {None, "mcar"} and not regime.arguments
 
 
 def _rate(regime: Regime) -> float | None:

@@ -8,6 +8,7 @@ import statistics
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 from scipy import stats
@@ -16,6 +17,8 @@ from typer.testing import CliRunner
 from mmare.errors import InputError
 from simulation.cli import app
 from simulation.grid.file import load_grid
+from simulation.grid_report.figures import curves
+from simulation.grid_report.method_tables import keys_of
 from simulation.grid_report.records import is_grid, load_records
 from simulation.grid_report.report import write_grid_report
 from tests.simulation.grid.grid_maker import SITES, line_of, make_grid, write_lines
@@ -270,23 +273,25 @@ def test_data_without_a_finished_cell_are_listed_as_missing_and_fill_no_table(tm
 
 
 @pytest.mark.parametrize(
-    ("tables", "titles", "curves"),
+    ("tables", "titles", "count"),
     [
-        pytest.param('["5.4"]', ["(MCAR)"], 3, id="colours-by-method-and-data"),
+        pytest.param('["5.4"]', ["(MCAR)"], 4, id="colours-by-method-and-data"),
         pytest.param("[]", ["(MCAR): with clinical", "(MCAR): without clinical"], 2, id="colours-by-method"),
     ],
 )
-def test_no_two_curves_of_a_drawing_have_one_colour(tmp_path, tables, titles, curves):
+def test_no_two_curves_of_a_drawing_have_one_colour(tmp_path, tables, titles, count):
     models = model("drim", "DRIM") + model("mmare", "MMARE")
-    make_grid(tmp_path, grid_text(IXI, lost(0.2), lost(0.6), models, tables=tables))
+    lines = frame(make_grid(tmp_path, grid_text(IXI, lost(0.2), lost(0.6), models, tables=tables)))
     page, _ = pages(tmp_path)
-    drawn = re.findall(
-        r"<figcaption>AUC against the missing rate ([^<]*)</figcaption>(.*?)</svg>", page.source, re.DOTALL
-    )
-    assert [title for title, _ in drawn] == titles
-    for _, svg in drawn:
-        thick = re.findall(r"<path[^>]*stroke: (var\([^)]*\))[^>]*stroke-width: 1.8", svg)
-        assert len(set(thick)) == len(thick) == curves
+    assert re.findall("<figcaption>AUC against the missing rate (.*?)</figcaption>", page.source) == titles
+    grid = load_records(tmp_path)
+    drawn = curves(grid, grid.arms, keys_of(grid, grid.arms, by_data=tables != "[]"))
+    assert list(drawn) == [f"AUC against the missing rate {title}" for title in titles]
+    for trends in drawn.values():
+        assert len({trend.position for trend in trends}) == len(trends) == count
+    auc = lines[(lines.label == "DRIM") & (lines.data == "with clinical")].groupby("rate").auc
+    (expected,) = (trend.points for trend in next(iter(drawn.values())) if trend.position == 0)
+    assert np.array(expected) == pytest.approx(auc.agg(["mean", "std"]).reset_index().to_numpy())
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,7 @@
 """Statistics of a grid against scipy and pandas, and the printed tables against themselves."""
 
 import itertools
+import math
 
 import pandas as pd
 import pytest
@@ -16,10 +17,10 @@ NUMBERS = st.floats(0, 1).map(lambda value: round(value, 6))
 
 @given(st.lists(st.tuples(NUMBERS, NUMBERS), min_size=2, max_size=20))
 def test_intervals_are_those_of_a_paired_t_test(pairs):
-    first, second = (dict(enumerate(column)) for column in zip(*pairs, strict=True))
+    first, second = map(pd.Series, zip(*pairs, strict=True))
     found = paired(first, second)
     assert found.pairs == len(pairs)
-    differences = pd.Series([a - b for a, b in pairs])
+    differences = first - second
     assert found.mean == pytest.approx(differences.mean(), abs=1e-9)
     low, high = stats.t.interval(0.95, len(pairs) - 1, differences.mean(), max(differences.sem(), 1e-300))
     assert found.low == pytest.approx(low, abs=1e-9)
@@ -29,12 +30,16 @@ def test_intervals_are_those_of_a_paired_t_test(pairs):
 
 
 def test_only_seeds_with_both_values_are_compared():
-    found = paired({0: 0.9, 1: None, 2: 0.7, 4: 0.8}, {0: 0.5, 1: 0.5, 2: 0.4, 3: 0.1, 4: None})
+    nan = math.nan
+    found = paired(
+        pd.Series({0: 0.9, 1: nan, 2: 0.7, 4: 0.8}), pd.Series({0: 0.5, 1: 0.5, 2: 0.4, 3: 0.1, 4: nan})
+    )
     assert found.pairs == 2
     assert found.mean == pytest.approx(0.35)
-    assert paired({0: 0.5}, {1: 0.5}).verdict is Verdict.UNKNOWN
-    assert paired({0: 0.5}, {1: 0.5}).mean is None
-    assert paired({0: 0.6}, {0: 0.5}).low is None
+    apart = paired(pd.Series({0: 0.5}), pd.Series({1: 0.5}))
+    assert apart.verdict is Verdict.UNKNOWN
+    assert apart.mean is None
+    assert paired(pd.Series({0: 0.6}), pd.Series({0: 0.5})).low is None
 
 
 @pytest.mark.parametrize(
@@ -47,7 +52,7 @@ def test_only_seeds_with_both_values_are_compared():
     ],
 )
 def test_a_verdict_needs_an_interval_without_zero(values, verdict):
-    assert paired(dict(enumerate(values)), dict.fromkeys(range(len(values)), 0.0)).verdict is verdict
+    assert paired(pd.Series(values), pd.Series(0.0, range(len(values)))).verdict is verdict
 
 
 @given(st.lists(st.none() | st.integers(0, 30).map(lambda n: n / 1000), max_size=8), st.booleans())
