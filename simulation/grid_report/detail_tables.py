@@ -1,7 +1,4 @@
-"""Tables of a grid about patients and machines: patterns, subsets, achieved rates, cost, what is missing.
-
-A table without groups has nothing to show.
-"""
+"""Tables of a grid about patients and machines: patterns, subsets, achieved rates, cost, what is missing."""
 
 from __future__ import annotations
 
@@ -58,7 +55,7 @@ def part_tables(grid: GridRecord, kind: str) -> list[Table]:
             rows.append(Row(_words(name, grid.modalities(regime)), [Cell(row_counts(counts)), *cells]))
         title = f"{regime.title}, {MODES[mode].lower()}: balanced accuracy, mean ± sd, of patients who {what}"
         columns = ("Test rows", *(grid.name(arm.method) for arm in arms))
-        tables.append(_table(title, "Modalities", columns, rows))
+        tables.append(Table(title, "Modalities", columns, [("", rows)]))
     return tables
 
 
@@ -119,7 +116,7 @@ def rate_table(grid: GridRecord) -> Table:
         if reports:
             rows.append(Row(regime.data, cells, regime.loss))
     columns = ("Asked", *names, "All modalities", "Sites that never have")
-    return _table("Share of present modalities that was taken away", "Data", columns, rows)
+    return Table("Share of present modalities that was taken away", "Data", columns, [("", rows)])
 
 
 def cost_table(grid: GridRecord) -> Table:
@@ -151,7 +148,9 @@ def absence_table(grid: GridRecord) -> Table:
         site, reason, data = map(str, key)
         why = f"{reason}: {REASONS[reason]}" if reason in REASONS else reason
         rows.append(Row(site, [*_words_of(why, data), Cell(str(cells.nunique())), Cell(str(len(cells)))]))
-    return _table("Sites left out of a run or of rounds", "Site", ("Why", "Data", "Cells", "Times"), rows)
+    return Table(
+        "Sites left out of a run or of rounds", "Site", ("Why", "Data", "Cells", "Times"), [("", rows)]
+    )
 
 
 def missing_table(grid: GridRecord) -> Table:
@@ -163,7 +162,7 @@ def missing_table(grid: GridRecord) -> Table:
         )
         for arm, seeds in grid.missing.items()
     ]
-    return _table("No result yet", "Method", ("Data", "Mode", "Seeds"), rows)
+    return Table("No result yet", "Method", ("Data", "Mode", "Seeds"), [("", rows)])
 
 
 def failure_table(grid: GridRecord) -> Table:
@@ -176,7 +175,7 @@ def failure_table(grid: GridRecord) -> Table:
         seed = Cell("—" if failure.seed is None else str(failure.seed))
         rows.append(Row(method.label, [*cells, seed, *_words_of(failure.sentence)]))
     columns = ("Variant", "Data", "Mode", "Seed", "Why")
-    return _table("Failed; the grid tries them again when it is run again", "Method", columns, rows)
+    return Table("Failed; the grid tries them again when it is run again", "Method", columns, [("", rows)])
 
 
 def version_table(grid: GridRecord) -> Table:
@@ -196,11 +195,7 @@ def version_table(grid: GridRecord) -> Table:
         if counts.iloc[0] == len(grid.records):
             words = [str(counts.index[0])[:_CODE_LENGTH]]
         rows.append(Row(str(name), _words_of(", ".join(words))))
-    return _table("Of all finished cells", "Software", ("Version",), rows)
-
-
-def _table(caption: str, head: str, columns: Sequence[str], rows: Sequence[Row]) -> Table:
-    return Table(caption, head, columns, [("", rows)] if rows else [])
+    return Table("Of all finished cells", "Software", ("Version",), [("", rows)])
 
 
 def _words_of(*texts: str) -> list[Cell]:

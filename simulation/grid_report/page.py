@@ -92,7 +92,8 @@ class Table:
         caption: What is in it, in one line.
         head: Heading of the first column.
         columns: Headings of the others.
-        groups: Heading, empty for none, and its rows; best and second are chosen within a group.
+        groups: Heading, empty for none, and its rows; best and second are chosen within a group. A table
+            without a row is not shown.
         notes: Below it.
     """
 

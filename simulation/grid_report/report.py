@@ -112,7 +112,7 @@ def _page(grid: GridRecord) -> Page:
 
 def _section(identity: str, title: str, read: str, parts: Iterable[Part]) -> list[Section]:
     """A section, or none where its tables have no row."""
-    kept = [part for part in parts if not isinstance(part, Table) or part.groups]
+    kept = [part for part in parts if not isinstance(part, Table) or any(rows for _, rows in part.groups)]
     return [Section(identity, title, read, kept)] if kept else []
 
 

@@ -49,16 +49,17 @@ def test_the_worst_of_sites_that_trained_alone_is_on_its_own_rows(tmp_path):
 
 
 def test_a_grid_in_which_nothing_is_defined_has_a_report(tmp_path):
-    lines = make_grid(tmp_path, grid_text(MMIST, model("mmare", "MMARE"), model("drim", "DRIM")))
+    modes = '["federated", "local"]'
+    lines = make_grid(tmp_path, grid_text(MMIST, model("mmare", "MMARE"), model("drim", "DRIM"), modes=modes))
     for line in lines:
         for key in ("parameters", "seconds", "bytes", "rounds_run", "best_round", "versions"):
             del line["result"][key]
         line["seconds"] = None
-        line["result"]["metrics"]["test"] = {"pooled": {"n": None, "auc": None}}
+        line["result"] |= {"local": {}, "metrics": {"test": {"pooled": {"n": None, "auc": None}}}}
     write_lines(tmp_path, lines)
     grid = load_records(tmp_path)
     assert grid.values.estimate(grid.arms[0], "auc", POOLED).value is None
-    assert grid.values.difference(*grid.arms, "auc").mean is None
+    assert grid.values.difference(*grid.arms[:2], "auc").mean is None
     _, markdown = write_grid_report(tmp_path)
     assert "| MMARE | 3 of 3 | — |" in markdown.read_text(encoding="utf-8")
 
