@@ -25,7 +25,7 @@ class Recipe:
 
 _MMARE: Final[dict[str, Recipe]] = {
     "thesis": Recipe(),  # the defaults of `TrainingSpec` and `MMAREOptions`
-    "robust": Recipe(  # a weak modality must not drag a strong one down; evidence in the README
+    "robust": Recipe(  # a weak modality must not drag a strong one down; evidence in simulation/RESULTS.md
         {"learning_rate": 3e-4, "weight_decay": 1e-2, "modality_dropout": "subset", "select": "loss"},
         {"width": 64, "merge": "symmetric", "embedding_dropout": 0.5},
     ),

@@ -1,6 +1,6 @@
 """What each part of our aggregation adds, per regime of missingness. Run with ``make bench``.
 
-Two seeds here, to see that it runs and how long it takes; the README holds the figures of all twenty, made by
+Two seeds here, to see that it runs and how long it takes; simulation/RESULTS.md has all twenty, made by
 ``mmare-sim grid aggregation --out DIR`` and ``mmare-sim report DIR``.
 """
 
