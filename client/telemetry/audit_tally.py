@@ -1,4 +1,4 @@
-"""Counts over the site's audit log, read on as it grows: what left and what was refused since it began."""
+"""Running totals over the site's audit log: answers released and messages refused since it began."""
 
 from __future__ import annotations
 
@@ -23,13 +23,10 @@ _CODES: Final = frozenset(SiteCode)
 
 
 class AuditTally:
-    """What the lines of a log come to; the first look reads all of it, later ones what is new.
+    """Totals of a log, read incrementally; the file may not exist yet.
 
-    A line is counted once its end is there; one that is damaged is passed over. Where the log was replaced
-    or became shorter, or other approvals are asked about, counting starts over.
-
-    Args:
-        path: Of the log; it may not be there yet.
+    A line counts once it is complete; a damaged one is skipped. Counting restarts when the log was replaced
+    or truncated, or when the approvals change.
 
     Example:
         >>> from pathlib import Path
@@ -46,7 +43,7 @@ class AuditTally:
         self._start_over()
 
     def read_on(self, since: Mapping[str, str] = MappingProxyType({})) -> None:
-        """Take what has been written since the last look.
+        """Read what was appended since the last call.
 
         Args:
             since: ISO time in UTC of the approval, by study hash; ``used`` counts answers from then on.
@@ -66,14 +63,14 @@ class AuditTally:
                     self._take(line)
         except FileNotFoundError:
             self._start_over()
-        except OSError:  # the gate says so: nothing leaves without a line
+        except OSError:  # the gate reports it: nothing is released without a log line
             return
 
     def _start_over(self) -> None:
         self._offset = self.size = self.bytes = 0
-        self.released: Counter[str] = Counter()  # answers that left, by task
+        self.released: Counter[str] = Counter()  # answers, by task
         self.refused: Counter[str] = Counter()  # by code
-        self.used: Counter[str] = Counter()  # answers that left since the approval, by study hash
+        self.used: Counter[str] = Counter()  # answers released since the approval, by study hash
 
     def _take(self, line: bytes) -> None:
         try:
@@ -82,16 +79,15 @@ class AuditTally:
         except (ValueError, TypeError, KeyError, RecursionError):
             return
         if event == Event.RELEASED:
-            self.released[_of(_TASKS, entry.get("task"))] += 1
+            self.released[_known(entry.get("task"), _TASKS)] += 1
             length = entry.get("bytes")
             self.bytes += length if type(length) is int and length > 0 else 0
             study = entry.get("study")
             if isinstance(study, str) and study in self._since and str(time) >= self._since[study]:
                 self.used[study] += 1
         elif event == Event.REFUSED:
-            self.refused[_of(_CODES, entry.get("code"))] += 1
+            self.refused[_known(entry.get("code"), _CODES)] += 1
 
 
-def _of(words: frozenset[str], value: object) -> str:
-    """A word of a closed set."""
+def _known(value: object, words: frozenset[str]) -> str:
     return value if isinstance(value, str) and value in words else "other"

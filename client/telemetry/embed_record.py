@@ -1,7 +1,7 @@
-"""How far a site's scans are encoded: a small file in its cache, written by the process that encodes them.
+"""Embedding progress of a site: a small file in its cache, written by the process that encodes the scans.
 
-``mmare-site embed`` is a process of its own; the worker reads the file for Prometheus. It holds exact numbers
-and stays in the cache, with the embeddings themselves; `client.telemetry.endpoint` decides what is shown.
+``mmare-site embed`` is a separate process; the worker reads the file for Prometheus. It holds exact counts
+and stays in the cache; `client.telemetry.endpoint` decides what is disclosed.
 """
 
 from __future__ import annotations
@@ -32,47 +32,33 @@ INTERVAL_S: Final = 2.0  # between two writes
 
 @dataclass
 class ScanCounts:
-    """One modality; the first three are of the last time that scans were encoded.
+    """Counts of one modality: hits and misses over all calls of `mmare-site embed`, the rest of the last."""
 
-    Args:
-        scans: That the manifest names.
-        usable: With an embedding.
-        refused: Per code of `client.ingest.reasons.ScanReason`.
-        refused_at: Seconds since the epoch at which a scan was last read and refused, per code.
-        hits: Scans, over all times, of which the cache knew all.
-        misses: Scans, over all times, that had to be read.
-    """
-
-    scans: int = 0
-    usable: int = 0
-    refused: dict[str, int] = field(default_factory=dict)
-    refused_at: dict[str, float] = field(default_factory=dict)
-    hits: int = 0
-    misses: int = 0
+    scans: int = 0  # in the manifest
+    usable: int = 0  # with an embedding
+    refused: dict[str, int] = field(default_factory=dict)  # per code of `ScanReason`
+    refused_at: dict[str, float] = field(default_factory=dict)  # last read and refused, s since the epoch
+    hits: int = 0  # found in the cache
+    misses: int = 0  # had to be read
 
     @property
     def done(self) -> int:
-        """Scans of which is known whether they can be used."""
+        """Scans known to be usable or not."""
         return self.usable + sum(self.refused.values())
 
 
 @dataclass(frozen=True)
 class EmbedRecord:
-    """What the file says.
+    """Content of the file."""
 
-    Args:
-        updated: Seconds since the epoch.
-        active: Whether scans are being encoded; stays True where the process was killed.
-    """
-
-    updated: float
-    active: bool
+    updated: float  # seconds since the epoch
+    active: bool  # scans are being encoded; stays True if the process was killed
     modalities: Mapping[str, ScanCounts]
     format: int = FORMAT
 
 
 def read_record(cache: Path) -> EmbedRecord | None:
-    """The record of a cache; nothing where there is none that this software wrote."""
+    """The record in a cache; None if there is none of this format."""
     try:
         found = from_table(EmbedRecord, json.loads((cache / FILE).read_text(encoding="utf-8")), "the record")
     except (OSError, ValueError, RecursionError, AttributeError, TableError):
@@ -82,7 +68,7 @@ def read_record(cache: Path) -> EmbedRecord | None:
 
 
 class EmbedWatch:
-    """Counts scans as they end, and writes the record now and then.
+    """Counts scans as they finish and writes the record every few seconds.
 
     Args:
         cache: Folder of the site.
@@ -111,7 +97,7 @@ class EmbedWatch:
         self._written = 0.0
 
     def observe(self, modality: str, *, cached: bool, refused: ScanReason | None = None) -> None:
-        """Count one scan that is done; ``cached`` where its embedding or refusal was known before."""
+        """Count one finished scan; ``cached`` if its embedding or refusal was already known."""
         counts, now = self._modalities[modality], self._clock()
         if cached:
             counts.hits += 1
@@ -127,7 +113,7 @@ class EmbedWatch:
             self.write(active=True)
 
     def write(self, *, active: bool) -> None:
-        """Put the record on the disk; a disk that is full does not end the work here."""
+        """Write the record; an error is logged, as progress must not stop the work."""
         if not self._modalities:
             return
         self._written = self._clock()
@@ -136,12 +122,12 @@ class EmbedWatch:
             self._cache.mkdir(parents=True, exist_ok=True)
             write_whole(self._cache / FILE, json.dumps(asdict(record)).encode())
         except OSError:
-            LOG.warning("how far the scans are encoded cannot be written down")
+            LOG.warning("the embedding progress cannot be saved")
 
 
 @contextmanager
 def watched(cache: Path, scans: Mapping[str, int], known: frozenset[str]) -> Iterator[EmbedWatch]:
-    """An `EmbedWatch` over the block: the record says that scans are being encoded until the block ends."""
+    """An `EmbedWatch` for the block; the record says ``active`` until the block ends."""
     watch = EmbedWatch(cache, scans, known)
     watch.write(active=True)
     try:

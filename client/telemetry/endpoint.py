@@ -1,7 +1,7 @@
-"""``/metrics`` of the site worker: what the hospital's own Prometheus is told.
+"""``/metrics`` of the site worker, for the hospital's own Prometheus.
 
-A number of patients or scans is told only where neither it nor what it could be subtracted from is small:
-a monitoring system is read by more people than the data are.
+A count of patients or scans is disclosed only if neither it nor anything it could be subtracted from is
+small: a monitoring system has more readers than the data.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from client.privacy.small_groups import withheld_groups
 from client.relay.programs import SUPEREXEC, SUPERNODE, RelayFolder
 from client.relay.status_file import last_contact, read_state
 from client.telemetry.audit_tally import AuditTally
-from client.telemetry.catalogue import INFO_PACKAGES, PHASE_SECONDS, SITE_METRICS
+from client.telemetry.catalogue import INFO_PACKAGES, PHASE_SECONDS, PREFIX, SITE_METRICS
 from client.telemetry.embed_record import read_record
 from client.telemetry.folder_size import FolderSize
 from client.telemetry.gpu import GpuReader
@@ -50,28 +50,18 @@ BUCKETS: Final = (0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 15.0, 60.0, 300.0, 900.0, 3600
 CACHE_PARTS: Final = ("embeddings", "converted", "masks", "runs")
 MOST_MODALITIES: Final = 100
 MOST_STUDIES: Final = 100
-PROGRAMS: Final = ("worker", SUPERNODE, SUPEREXEC)  # that mmare-site start keeps running
-_USABLE: Final = ""  # beside the words for scans that are not
-
-_PREFIX: Final = "mmare_site_worker_"
+PROGRAMS: Final = ("worker", SUPERNODE, SUPEREXEC)  # supervised by mmare-site start
+_USABLE: Final = ""  # a key that no reason of a refusal has
 
 
 class SiteMetrics(Collector):
-    """What a worker tells of itself, its disk and its audit log when it is asked.
-
-    Args:
-        site: Whose worker it is.
-        approvals: Of the site.
-        audit: Path of the site's audit log.
-        seen: What the worker has seen.
-        gpus: Of this machine.
-    """
+    """Collects the metrics of a worker, its disk and its audit log at each scrape."""
 
     def __init__(
         self,
         site: SiteConfig,
         approvals: ApprovalFolder,
-        audit: Path,
+        audit: Path,  # the log
         seen: Seen,
         gpus: GpuReader | None = None,
     ) -> None:
@@ -89,18 +79,18 @@ class SiteMetrics(Collector):
         self._durations = Histogram(
             PHASE_SECONDS, text, ("site", "study", "phase"), buckets=BUCKETS, registry=None
         )
-        self.observe = RoundWatch(self._took)
+        self.observe = RoundWatch(self._observe_duration)
         self.cache_size = FolderSize(site.cache, CACHE_PARTS)
 
-    def _took(self, study: str, phase: str, seconds: float) -> None:
+    def _observe_duration(self, study: str, phase: str, seconds: float) -> None:
         self._durations.labels(self._label, study, phase).observe(seconds)
 
     def collect(self) -> Iterator[Family]:
-        """All metrics with their values now."""
+        """All metrics with their current values."""
         values: dict[str, dict[tuple[str, ...], float]] = {metric.name: {} for metric in SITE_METRICS}
         with self._lock:
             for sample in self._samples():
-                values[sample.metric].setdefault(sample.labels, sample.value)  # two odd names are one label
+                values[sample.metric].setdefault(sample.labels, sample.value)  # sanitised names may coincide
         for metric in SITE_METRICS:
             if metric.kind is Kind.HISTOGRAM:
                 yield from self._histograms()
@@ -125,9 +115,7 @@ class SiteMetrics(Collector):
         yield from self._machine()
 
     def _sample(self, name: str, value: float, *labels: str) -> Sample:
-        return Sample(f"{_PREFIX}{name}", (self._label, *labels), value)
-
-    # What it did
+        return Sample(PREFIX + name, (self._label, *labels), value)
 
     def _work(self) -> Iterator[Sample]:
         versions = [safe(version(name)) for name in INFO_PACKAGES]
@@ -145,7 +133,7 @@ class SiteMetrics(Collector):
             yield self._sample("train_loss", loss, study)
 
     def _relay(self) -> Iterator[Sample]:
-        """What ``mmare-site start`` notes of the relay; nothing where it has none, or may not look."""
+        """What ``mmare-site start`` records of the relay; nothing if there is none or it is not readable."""
         folder = RelayFolder.of(self._site)
         try:
             if not SiteKit(self._site.coordinator.kit).joined.exists():
@@ -160,8 +148,6 @@ class SiteMetrics(Collector):
                 yield self._sample("program_up", float(program.pid is not None), program.name)
                 yield self._sample("program_starts_total", program.starts, program.name)
 
-    # What left
-
     def _released(self, approvals: Iterable[Approval]) -> Iterator[Sample]:
         approved = {approval.study_hash: approval for approval in approvals}
         tally = self._tally
@@ -169,14 +155,14 @@ class SiteMetrics(Collector):
         yield self._sample("approvals", len(approved))
         yield self._sample("audit_log_bytes", tally.size)
         yield self._sample("released_bytes_total", tally.bytes)
-        for task in (*Task, OTHER):  # counters begin at nothing, or their first increase is not seen
+        for task in (*Task, OTHER):  # start at 0, else rate() misses the first increase
             yield self._sample("releases_total", tally.released[task], task)
         for code in (*SiteCode, OTHER):
             yield self._sample("refusals_total", tally.refused[code], code)
         yield from self._budgets(approved.values())
 
     def _budgets(self, approved: Iterable[Approval]) -> Iterator[Sample]:
-        """Of studies of one name the one that has used the largest share."""
+        """Used and allowed answers per study name: the approval with the largest share used."""
         budgets: dict[str, tuple[float, int, int]] = {}
         names = Names(MOST_STUDIES)
         for approval in approved:
@@ -191,8 +177,6 @@ class SiteMetrics(Collector):
             yield self._sample("releases_used", used, name)
             yield self._sample("releases_allowed", most, name)
 
-    # What there is
-
     def _scans(self, approvals: Iterable[Approval]) -> Iterator[Sample]:
         record = read_record(self._site.cache)
         if record is None:
@@ -204,8 +188,8 @@ class SiteMetrics(Collector):
         for name, counts in sorted(record.modalities.items()):
             if name in self._site.modalities:
                 label = self._modalities(name)
-                for told, value in _told(counts, limit):
-                    yield self._sample(told[0], value, label, *told[1:])
+                for (metric, *labels), value in _disclosed(counts, limit):
+                    yield self._sample(metric, value, label, *labels)
                 for reason, moment in counts.refused_at.items():
                     yield self._sample("scan_refused_timestamp_seconds", moment, label, reason)
 
@@ -225,22 +209,22 @@ class SiteMetrics(Collector):
             if gpu.busy is not None:
                 yield self._sample("gpu_busy_ratio", gpu.busy, str(gpu.number))
         started = torch.cuda.is_initialized()  # type: ignore[no-untyped-call] # torch leaves it untyped
-        if started:  # else asking would start CUDA
+        if started:  # else the query would initialise CUDA
             reserved = sum(torch.cuda.memory_reserved(number) for number in range(torch.cuda.device_count()))
             yield self._sample("gpu_reserved_bytes", reserved)
 
 
 @contextmanager
 def serving(metrics: SiteMetrics, port: int, address: str) -> Iterator[int]:
-    """Serve a site's metrics while the block runs; gives the port.
+    """Serve a site's metrics for the block; yields the port.
 
     Raises:
-        InputError: If the port cannot be had.
+        InputError: If the port is not available.
     """
     registry = CollectorRegistry(auto_describe=False)
     registry.register(metrics)
     try:
-        server, answers = start_http_server(port, address, registry)
+        server, thread = start_http_server(port, address, registry)
     except (OSError, OverflowError) as error:
         raise InputError(f"[metrics] port {port} of {address} cannot be served: {error}") from None
     try:
@@ -249,31 +233,27 @@ def serving(metrics: SiteMetrics, port: int, address: str) -> Iterator[int]:
     finally:
         server.shutdown()
         server.server_close()
-        answers.join()
+        thread.join()
 
 
-def _told(counts: ScanCounts, limit: int) -> Iterator[tuple[tuple[str, ...], float]]:
-    """What may be told of the scans of a modality: the rest of a metric's name and its further labels."""
+def _disclosed(counts: ScanCounts, limit: int) -> Iterator[tuple[tuple[str, ...], float]]:
+    """What may be disclosed of a modality: name (without prefix) and further labels of each metric, value."""
     if counts.scans < max(limit, 1):
         return
     yield ("scans",), counts.scans
     done = counts.done
-    for name, number in (
-        ("scans_done", done),
-        ("cache_hits_total", counts.hits),
-        ("cache_misses_total", counts.misses),
-    ):
-        whole = name == "scans_done" and done == counts.scans
-        yield (name,), number if whole else _in_steps(number, limit)
+    yield ("scans_done",), done if done == counts.scans else _in_steps(done, limit)
+    yield ("cache_hits_total",), _in_steps(counts.hits, limit)
+    yield ("cache_misses_total",), _in_steps(counts.misses, limit)
     groups: Mapping[str, int] = {_USABLE: counts.usable, **counts.refused}
     withheld = withheld_groups(groups, limit)
-    for word, number in groups.items():
-        if word not in withheld:
-            yield ("scans_usable",) if word == _USABLE else ("scans_refused", word), number
+    for reason, number in groups.items():
+        if reason not in withheld:
+            yield ("scans_usable",) if reason == _USABLE else ("scans_refused", reason), number
 
 
 def _in_steps(number: int, step: int) -> int:
-    """A number that grows, told in whole steps: by how much it grew says nothing of a few.
+    """A growing number, rounded down to whole steps, so that its increase says nothing about a few scans.
 
     Example:
         >>> _in_steps(13, 5), _in_steps(13, 0)
@@ -283,5 +263,5 @@ def _in_steps(number: int, step: int) -> int:
 
 
 def _existing(path: Path) -> Path:
-    """The path, or the nearest folder above it that is there."""
+    """The path, or its nearest existing parent."""
     return next(place for place in (path, *path.absolute().parents) if place.exists())

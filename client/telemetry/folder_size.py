@@ -1,4 +1,4 @@
-"""How many bytes lie in the parts of a folder, measured now and then by a thread of its own."""
+"""Bytes in the parts of a folder, measured periodically by a background thread."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 __all__ = ["FolderSize"]
 
 INTERVAL_S: Final = 60.0
-SHARE: Final = 100  # a look that takes a second is followed by a pause of a hundred: one percent of a core
+SHARE: Final = 100  # pause a hundred times as long as a measurement took: one percent of a core
 OTHER: Final = "other"
 
 
@@ -24,8 +24,8 @@ class FolderSize:
     """Sizes of parts of a folder as last measured, so that no scrape waits for a disk.
 
     Args:
-        folder: To be measured; it may not be there yet.
-        parts: Names of folders in it; all else is ``other``.
+        folder: May not exist yet.
+        parts: Names of subfolders; everything else counts as ``other``.
 
     Example:
         >>> from pathlib import Path
@@ -41,7 +41,7 @@ class FolderSize:
         self.bytes: Mapping[str, int] = {}
 
     def measure(self) -> None:
-        """Look now."""
+        """Update ``bytes`` now."""
         found = Counter(dict.fromkeys((*self._parts, OTHER), 0))
         for entry in _entries(self._folder):
             name = entry.name if entry.name in self._parts else OTHER
@@ -50,14 +50,14 @@ class FolderSize:
 
     @contextmanager
     def measured(self, interval_s: float = INTERVAL_S) -> Iterator[None]:
-        """Measure again and again while the block runs."""
+        """Measure repeatedly in the background for the block."""
         stop = threading.Event()
         thread = threading.Thread(target=self._follow, args=(stop, interval_s), daemon=True)
         thread.start()
         try:
             yield
         finally:
-            stop.set()  # the thread may be in the middle of a large folder: nobody waits for it
+            stop.set()  # not joined: the thread may be in the middle of a large folder
 
     def _follow(self, stop: threading.Event, interval_s: float) -> None:
         while not stop.is_set():
@@ -67,7 +67,7 @@ class FolderSize:
 
 
 def _entries(folder: Path | str) -> list[os.DirEntry[str]]:
-    """What lies in a folder; nothing where it cannot be read, or went while it was."""
+    """Entries of a folder; none if it cannot be read or vanishes meanwhile."""
     try:
         with os.scandir(folder) as found:
             return list(found)

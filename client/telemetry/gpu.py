@@ -1,6 +1,6 @@
-"""How busy and how full this machine's NVIDIA GPUs are, from the driver's own library (NVML).
+"""Load and memory of this machine's NVIDIA GPUs, from the driver's own library (NVML).
 
-Asking it starts nothing on a GPU: no CUDA context, no memory. Without a driver there are no GPUs.
+Queries start nothing on a GPU: no CUDA context, no memory. Without a driver there are no GPUs.
 """
 
 from __future__ import annotations
@@ -15,30 +15,23 @@ __all__ = ["GpuReader", "GpuState"]
 
 @dataclass(frozen=True)
 class GpuState:
-    """One GPU, all programs on it together.
+    """One GPU, all programs on it together."""
 
-    Args:
-        number: As the driver counts, from 0.
-        used_bytes: Of its memory.
-        size_bytes: Of its memory.
-        busy: Share of the last moment in which it computed, 0 to 1; none where the driver does not say it.
-    """
-
-    number: int
+    number: int  # the driver's, from 0
     used_bytes: int
     size_bytes: int
-    busy: float | None
+    busy: float | None  # share of the last sampling period in use, 0 to 1; None if not reported
 
 
 class GpuReader:
-    """Keeps the driver's library open."""
+    """Keeps NVML initialised."""
 
     def __init__(self) -> None:
-        with suppress(pynvml.NVMLError):  # then every later call fails as well
+        with suppress(pynvml.NVMLError):  # later calls then fail as well
             pynvml.nvmlInit()
 
     def read(self) -> list[GpuState]:
-        """The GPUs as they are now; one that does not answer is left out."""
+        """Current state of the GPUs; one that does not answer is left out."""
         found = []
         with suppress(pynvml.NVMLError):
             for number in range(pynvml.nvmlDeviceGetCount()):

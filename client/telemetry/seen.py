@@ -1,4 +1,4 @@
-"""What a worker has seen and done since it started, kept for whoever looks: its status and its metrics."""
+"""What a worker has done since it started, for its status and its metrics."""
 
 from __future__ import annotations
 
@@ -20,51 +20,44 @@ __all__ = ["Observer", "RoundWatch", "Seen", "unobserved"]
 
 MOST_STUDIES: Final = 100
 
-Observer = Callable[["Study", "Request", "Answer"], None]  # of an approved study, and of what it was asked
+Observer = Callable[["Study", "Request", "Answer"], None]
 
 
 def unobserved(_study: Study, _request: Request, _answer: Answer) -> None:
-    """The observer of a service that nobody watches."""
+    """The default observer: does nothing."""
 
 
 @dataclass
 class Seen:
-    """Messages as they came. One thread at a time takes them up; any may look.
+    """Message counters. One thread at a time handles messages; any thread may read."""
 
-    Args:
-        began: When the worker was started, of the monotonic clock.
-        started: The same in seconds since the epoch.
-        messages: How many came.
-        last_contact: When the last one came, in seconds since the epoch.
-    """
-
-    began: float = field(default_factory=time.monotonic)
-    started: float = field(default_factory=time.time)
+    began: float = field(default_factory=time.monotonic)  # start of the worker, monotonic clock
+    started: float = field(default_factory=time.time)  # the same in seconds since the epoch
     messages: int = 0
-    last_contact: float | None = None
-    _done_s: float = 0.0  # at work on messages that are done
-    _since: float | None = None  # when the one in hand was taken up
+    last_contact: float | None = None  # of the last message, seconds since the epoch
+    _done_s: float = 0.0  # spent on finished messages
+    _since: float | None = None  # start of the current one
     _change: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     def begin(self) -> None:
-        """A message is taken up."""
+        """Start of work on a message."""
         with self._change:
             self._since = time.monotonic()
 
     def end(self) -> None:
-        """It is answered, or given up."""
-        with self._change:  # a look in between would tell more than there was, and the next one less
+        """The message was answered or abandoned."""
+        with self._change:  # a read in between would count the message twice
             self._done_s, self._since = self._busy(), None
 
     @property
     def busy_for_s(self) -> float | None:
-        """Seconds at work on the message in hand, if there is one."""
+        """Seconds spent on the current message, if there is one."""
         since = self._since
         return None if since is None else time.monotonic() - since
 
     @property
     def busy_s(self) -> float:
-        """Seconds at work since the start, on the message in hand too."""
+        """Seconds of work since the start, the current message included."""
         with self._change:
             return self._busy()
 
@@ -73,25 +66,21 @@ class Seen:
 
 
 class RoundWatch:
-    """An observer that keeps what rounds cost, how training does, and whether a run is under way.
-
-    Args:
-        duration: Told of the seconds of a phase of a study.
-    """
+    """An observer of phase durations, train losses and whether a run is open."""
 
     def __init__(self, duration: Callable[[str, str, float], None]) -> None:
-        self._duration = duration
+        self._duration = duration  # called with study, phase, seconds
         self._studies = Names(MOST_STUDIES)
-        self._over = ""  # the run that ended last
+        self._over = ""  # the last run that ended
         self.losses: dict[str, float] = {}
         self.run_open = False
         self.deadline_s: float | None = None
 
     def __call__(self, study: Study, request: Request, answer: Answer) -> None:
-        """Take an answer into account."""
+        """Update from an answer."""
         if request.final:
             self._over = request.run
-        self.run_open = request.run != self._over  # two models may still be compared when a run is over
+        self.run_open = request.run != self._over  # comparisons may still follow the end of a run
         self.deadline_s = study.federation.deadline_s
         if not isinstance(answer, Update):
             return

@@ -117,7 +117,7 @@ def test_a_disk_that_is_full_does_not_end_the_work(tmp_path, monkeypatch, caplog
     monkeypatch.setattr(embed_record, "write_whole", full)
     with watched(tmp_path, {"t1": 9}, frozenset({"t1"})) as watch:
         watch.observe("t1", cached=False)
-    assert "cannot be written down" in caplog.text
+    assert "cannot be saved" in caplog.text
 
 
 @pytest.mark.parametrize(
