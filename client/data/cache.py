@@ -1,4 +1,4 @@
-"""Embeddings on the disk, keyed by content: what changed is encoded again, and nothing else."""
+"""Embeddings on disk, keyed by content: only what changed is encoded again."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ __all__ = ["EmbeddingCache", "content_hash"]
 
 CHUNK: Final = 1 << 20  # bytes read at a time
 INDEX: Final = "files.json"
-REFUSED: Final = ".refused"  # ending of what says why there is no embedding
-FAILED: Final = ".failed"  # its ending in older caches where the scan was to be tried again
+REFUSED: Final = ".refused"  # suffix of stored refusals
+FAILED: Final = ".failed"  # suffix in older caches, for scans to be retried
 
 
 def content_hash(paths: Iterable[Path]) -> str:
@@ -42,7 +42,7 @@ def content_hash(paths: Iterable[Path]) -> str:
 
 
 class EmbeddingCache:
-    """One small file per embedding, in the site's cache, and what files were last seen with which content."""
+    """One small file per embedding in the site's cache, and an index of file contents seen before."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder / "embeddings"
@@ -51,16 +51,12 @@ class EmbeddingCache:
             content = json.loads((self._folder / INDEX).read_text(encoding="utf-8"))
             self._index = {name: (stamp, digest) for name, (stamp, digest) in content.items()}
         except (OSError, ValueError, TypeError, AttributeError):
-            self._index = {}  # made anew: it only saves reading files again
+            self._index = {}  # rebuilt: it only saves reading files again
 
     def key(self, scan: Path, fingerprint: str) -> str:
-        """Key of a scan's embedding: content of the file or folder, and everything that made the embedding.
+        """Hash of a scan's content (file or folder) and of everything else that its embedding depends on.
 
-        A file whose size and time of change are those of last time is not read again.
-
-        Args:
-            scan: A file, or a folder of files.
-            fingerprint: What else the embedding depends on.
+        A file whose size and modification time are unchanged is not read again.
 
         Raises:
             OSError: If it cannot be read.
@@ -77,7 +73,7 @@ class EmbeddingCache:
         return hashlib.sha256(f"{known[1]}/{fingerprint}".encode()).hexdigest()
 
     def get(self, key: str) -> NDArray[np.float32] | None:
-        """An embedding ``(W,)``, or nothing where there is none or its file is damaged."""
+        """An embedding ``(W,)``; None if it is missing or its file is damaged."""
         try:
             with self._path(key).open("rb") as file:
                 vector: NDArray[np.float32] = np.lib.format.read_array(file, allow_pickle=False)
@@ -86,26 +82,18 @@ class EmbeddingCache:
         return vector
 
     def put(self, key: str, vector: NDArray[np.float32]) -> None:
-        """Keep an embedding ``(W,)``: whole or not at all.
-
-        Raises:
-            OSError: If the disk is full.
-        """
+        """Store an embedding ``(W,)`` atomically; an OSError means that the disk refused it."""
         buffer = io.BytesIO()
         np.save(buffer, vector)
         self._write(self._path(key), buffer.getvalue())
 
     def put_refusal(self, key: str, refused: ScanRefused) -> None:
-        """Keep why a scan cannot be used: its code and what was found.
-
-        Raises:
-            OSError: If the disk is full.
-        """
+        """Store why a scan cannot be used: the code and its detail."""
         content = json.dumps([refused.reason, refused.detail])
         self._write(self._path(key).with_suffix(REFUSED), content.encode())
 
     def refusal(self, key: str) -> ScanRefused | None:
-        """Why a scan cannot be used, or nothing where no refusal is known."""
+        """Why a scan cannot be used; None if no refusal is stored."""
         for ending, unknown in ((REFUSED, ScanReason.OTHER), (FAILED, ScanReason.UNREADABLE_FILE)):
             try:
                 content = self._path(key).with_suffix(ending).read_text(encoding="utf-8")
@@ -116,7 +104,7 @@ class EmbeddingCache:
         return None
 
     def save_index(self) -> None:
-        """Keep what files were seen with which content."""
+        """Store which files were seen with which content."""
         self._write(self._folder / INDEX, json.dumps(self._index).encode())
 
     @staticmethod
@@ -131,7 +119,7 @@ class EmbeddingCache:
 
 
 def _refusal_in(content: str, unknown: ScanReason) -> ScanRefused:
-    """A kept refusal; older caches hold its sentence alone, which may be worded otherwise by now."""
+    """Parse a stored refusal; older caches hold its sentence alone, perhaps in an earlier wording."""
     try:
         reason, detail = json.loads(content)
         return ScanRefused(ScanReason(reason), str(detail))

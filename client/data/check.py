@@ -35,18 +35,12 @@ Progress = Callable[[str, int, int], None]  # modality, done, total
 
 @dataclass(frozen=True)
 class Found:
-    """One modality at one site.
-
-    Args:
-        found: ``(N,)`` rows that name something of it.
-        usable: ``(N,)`` rows that a model could use.
-        refused: Number of rows per code and detail.
-    """
+    """One modality at one site."""
 
     modality: str
-    found: NDArray[np.bool_]
-    usable: NDArray[np.bool_]
-    refused: Counter[tuple[ScanReason, str]]
+    found: NDArray[np.bool_]  # (N,) rows for which the site names a file or value
+    usable: NDArray[np.bool_]  # (N,) rows that a model could use
+    refused: Counter[tuple[ScanReason, str]]  # rows per code and detail
 
 
 def check_site(
@@ -62,18 +56,18 @@ def check_site(
     results = []
     for modality in study.modalities:
         if modality.name not in site.modalities:
-            nothing = np.zeros(len(manifest.patient_ids), dtype=bool)
-            results.append(Found(modality.name, nothing, nothing, Counter()))
+            none = np.zeros(len(manifest.patient_ids), dtype=bool)
+            results.append(Found(modality.name, none, none, Counter()))
         elif modality.kind is Kind.VOLUME:
             results.append(_scans(site, study, modality, len(manifest.patient_ids), progress))
         else:
-            here = presence_of(modality, manifest, site, study)
-            results.append(Found(modality.name, here, here, Counter()))
+            present = presence_of(modality, manifest, site, study)
+            results.append(Found(modality.name, present, present, Counter()))
     return manifest, results
 
 
 def _scans(site: SiteConfig, study: Study, modality: ModalitySpec, rows: int, progress: Progress) -> Found:
-    from client.data.read_scan import try_scan  # noqa: PLC0415 - readers of scans take seconds
+    from client.data.read_scan import try_scan  # noqa: PLC0415 - importing the readers takes seconds
 
     found, usable = np.zeros(rows, dtype=bool), np.zeros(rows, dtype=bool)
     refused: Counter[tuple[ScanReason, str]] = Counter()
@@ -91,7 +85,7 @@ def _scans(site: SiteConfig, study: Study, modality: ModalitySpec, rows: int, pr
 
 
 def report_table(site: SiteConfig, study: Study, manifest: Manifest, results: list[Found]) -> Group:
-    """The check in a screenful: patients per split and class, then each modality in each of them."""
+    """Summary table: patients per split and class, then each modality in each of them; refusals below."""
     groups = [(split, label) for split in Split for label in range(len(study.classes))]
     rows = {
         (split, label): (manifest.splits == split.value) & (manifest.labels == label)
@@ -107,9 +101,7 @@ def report_table(site: SiteConfig, study: Study, manifest: Manifest, results: li
     table.add_row("patients", str(every), str(every), *(str(int(rows[group].sum())) for group in groups))
     for result in results:
         cells = [str(int((result.usable & rows[group]).sum())) for group in groups]
-        name = (
-            result.modality if result.modality in site.modalities else f"{result.modality} (not at this site)"
-        )
+        name = result.modality + (" (not at this site)" if result.modality not in site.modalities else "")
         table.add_row(name, str(int(result.found.sum())), str(int(result.usable.sum())), *cells)
     lines = [
         f"{result.modality}: {count} refused: {ScanRefused(*why)}"
@@ -119,6 +111,6 @@ def report_table(site: SiteConfig, study: Study, manifest: Manifest, results: li
     without = int((~np.stack([result.usable for result in results]).any(axis=0)).sum())
     if without:
         lines.append(
-            f"{without} patients have nothing usable; a run refuses the site until they are taken out"
+            f"{without} patients have no usable modality; runs refuse the site until they are removed"
         )
     return Group(f"site {site.id}, study {study.name}", "", table, *([""] if lines else []), *lines)

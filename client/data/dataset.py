@@ -1,4 +1,4 @@
-"""A site's patients as tensors: manifest, features and texts brought together for one study."""
+"""A site's patients as tensors: manifest, features, texts and embeddings combined for one study."""
 
 from __future__ import annotations
 
@@ -36,25 +36,17 @@ __all__ = ["SiteData", "load_data", "presence_of"]
 
 @dataclass(frozen=True)
 class SiteData:
-    """Patients of a site.
+    """The patients of a site."""
 
-    Args:
-        embedding: ``(N, W_j)`` float32 per modality in slot order, zero where absent.
-        present: ``(N, M)`` bool.
-        label: ``(N,)`` int64.
-        rows: Row numbers per split.
-        encoders: Fingerprint per modality that the site has.
-    """
-
-    embedding: tuple[Tensor, ...]
-    present: Tensor
-    label: Tensor
-    rows: Mapping[Split, Tensor]
-    encoders: Mapping[str, str]
+    embedding: tuple[Tensor, ...]  # (N, W_j) float32 per modality in slot order, zero where absent
+    present: Tensor  # (N, M) bool
+    label: Tensor  # (N,) int64
+    rows: Mapping[Split, Tensor]  # row numbers
+    encoders: Mapping[str, str]  # fingerprint per modality that the site has
 
     @classmethod
     def pooled(cls, sites: Sequence[SiteData]) -> SiteData:
-        """The rows of several sites in one place, in the order given."""
+        """The rows of several sites, in the order given."""
         starts = np.cumsum([0, *(len(site.label) for site in sites)]).tolist()
         return cls(
             embedding=tuple(
@@ -109,11 +101,7 @@ def load_data(site: SiteConfig, study: Study) -> SiteData:
 def presence_of(
     modality: ModalitySpec, manifest: Manifest, site: SiteConfig, study: Study
 ) -> NDArray[np.bool_]:
-    """Which patients have a modality of features or text, ``(N,)``.
-
-    Raises:
-        DataError: If its file or columns cannot be used.
-    """
+    """Which patients have a modality of features or text, ``(N,)``; a DataError if they cannot be read."""
     present = np.zeros(len(manifest.patient_ids), dtype=bool)
     for row, _ in _VECTORS[modality.kind](modality, manifest, site, study):
         present[row] = True
@@ -121,7 +109,6 @@ def presence_of(
 
 
 def _feature_vectors(modality: ModalitySpec, manifest: Manifest, site: SiteConfig, _study: Study) -> Vectors:
-    """The rows of a features file."""
     source = site.modalities[modality.name]
     if source.file is None:
         raise DataError(f"{manifest.source}: modality {modality.name} needs a features file in site.toml")
@@ -132,18 +119,18 @@ def _feature_vectors(modality: ModalitySpec, manifest: Manifest, site: SiteConfi
 
 
 def _text_vectors(modality: ModalitySpec, manifest: Manifest, site: SiteConfig, _study: Study) -> Vectors:
-    """The embeddings of texts, encoded here and now."""
+    """Embeddings of texts, encoded on the fly."""
     texts = _texts(modality, site.modalities[modality.name], manifest)
     chosen = {row: text for row, text in enumerate(texts) if text is not None}
     if chosen:
         make = ENCODERS[modality.encoder].open_text
-        assert make is not None  # noqa: S101 - check_encoders lets text encoders through only
+        assert make is not None  # noqa: S101 - check_encoders admits text encoders only
         encoder = make(encoder_source(site), modality.width)
         yield from zip(chosen, encoder.encode(list(chosen.values())), strict=True)
 
 
 def _scan_vectors(modality: ModalitySpec, manifest: Manifest, site: SiteConfig, study: Study) -> Vectors:
-    """The embeddings of scans from the cache; a scan that was refused is a missing modality."""
+    """Cached embeddings of scans; a refused scan is a missing modality."""
     cache = EmbeddingCache(site.cache)
     for scan in scans_of(site, study):
         if scan.modality.name != modality.name:
@@ -162,14 +149,13 @@ _VECTORS: Final = {Kind.FEATURES: _feature_vectors, Kind.TEXT: _text_vectors, Ki
 
 
 def _fingerprint(modality: ModalitySpec, site: SiteConfig) -> str:
-    """Of the encoder that made the vectors of a modality."""
     if modality.kind is Kind.VOLUME:
         return scan_fingerprint(site, modality)
     return GIVEN if modality.kind is Kind.FEATURES else fingerprint(modality.encoder, encoder_source(site))
 
 
 def _texts(modality: ModalitySpec, source: ModalitySource, manifest: Manifest) -> list[str | None]:
-    """The text of each patient, ready or worded by the study's prompt; nothing where all fields are blank."""
+    """Each patient's text, as given or rendered by the study's prompt; None where all fields are blank."""
     table = manifest.table
     wanted = (source.column,) if source.column is not None else source.columns
     for column in wanted:

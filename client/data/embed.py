@@ -1,4 +1,4 @@
-"""Every scan of a site through its frozen encoder, once; embeddings lie in the cache afterwards."""
+"""Run every scan of a site through its frozen encoder, once; the embeddings stay in the cache."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ __all__ = ["EmbedReport", "Refusal", "embed_site"]
 
 LOG = logging.getLogger(__name__)
 
-AHEAD: Final = 2  # scans that are read while one is encoded
+AHEAD: Final = 2  # scans read ahead while one is encoded
 
 Progress = Callable[[int, int], None]  # done, total
 
 
 @dataclass(frozen=True)
 class Refusal:
-    """A scan that cannot be used, and why, without its path."""
+    """A scan that cannot be used, and why; without its path."""
 
     modality: str
     row: int
@@ -47,32 +47,24 @@ class Refusal:
 
     @property
     def sentence(self) -> str:
-        """Code and detail for a person."""
+        """The code's sentence and the detail."""
         return str(ScanRefused(self.reason, self.detail))
 
 
 @dataclass(frozen=True)
 class EmbedReport:
-    """What became of a site's scans.
+    """The outcome for a site's scans."""
 
-    Args:
-        encoded: Number of scans that were encoded now.
-        cached: Number of those that were encoded before.
-        untrained: Notes of encoders whose features are not trained.
-    """
-
-    encoded: int
-    cached: int
+    encoded: int  # by this call
+    cached: int  # by earlier ones
     refused: tuple[Refusal, ...]
-    untrained: tuple[str, ...]
+    untrained: tuple[str, ...]  # notes of encoders with untrained weights
 
 
 def embed_site(
     site: SiteConfig, study: Study, progress: Progress = lambda _done, _total: None
 ) -> EmbedReport:
-    """Encode what the cache does not hold yet. Killed and run again, it goes on where it was.
-
-    ``progress`` is called with the number of scans that are done, and of all.
+    """Encode what the cache does not hold yet; an interrupted run resumes where it stopped.
 
     Raises:
         DataError: If the manifest cannot be used.
@@ -82,7 +74,7 @@ def embed_site(
     cache = EmbeddingCache(site.cache)
     scans = scans_of(site, study)
     totals = Counter(scan.modality.name for scan in scans)
-    ends: list[tuple[bool, Refusal | None]] = []  # whether all was known before, and why it is unusable
+    ends: list[tuple[bool, Refusal | None]] = []  # whether cached, and why it is unusable
     with watched(site.cache, totals, frozenset(site.modalities)) as watch:
 
         def observe(done: ListedScan, *, cached: bool) -> None:
@@ -113,11 +105,11 @@ def _save_index(cache: EmbeddingCache) -> None:
     try:
         cache.save_index()
     except OSError:
-        LOG.warning("the list of seen files cannot be kept; they will be read again")
+        LOG.warning("the index of scanned files cannot be saved; the files will be read again")
 
 
 def _keep(cache: EmbeddingCache, site: SiteConfig, encoded: ListedScan) -> None:
-    """Put an embedding, or the reason why there is none, into the cache."""
+    """Store an embedding, or the reason why there is none."""
     try:
         if encoded.vector is not None:
             cache.put(encoded.key, encoded.vector)
@@ -126,15 +118,15 @@ def _keep(cache: EmbeddingCache, site: SiteConfig, encoded: ListedScan) -> None:
     except OSError as error:
         if error.errno != errno.ENOSPC:
             raise
-        raise RunError(f"{site.cache}: the disk is full; make room and run again to go on") from None
+        raise RunError(f"{site.cache}: the disk is full; free some space and run again to resume") from None
 
 
 def _encoded(site: SiteConfig, due: list[ListedScan]) -> Iterator[ListedScan]:
-    """Scans in order with their embedding, or why there is none; reading goes on beside encoding."""
+    """Scans in order, each with its embedding or refusal; the next ones are read meanwhile."""
     source = encoder_source(site)
     encoders = {name: ENCODERS[name].open_volume for name in (each.scan.modality.encoder for each in due)}
     opened = {name: make(source) for name, make in encoders.items() if make is not None}
-    torch.set_num_threads(site.threads)  # of this thread; the reader sets its own
+    torch.set_num_threads(site.threads)  # per thread; the reader sets its own
     waiting: deque[tuple[ListedScan, Future[Tensor]]] = deque()
     with ThreadPoolExecutor(1, "scans", torch.set_num_threads, (site.threads,)) as reader:
         try:

@@ -1,4 +1,4 @@
-"""A patient's scan of one modality and its mask, from the paths in the manifest to what an encoder sees."""
+"""Read a patient's scan of one modality and its mask, and prepare what the encoder takes."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ __all__ = ["read_scan", "try_scan"]
 
 
 def read_scan(site: SiteConfig, scan: Scan, key: str) -> Tensor:
-    """Read a scan and its mask, and preprocess; a mask that a program makes is kept under ``key``.
+    """Read a scan and its mask, and preprocess; a mask made by a command is cached under ``key``.
 
     Returns:
-        What its encoder takes one of; the tiles of a slide ``(N, 256, 256, 3)``.
+        One input of the encoder; the tiles ``(N, 256, 256, 3)`` of a slide.
 
     Raises:
         DataError: If it cannot be used.
@@ -52,12 +52,7 @@ def read_scan(site: SiteConfig, scan: Scan, key: str) -> Tensor:
 
 
 def try_scan(site: SiteConfig, scan: Scan) -> None:
-    """Read a scan, and its mask where one is named, without preprocessing.
-
-    Raises:
-        DataError: If it cannot be used.
-        OSError: If a file cannot be read.
-    """
+    """Read a scan, and its mask if a file is named, without preprocessing; raises as `read_scan`."""
     if ENCODERS[scan.modality.encoder].slides:
         plan_of(scan.path, fallback_um_px=site.modalities[scan.modality.name].um_px)
         return
@@ -67,10 +62,10 @@ def try_scan(site: SiteConfig, scan: Scan) -> None:
 
 
 def _volume(site: SiteConfig, scan: Scan) -> Volume:
-    """A NIfTI file, or the series of a folder of DICOM files that the site's rule picks.
+    """Read a NIfTI file, or the series of a DICOM folder that the site's rule selects.
 
-    The folder's ``report.json`` says which series was taken, and why not the others. Modalities that share a
-    folder are served in turn, so that no series counts twice.
+    The folder's ``report.json`` says which series was taken and why not the others. Modalities that share a
+    folder choose in slot order, so that no series is used twice.
     """
     rules = {name: _rule(site.modalities[name]) for name in scan.sharing}
     if not scan.path.is_dir():
@@ -78,7 +73,7 @@ def _volume(site: SiteConfig, scan: Scan) -> Volume:
     out = site.cache / "converted" / hashlib.sha256(str(scan.path.absolute()).encode()).hexdigest()[:16]
     try:
         choice = choose_each(convert_folder(scan.path, out, rules=rules).series, rules)[scan.modality.name]
-    except InputError as error:  # several patients in one folder, say
+    except InputError as error:  # such as several patients in one folder
         raise DataError(str(error)) from None
     if choice.entry is None or choice.entry.output is None:
         raise ScanRefused(ScanReason.NO_FITTING_SERIES, choice.why)
@@ -86,7 +81,6 @@ def _volume(site: SiteConfig, scan: Scan) -> Volume:
 
 
 def _rule(source: ModalitySource) -> SeriesRule:
-    """Which series of a folder of DICOM files the site wants."""
     try:
         return SeriesRule(
             plane=Plane(source.series["plane"]) if "plane" in source.series else None,
@@ -101,7 +95,7 @@ def _rule(source: ModalitySource) -> SeriesRule:
 
 
 def _mask(site: SiteConfig, scan: Scan, key: str) -> Volume | None:
-    """The mask of a scan, as the hospital has it."""
+    """Read the mask of a scan, making it first if the site configures a command."""
     if scan.mask is not None:
         return read_nifti(scan.mask)
     source = site.modalities[scan.modality.name].mask

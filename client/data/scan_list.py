@@ -1,4 +1,4 @@
-"""Which scans a site holds for a study, the key of the embedding of each, and what the cache knows of it."""
+"""The scans that a site holds for a study, their cache keys, and what the cache holds for each."""
 
 from __future__ import annotations
 
@@ -34,45 +34,30 @@ __all__ = ["ListedScan", "Scan", "list_scan", "noise_names", "scan_fingerprint",
 
 @dataclass(frozen=True)
 class Scan:
-    """One scan that the manifest names.
+    """One scan that the manifest names."""
 
-    Args:
-        row: In the manifest, from 0.
-        path: File or folder.
-        mask: File of its mask; none where there is none, or a program makes it.
-        sharing: Modalities of the patient that name the same folder, in slot order.
-        steps: Its preprocessing.
-        encoding: What its embedding depends on beside its content, alike for all scans of the modality.
-    """
-
-    row: int
+    row: int  # of the manifest, from 0
     patient: str
     modality: ModalitySpec
-    path: Path
-    mask: Path | None
-    sharing: tuple[str, ...]
+    path: Path  # file or folder
+    mask: Path | None  # file; None if there is none or a command makes it
+    sharing: tuple[str, ...]  # the patient's modalities that name the same folder, in slot order
     steps: VolumeSteps
-    encoding: str
+    encoding: str  # what the embedding depends on besides content, the same for all scans of the modality
 
 
 @dataclass(frozen=True, eq=False)
 class ListedScan:
-    """A scan and what is known of it.
-
-    Args:
-        key: Of its embedding; empty where its files cannot be read.
-        vector: Its embedding ``(W,)``, where there is one.
-        refused: Why there is none, where that is known.
-    """
+    """A scan and its state in the cache."""
 
     scan: Scan
-    key: str
-    vector: NDArray[np.float32] | None = None
+    key: str  # empty if its files cannot be read
+    vector: NDArray[np.float32] | None = None  # (W,)
     refused: ScanRefused | None = None
 
     @property
     def is_due(self) -> bool:
-        """Whether it is to be read: never read before, or refused for what may have passed since."""
+        """Whether it must be read: never tried, or refused for a transient reason."""
         untried = self.refused is None or self.refused.reason in PASSING
         return bool(self.key) and self.vector is None and untried
 
@@ -88,7 +73,7 @@ def list_scan(cache: EmbeddingCache, site: SiteConfig, scan: Scan) -> ListedScan
 
 
 def steps_of(modality: ModalitySpec) -> VolumeSteps:
-    """The preprocessing that a study wants for a modality; `SliceSteps` where its encoder sees slices."""
+    """A modality's preprocessing as the study defines it; `SliceSteps` for encoders of slices."""
     kind = SliceSteps if ENCODERS[modality.encoder].slices else VolumeSteps
     size, window = modality.size, modality.window
     return kind(
@@ -100,7 +85,7 @@ def steps_of(modality: ModalitySpec) -> VolumeSteps:
 
 
 def scan_fingerprint(site: SiteConfig, modality: ModalitySpec) -> str:
-    """What names encoder, weights and preprocessing of a volume modality at this site."""
+    """Fingerprint of encoder, weights and preprocessing of a volume modality at this site."""
     steps = Tiling() if ENCODERS[modality.encoder].slides else steps_of(modality)
     return fingerprint(modality.encoder, encoder_source(site), steps.fingerprint)
 
@@ -128,7 +113,7 @@ def scans_of(site: SiteConfig, study: Study) -> list[Scan]:
         masks = _mask_paths(manifest, site, modality) if steps.needs_mask else lambda _row, _scan: None
         for row, value in enumerate(manifest.table[column]):
             if isinstance(value, str) and value:
-                path = site.manifest.parent / value  # an absolute path stays as it is
+                path = site.manifest.parent / value  # absolute paths stay as they are
                 patient, mask = manifest.patient_ids[row], masks(row, path)
                 found.append(Scan(row, patient, modality, path, mask, (modality.name,), steps, encoding))
     sharing: dict[tuple[int, Path], tuple[str, ...]] = {}
@@ -141,10 +126,10 @@ def scans_of(site: SiteConfig, study: Study) -> list[Scan]:
 def _mask_paths(
     manifest: Manifest, site: SiteConfig, modality: ModalitySpec
 ) -> Callable[[int, Path], Path | None]:
-    """Where the mask of a row's scan lies; nothing where a program makes it.
+    """Lookup of a row's mask file; it gives None where a command makes the mask.
 
     Raises:
-        DataError: If site.toml says nothing of masks, or the manifest lacks their column.
+        DataError: If site.toml has no mask settings, or the manifest lacks their column.
     """
     mask = site.modalities[modality.name].mask
     if mask is None:
@@ -166,16 +151,12 @@ def _mask_paths(
 
 
 def noise_names(site: SiteConfig, scan: Scan) -> tuple[str, str, str]:
-    """What the background noise of a scan is drawn from."""
+    """What seeds the background noise of a scan: site, patient, modality."""
     return site.id, scan.patient, scan.modality.name
 
 
 def _cache_key(cache: EmbeddingCache, site: SiteConfig, scan: Scan) -> str:
-    """Key of a scan's embedding: whose it is, content of scan and mask, rule, command, fingerprint.
-
-    Raises:
-        OSError: If a file cannot be read.
-    """
+    """Key of a scan's embedding: identity, scan and mask content, series rule, mask command, fingerprint."""
     source = site.modalities[scan.modality.name]
     parts = [*noise_names(site, scan), scan.encoding]
     if scan.path.is_dir():
