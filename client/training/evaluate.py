@@ -24,11 +24,11 @@ if TYPE_CHECKING:
 
 __all__ = ["compare", "evaluate", "pattern_names", "predicted_right"]
 
-CHUNK: Final = 4096  # rows at a time: bounds memory, far above any hospital's validation set
+CHUNK: Final = 4096  # rows at a time: bounds memory, above any hospital's validation set
 
 
 def pattern_names(present: Tensor) -> list[str]:
-    """Presence of each patient as ones and zeros in slot order.
+    """Presence ``(N, M)`` of each patient as ones and zeros in slot order.
 
     Example:
         >>> pattern_names(torch.tensor([[True, False, True]]))
@@ -48,14 +48,16 @@ def evaluate(
 ) -> Evaluation:
     """Evaluate on one split; groups that are too small are withheld.
 
+    With ``subsets``, each subset of modalities is evaluated on the rows that have all of it, the rest hidden.
+    Rows of withheld patterns are left out, so that subset sizes disclose nothing that patterns do not.
+
     Args:
         model: With scaling filled in.
         data: Of the site.
         split: Whose rows.
-        min_count: Smallest group (split and class, or presence pattern and class) that may be told of.
+        min_count: Smallest group (split and class, or presence pattern and class) that may be disclosed.
         patterns: Whether to evaluate each presence pattern too.
-        subsets: Whether to evaluate each subset of modalities too, on the rows that have them, the others
-            hidden. Rows of withheld patterns are left out, so that sizes tell nothing that patterns do not.
+        subsets: Whether to evaluate each subset of modalities too.
 
     Raises:
         SiteError: If the model's output is not finite.
@@ -66,23 +68,17 @@ def evaluate(
     names = pattern_names(data.present[rows])
     states = _pattern_states(logits, label, names) if patterns or subsets else {}
     hidden = withheld_patterns({name: state.counts for name, state in states.items()}, min_count)
-    told = torch.tensor([name not in hidden for name in names], dtype=torch.bool)
+    disclosed = torch.tensor([name not in hidden for name in names], dtype=torch.bool)
     return Evaluation(
         split=split,
         state=MetricState.of(logits, label).withhold(min_count).to_dict(),
-        patterns={name: states[name].to_dict() for name in sorted(states) if name not in hidden}
-        if patterns
-        else {},
-        subsets=_subset_states(model, data, rows[told]) if subsets else {},
+        patterns={name: states[name].to_dict() for name in sorted(states) if patterns and name not in hidden},
+        subsets=_subset_states(model, data, rows[disclosed]) if subsets else {},
     )
 
 
 def predicted_right(model: MultimodalModel, data: SiteData, split: Split) -> Tensor:
-    """Which rows of a split the model predicts right, ``(N,)`` bool.
-
-    Raises:
-        SiteError: If the model's output is not finite.
-    """
+    """Rows of a split that the model predicts correctly, ``(N,)`` bool; raises as `evaluate`."""
     rows = data.rows[split]
     return _logits(model, data, rows, data.present[rows]).argmax(dim=1) == data.label[rows]
 
@@ -90,15 +86,9 @@ def predicted_right(model: MultimodalModel, data: SiteData, split: Split) -> Ten
 def compare(
     site: str, first: Tensor, second: Tensor, label: Tensor, classes: Sequence[str], min_count: int
 ) -> Comparison:
-    """Count where two models differ, class by class; classes that are too small are withheld.
+    """Cross-tabulate which rows two models predict right (``(N,)`` bool each), class by class.
 
-    Args:
-        site: Id.
-        first: ``(N,)`` bool, rows that the first model predicts right.
-        second: The same of the second.
-        label: ``(N,)`` int64.
-        classes: Names.
-        min_count: Smallest class that may be told of.
+    Classes below ``min_count`` are withheld. Cells: both right, only the first, only the second, neither.
 
     Example:
         >>> right, wrong = torch.tensor([True, True]), torch.tensor([True, False])
@@ -117,11 +107,7 @@ def compare(
 
 
 def _logits(model: MultimodalModel, data: SiteData, rows: Tensor, present: Tensor) -> Tensor:
-    """Logits ``(N, K)`` of rows as if only ``present`` ``(N, M)`` were there.
-
-    Raises:
-        SiteError: If they are not finite.
-    """
+    """Logits ``(N, K)`` with only ``present`` ``(N, M)`` visible; a SiteError if not finite."""
     device = next(model.parameters()).device
     model.eval()
     with torch.inference_mode():
@@ -142,7 +128,7 @@ def _pattern_states(logits: Tensor, label: Tensor, names: list[str]) -> dict[str
 
 
 def _subset_states(model: MultimodalModel, data: SiteData, rows: Tensor) -> dict[str, dict[str, object]]:
-    """State of each non-empty subset of modalities, of the rows that have all of it."""
+    """State of each non-empty subset of modalities, on the rows that have all of it."""
     n_modalities = data.present.shape[1]
     found = {}
     for choice in itertools.product((True, False), repeat=n_modalities):

@@ -1,4 +1,4 @@
-"""Models that the services of one process share, and what they compute with."""
+"""Models shared by the services of one process, with their device and CPU threads."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class ModelPool:
 
     Args:
         device: Where models live.
-        threads: CPU threads that they compute with; sums of another number of threads are other bits.
+        threads: CPU threads; another number sums in another order and changes the last bits.
     """
 
     def __init__(self, device: torch.device, threads: int = 1) -> None:
@@ -34,12 +34,12 @@ class ModelPool:
         self._idle: dict[tuple[str, int], list[MultimodalModel]] = {}
 
     def take_threads(self) -> None:
-        """Let the calling thread compute with as many as are given: PyTorch keeps the number per thread."""
+        """Apply the thread count to the calling thread: PyTorch keeps it per thread."""
         torch.set_num_threads(self._threads)
 
     @contextmanager
     def borrow(self, study: Study) -> Iterator[MultimodalModel]:
-        """A model of the study whose weights are anyone's: the borrower loads its own."""
+        """A model of the study with arbitrary weights: the borrower loads its own."""
         key = (study.hash, study.seed)
         with self._lock:
             idle = self._idle.setdefault(key, [])
@@ -50,4 +50,4 @@ class ModelPool:
             yield model
         finally:
             with self._lock:
-                self._idle = {key: [*self._idle.get(key, []), model]}  # models of earlier studies go
+                self._idle = {key: [*self._idle.get(key, []), model]}  # drops models of earlier studies

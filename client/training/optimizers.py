@@ -1,4 +1,4 @@
-"""The optimisers of a phase: one per objective, whose moments stay at the site by the parameters' names."""
+"""The optimisers of a phase, one per objective; their moments stay at the site, keyed by parameter name."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ __all__ = ["PhaseOptimizers"]
 
 
 class PhaseOptimizers:
-    """Steps the blocks of a phase; what no objective trains gets no gradient.
+    """Steps the blocks of a phase; all other parameters are frozen.
 
     Args:
-        model: Whose parameters are stepped; those outside the phase are frozen.
+        model: Whose parameters are stepped.
         phase: Of the round.
-        training: Of the study; an objective may say otherwise.
-        rate_factor: Of all step sizes.
+        training: Of the study; an objective may override it.
+        rate_factor: Multiplies every learning rate.
     """
 
     def __init__(
@@ -56,7 +56,7 @@ class PhaseOptimizers:
         ]
 
     def clip(self, objective: Objective) -> None:
-        """Shorten the gradient of an objective's parameters to the study's largest norm, if it has one."""
+        """Clip the gradient norm of an objective's parameters, if the study sets a limit."""
         if self._clip_norm > 0:
             index = [each for each, _ in self.steps].index(objective)
             torch.nn.utils.clip_grad_norm_(self._named[index].values(), self._clip_norm)
@@ -72,7 +72,7 @@ class PhaseOptimizers:
         }
 
     def restore(self, kept: Mapping[str, Tensor]) -> None:
-        """Put back what `tensors` gave; moments of another phase are passed over.
+        """Load what `tensors` returned; moments of another phase are ignored.
 
         Raises:
             SiteError: If moments are not those of the phase's parameters.
@@ -86,19 +86,14 @@ class PhaseOptimizers:
                     name, _, moment = key.removeprefix(prefix).rpartition("/")
                     if name not in order:
                         raise SiteError(SiteCode.STATE)
-                    state.setdefault(order[name], {})[moment] = value.clone()  # kept stays as it was
+                    state.setdefault(order[name], {})[moment] = value.clone()  # must not change kept
             groups = optimizer.state_dict()["param_groups"]
             optimizer.load_state_dict({"state": state, "param_groups": groups})
 
     def untouched(self, blocks: Iterable[Block], kept: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The moments, with those of blocks that no sample exercised as they were before the round.
+        """The moments as in `tensors`, those of ``blocks`` reset to ``kept``, the state before the round.
 
-        Args:
-            blocks: That no sample exercised.
-            kept: What the round started from; moments that are not in it start from nothing.
-
-        Returns:
-            As `tensors`.
+        Moments that are not in ``kept`` are dropped or, for a single column, zero.
         """
         found = self.tensors()
         columns = {(name, block.column) for block in blocks for name in block.parameters}

@@ -1,8 +1,7 @@
 """The site service: the one place where data, trainer and gate meet.
 
-It answers the four calls of `mmare.wire.messages.Task`. Whoever calls it, a relay in the same process or a
-worker behind a socket, hands over a header and a flat run of bytes and gets the same back. Failures become a
-code.
+It answers the calls of `mmare.wire.messages.Task`. Every caller, a relay in the same process or a worker
+behind a socket, passes a header and flat bytes and gets the same back. Failures become a code.
 """
 
 from __future__ import annotations
@@ -70,11 +69,9 @@ __all__ = ["SiteService"]
 
 LOG = logging.getLogger(__name__)
 
-LOCAL = "local/"  # of a kept state: prefix of parameters that stay at the site
+LOCAL = "local/"  # prefix, in a stored state, of parameters that stay at the site
 
-_RUN = re.compile(
-    r"[A-Za-z0-9][A-Za-z0-9._+-]*"
-)  # names a folder of this site, so it must not lead elsewhere
+_RUN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")  # names a folder at the site, so no path separators
 
 
 class SiteService:
@@ -85,11 +82,10 @@ class SiteService:
         load: Reads the site's data for a study; called once per study.
         store: Keeps optimiser moments between rounds.
         models: Shared by the services of one process.
-        min_count: The site's own limit; the study's applies too, the larger one wins.
-        approved: Hashes of the studies that the hospital agreed to.
-        gate: That every answer passes, where it is more than ``min_count`` and ``approved``: with a log and
-            limits of its own.
-        observe: Told of every answer that was made, before it passes the gate; it stays at the site.
+        min_count: The site's own limit; the larger of this and the study's applies.
+        approved: Hashes of approved studies.
+        gate: Replaces ``min_count`` and ``approved`` where the site has an audit log and limits of its own.
+        observe: Called with every answer before it passes the gate; what it gets stays at the site.
     """
 
     def __init__(
@@ -113,8 +109,8 @@ class SiteService:
         self._data: tuple[str, SiteData] | None = None
 
     def __call__(self, header: str, payload: bytes) -> tuple[str, bytes]:
-        """Answer one message; every failure becomes a code here, its detail stays in the site's log."""
-        self._models.take_threads()  # gRPC and the simulation call from threads of their own
+        """Answer one message; every failure becomes a code, its detail stays in the site's log."""
+        self._models.take_threads()  # gRPC and the simulation call from their own threads
         request = None
         try:
             request = decode(Request, header)
@@ -128,14 +124,14 @@ class SiteService:
         except MmareError:
             LOG.exception("the site's data or the study cannot be used")
             code = SiteCode.DATA
-        except (Exception, SystemExit):  # whatever it is, only a code may leave
+        except (Exception, SystemExit):  # only a code may leave, whatever it is
             LOG.exception("unexpected failure")
             code = SiteCode.INTERNAL
         self._gate.refuse(request, code)
         return encode(Refusal(code)), b""
 
     def prepare(self, study: Study) -> None:
-        """Read the site's data now, for whoever may see what is wrong with them.
+        """Read the site's data now, so that errors reach the local user.
 
         Raises:
             DataError: If they cannot be used; names file, row, found and expected.
@@ -144,23 +140,23 @@ class SiteService:
         self._data_of(study)
 
     def answer(self, request: Request, payload: bytes) -> tuple[Answer, Tensor | None]:
-        """Answer a request with a header and, after training, the changed tensors as a flat uint8 run.
+        """Answer a request with a header and, after training, the changed tensors as flat uint8 bytes.
 
-        What it gives has not passed the gate, which also measures the length of the change.
+        The answer has not passed the gate, which also measures the norm of the change.
 
         Raises:
-            SiteError: If the study is not an approved one, or training fails.
+            SiteError: If the study is not approved, or training fails.
             DataError: If the data cannot be used.
-            WireError: If the run's name is none, or the payload is not that of the study's model.
+            WireError: If the run name is invalid, or the payload does not fit the study's model.
         """
         if not _RUN.fullmatch(request.run):
-            raise WireError("the name of the run is none")
+            raise WireError("the run name is invalid")
         study = self._gate.admit(request.study)
-        answer, tensors = self._made(request, study, payload)
+        answer, tensors = self._compute(request, study, payload)
         self._observe(study, request, answer)
         return answer, tensors
 
-    def _made(self, request: Request, study: Study, payload: bytes) -> tuple[Answer, Tensor | None]:
+    def _compute(self, request: Request, study: Study, payload: bytes) -> tuple[Answer, Tensor | None]:
         if request.task is Task.DESCRIBE:
             return self._describe(request, study), None
         if request.task is Task.STATISTICS:
@@ -177,7 +173,7 @@ class SiteService:
             received = unpack(torch.frombuffer(bytearray(payload), dtype=torch.uint8), layout)
             copy_tensors(sent, received)
             update, tensors = self._round(request, study, model, received)
-        if request.final and not study.federation.local:  # local parts are half a model, the site's to keep
+        if request.final and not study.federation.local:  # local parts belong to the site's model
             self._store.drop(request.run)
         return update, tensors
 
@@ -207,7 +203,7 @@ class SiteService:
         trained = train_round(
             model, optimizers, data, data.rows[Split.TRAIN], study, generator, _pull(study, received)
         )
-        blocks, moments = _settle(model, optimizers, trained, study, before, kept)
+        blocks, moments = _revert_untouched(model, optimizers, trained, study, before, kept)
         local = local_parameters(model, study)
         sent = without_parameters(blocks, local)
         changed, origin = (block_tensors(sent, tensors) for tensors in (trained_tensors(model), received))
@@ -235,9 +231,9 @@ class SiteService:
         ), pack(upload)
 
     def _compare(self, study: Study, model: MultimodalModel, layout: Layout, payload: bytes) -> Comparison:
-        """How two models, sent one after the other, do on the test rows."""
+        """Compare two models, sent one after the other, on the test rows."""
         if study.federation.local:
-            raise WireError("models of which a part stays at the sites cannot be compared")
+            raise WireError("models with parts that stay at the sites cannot be compared")
         data = self._data_of(study)
         run = torch.frombuffer(bytearray(payload), dtype=torch.uint8)
         right = []
@@ -249,7 +245,7 @@ class SiteService:
         return compare(self._site, right[0], right[1], label, study.classes, limit)
 
     def _kept(self, request: Request, study: Study) -> dict[str, Tensor]:
-        """What the site kept after the round that the server counts on."""
+        """The state stored after the round that the server resumes from."""
         needed = study.federation.local or (request.train and keeps_state(study))
         if request.state_round is None or not needed:
             return {}
@@ -267,10 +263,12 @@ class SiteService:
             rows = data.rows[split]
             labels = Counter(data.label[rows].tolist())
             sizes = {name: labels[index] for index, name in enumerate(study.classes)}
-            splits[split] = _told(sizes, limit)
+            splits[split] = _disclosed(sizes, limit)
             found = dict(sorted(Counter(pattern_names(data.present[rows])).items()))
-            hidden = any(count is None for count in splits[split].values())  # patterns would tell the total
-            patterns[split] = dict.fromkeys(found) if hidden else _told(found, limit)
+            hidden = any(
+                count is None for count in splits[split].values()
+            )  # patterns would disclose the total
+            patterns[split] = dict.fromkeys(found) if hidden else _disclosed(found, limit)
         samples = len(data.rows[Split.TRAIN])
         return RollCall(
             site=self._site,
@@ -278,7 +276,7 @@ class SiteService:
             software=version("federated-mmare"),
             encoders=data.encoders,
             counts=Counts(splits, patterns),
-            samples=samples if samples >= limit else 0,  # too few to train on without telling of them
+            samples=samples if samples >= limit else 0,  # too few to train on without disclosing them
             held_rounds=self._store.held(request.run),
             notes=encoder_notes(study, data.encoders),
         )
@@ -317,7 +315,7 @@ class SiteService:
         return self._data[1]
 
 
-def _told(sizes: dict[str, int], limit: int) -> dict[str, int | None]:
+def _disclosed(sizes: dict[str, int], limit: int) -> dict[str, int | None]:
     withheld = withheld_groups(sizes, limit)
     return {name: None if name in withheld else size for name, size in sizes.items()}
 
@@ -328,10 +326,10 @@ def _pull(study: Study, received: dict[str, Tensor]) -> Pull | None:
 
 
 def _place_local(model: MultimodalModel, study: Study, kept: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Put the parts that stay at this site into the model: as kept, or as every site starts with.
+    """Load the parts that stay at this site: as stored, or initialised as at every site.
 
     Raises:
-        SiteError: If what was kept is of other parts.
+        SiteError: If the stored state has other parts.
     """
     local = local_parameters(model, study)
     if not local:
@@ -346,7 +344,7 @@ def _place_local(model: MultimodalModel, study: Study, kept: dict[str, Tensor]) 
     return values
 
 
-def _settle(
+def _revert_untouched(
     model: MultimodalModel,
     optimizers: PhaseOptimizers,
     trained: Trained,
@@ -354,7 +352,7 @@ def _settle(
     before: dict[str, Tensor],
     kept: dict[str, Tensor],
 ) -> tuple[list[Block], dict[str, Tensor]]:
-    """Put back what no sample exercised; returns the blocks that changed, and the moments to keep."""
+    """Revert what no sample exercised; returns the changed blocks and the moments to store."""
     blocks = [block for block in model.blocks() if block.name in optimizers.phase.blocks]
     if study.federation.untouched is Untouched.DRIFT:
         return blocks, optimizers.tensors()
@@ -365,6 +363,6 @@ def _settle(
 
 
 def _owned(state: dict[str, Tensor], local: frozenset[str]) -> dict[str, Tensor]:
-    """A state that training will not change: moments die with their optimiser, parameters live on."""
+    """A state that training will not change: parameters are copied, moments die with their optimiser."""
     lent = {f"{LOCAL}{name}" for name in local}
     return {name: value.to("cpu", copy=name in lent).contiguous() for name, value in state.items()}

@@ -1,4 +1,4 @@
-"""What a site keeps of a run between rounds: optimiser moments, on its own disk."""
+"""Optimiser moments and local parameters that a site keeps between rounds, on its own disk."""
 
 from __future__ import annotations
 
@@ -20,20 +20,15 @@ if TYPE_CHECKING:
 __all__ = ["StateStore"]
 
 _WRITER: Final = ThreadPoolExecutor(max_workers=1, thread_name_prefix="state")
-_PENDING: Final = BoundedSemaphore(
-    2
-)  # states that wait for the disk, over all sites of a process: bounds memory
-KEPT_BEFORE: Final = 2  # states at and before the accepted one, so that a resume can step back a round
+_PENDING: Final = BoundedSemaphore(2)  # states waiting for the disk, over all sites: bounds memory
+KEPT_BEFORE: Final = 2  # states up to the accepted round, so that a resume can step back one
 
 
 class StateStore:
-    """States per run and round, each file whole or absent.
+    """States per run and round, each file whole or absent, in the site's cache ``folder``.
 
-    Writing goes on behind the caller's back: an answer need not wait for the disk. The state of the round
-    before is there for certain when the next one is saved, which is as far as a resume steps back.
-
-    Args:
-        folder: Of the site's cache.
+    Writing is asynchronous: an answer need not wait for the disk. `save` waits for the previous write, so the
+    state one round back, as far as a resume goes, is always complete.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -41,12 +36,12 @@ class StateStore:
         self._writing: Future[None] | None = None
 
     def held(self, run: str) -> tuple[int, ...]:
-        """Rounds of ``run`` whose state is kept, in order."""
+        """Rounds of ``run`` whose state is stored, in order."""
         self._finish()
         return self._present(run)
 
     def load(self, run: str, round_number: int) -> dict[str, Tensor] | None:
-        """State after a round, or nothing where it is missing or damaged."""
+        """State after a round; None if it is missing or damaged."""
         self._finish()
         try:
             return load_file(self._path(run, round_number))
@@ -61,13 +56,13 @@ class StateStore:
         accepted: int | None,
         best: int | None = None,
     ) -> None:
-        """Keep the state after a round; of the others the last two up to the accepted one, and the best.
+        """Store the state after a round; keep besides it the last two up to the accepted one, and the best.
 
         Args:
             run: Name of the run.
-            round_number: That was trained.
+            round_number: The round that was trained.
             state: Tensors by name; must not change any more.
-            accepted: Round that the training started from; the server counts on it until it says otherwise.
+            accepted: Round that the training started from; the server may resume from it.
             best: Round of the best model so far, whose state the test needs.
         """
         self._finish()
@@ -92,12 +87,12 @@ class StateStore:
                 self._path(run, held).unlink(missing_ok=True)
 
     def drop(self, run: str) -> None:
-        """Forget a run."""
+        """Delete the states of a run."""
         self._finish()
         shutil.rmtree(self._folder / run, ignore_errors=True)
 
     def _finish(self) -> None:
-        """Wait for the write that is under way; a disk that is full shows here."""
+        """Wait for the pending write; its errors, such as a full disk, surface here."""
         if self._writing is not None:
             writing, self._writing = self._writing, None
             writing.result()

@@ -1,4 +1,4 @@
-"""Local training of one round: draws, steps, exposures."""
+"""Local training of one round: sampling, steps, exposures."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ if TYPE_CHECKING:
 
 __all__ = ["Pull", "Trained", "draw_rows", "train_round"]
 
-TEMPERATURE: Final = 2.0  # of the distributions that self-distillation compares (Hinton et al. 2015)
+TEMPERATURE: Final = 2.0  # of self-distillation (Hinton et al. 2015)
 
 
 @dataclass(frozen=True)
 class Trained:
-    """What a round of training came to: draws, draws per block of the phase, mean loss over the draws."""
+    """Result of a round: draws, draws per block of the phase, mean loss over the draws."""
 
     samples: int
     exposures: dict[str, int]
@@ -39,18 +39,20 @@ class Trained:
 
 @dataclass(frozen=True)
 class Pull:
-    """FedProx: parameters are pulled to where they started, by ``strength`` times the distance."""
+    """The proximal term of FedProx: gradient ``strength * (parameter - anchor)``."""
 
     strength: float
     anchor: Mapping[str, Tensor]
 
 
 def draw_rows(label: Tensor, study: Study, generator: Generator) -> Tensor:
-    """One epoch's rows: a permutation, or draws with replacement where the study weighs classes.
+    """One epoch's rows: a permutation, or draws with replacement if the study weighs classes.
+
+    ``oversample = "balanced"`` weighs by the local inverse frequency.
 
     Args:
         label: ``(N,)`` int64 of the train rows.
-        study: Says how classes are weighed; ``balanced`` weighs by the local inverse frequency.
+        study: Says how classes are weighed.
         generator: Source of the draws.
 
     Returns:
@@ -76,18 +78,10 @@ def train_round(
     generator: Generator,
     pull: Pull | None = None,
 ) -> Trained:
-    """Train ``local_epochs`` over the given rows.
+    """Train ``local_epochs`` over the given rows; ``model`` changes in place.
 
-    Embeddings are scaled once: scaling is frozen during a run.
-
-    Args:
-        model: Changed in place.
-        optimizers: Of the round's phase, over the model's parameters.
-        data: Of the site.
-        rows: ``(N,)`` int64 row numbers to train on.
-        study: Training settings.
-        generator: Source of every draw: rows, noise, hidden modalities, order of merging, dropout.
-        pull: Towards the received model, if any.
+    Embeddings are scaled once: scaling is frozen during a run. ``generator`` is the source of every draw:
+    rows, noise, hidden modalities, order of merging, dropout.
 
     Raises:
         SiteError: If there are no rows, or the loss is not finite.
@@ -99,13 +93,13 @@ def train_round(
     present, label = data.present[rows].to(device), data.label[rows].to(device)
     scaled = model.scaling([part[rows].to(device) for part in data.embedding], present)  # (N, W)
     deviation = model.scaling.noise_deviation()
-    last = optimizers.phase.rounds is None  # a part that is trained apart sees the patients as they are
+    last = optimizers.phase.rounds is None  # parts trained separately see complete patients
     hiding = _hiding(study) if last else None
     weight = training.distillation if last else 0.0
-    whole = hiding is None or weight > 0  # the patient as he is gives a gradient, too
+    whole = hiding is None or weight > 0  # the complete patient gives a gradient, too
     model.train()
     seen: list[Tensor] = []  # presence of every draw
-    fewer: list[Tensor] = []  # and of the same draws with modalities hidden
+    fewer: list[Tensor] = []  # the same with modalities hidden
     losses: list[Tensor] = []
     for _ in range(training.local_epochs):
         for batch in torch.split(draw_rows(data.label[rows], study, generator), training.batch_size):
@@ -122,18 +116,18 @@ def train_round(
     blocks = [block for block in model.blocks() if block.name in optimizers.phase.blocks]
     first, second = (exposures(blocks, torch.cat(part).cpu()) for part in (seen, fewer))
     samples = sum(map(len, seen))
-    # A sample counts once, whichever of the two passes gave the gradient: one of them always has the more.
+    # A sample counts once, although two passes may give a gradient: the larger count has every sample.
     return Trained(samples, {name: max(first[name], second[name]) for name in first}, total / samples)
 
 
 @dataclass(frozen=True)
 class _Drawn:
-    """A batch in training: inputs ``(B, W)``, presence ``(B, M)`` (as is, some hidden), label ``(B,)``."""
+    """A batch in training."""
 
-    inputs: Tensor
-    present: Tensor
-    fewer: Tensor
-    label: Tensor
+    inputs: Tensor  # (B, W)
+    present: Tensor  # (B, M)
+    fewer: Tensor  # (B, M), some hidden
+    label: Tensor  # (B,)
 
 
 def _step(
@@ -161,7 +155,7 @@ def _step(
 
 
 def _subset_loss(model: MultimodalModel, drawn: _Drawn, generator: Generator, weight: float) -> Tensor:
-    """What hiding modalities costs: the task on what is left, and agreement with the whole patient."""
+    """Loss with hidden modalities: the task on what is left, and agreement with the whole patient."""
     with torch.no_grad():
         whole = model.logits(drawn.inputs, drawn.present, generator)  # (B, K)
     subset = model.logits(drawn.inputs, drawn.fewer, generator)  # (B, K)
@@ -175,7 +169,7 @@ def _pull_back(model: MultimodalModel, pull: Pull) -> None:
 
 
 def _hiding(study: Study) -> Callable[[Tensor, Generator], Tensor] | None:
-    """What hides modalities of a batch in a step; nothing where none are hidden."""
+    """The function that hides modalities of a batch; None if the study hides none."""
     wanted = study.training.modality_dropout
     if wanted == SUBSET:
         return keep_subset
