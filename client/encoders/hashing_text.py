@@ -20,14 +20,7 @@ NGRAMS: Final = (1, 2)  # pairs keep "stage T3" apart from "grade G3"
 
 
 def encode_texts(texts: Sequence[str], width: int) -> NDArray[np.float32]:
-    """Hash lower-cased words and word pairs into ``width`` signed counts, each row of L2 norm 1.
-
-    Args:
-        texts: N texts.
-        width: W.
-
-    Returns:
-        ``(N, W)``.
+    """Hash lower-cased words and word pairs into signed counts ``(N, width)``, each row of L2 norm 1.
 
     Example:
         >>> encode_texts(["The tumor grade is G3."], 512).shape

@@ -1,12 +1,12 @@
-"""Volumes through Med3D: the dilated 3-D ResNet-18 of MedicalNet, then the mean over the last map.
+"""Med3D: the dilated 3-D ResNet-18 of MedicalNet, then the mean over the last feature map.
 
 Chen et al., "Med3D: Transfer Learning for 3D Medical Image Analysis", arXiv:1904.00625; Tencent/MedicalNet
 at 20f76aaa, ``models/resnet.py``. Shortcuts are of type A, as published for ``resnet_18_23dataset``:
-voxels are skipped and channels filled with zeros, so they have no parameters and no bias. Where a map
-halves, the convolution has the stride; the last two stages keep the map and widen their reach by dilation.
+subsampled voxels and zero-filled channels, no parameters. The last two stages dilate instead of
+downsampling.
 
-Differs from the original: the shortcut is not detached from the gradient (frozen, it makes no difference),
-and the segmentation decoder is left out, as in the published file.
+Differs from the original: the shortcut is not detached from the gradient (irrelevant when frozen), and the
+segmentation decoder is left out, as in the published file.
 """
 
 from __future__ import annotations
@@ -27,24 +27,24 @@ if TYPE_CHECKING:
 __all__ = ["CHANNELS", "Med3D", "Med3DEncoder", "Variant", "load_med3d", "random_med3d", "state_shapes"]
 
 ARCHITECTURE: Final = "med3d-resnet18/1"  # raise the number when the features change
-RANDOM_SEED: Final = 0  # of the untrained network, the same at every site
+RANDOM_SEED: Final = 0  # of the untrained network, equal at every site
 CHANNELS: Final = (64, 128, 256, 512)  # of layer1 to layer4; the last is the width of the embedding
 BLOCKS: Final = 2  # in every layer
 
-_WIDEST_DILATED: Final = 256  # input channels that oneDNN's dilated AMX convolution takes at full speed
-_COUNTER: Final = "num_batches_tracked"  # of training; without influence on a frozen network
+_WIDEST_DILATED: Final = 256  # input channels up to which oneDNN's dilated AMX convolution is fast
+_COUNTER: Final = "num_batches_tracked"  # used in training only
 
 
 class Variant(StrEnum):
-    """Two networks with the same parameters: which of them a study uses is part of the fingerprint."""
+    """Two networks with the same parameters; the fingerprint says which one a study uses."""
 
-    MEDICALNET = "medicalnet"  # in which the published weights were trained
+    MEDICALNET = "medicalnet"  # the published weights were trained in it
     MONAI = "monai"  # the strides of monai.networks.nets.resnet18 by default
 
 
 @dataclass(frozen=True)
 class _Geometry:
-    """How far each part steps (the stem and layer1 to layer4), and how far apart it looks."""
+    """Strides (stem, layer1 to layer4) and dilations."""
 
     stem_stride: int
     strides: tuple[int, int, int, int]
@@ -58,7 +58,7 @@ _GEOMETRY: Final = {
 
 
 class _Conv(nn.Conv3d):
-    """A 3 x 3 x 3 convolution without bias that keeps the map at stride 1."""
+    """A 3 x 3 x 3 convolution without bias; stride 1 keeps the size."""
 
     def __init__(self, n_in: int, n_out: int, stride: int, dilation: int) -> None:
         super().__init__(
@@ -66,9 +66,9 @@ class _Conv(nn.Conv3d):
         )
 
     def forward(self, maps: Tensor) -> Tensor:
-        # With more channels, the bfloat16 convolution that oneDNN has for dilation 4 on processors with AMX
-        # (torch 2.15) is a hundred times slower: 54 s instead of 3.4 s of processor time per volume. The sum
-        # over channels is taken in parts there; in float32 never, so its bits are those of the original.
+        # With more channels, oneDNN's dilated bfloat16 convolution on CPUs with AMX (torch 2.15) takes 54 s
+        # instead of 3.4 s of CPU time per volume, so channels are summed in parts there. In float32 never:
+        # its bits are those of the original.
         whole = self.in_channels <= _WIDEST_DILATED or self.dilation[0] == 1
         if whole or maps.device.type != "cpu" or not torch.is_autocast_enabled("cpu"):
             return super().forward(maps)
@@ -82,7 +82,7 @@ class _Conv(nn.Conv3d):
 
 
 class _Block(nn.Module):
-    """Two convolutions around a shortcut of type A."""
+    """Two convolutions around a type A shortcut."""
 
     def __init__(self, n_in: int, n_out: int, stride: int, dilation: int) -> None:
         super().__init__()
@@ -97,17 +97,13 @@ class _Block(nn.Module):
         shortcut = maps[..., :: self._stride, :: self._stride, :: self._stride]
         inner = functional.relu(self.bn1(self.conv1(maps)), inplace=True)
         inner = self.bn2(self.conv2(inner))
-        # The added channels of the shortcut are zeros: adding to the others is the same sum.
+        # The shortcut's added channels are zeros, so only the others need a sum.
         inner[:, : inner.shape[1] - self._n_added] += shortcut
         return functional.relu(inner, inplace=True)
 
 
 class Med3D(nn.Module):
-    """The network; names of its parameters are those of the published file.
-
-    Args:
-        variant: Strides and dilations.
-        channels: Of layer1 to layer4.
+    """The network; parameter names are those of the published file.
 
     Example:
         >>> network = Med3D(channels=(4, 8, 8, 16)).eval()
@@ -134,26 +130,19 @@ class Med3D(nn.Module):
         self.pool = nn.AdaptiveAvgPool3d(1)
 
     def forward(self, volumes: Tensor) -> Tensor:
-        """Features of preprocessed volumes.
-
-        Args:
-            volumes: ``(B, 1, D, H, W)``.
-
-        Returns:
-            ``(B, C)``, C the channels of the last layer.
-        """
+        """Features ``(B, C)`` of preprocessed volumes ``(B, 1, D, H, W)``, C the channels of layer4."""
         maps = self.maxpool(functional.relu(self.bn1(self.conv1(volumes)), inplace=True))
         maps = self.layer4(self.layer3(self.layer2(self.layer1(maps))))  # (B, C, D / 8, H / 8, W / 8)
-        return cast("Tensor", self.pool(maps.float())).flatten(1)  # the mean never in 16 bits
+        return cast("Tensor", self.pool(maps.float())).flatten(1)  # mean in float32
 
 
 class Med3DEncoder:
     """The frozen network on a device.
 
     Args:
-        network: With its weights; frozen and put into evaluation mode here.
-        device: Where it runs.
-        autocast: Number type of the convolutions; none for float32 throughout.
+        network: With its weights; switched to evaluation mode here.
+        device: CPU by default.
+        autocast: Type of the convolutions; None for float32 throughout.
     """
 
     def __init__(
@@ -162,19 +151,15 @@ class Med3DEncoder:
         self.device = device or torch.device("cpu")
         self.autocast = autocast
         network = network.eval().requires_grad_(requires_grad=False).to(self.device)
-        if autocast is not None:  # twice as fast there; of no use in float32
+        if autocast is not None:  # twice as fast in 16 bits, no gain in float32
             network = network.to(memory_format=torch.channels_last_3d)
         self._network = network
 
     @torch.inference_mode()
     def encode(self, volumes: Tensor) -> Tensor:
-        """The embeddings of preprocessed volumes.
+        """Embeddings ``(B, 512)`` float32 on the CPU of preprocessed volumes ``(B, 1, D, H, W)`` float32.
 
-        Args:
-            volumes: ``(B, 1, D, H, W)`` float32, anywhere; copied without waiting from pinned memory.
-
-        Returns:
-            ``(B, 512)`` float32 on the CPU.
+        The copy from pinned memory is asynchronous.
         """
         volumes = volumes.to(self.device, non_blocking=True)
         if self.autocast is not None:
@@ -185,8 +170,8 @@ class Med3DEncoder:
 
 
 def load_med3d(state: Mapping[str, Tensor], variant: Variant = Variant.MEDICALNET) -> Med3D:
-    """The network with the weights that `client.encoders.weights` has checked and converted."""
-    with torch.device("meta"):  # no first values, so no draw from the global generator
+    """The network with weights that `client.encoders.weights` has checked and converted."""
+    with torch.device("meta"):  # no initial values, so no global random draw
         network = Med3D(variant)
     counters = {name: torch.zeros((), dtype=torch.int64) for name in network.state_dict() if _COUNTER in name}
     network.load_state_dict(counters | dict(state), strict=True, assign=True)
@@ -196,7 +181,7 @@ def load_med3d(state: Mapping[str, Tensor], variant: Variant = Variant.MEDICALNE
 def random_med3d(
     variant: Variant = Variant.MEDICALNET, channels: tuple[int, int, int, int] = CHANNELS
 ) -> Med3D:
-    """The network as it is before training (He et al. 2015), the same bits every time: for demo and tests."""
+    """The untrained network (He et al. 2015), bit-identical every time: for demo and tests."""
     generator = torch.Generator().manual_seed(RANDOM_SEED)
     with torch.device("meta"):
         network = Med3D(variant, channels)
@@ -210,7 +195,7 @@ def random_med3d(
 
 
 def state_shapes(channels: tuple[int, int, int, int] = CHANNELS) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of what a weights file must hold, counters of training left out."""
+    """Names and shapes of a weights file, training counters left out."""
     with torch.device("meta"):
         state = Med3D(channels=channels).state_dict()
     return {name: tuple(value.shape) for name, value in state.items() if _COUNTER not in name}

@@ -1,4 +1,4 @@
-"""From a scan to what the volume encoder sees: a versioned list of pure steps.
+"""From a scan to the input of a volume encoder: a versioned list of pure steps.
 
 ::
 
@@ -7,13 +7,12 @@
                         box               from 0    the mask foreground background
 
 The order is MedicalNet's (Chen et al., "Med3D", arXiv:1904.00625; ``datasets/brains18.py`` of
-Tencent/MedicalNet at 20f76aaa): first the size, then the intensities, then the noise. The thesis names the
-same steps with the size last. Resizing picks voxels and changes none, so what follows it voxel by voxel
-(window, strip) gives the same bits as before it, on fewer voxels.
+Tencent/MedicalNet at 20f76aaa): size, intensities, noise. The thesis resizes last. Nearest-neighbour
+resizing changes no voxel value, so the voxelwise steps (window, strip) give the same bits in either order.
 
-Differs from MedicalNet: axes are oriented by the affine instead of taken as they come; the noise is drawn
-from a seed per scan; volumes without contrast are refused instead of divided by zero; CT is windowed and
-shifted to start at 0, because "background is exactly 0" holds for no Hounsfield scale.
+Differs from MedicalNet: axes are oriented by the affine; noise is drawn from a seed per scan; volumes
+without contrast are refused instead of divided by zero; CT is windowed and shifted to start at 0, because
+no Hounsfield scale has 0 as its background.
 """
 
 from __future__ import annotations
@@ -45,12 +44,10 @@ if TYPE_CHECKING:
 
 __all__ = ["MaskUse", "VolumeSteps", "nearest_places", "noise_seed", "preprocess", "run_mask_command"]
 
-VERSION: Final = "volume/1"  # raise the number when any step changes what comes out
+VERSION: Final = "volume/1"  # raise the number when any step changes the output
 DEFAULT_SIZE: Final = (56, 448, 448)  # what MedicalNet was trained on
 AXES: Final = "SAR"  # slices rise to the head, rows to the front, columns to the right
-GRID_TOLERANCE_MM: Final = (
-    0.1  # affines of one scan differ by float32 rounding of qform and sform, below this
-)
+GRID_TOLERANCE_MM: Final = 0.1  # affines of one scan differ by float32 rounding of qform and sform
 
 _LABELS: Final = (("L", "R"), ("P", "A"), ("I", "S"))  # the letters of nibabel, for axes of an RAS affine
 _PLACEHOLDERS: Final = ("{input}", "{output}")
@@ -58,7 +55,7 @@ _LAST_WORDS: Final = 200  # characters of a failed command's last line
 
 
 class MaskUse(StrEnum):
-    """What becomes of the voxels outside a mask."""
+    """What happens to the voxels outside a mask."""
 
     NONE = "none"  # they stay
     MASK = "mask"  # they become background: skull stripping
@@ -66,33 +63,29 @@ class MaskUse(StrEnum):
 
 @dataclass(frozen=True)
 class VolumeSteps:
-    """What is done to the volumes of one modality: the same at every site of a study.
+    """Preprocessing of the volumes of one modality: the same at every site of a study.
 
-    Args:
-        size: Slices, rows and columns to resize to.
-        window: Lowest and highest intensity that is kept, for CT in HU; none for all.
-        mask: What becomes of voxels outside the mask.
-        crop_to_mask: Whether the volume is cut to the box around the mask before it is resized. Without
-            ``mask`` the surroundings in the box stay, as in the kidney-centred variant of thesis 5.2.3.
+    With ``crop_to_mask`` but not ``mask``, the surroundings within the box stay, as in the kidney-centred
+    variant of thesis 5.2.3.
 
     Example:
         >>> VolumeSteps(window=(-79, 304)).fingerprint
         'volume/1:56x448x448:window=-79.0..304.0'
     """
 
-    size: tuple[int, int, int] = DEFAULT_SIZE
-    window: tuple[float, float] | None = None
+    size: tuple[int, int, int] = DEFAULT_SIZE  # slices, rows, columns
+    window: tuple[float, float] | None = None  # lowest and highest intensity kept, in HU for CT
     mask: MaskUse = MaskUse.NONE
-    crop_to_mask: bool = False
+    crop_to_mask: bool = False  # to the mask's bounding box, before resizing
 
     @property
     def needs_mask(self) -> bool:
-        """Whether a mask must come with every volume."""
+        """Whether every volume needs a mask."""
         return self.mask is MaskUse.MASK or self.crop_to_mask
 
     @property
     def fingerprint(self) -> str:
-        """Version and parameters: equal where the steps do the same."""
+        """Version and parameters: equal if the steps are."""
         parts = [VERSION, "x".join(map(str, self.size))]
         if self.window is not None:
             parts.append(f"window={float(self.window[0])!r}..{float(self.window[1])!r}")
@@ -104,14 +97,10 @@ class VolumeSteps:
 
 
 def preprocess(volume: Volume, steps: VolumeSteps, seed: int, mask: Volume | None = None) -> Tensor:
-    """Run the steps.
+    """Run the steps; ``seed`` (see `noise_seed`) draws the background noise.
 
-    Args:
-        volume: In the intensities of the modality.
-        steps: Of the study.
-        seed: Of the background noise, see `noise_seed`.
-        mask: On the volume's grid (its axes may run otherwise); voxels above 0 are inside. Ignored where
-            the steps need none.
+    The mask must be on the volume's grid, though its axes may run otherwise; voxels above 0 are inside. It is
+    ignored if the steps need none.
 
     Returns:
         ``(1, D, H, W)`` float32 of ``steps.size``: foreground of mean 0 and deviation 1, background N(0, 1).
@@ -130,15 +119,15 @@ def preprocess(volume: Volume, steps: VolumeSteps, seed: int, mask: Volume | Non
         voxels = _window(voxels, *steps.window)
     if steps.mask is MaskUse.MASK:
         voxels = torch.where(inside, voxels, 0.0)
-    background = voxels == 0  # before the mean is taken off
+    background = voxels == 0  # before the mean is subtracted
     return _fill(_standardise(voxels), background, seed)
 
 
 def noise_seed(*names: str | int) -> int:
-    """A seed from what names a scan: data set, patient, modality.
+    """A seed from the identity of a scan: data set, patient, modality.
 
-    The order in which scans are encoded, and what else a site holds, have no influence. Names, not the
-    study's seed, so that embeddings stay valid when a run is repeated with another one.
+    It does not depend on the order of encoding, on other scans or on the study's seed, so embeddings stay
+    valid when a run is repeated with another seed.
 
     Example:
         >>> noise_seed("ixi", "012", "t1") == noise_seed("ixi", "012", "t1") != noise_seed("ixi", "0", "12t1")
@@ -149,14 +138,11 @@ def noise_seed(*names: str | int) -> int:
 
 
 def nearest_places(length: int, wanted: int) -> Tensor:
-    """Which voxels along an axis are picked when it is resized: the ends stay the ends.
+    """Voxel indices ``(wanted,)`` int64 that resizing an axis picks: the ends stay the ends.
 
-    The rule of ``scipy.ndimage.zoom(order=0)``, which MedicalNet resized with: place i of n is
-    ``floor(i * (length - 1) / (n - 1) + 1 / 2)``. MONAI's and torch's "nearest" pick other voxels: they
-    lay cell on cell instead of end on end.
-
-    Returns:
-        ``(wanted,)`` int64.
+    The rule of ``scipy.ndimage.zoom(order=0)``, which MedicalNet used: index i of n is
+    ``floor(i * (length - 1) / (n - 1) + 1 / 2)``. "nearest" of MONAI and torch aligns cells instead of ends
+    and picks other voxels.
 
     Example:
         >>> nearest_places(10, 4).tolist()
@@ -164,10 +150,10 @@ def nearest_places(length: int, wanted: int) -> Tensor:
     """
     step = (length - 1) / (wanted - 1) if wanted > 1 else 0.0
     places = torch.floor(torch.arange(wanted, dtype=torch.float64) * step + 0.5)
-    return places.long().clamp_(max=length - 1)  # the last one may be rounded up
+    return places.long().clamp_(max=length - 1)  # the last may be rounded up
 
 
-def _orient(volume: Volume) -> Any:  # noqa: ANN401  a MetaTensor: monai is imported only when a scan is there
+def _orient(volume: Volume) -> Any:  # noqa: ANN401  a MetaTensor: monai is imported on first use
     """``(1, D, H, W)`` with slices, rows and columns along `AXES`; the affine follows."""
     from monai.data.meta_tensor import MetaTensor  # noqa: PLC0415  takes seconds to import
     from monai.transforms.spatial.array import Orientation  # noqa: PLC0415  as above
@@ -195,7 +181,7 @@ def _oriented_mask(mask: Volume | None, scan: Any) -> Tensor:  # noqa: ANN401  a
 
 
 def _largest_distance_mm(one: Tensor, other: Tensor, shape: torch.Size) -> float:
-    """How far two grids are apart at the corner where they are furthest apart."""
+    """Largest distance between corresponding corners of two grids."""
     ends = [torch.tensor([0.0, length - 1.0], dtype=torch.float64) for length in shape]
     corners = torch.cartesian_prod(*ends)  # (8, 3)
     shift = one.double() - other.double()
@@ -203,7 +189,7 @@ def _largest_distance_mm(one: Tensor, other: Tensor, shape: torch.Size) -> float
 
 
 def _crop(scan: Any, inside: Tensor) -> tuple[Any, Tensor]:  # noqa: ANN401  as `_orient`
-    """Scan and mask cut to the box around the mask."""
+    """Scan and mask cut to the mask's bounding box."""
     from monai.transforms.croppad.array import CropForeground  # noqa: PLC0415  takes seconds to import
 
     start, end = CropForeground(allow_smaller=True).compute_bounding_box(inside)
@@ -212,24 +198,24 @@ def _crop(scan: Any, inside: Tensor) -> tuple[Any, Tensor]:  # noqa: ANN401  as 
 
 
 def _resize(voxels: Tensor, size: tuple[int, int, int]) -> Tensor:
-    """Nearest neighbours, see `nearest_places`; a plain tensor."""
-    picked = np.asarray(voxels)  # numpy picks five times as fast
-    for axis in (1, 3, 2):  # fewest voxels on the way: slices shrink, and rows are picked whole
+    """Nearest-neighbour resizing, see `nearest_places`; returns a plain tensor."""
+    picked = np.asarray(voxels)  # numpy indexes five times as fast
+    for axis in (1, 3, 2):  # fewest voxels copied: slices first, then whole rows
         places = nearest_places(picked.shape[axis], size[axis - 1]).numpy()
         picked = np.take(picked, places, axis=axis)
     return torch.from_numpy(picked)
 
 
 def _window(voxels: Tensor, lowest: float, highest: float) -> Tensor:
-    """Intensities cut to a window and moved so that its lower end, the background, is 0."""
+    """Clip to a window and shift its lower end, the background, to 0."""
     return voxels.clamp(lowest, highest) - lowest
 
 
 def _standardise(voxels: Tensor) -> Tensor:
-    """All voxels by mean and (population) deviation of those above 0."""
+    """Standardise all voxels by mean and (population) deviation of those above 0."""
     from monai.transforms.intensity.array import NormalizeIntensity  # noqa: PLC0415  takes seconds to import
 
-    values = voxels.numpy().ravel()  # numpy picks ten times as fast
+    values = voxels.numpy().ravel()  # numpy indexes ten times as fast
     with np.errstate(invalid="ignore"):  # infinities of both signs
         total = values.sum(dtype=np.float64)
     if not np.isfinite(total):  # one odd voxel spoils the sum; float32 values cannot overflow it
@@ -245,7 +231,7 @@ def _standardise(voxels: Tensor) -> Tensor:
 
 
 def _fill(voxels: Tensor, background: Tensor, seed: int) -> Tensor:
-    """N(0, 1) in the background, from one draw per voxel whatever the anatomy."""
+    """N(0, 1) in the background, one draw per voxel whatever the anatomy."""
     noise = torch.randn(voxels.shape, generator=torch.Generator().manual_seed(seed))
     return torch.where(background, noise, voxels)
 
@@ -253,18 +239,18 @@ def _fill(voxels: Tensor, background: Tensor, seed: int) -> Tensor:
 def run_mask_command(template: str, source: Path, target: Path, timeout_s: float) -> None:
     """Make a mask with the hospital's own program, such as SynthStrip.
 
-    No shell takes part: the template is split into words first, then the paths are put in. The program
-    writes beside the target, which appears only when it is whole.
+    No shell is involved: the template is split into words before the paths are inserted. The target appears
+    only when complete; its suffix tells the program the format.
 
     Args:
         template: Such as ``mri_synthstrip -i {input} -m {output}``.
         source: The scan.
-        target: The mask; its ending tells the program the format.
-        timeout_s: After which the program and what it started are killed.
+        target: The mask.
+        timeout_s: After it the program and its child processes are killed.
 
     Raises:
-        InputError: If the template is not one, or names a program that is not there.
-        ScanRefused: If the program fails, takes too long or writes nothing.
+        InputError: If the template is invalid or its program not found.
+        ScanRefused: If the program fails, times out or writes nothing.
     """
     words = _words(template)
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -276,7 +262,6 @@ def run_mask_command(template: str, source: Path, target: Path, timeout_s: float
 
 
 def _words(template: str) -> list[str]:
-    """The words of a command template."""
     try:
         words = shlex.split(template)
     except ValueError as error:
@@ -297,7 +282,7 @@ def _put(word: str, paths: dict[str, str]) -> str:
 
 
 def _run(command: list[str], timeout_s: float) -> None:
-    """Run to the end, or kill it and everything it started."""
+    """Run to the end, or kill the process group."""
     program = command[0]
     try:
         process = subprocess.Popen(  # noqa: S603  the site's own configuration names the program
@@ -312,7 +297,7 @@ def _run(command: list[str], timeout_s: float) -> None:
     with process:
         try:
             _, words = process.communicate(timeout=timeout_s)
-        except BaseException as error:  # an interrupt, too, must not leave it running
+        except BaseException as error:  # an interrupt must not leave it running either
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
             if isinstance(error, subprocess.TimeoutExpired):

@@ -19,9 +19,6 @@ from mmare.errors import DataError, InputError
 from mmare.study.choices import Kind
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from numpy.typing import NDArray
     from torch import Tensor
 
     from mmare.study.study import Study
@@ -30,7 +27,6 @@ if TYPE_CHECKING:
 __all__ = [
     "ENCODERS",
     "GIVEN",
-    "TEXT_ENCODERS",
     "EncoderEntry",
     "EncoderSource",
     "TextEncoder",
@@ -43,48 +39,41 @@ __all__ = [
     "pick_device",
 ]
 
-GIVEN: Final = "given"  # features that were extracted before
+GIVEN: Final = "given"  # features extracted beforehand
 UNTRAINED: Final = "UNTRAINED: random weights, for trials only"
 
 _CPU: Final = torch.device("cpu")
-_AMPERE: Final = 8  # compute capability from which a GPU computes in bfloat16
+_AMPERE: Final = 8  # first compute capability with native bfloat16
 
 
 class TextEncoder(Protocol):
-    """What turns texts into embeddings."""
+    """Turns texts into embeddings."""
 
     def encode(self, texts: Sequence[str]) -> NDArray[np.float32]:
-        """``(N, W)`` of N texts."""
+        """``(N, W)`` for N texts."""
 
 
 class VolumeEncoder(Protocol):
-    """What turns preprocessed volumes into embeddings."""
+    """Turns preprocessed volumes into embeddings."""
 
     def encode(self, volumes: Tensor) -> Tensor:
-        """``(B, W)`` float32 on the CPU, of ``(B, 1, D, H, W)``."""
+        """``(B, W)`` float32 on the CPU for ``(B, 1, D, H, W)``."""
 
 
 @dataclass(frozen=True)
 class EncoderSource:
-    """What a site gives its encoders.
+    """A site's weights and hardware.
 
-    Args:
-        weights: Folder that ``mmare-site weights import`` has filled; none where the site has no weights.
-        device: Where they run.
-        autocast: Number type of the convolutions of volume encoders; none for float32. It is not in the
-            fingerprint, so sites may differ: bfloat16 moves an embedding by 0.2 % of its length.
+    ``autocast`` is not in the fingerprint, so sites may differ: bfloat16 moves an embedding by 0.2 % of its
+    length.
     """
 
-    weights: Path | None = None
+    weights: Path | None = None  # folder filled by ``mmare-site weights import``
     device: torch.device = _CPU
-    autocast: torch.dtype | None = None
+    autocast: torch.dtype | None = None  # of the convolutions of volume encoders; None for float32
 
     def folder(self, encoder: str) -> Path:
-        """The folder of weights.
-
-        Raises:
-            InputError: If the site names none.
-        """
+        """The folder of weights; an InputError if the site names none."""
         if self.weights is None:
             raise InputError(
                 f"encoder {encoder} needs weights; expected their folder in site.toml: [compute] weights"
@@ -94,37 +83,22 @@ class EncoderSource:
 
 @dataclass(frozen=True)
 class EncoderEntry:
-    """One encoder.
+    """One encoder."""
 
-    Args:
-        kind: What it takes.
-        width: Of its embedding; none for any that the study asks for.
-        fingerprint: Architecture, hashes of its files and, where there is one, the fingerprint of the
-            preprocessing, which comes second.
-        open_text: Makes it, where it takes texts; also given the width that the study asks for.
-        open_volume: Makes it, where it takes volumes.
-        note: What a person must know of its features: commands and reports show it.
-        slides: Whether its scans are whole slides, cut into tiles, instead of volumes.
-        slices: Whether it sees a volume slice by slice, prepared by `client.encoders.vgg11.slices_of`.
-    """
-
-    kind: Kind
-    width: int | None
-    fingerprint: Callable[[EncoderSource, str], str]
-    open_text: Callable[[EncoderSource, int], TextEncoder] | None = None
+    kind: Kind  # of its input
+    width: int | None  # of its embedding; None if the study chooses
+    fingerprint: Callable[[EncoderSource, str], str]  # second argument: that of the preprocessing
+    open_text: Callable[[EncoderSource, int], TextEncoder] | None = None  # takes the study's width
     open_volume: Callable[[EncoderSource], VolumeEncoder] | None = None
-    note: str = ""
-    slides: bool = False
-    slices: bool = False
+    note: str = ""  # a caution about its features, shown by commands and reports
+    slides: bool = False  # takes tiles of whole slides instead of volumes
+    slices: bool = False  # takes slices, prepared by `client.encoders.vgg11.slices_of`
 
 
 def fingerprint(encoder: str, source: EncoderSource | None = None, preprocessing: str = "") -> str:
-    """What names an encoder's architecture, weights and preprocessing: equal at all sites of a federation.
+    """Identity of an encoder's architecture, weights and preprocessing: equal at all sites of a federation.
 
-    Args:
-        encoder: A name of `ENCODERS`, or ``given``.
-        source: Where its weights are, if it has any.
-        preprocessing: Of volumes, `client.encoders.preprocess.VolumeSteps.fingerprint`.
+    ``preprocessing`` is the fingerprint of the volume steps.
 
     Raises:
         InputError: If its weights are missing or have changed.
@@ -135,17 +109,17 @@ def fingerprint(encoder: str, source: EncoderSource | None = None, preprocessing
 
 
 def encoder_notes(study: Study, names: Collection[str]) -> tuple[str, ...]:
-    """What a person must know of the features of the modalities in ``names``, each note once."""
-    told: dict[str, list[str]] = {}
+    """Notes on the features of the modalities in ``names``, each note once."""
+    notes: dict[str, list[str]] = {}
     for modality in study.modalities:
         entry = ENCODERS.get(modality.encoder)
         if modality.name in names and entry is not None and entry.note:
-            told.setdefault(entry.note, []).append(modality.name)
-    return tuple(f"Features of {', '.join(found)}: {note}" for note, found in told.items())
+            notes.setdefault(entry.note, []).append(modality.name)
+    return tuple(f"Features of {', '.join(found)}: {note}" for note, found in notes.items())
 
 
 def pick_device(name: str) -> torch.device:
-    """The device that a site names; ``auto`` is a GPU where there is one.
+    """The device that a site names; ``auto`` is a GPU if there is one.
 
     Raises:
         InputError: If torch knows no such device, or this machine has none.
@@ -162,7 +136,7 @@ def pick_device(name: str) -> torch.device:
 
 
 def fast_type(device: torch.device) -> torch.dtype | None:
-    """The 16-bit type that a device computes in natively; none where it has none or it is not known."""
+    """The 16-bit type that a device computes in natively; None if it has none or it is unknown."""
     if device.type == "cuda":
         recent = torch.cuda.get_device_capability(device)[0] >= _AMPERE
         return torch.bfloat16 if recent else torch.float16
@@ -172,11 +146,7 @@ def fast_type(device: torch.device) -> torch.dtype | None:
 
 
 def encoder_source(site: SiteConfig) -> EncoderSource:
-    """What a site gives its encoders.
-
-    Raises:
-        InputError: If it names a device that this machine has not.
-    """
+    """A site's weights and hardware; an InputError if this machine lacks the device."""
     device = pick_device(site.device)
     return EncoderSource(weights=site.weights, device=device, autocast=fast_type(device))
 
@@ -220,12 +190,12 @@ def _random_med3d() -> EncoderEntry:
 
 @dataclass(frozen=True)
 class _Slides:
-    """Tiles of one slide at a time, where volumes would come."""
+    """Adapts the tiles of one slide to the interface of volumes."""
 
     encoder: resnet50_wsi.ResNet50Wsi
 
     def encode(self, volumes: Tensor) -> Tensor:
-        """``(1, W)`` of the tiles ``(1, N, 256, 256, 3)`` uint8 of a slide."""
+        """``(1, W)`` for the tiles ``(1, N, 256, 256, 3)`` uint8 of a slide."""
         return torch.from_numpy(self.encoder.encode(volumes[0].numpy())).unsqueeze(0)
 
 
@@ -264,14 +234,13 @@ def _unimed(name: str, spec: unimed_clip.TowerSpec) -> EncoderEntry:
         tower = weights.pinned_hash(folder, name + weights.SUFFIX)
         unimed_clip.check_local_names(folder / name, spec)
         vocabulary = weights.pinned_hash(folder, f"{name}/vocab.txt")
-        # Of the configuration only what is compared with the tower's sizes matters: its bytes may differ.
+        # config.json is compared with the tower's sizes, so its bytes may differ and are not hashed.
         return f"{unimed_clip.ARCHITECTURE}+sha256:{tower}+vocabulary:{vocabulary}"
 
     def open_text(source: EncoderSource, _width: int) -> TextEncoder:
         folder = source.folder(name)
-        return unimed_clip.load_unimed_text(
-            weights.load_weights(folder, name), folder / name, spec, source.device
-        )
+        state = weights.load_weights(folder, name)
+        return unimed_clip.load_unimed_text(state, folder / name, spec, source.device)
 
     return EncoderEntry(Kind.TEXT, spec.width, mark, open_text=open_text)
 
@@ -292,21 +261,15 @@ ENCODERS: Final[dict[str, EncoderEntry]] = {
     "unimed-clip-text-l14-large": _unimed("unimed-clip-text-l14-large", unimed_clip.L14_LARGE),
 }
 
-# The text encoders that need nothing from the site: fingerprint, and texts and width to ``(N, width)``.
-TEXT_ENCODERS: Final[dict[str, tuple[str, Callable[[Sequence[str], int], NDArray[np.float32]]]]] = {
-    "hashing-text": (hashing_text.FINGERPRINT, hashing_text.encode_texts),
-}
-
 
 def check_encoders(study: Study) -> None:
-    """Refuse a study that names an encoder which this software does not have.
+    """Refuse a study with an unknown encoder or a wrong width.
 
     Raises:
-        DataError: Naming the modality and the known encoders, or the width that the encoder has.
+        DataError: Naming the modality and the known encoders, or the encoder's width.
     """
     for modality in study.modalities:
-        known = sorted(name for name, entry in ENCODERS.items() if entry.kind is modality.kind)
-        known = known or [GIVEN]
+        known = sorted(name for name, entry in ENCODERS.items() if entry.kind is modality.kind) or [GIVEN]
         if modality.encoder not in known:
             raise DataError(
                 f"modality {modality.name} ({modality.kind}) names the encoder {modality.encoder!r}, "

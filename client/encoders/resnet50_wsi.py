@@ -1,11 +1,11 @@
-"""Whole slides: each tile through a ResNet50 cut after its third stage, then the mean over the tiles.
+"""Whole slides: each tile through a ResNet50 truncated after its third stage, then the mean over the tiles.
 
 The features that the MMIST authors extracted with CLAM (Lu et al., Nature Biomedical Engineering 5, 2021):
-an ImageNet ResNet50 (He et al., 2016, with the stride in the 3 x 3 convolution, as torchvision has it) up to
-``layer3``, adaptive average pooling to 1024 numbers per tile, averaged over the patient's tiles.
+an ImageNet ResNet50 (He et al., 2016, with the stride in the 3 x 3 convolution, as in torchvision) up to
+``layer3``, average pooling to 1024 numbers per tile, averaged over the patient's tiles.
 
-Differs from CLAM in the choice of tiles only, see `client.ingest.slides.wsi`; tiles enter at their full 256
-pixels, as in its first release, where later ones shrink them to 224. Nothing is normalised to length 1 here.
+Differs from CLAM in the choice of tiles only, see `client.ingest.slides.wsi`; tiles keep their full 256
+pixels, as in its first release (later ones resize to 224). Nothing is normalised to length 1.
 """
 
 from __future__ import annotations
@@ -23,14 +23,7 @@ from torch import Tensor, nn
 
 from mmare.errors import InputError
 
-__all__ = [
-    "ARCHITECTURE",
-    "WIDTH",
-    "ResNet50Wsi",
-    "TruncatedResNet50",
-    "load_resnet50_wsi",
-    "state_shapes",
-]
+__all__ = ["ARCHITECTURE", "WIDTH", "ResNet50Wsi", "TruncatedResNet50", "load_resnet50_wsi", "state_shapes"]
 
 WIDTH: Final = 1024
 ARCHITECTURE: Final = "resnet50-wsi/1"  # raise the number when the features change
@@ -39,8 +32,8 @@ IMAGENET_STD: Final = (0.229, 0.224, 0.225)
 
 _STAGES: Final = ((64, 3, 1), (128, 4, 2), (256, 6, 2))  # channels, blocks, stride of layer1 to layer3
 _EXPANSION: Final = 4
-_CUT_OFF: Final = ("layer4.", "fc.")  # what a whole ResNet50 has beyond
-_COUNTER: Final = "num_batches_tracked"  # of training; older files lack it
+_CUT_OFF: Final = ("layer4.", "fc.")  # prefixes that only a whole ResNet50 has
+_COUNTER: Final = "num_batches_tracked"  # used in training only; older files lack it
 _BRIGHTEST: Final = 255.0
 
 
@@ -68,7 +61,7 @@ class _Bottleneck(nn.Module):
 
 
 class TruncatedResNet50(nn.Module):
-    """ResNet50 up to ``layer3`` and its mean over the map; the state dict's names are torchvision's.
+    """ResNet50 up to ``layer3``, averaged over the map; parameter names are torchvision's.
 
     Example:
         >>> network = TruncatedResNet50().eval()
@@ -91,28 +84,21 @@ class TruncatedResNet50(nn.Module):
         self.pool = nn.AdaptiveAvgPool2d(1)
 
     def forward(self, pictures: Tensor) -> Tensor:
-        """Features of normalised pictures.
-
-        Args:
-            pictures: ``(N, 3, H, W)``.
-
-        Returns:
-            ``(N, 1024)``.
-        """
+        """Features ``(N, 1024)`` of normalised images ``(N, 3, H, W)``."""
         maps = self.maxpool(torch.relu(self.bn1(self.conv1(pictures))))
         maps = self.layer3(self.layer2(self.layer1(maps)))  # (N, 1024, H / 16, W / 16)
         return cast("Tensor", self.pool(maps)).flatten(1)
 
 
 class ResNet50Wsi:
-    """The frozen network on a device, with the hash of the file its weights came from.
+    """The frozen network on a device.
 
     Args:
-        network: With its weights; frozen and put into evaluation mode here.
+        network: With its weights; switched to evaluation mode here.
         sha256: Of the weights file, hexadecimal.
-        device: Where it runs.
-        autocast: Number type of the convolutions; None for float32 throughout.
-        batch_size: Tiles that go through at once.
+        device: CPU by default.
+        autocast: Type of the convolutions; None for float32 throughout.
+        batch_size: Tiles per forward pass.
     """
 
     def __init__(
@@ -134,36 +120,18 @@ class ResNet50Wsi:
         self._std = torch.tensor(IMAGENET_STD, device=self._device).view(1, 3, 1, 1)
 
     def fingerprint(self, tiling: str) -> str:
-        """Architecture, preprocessing and weights: equal at all sites of a federation.
-
-        Args:
-            tiling: The fingerprint of the tiles, `client.ingest.slides.tissue.Tiling.fingerprint`.
-        """
+        """Identity of architecture, tiling (its fingerprint) and weights: equal at all sites."""
         return f"{ARCHITECTURE}+{tiling}+sha256:{self.sha256}"
 
     def features(self, tiles: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Features of each tile.
-
-        Args:
-            tiles: ``(N, H, W, 3)`` RGB, N at least 1.
-
-        Returns:
-            ``(N, 1024)``.
-        """
+        """Features ``(N, 1024)`` of RGB tiles ``(N, H, W, 3)``, N at least 1."""
         starts = range(0, len(tiles), self._batch_size)
         parts = [self._forward(torch.tensor(tiles[start : start + self._batch_size])) for start in starts]
         found: NDArray[np.float32] = torch.cat(parts).cpu().numpy()
         return found
 
     def encode(self, tiles: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """The embedding of a slide: the mean over its tiles.
-
-        Args:
-            tiles: ``(N, H, W, 3)`` RGB, N at least 1.
-
-        Returns:
-            ``(1024,)``.
-        """
+        """Embedding ``(1024,)`` of a slide: the mean over its tiles ``(N, H, W, 3)``, N at least 1."""
         mean = self.features(tiles).mean(axis=0, dtype=np.float64)
         return np.asarray(mean, np.float32)
 
@@ -179,14 +147,10 @@ class ResNet50Wsi:
 
 
 def state_shapes() -> dict[str, tuple[int, ...]]:
-    """Shape of every weight that the encoder needs, by torchvision's names."""
+    """Names and shapes of a weights file, training counters left out."""
     with torch.device("meta"):
         network = TruncatedResNet50()
-    return {
-        name: tuple(value.shape)
-        for name, value in network.state_dict().items()
-        if not name.endswith("num_batches_tracked")
-    }
+    return {name: tuple(value.shape) for name, value in network.state_dict().items() if _COUNTER not in name}
 
 
 def load_resnet50_wsi(
@@ -196,26 +160,22 @@ def load_resnet50_wsi(
     autocast: torch.dtype | None = None,
     batch_size: int = 32,
 ) -> ResNet50Wsi:
-    """Read the weights of a ResNet50 from a file; nothing is ever downloaded.
+    """Read the weights of a ResNet50, whole or cut after ``layer3``; nothing is ever downloaded.
 
     Args:
-        path: A state dict with torchvision's names, of the whole network or cut after ``layer3``:
-            ``.safetensors``, or a ``.pth`` from which weights only are read.
-        device: Where the network runs; the processor by default.
-        autocast: Number type of the convolutions; None for float32 throughout.
-        batch_size: Tiles that go through at once.
-
-    Returns:
-        The encoder.
+        path: A state dict with torchvision's names: ``.safetensors``, or a ``.pth`` loaded as weights only.
+        device: CPU by default.
+        autocast: Type of the convolutions; None for float32 throughout.
+        batch_size: Tiles per forward pass.
 
     Raises:
         InputError: If the file cannot be read or holds anything else; the message holds no path.
     """
     try:
-        content = path.read_bytes()  # once: what is hashed is what is loaded
+        content = path.read_bytes()  # read once: what is hashed is what is loaded
     except OSError as error:
         raise InputError(f"the ResNet50 weights cannot be read: {error.strerror}") from error
-    with torch.device("meta"):  # no first values, so no draw from the global generator
+    with torch.device("meta"):  # no initial values, so no global random draw
         network = TruncatedResNet50()
     weights = _checked(_state_dict(content, path.suffix), network.state_dict())
     network.load_state_dict(weights, strict=True, assign=True)
@@ -241,12 +201,12 @@ def _state_dict(content: bytes, suffix: str) -> dict[str, Tensor]:
 
 
 def _checked(found: dict[str, Tensor], expected: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The truncated part of a state dict, complete, of the right shapes and finite."""
+    """The truncated part of a state dict: complete, of the right shapes and finite."""
     kept = {name: value for name, value in found.items() if not name.startswith(_CUT_OFF)}
     counters = {
         name: torch.zeros_like(value, device="cpu") for name, value in expected.items() if _COUNTER in name
     }
-    kept = counters | kept  # without influence on a frozen network
+    kept = counters | kept
     if wrong := sorted(set(kept) ^ set(expected)):
         raise InputError(
             f"the ResNet50 weights are of another network: {len(wrong)} names are missing or unknown, "

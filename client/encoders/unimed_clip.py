@@ -1,11 +1,11 @@
-"""Texts through the text tower of UniMed-CLIP: a BERT, its first token, a projection, length 1.
+"""The text tower of UniMed-CLIP: a BERT, its first token, a projection, normalised to length 1.
 
 Khattak et al., "UniMed-CLIP", arXiv:2412.10372; mbzuai-oryx/UniMed-CLIP at 6f091778. The tower is
 `open_clip`'s `HFTextEncoder`, built from two local files and the weights that ``mmare-site weights import``
-has converted; nothing is ever fetched.
+converted; nothing is ever downloaded.
 
-Differs from the original: features leave at length 1 (its ``encode_text`` leaves that to the caller), and
-padding ends with the longest text of a batch, which changes nothing but the time.
+Differs from the original: features are normalised (its ``encode_text`` leaves that to the caller), and
+batches are padded to their longest text only, which is faster and changes no result.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ __all__ = [
 ]
 
 ARCHITECTURE: Final = "unimed-clip-text/1"  # raise the number when the features change
-CONTEXT: Final = 256  # tokens of a text that are read; the original pads to it
+CONTEXT: Final = 256  # most tokens per text; the original pads to it
 BATCH: Final = 32
 LOCAL_FILES: Final = ("config.json", "vocab.txt")  # of the BERT, from its publisher
 
@@ -54,30 +54,19 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class TowerSpec:
-    """The sizes of a text tower.
+    """Sizes of a text tower."""
 
-    Args:
-        bert: Where its ``config.json`` and ``vocab.txt`` come from (Hugging Face).
-        width: Of the embedding.
-        layers: Of the BERT.
-        hidden: Its width.
-        heads: Of its attention.
-        inner: Width of its feed-forward layers.
-        vocabulary: Tokens.
-        positions: Longest text that it has positions for.
-    """
-
-    bert: str
-    width: int
+    bert: str  # source of its config.json and vocab.txt (Hugging Face)
+    width: int  # of the embedding
     layers: int
     hidden: int
-    heads: int
-    inner: int
+    heads: int  # of the attention
+    inner: int  # width of the feed-forward layers
     vocabulary: int = 30522
     positions: int = 512
 
     def state_shapes(self) -> dict[str, tuple[int, ...]]:
-        """Names and shapes of what a weights file must hold."""
+        """Names and shapes of a weights file."""
         hidden, inner, projected = self.hidden, self.inner, (self.hidden + self.width) // 2
         shapes: dict[str, tuple[int, ...]] = {}
         for name, rows in (("word", self.vocabulary), ("position", self.positions), ("token_type", 2)):
@@ -110,33 +99,26 @@ class UniMedText:
     """The frozen tower and its tokenizer on a device, in float32.
 
     Args:
-        tower: `open_clip.hf_model.HFTextEncoder` with its weights; put into evaluation mode here.
+        tower: `open_clip.hf_model.HFTextEncoder` with its weights; switched to evaluation mode here.
         tokenizer: `open_clip.tokenizer.HFTokenizer`.
-        device: Where the tower runs.
+        device: CPU by default.
     """
 
-    def __init__(self, tower: Any, tokenizer: Any, device: torch.device | None = None) -> None:  # noqa: ANN401  open_clip is imported only when a tower is built
+    def __init__(self, tower: Any, tokenizer: Any, device: torch.device | None = None) -> None:  # noqa: ANN401  open_clip is imported on first use
         self.device = device or torch.device("cpu")
         self._tower = tower.eval().requires_grad_(requires_grad=False).to(self.device)
         self._tokenizer = tokenizer
         self._padding = int(tower.config.pad_token_id)
 
     def encode(self, texts: Sequence[str]) -> NDArray[np.float32]:
-        """The embeddings of texts.
-
-        Args:
-            texts: N texts; what exceeds 256 tokens is cut off, and counted in the log.
-
-        Returns:
-            ``(N, W)``, rows of L2 norm 1.
-        """
+        """Embeddings ``(N, W)`` of L2 norm 1; texts beyond 256 tokens are cut off, which is logged."""
         if not texts:
             return np.zeros((0, self._tower.output_dim), np.float32)
         tokens = self.tokenize(texts)
         n_full = int((tokens[:, -1] != self._padding).sum())
         if n_full:
             _log.warning(
-                "%d of %d texts fill or exceed %d tokens; the rest is not read", n_full, len(texts), CONTEXT
+                "%d of %d texts fill or exceed %d tokens; the rest is cut off", n_full, len(texts), CONTEXT
             )
         return torch.cat([self.encode_tokens(part) for part in torch.split(tokens, BATCH)]).numpy()
 
@@ -147,7 +129,7 @@ class UniMedText:
 
     @torch.inference_mode()
     def encode_tokens(self, tokens: Tensor) -> Tensor:
-        """``(B, W)`` of ``(B, T)`` tokens, on the CPU."""
+        """``(B, W)`` on the CPU for ``(B, T)`` tokens."""
         longest = int((tokens != self._padding).sum(dim=1).max())  # padding only ever follows the text
         features: Tensor = self._tower(tokens[:, :longest].to(self.device))
         return functional.normalize(features, dim=-1).cpu()
@@ -156,23 +138,23 @@ class UniMedText:
 def load_unimed_text(
     state: Mapping[str, Tensor], folder: Path, spec: TowerSpec, device: torch.device | None = None
 ) -> UniMedText:
-    """Build the tower from local files and give it its weights.
+    """Build the tower from local files and load its weights.
 
     Args:
-        state: As `client.encoders.weights` has checked and converted it.
-        folder: Holds ``config.json`` and ``vocab.txt`` and nothing else that a tokenizer would read.
-        spec: Which tower it is.
-        device: Where it runs.
+        state: As checked and converted by `client.encoders.weights`.
+        folder: Holds ``config.json`` and ``vocab.txt`` and no other file that a tokenizer would read.
+        spec: Of the tower.
+        device: CPU by default.
 
     Raises:
-        InputError: If a file is missing or is that of another BERT.
+        InputError: If a file is missing or belongs to another BERT.
     """
     check_local_files(folder, spec)
-    os.environ["HF_HUB_OFFLINE"] = "1"  # a site's encoders never look outside; read when first imported
+    os.environ["HF_HUB_OFFLINE"] = "1"  # never download; read at first import
     from open_clip.hf_model import HFTextEncoder  # type: ignore[import-untyped]  # noqa: PLC0415  has no types, takes seconds to import
     from open_clip.tokenizer import HFTokenizer  # type: ignore[import-untyped]  # noqa: PLC0415  as above
 
-    with global_draws():  # its first values, which are replaced at once
+    with global_draws():  # its initial values, replaced at once
         tower = HFTextEncoder(str(folder), spec.width, pooler_type=_POOLER, proj_type="mlp", pretrained=False)
     tower.load_state_dict(state, strict=True)
     tokenizer = HFTokenizer(str(folder), context_length=CONTEXT, clean="whitespace", local_files_only=True)
@@ -180,11 +162,7 @@ def load_unimed_text(
 
 
 def check_local_names(folder: Path, spec: TowerSpec) -> None:
-    """Refuse a folder in which a file is missing.
-
-    Raises:
-        InputError: Naming the files and where they come from.
-    """
+    """Raise an InputError with the missing files of a folder and their origin, if any."""
     lacking = [name for name in LOCAL_FILES if not (folder / name).is_file()]
     if lacking:
         raise InputError(
@@ -193,7 +171,7 @@ def check_local_names(folder: Path, spec: TowerSpec) -> None:
 
 
 def check_local_files(folder: Path, spec: TowerSpec) -> None:
-    """Refuse a configuration or a vocabulary of another BERT: both would change the features silently.
+    """Refuse a configuration or a vocabulary of another BERT: either would change the features silently.
 
     Raises:
         InputError: Naming the file, what was found and what was expected.
@@ -209,7 +187,7 @@ def check_local_files(folder: Path, spec: TowerSpec) -> None:
 
 
 def _check_config(path: Path, spec: TowerSpec) -> None:
-    os.environ["HF_HUB_OFFLINE"] = "1"  # as above; this import comes first
+    os.environ["HF_HUB_OFFLINE"] = "1"  # as above; this import may come first
     from transformers.models.bert.configuration_bert import BertConfig  # noqa: PLC0415  takes a second to import
 
     try:

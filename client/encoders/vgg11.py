@@ -1,4 +1,4 @@
-"""Volumes for HyperMM: slices through a frozen VGG11, then the maximum over the slices.
+"""HyperMM's image encoder: slices through a frozen VGG11, then the maximum over the slices.
 
 Simonyan and Zisserman, "Very Deep Convolutional Networks for Large-Scale Image Recognition", arXiv:1409.1556,
 configuration A, with torchvision's ImageNet weights; hyperMM at 7a05f31f keeps ``features`` and takes the
@@ -10,13 +10,12 @@ maximum of its 512 x 7 x 7 maps over a scan's slices.
                         box      box           evenly    CT only   outside            rows and columns
                                                over it             the mask           resized
 
-Differs from the thesis (5.1.4, 5.2.3), whose text gives no number of slices:
+Differs from the thesis (5.1.4, 5.2.3), which gives no number of slices:
 
-- Slices lie evenly over the foreground instead of at random: an embedding that is cached must be one value.
-- Volumes are not resampled to a spacing first: slices are cut to the foreground and resized to 224 x 224
-  whatever their spacing, so it would only blur them; between slices, the number of slices takes its place.
-- Values are brought to [0, 1] by the window where there is one, else by the lowest and highest of the slices
-  that are used.
+- Slices lie evenly over the foreground instead of at random: a cached embedding must be deterministic.
+- Volumes are not resampled to a common spacing: slices are cropped to the foreground and resized to 224 x 224
+  anyway, so resampling would only blur them.
+- Values are scaled to [0, 1] by the window if there is one, else by the range of the slices used.
 """
 
 from __future__ import annotations
@@ -51,25 +50,19 @@ __all__ = [
 ]
 
 ARCHITECTURE: Final = "hypermm-vgg11/1"  # raise the number when the features change
-VERSION: Final = "slices/1"  # raise the number when any step changes what comes out
+VERSION: Final = "slices/1"  # raise the number when any step changes the output
 SIDE: Final = 224  # pixels of a slice: the maps are 7 x 7
 WIDTH: Final = 512 * 7 * 7
-SLICES: Final = 32  # by default: a third of Med3D's operations per scan
+SLICES: Final = 32  # default; a third of Med3D's operations per scan
 IMAGENET_MEAN: Final = (0.485, 0.456, 0.406)
 IMAGENET_STD: Final = (0.229, 0.224, 0.225)
 
-_STAGES: Final = ((64,), (128,), (256, 256), (512, 512), (512, 512))  # channels; each ends by halving the map
+_STAGES: Final = ((64,), (128,), (256, 256), (512, 512), (512, 512))  # channels; each stage halves the map
 
 
 @dataclass(frozen=True)
 class SliceSteps(VolumeSteps):
-    """What is done to the volumes of one modality: the same at every site of a study.
-
-    Args:
-        size: Slices at most, rows and columns; the last two are 224.
-        window: Lowest and highest intensity that is kept, for CT in HU; none for all.
-        mask: What becomes of voxels outside the mask.
-        crop_to_mask: Whether the volume is cut to the box around the mask first (thesis 5.2.3, kidneys).
+    """As `VolumeSteps`, but ``size`` is the most slices, 224 rows and 224 columns; the crop comes first.
 
     Raises:
         DataError: If the study asks for other rows and columns.
@@ -90,21 +83,16 @@ class SliceSteps(VolumeSteps):
 
     @property
     def fingerprint(self) -> str:
-        """Version and parameters: equal where the steps do the same."""
+        """Version and parameters: equal if the steps are."""
         return ":".join([VERSION, *super().fingerprint.split(":")[1:]])
 
 
 def slices_of(volume: Volume, steps: SliceSteps, mask: Volume | None = None) -> Tensor:
-    """Run the steps.
-
-    Args:
-        volume: In the intensities of the modality.
-        steps: Of the study.
-        mask: On the volume's grid; voxels above 0 are inside. Ignored where the steps need none.
+    """Run the steps; the mask is on the volume's grid, voxels above 0 are inside, and ignored if not needed.
 
     Returns:
         ``(1, S, 224, 224)`` float32 between 0 and 1, axial slices from foot to head; S is that of the steps,
-        or less where the foreground has fewer slices.
+        or less if the foreground has fewer slices.
 
     Raises:
         ScanRefused: If the volume or the mask cannot be used; with the reason.
@@ -116,7 +104,7 @@ def slices_of(volume: Volume, steps: SliceSteps, mask: Volume | None = None) -> 
         if steps.crop_to_mask:
             scan, inside = _crop(scan, inside)
     if steps.mask is not MaskUse.MASK:
-        inside = None  # the surroundings stay
+        inside = None  # voxels outside stay
     lowest, highest = steps.window or (0.0, None)
     voxels = torch.as_tensor(scan).as_subclass(torch.Tensor)
     foreground = voxels > lowest
@@ -140,7 +128,7 @@ def slices_of(volume: Volume, steps: SliceSteps, mask: Volume | None = None) -> 
 
 
 def _box(foreground: Tensor, most_slices: int) -> tuple[slice, Tensor, slice, slice]:
-    """Index of the slices that are used, cut to the box around ``foreground`` ``(1, D, H, W)``."""
+    """Index of the slices used, cropped to the bounding box of ``foreground`` ``(1, D, H, W)``."""
     spans = []
     for axis in (1, 2, 3):
         others = [other for other in range(4) if other != axis]
@@ -154,7 +142,7 @@ def _box(foreground: Tensor, most_slices: int) -> tuple[slice, Tensor, slice, sl
 
 
 class Vgg11Features(nn.Module):
-    """The convolutions of VGG11; names of its parameters are those of torchvision's file.
+    """The convolutions of VGG11; parameter names are those of torchvision's file.
 
     Example:
         >>> network = Vgg11Features().eval()
@@ -173,7 +161,7 @@ class Vgg11Features(nn.Module):
         self.features = nn.Sequential(*layers)
 
     def forward(self, pictures: Tensor) -> Tensor:
-        """Maps ``(N, 512, H / 32, W / 32)`` of normalised pictures ``(N, 3, H, W)``."""
+        """Maps ``(N, 512, H / 32, W / 32)`` of normalised images ``(N, 3, H, W)``."""
         return cast("Tensor", self.features(pictures))
 
 
@@ -181,10 +169,10 @@ class Vgg11Encoder:
     """The frozen network on a device.
 
     Args:
-        network: With its weights; frozen and put into evaluation mode here.
-        device: Where it runs.
-        autocast: Number type of the convolutions; none for float32 throughout.
-        batch_size: Slices that go through at once.
+        network: With its weights; switched to evaluation mode here.
+        device: CPU by default.
+        autocast: Type of the convolutions; None for float32 throughout.
+        batch_size: Slices per forward pass.
     """
 
     def __init__(
@@ -204,18 +192,14 @@ class Vgg11Encoder:
 
     @torch.inference_mode()
     def encode(self, volumes: Tensor) -> Tensor:
-        """The embeddings of preprocessed volumes.
+        """Embeddings ``(B, 25088)`` float32 on the CPU of ``(B, 1, S, 224, 224)`` float32 between 0 and 1.
 
-        Args:
-            volumes: ``(B, 1, S, 224, 224)`` float32 between 0 and 1, anywhere.
-
-        Returns:
-            ``(B, 25088)`` float32 on the CPU: channels, rows and columns of the maps, in that order.
+        An embedding is the flattened map: channels, rows, columns.
         """
         return torch.stack([self._maximum(slices) for slices in volumes.transpose(1, 2)])
 
     def _maximum(self, slices: Tensor) -> Tensor:
-        """The maximum ``(25088,)`` over slices ``(S, 1, 224, 224)``; all three colours are its grey."""
+        """Maximum ``(25088,)`` over slices ``(S, 1, 224, 224)``; the grey value fills all three channels."""
         parts = [self._maps(part).amax(dim=0) for part in torch.split(slices, self._batch_size)]
         return torch.stack(parts).amax(dim=0).flatten().cpu()
 
@@ -229,15 +213,15 @@ class Vgg11Encoder:
 
 
 def load_vgg11(state: Mapping[str, Tensor]) -> Vgg11Features:
-    """The network with the weights that `client.encoders.weights` has checked and converted."""
-    with torch.device("meta"):  # no first values, so no draw from the global generator
+    """The network with weights that `client.encoders.weights` has checked and converted."""
+    with torch.device("meta"):  # no initial values, so no global random draw
         network = Vgg11Features()
     network.load_state_dict(dict(state), strict=True, assign=True)
     return network
 
 
 def state_shapes() -> dict[str, tuple[int, ...]]:
-    """Names and shapes of what a weights file must hold."""
+    """Names and shapes of a weights file."""
     with torch.device("meta"):
         state = Vgg11Features().state_dict()
     return {name: tuple(value.shape) for name, value in state.items()}

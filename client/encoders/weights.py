@@ -7,8 +7,8 @@
     config.json, vocab.txt  ─┘  every shape compared     ├─► WEIGHTS/unimed-clip-text/{config.json,vocab.txt}
                                                          └─► WEIGHTS/weights.json   the hashes
 
-Only the converted files are ever used after that. A file is pinned when it is imported or first used; one
-that has changed since is refused, since every embedding in the cache would silently be another.
+Only the converted files are used afterwards. A file is pinned when imported or first used and refused if it
+has changed since, as it would silently change every embedding.
 """
 
 from __future__ import annotations
@@ -49,13 +49,13 @@ __all__ = [
 PINS: Final = "weights.json"
 SUFFIX: Final = ".safetensors"
 
-_MODULE: Final = "module."  # what torch's DataParallel puts before every name
+_MODULE: Final = "module."  # prefix added by torch's DataParallel
 _UNUSED: Final = ("num_batches_tracked", "embeddings.position_ids")  # counters; a buffer of old transformers
-_SHOWN: Final = 2  # names in a message
+_SHOWN: Final = 2  # names per message
 _CHUNK: Final = 1 << 22
 
-# What a training checkpoint of open_clip holds beside tensors: the epoch or a loss as numpy scalars.
-# All of them are plain values; none can run anything. numpy 1 and 2 write different module names.
+# What a training checkpoint of open_clip holds besides tensors: the epoch or a loss as numpy scalars.
+# They are plain values and cannot run code. numpy 1 and 2 write different module names.
 _SAFE_GLOBALS: Final[list[Any]] = [
     (np._core.multiarray.scalar, "numpy.core.multiarray.scalar"),  # type: ignore[attr-defined]  # no stub
     (np._core.multiarray.scalar, "numpy._core.multiarray.scalar"),  # type: ignore[attr-defined]  # no stub
@@ -67,23 +67,14 @@ _SAFE_GLOBALS: Final[list[Any]] = [
 
 @dataclass(frozen=True)
 class Layout:
-    """What a checkpoint must hold to be the one that an encoder was described with.
+    """What the checkpoint of an encoder must hold."""
 
-    Args:
-        name: Of the encoder; the converted file is called after it.
-        title: What a person calls it.
-        prefix: Of the tensors that are kept; the rest of the checkpoint (an image tower) is left out.
-        shapes: Of every tensor behind the prefix.
-        companions: Files that must lie in a folder of the encoder's name.
-        spare: Beginnings of names that the published network has and the encoder does not need.
-    """
-
-    name: str
-    title: str
-    prefix: str
-    shapes: Mapping[str, tuple[int, ...]]
-    companions: tuple[str, ...] = ()
-    spare: tuple[str, ...] = ()
+    name: str  # of the encoder and of the converted file
+    title: str  # for people
+    prefix: str  # of the tensors that are kept; others (an image tower) are dropped
+    shapes: Mapping[str, tuple[int, ...]]  # by name without the prefix
+    companions: tuple[str, ...] = ()  # files required in a folder of the encoder's name
+    spare: tuple[str, ...] = ()  # prefixes of published tensors that the encoder does not need
 
 
 def _unimed(name: str, title: str, spec: unimed_clip.TowerSpec) -> Layout:
@@ -122,43 +113,32 @@ LAYOUTS: Final = (
 
 @dataclass(frozen=True)
 class ImportedWeights:
-    """What an import did.
+    """Result of an import."""
 
-    Args:
-        name: Of the encoder that can be used now.
-        title: Which checkpoint was recognised.
-        source_sha256: Of the file that was given, to compare with its publisher's page.
-        file: The converted file.
-        sha256: Of the converted file, which is in the encoder's fingerprint.
-        n_tensors: Kept.
-        n_values: Numbers in them.
-        lacking: Files that the encoder needs beside and that were not found next to the source.
-    """
-
-    name: str
-    title: str
-    source_sha256: str
-    file: Path
-    sha256: str
+    name: str  # of the encoder
+    title: str  # of the recognised checkpoint
+    source_sha256: str  # of the given file, to compare with its publisher's page
+    file: Path  # converted
+    sha256: str  # of the converted file, part of the encoder's fingerprint
     n_tensors: int
-    n_values: int
-    lacking: tuple[Path, ...] = ()
+    n_values: int  # numbers in them
+    lacking: tuple[Path, ...] = ()  # companions that were not found beside the source
 
 
 def import_weights(file: Path, into: Path, layouts: Sequence[Layout] = LAYOUTS) -> ImportedWeights:
     """Check a downloaded checkpoint and convert it once.
 
-    The same checkpoint gives the same bytes wherever it is imported. ``config.json`` and ``vocab.txt`` are
-    taken along where they lie beside it.
+    The same checkpoint gives the same bytes wherever it is imported. ``config.json`` and ``vocab.txt`` beside
+    it are copied too.
 
     Args:
         file: The checkpoint, as its authors published it.
-        into: The folder of weights, made if need be.
-        layouts: The checkpoints that are known.
+        into: The folder of weights; created if absent.
+        layouts: The known checkpoints.
 
     Raises:
         InputError: If the file cannot be read or is no known checkpoint, or other weights of that name are
-            there already; names what was found and what was expected.
+            already there; names what was found and what was expected.
         RunError: If the converted file cannot be written.
     """
     layout, state = _recognise(_read_tensors(file), layouts, file.name)
@@ -185,11 +165,7 @@ def import_weights(file: Path, into: Path, layouts: Sequence[Layout] = LAYOUTS) 
 
 
 def load_weights(folder: Path, name: str) -> dict[str, Tensor]:
-    """The tensors of an imported encoder, after a look at their hash.
-
-    Raises:
-        InputError: As `pinned_hash`.
-    """
+    """The tensors of an imported encoder, after checking their hash; raises as `pinned_hash`."""
     pinned_hash(folder, f"{name}{SUFFIX}")
     try:
         return load_file(folder / f"{name}{SUFFIX}")
@@ -200,9 +176,7 @@ def load_weights(folder: Path, name: str) -> dict[str, Tensor]:
 def pinned_hash(folder: Path, name: str) -> str:
     """The sha256 of a file in the folder of weights: pinned on first use, compared ever after.
 
-    Args:
-        folder: Of weights.
-        name: Of the file, relative to the folder, with ``/`` between parts.
+    ``name`` is relative to the folder, with ``/`` between parts.
 
     Raises:
         InputError: If the file is missing or has changed since it was pinned.
@@ -217,13 +191,13 @@ def pinned_hash(folder: Path, name: str) -> str:
     elif found != expected:
         raise InputError(
             f"{path} has changed: sha256 is {found}, expected {expected} as pinned in {PINS}. "
-            f"Put the old file back; if the change is meant, remove the file and its entry in {PINS}"
+            f"Restore the old file; if the change is intended, remove the file and its entry in {PINS}"
         )
     return found
 
 
 def sha256_of(path: Path) -> str:
-    """Hex digest of a file; read once per process unless size or time of the file change.
+    """Hex digest of a file; read once per process unless its size or modification time changes.
 
     Raises:
         InputError: If it cannot be read.
@@ -236,7 +210,7 @@ def sha256_of(path: Path) -> str:
 
 
 @lru_cache(maxsize=32)
-def _sha256(path: Path, size: int, mtime_ns: int) -> str:  # noqa: ARG001  they are what the cache goes by
+def _sha256(path: Path, size: int, mtime_ns: int) -> str:  # noqa: ARG001  part of the cache key
     digest = hashlib.sha256()
     with path.open("rb") as stream:
         while chunk := stream.read(_CHUNK):
@@ -245,7 +219,7 @@ def _sha256(path: Path, size: int, mtime_ns: int) -> str:  # noqa: ARG001  they 
 
 
 def _read_tensors(file: Path) -> dict[str, Tensor]:
-    """The tensors of a checkpoint by name, without the prefix of parallel training."""
+    """The tensors of a checkpoint by name, without the prefix of data-parallel training."""
     try:
         content = _unpickled(file)
     except OSError as error:
@@ -264,12 +238,12 @@ def _read_tensors(file: Path) -> dict[str, Tensor]:
     }
 
 
-def _unpickled(file: Path) -> Any:  # noqa: ANN401  anything may be in a file
+def _unpickled(file: Path) -> Any:  # noqa: ANN401  a file may hold anything
     if file.suffix == SUFFIX:
         return load_file(file)
-    mapped = zipfile.is_zipfile(file)  # not so in files of torch before 1.6; 5 GB of optimiser stay on disk
+    mapped = zipfile.is_zipfile(file)  # False before torch 1.6; mapped, 5 GB of optimiser state stay on disk
     with torch.serialization.safe_globals(_SAFE_GLOBALS):
-        return torch.load(  # noqa: TID251  both encoders are published as pickles; weights only, so nothing runs
+        return torch.load(  # noqa: TID251  published as pickles; weights only, so nothing runs
             file, map_location="cpu", weights_only=True, mmap=mapped
         )
 
@@ -277,7 +251,7 @@ def _unpickled(file: Path) -> Any:  # noqa: ANN401  anything may be in a file
 def _recognise(
     tensors: Mapping[str, Tensor], layouts: Sequence[Layout], source: str
 ) -> tuple[Layout, dict[str, Tensor]]:
-    """The layout that the tensors fill exactly, and those of them that it keeps, in float32."""
+    """The layout that the tensors match exactly, and its tensors in float32."""
     kept = {layout.name: _behind(tensors, layout) for layout in layouts}
     scores = {
         layout.name: sum(kept[layout.name].get(name) == shape for name, shape in layout.shapes.items())
@@ -297,7 +271,7 @@ def _recognise(
 
 
 def _behind(tensors: Mapping[str, Tensor], layout: Layout) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of what lies behind the prefix, without what the frozen network does not use."""
+    """Names (without prefix) and shapes of the tensors that the frozen network uses."""
     return {
         name.removeprefix(layout.prefix): tuple(value.shape)
         for name, value in tensors.items()
@@ -306,7 +280,7 @@ def _behind(tensors: Mapping[str, Tensor], layout: Layout) -> dict[str, tuple[in
 
 
 def _difference(found: Mapping[str, tuple[int, ...]], expected: Mapping[str, tuple[int, ...]]) -> str:
-    """How two sets of shapes differ, in words; nothing where they are equal."""
+    """How two sets of shapes differ, in words; empty if they are equal."""
     lacking = sorted(expected.keys() - found.keys())
     unknown = sorted(found.keys() - expected.keys())
     other = [name for name in expected if name in found and found[name] != expected[name]]
@@ -320,13 +294,13 @@ def _difference(found: Mapping[str, tuple[int, ...]], expected: Mapping[str, tup
 
 
 def _named(names: Sequence[str]) -> str:
-    """How many tensors, and the first of them."""
+    """The number of tensors and the first names."""
     shown = ", ".join(names[:_SHOWN])
     return f"{len(names)} tensor{'s' * (len(names) != 1)} ({shown}{', …' * (len(names) > _SHOWN)})"
 
 
 def _convert(state: Mapping[str, Tensor], target: Path) -> str:
-    """Write safetensors, unless another file is pinned in its place; the hash of what is there then."""
+    """Write safetensors, unless the target is pinned with another hash; returns the hash."""
     with _written(target) as partial:
         save_file(dict(state), partial)
         sha256 = sha256_of(partial)

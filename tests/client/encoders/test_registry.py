@@ -10,7 +10,6 @@ from client.encoders.preprocess import VolumeSteps
 from client.encoders.registry import (
     ENCODERS,
     GIVEN,
-    TEXT_ENCODERS,
     EncoderSource,
     fast_type,
     fingerprint,
@@ -39,7 +38,6 @@ def test_every_entry_opens_one_kind_of_thing():
     for entry in ENCODERS.values():
         assert (entry.open_text is None) == (entry.kind is Kind.VOLUME)
         assert (entry.open_volume is None) == (entry.kind is Kind.TEXT)
-    assert TEXT_ENCODERS.keys() <= {name for name, entry in ENCODERS.items() if entry.kind is Kind.TEXT}
 
 
 def test_fingerprints_of_encoders_without_weights_need_no_site():
