@@ -66,9 +66,9 @@ class _Conv(nn.Conv3d):
         )
 
     def forward(self, maps: Tensor) -> Tensor:
-        # With more channels, oneDNN's dilated bfloat16 convolution on CPUs with AMX (torch 2.15) takes 54 s
-        # instead of 3.4 s of CPU time per volume, so channels are summed in parts there. In float32 never:
-        # its bits are those of the original.
+        # With more channels, oneDNN's bfloat16 convolution for dilation 4 on CPUs with AMX (torch 2.15) is a
+        # hundred times slower: 54 s instead of 3.4 s of CPU time per volume. Channels are summed in parts
+        # there; in float32 never, so its bits are those of the original.
         whole = self.in_channels <= _WIDEST_DILATED or self.dilation[0] == 1
         if whole or maps.device.type != "cpu" or not torch.is_autocast_enabled("cpu"):
             return super().forward(maps)

@@ -1,1 +1,1 @@
-"""Files to volumes: DICOM folders and NIfTI images become one `Volume` type, or a stable reason why not."""
+"""Files to volumes: DICOM folders and NIfTI images become one `Volume` type or a stable refusal code."""

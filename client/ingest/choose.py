@@ -1,4 +1,4 @@
-"""Pick one series where a patient has several of one modality, by the site's rule, and say why."""
+"""Pick one of a patient's series by the site's rule, and say why."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["Choice", "Prefer", "SeriesRule", "choose_each", "choose_series"]
 
 
 class Prefer(StrEnum):
-    """What decides between series that fit equally."""
+    """What decides between series that fit the rule."""
 
     MOST_SLICES = "most-slices"
     THINNEST = "thinnest"
@@ -23,60 +23,43 @@ class Prefer(StrEnum):
 
 @dataclass(frozen=True)
 class SeriesRule:
-    """Which series a modality is taken from.
-
-    Args:
-        plane: In which its slices must lie, or None for any.
-        description: Regular expression that the description must contain (any case), or None for any.
-        prefer: What decides between those that fit; then the other measure, the series number and the name.
-        modality: DICOM modality it must have (``CT``, ``MR``), or None for any.
+    """Which series a modality is taken from; None means any.
 
     Raises:
-        InputError: If the expression is none.
+        InputError: If ``description`` is no regular expression.
     """
 
     plane: Plane | None = None
-    description: str | None = None
-    prefer: Prefer = Prefer.MOST_SLICES
-    modality: str | None = None
+    description: str | None = None  # regular expression, searched in any case
+    prefer: Prefer = Prefer.MOST_SLICES  # ties: the other measure, series number, name
+    modality: str | None = None  # DICOM modality, such as CT or MR
 
     def __post_init__(self) -> None:
         try:
             re.compile(self.description or "")
         except re.error as error:
-            raise InputError(
-                f"series rule: {self.description!r} is not a regular expression: {error}"
-            ) from error
+            message = f"series rule: {self.description!r} is not a regular expression: {error}"
+            raise InputError(message) from error
 
 
 @dataclass(frozen=True)
 class Choice:
-    """What a rule decided.
+    """What a rule decided."""
 
-    Args:
-        entry: The series, or None where none fits.
-        why: One sentence.
-        passed_over: Output name and reason of every other converted series.
-    """
-
-    entry: SeriesEntry | None
-    why: str
-    passed_over: tuple[tuple[str, str], ...]
+    entry: SeriesEntry | None  # None if no series fits
+    why: str  # one sentence
+    passed_over: tuple[tuple[str, str], ...]  # output name and reason of every other converted series
 
 
 def choose_series(entries: Sequence[SeriesEntry], rule: SeriesRule) -> Choice:
-    """Pick one series of one patient.
-
-    Args:
-        entries: Of one patient; refused ones are passed over in silence.
-        rule: The site's rule.
+    """Pick one series of one patient; refused entries are ignored.
 
     Raises:
         InputError: If the entries are of several patients.
     """
     usable = [entry for entry in entries if entry.outcome is Outcome.CONVERTED]
     if len({entry.patient for entry in usable}) > 1:
-        raise InputError("the folder holds several patients; convert the folder of each patient on its own")
+        raise InputError("the folder holds several patients; convert each patient's folder separately")
     misfits = {entry.identity: misfit for entry in usable if (misfit := _misfit(entry, rule))}
     fitting = sorted(
         (entry for entry in usable if entry.identity not in misfits), key=lambda e: _rank(e, rule.prefer)
@@ -97,12 +80,7 @@ def choose_series(entries: Sequence[SeriesEntry], rule: SeriesRule) -> Choice:
 
 
 def choose_each(entries: Sequence[SeriesEntry], rules: Mapping[str, SeriesRule]) -> dict[str, Choice]:
-    """Pick a series for each modality; a series that one modality has taken is not given to another.
-
-    Args:
-        entries: Of one patient.
-        rules: Modality to rule; served in this order.
-    """
+    """Pick a series of one patient for each modality, in the order of ``rules``; none is used twice."""
     left = list(entries)
     choices = {}
     for modality, rule in rules.items():

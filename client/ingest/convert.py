@@ -1,4 +1,4 @@
-"""``mmare-site convert``: a folder of DICOM files to one NIfTI per usable series, and a report."""
+"""``mmare-site convert``: a folder of DICOM files to one NIfTI file per usable series, and a report."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
-import SimpleITK as sitk  # noqa: N813  its own manual's name
+import SimpleITK as sitk  # noqa: N813  the usual name
 
 from client.ingest.choose import SeriesRule, choose_each
 from client.ingest.dicom.folder import make_volume, scan_folder
@@ -32,30 +32,29 @@ def convert_folder(
 ) -> Report:
     """Convert every usable series below a folder.
 
-    Nothing is written to the source, and in the output folder only to files of an earlier run over the same
-    source. A bad file or series never stops the others.
+    The source is never written to; in the output folder only files of an earlier run over the same source are
+    replaced. A bad file or series never stops the others.
 
     Args:
-        source: What a scanner or archive exported.
-        out: Made if absent; receives ``<series number>_<description>[_n].nii.gz`` and ``report.json``.
-        progress: Called with a stage (``scan``, ``convert``), how many are done and how many there are.
-        rules: Modality to rule: which series each modality is taken from, for the report.
+        source: Export of a scanner or archive.
+        out: Created if absent; receives ``<series number>_<description>[_n].nii.gz`` and ``report.json``.
+        progress: Called with the stage (``scan``, ``convert``), done and total.
+        rules: Per modality, which series to choose; the choices go into the report.
 
     Returns:
-        What became of every series and file; `Report.anything_refused` tells whether something was left out.
+        The outcome of every series and file; `Report.anything_refused` is True if something was left out.
 
     Raises:
-        InputError: If a folder is absent, or the output is within the source or belongs to another
-            conversion.
+        InputError: If the source is absent, or the output is inside it or belongs to another conversion.
         RunError: If the output cannot be written.
     """
-    tell = progress or (lambda _stage, _done, _total: None)
+    report_progress = progress or (lambda _stage, _done, _total: None)
     source, out = _check_folders(source, out)
     digest = hashlib.sha256(str(source).encode(errors="surrogateescape")).hexdigest()
     try:
         out.mkdir(parents=True, exist_ok=True)
         names = OwnedNames(out, digest)
-        frames, ignored = scan_folder(source, tell)
+        frames, ignored = scan_folder(source, report_progress)
         parts = find_parts(frames, _fingerprint_or_none)
         entries = _planned_entries(parts, names)
         report = Report(
@@ -65,15 +64,13 @@ def convert_folder(
             n_files=len({frame.file.path for frame in frames}) + len(ignored),
             left_over=names.left_over(entry.identity for entry in entries),
         )
-        write_json(
-            out / REPORT_NAME, report.to_json(finished=False)
-        )  # says which files are ours, should we be killed
+        write_json(out / REPORT_NAME, report.to_json(finished=False))  # claims our files if we are killed
         for index, part in enumerate(parts):
-            tell("convert", index, len(parts))
+            report_progress("convert", index, len(parts))
             entries[index] = _convert_part(part, entries[index], out)
             if entries[index].outcome is Outcome.REFUSED:
                 names.discard(entries[index].identity)
-        tell("convert", len(parts), len(parts))
+        report_progress("convert", len(parts), len(parts))
         report = replace(report, series=tuple(entries))
         report = replace(report, chosen=_chosen(report, rules or {}))
         write_json(out / REPORT_NAME, report.to_json())
@@ -85,16 +82,8 @@ def convert_folder(
 
 
 def write_volume(volume: Volume, path: Path) -> None:
-    """Write a volume as NIfTI with SimpleITK, in one step.
-
-    Args:
-        volume: Upright: its axes at right angles.
-        path: Ends in ``.nii.gz``.
-
-    Raises:
-        RunError: If it cannot be written.
-    """
-    affine_mm = ras_to_lps(volume.affine_mm)  # SimpleITK counts as DICOM does
+    """Write a volume with orthogonal axes as ``.nii.gz``, atomically; a RunError if it cannot be written."""
+    affine_mm = ras_to_lps(volume.affine_mm)  # SimpleITK uses DICOM's axes
     image = sitk.GetImageFromArray(np.ascontiguousarray(volume.voxels.transpose(2, 1, 0)))
     image.SetSpacing(volume.spacing_mm)  # type: ignore[no-untyped-call]  # SimpleITK's wrapper has no types
     image.SetOrigin(affine_mm[:3, 3].tolist())  # type: ignore[no-untyped-call]  # as above
@@ -127,10 +116,9 @@ def _fingerprint_or_none(frame: Frame) -> bytes | None:
 
 
 def _planned_entries(parts: Sequence[Part], names: OwnedNames) -> list[SeriesEntry]:
-    """An entry for every part, those that may become volumes with the name they will have."""
-    patients = {
-        patient: number for number, patient in enumerate(sorted({p.frames[0].file.patient for p in parts}), 1)
-    }
+    """An entry for every part; those that may become volumes get their output names."""
+    ids = sorted({part.frames[0].file.patient for part in parts})
+    patients = {patient: number for number, patient in enumerate(ids, 1)}
     counted: dict[tuple[str, str, int, int], int] = {}
     entries = []
     for part in parts:
@@ -168,7 +156,7 @@ def _convert_part(part: Part, entry: SeriesEntry, out: Path) -> SeriesEntry:
         made = make_volume(part)
     except ScanRefused as error:
         return replace(entry, reasons=(error.reason,), detail=error.detail, output=None)
-    except Exception as error:  # the next series must not suffer; the report names what happened
+    except Exception as error:  # must not stop the other series; the report names it
         return replace(entry, reasons=(ScanReason.NOT_CONVERTED,), detail=type(error).__name__, output=None)
     write_volume(made.volume, out / entry.output)
     return replace(

@@ -1,4 +1,4 @@
-"""Find the files of an exported folder and tell DICOM from the rest, without trusting any name."""
+"""Find the files of an exported folder and recognise DICOM by content, not by name."""
 
 from __future__ import annotations
 
@@ -13,27 +13,27 @@ __all__ = ["IgnoredFile", "list_files", "looks_like_dicom", "os_error_reason"]
 
 PREAMBLE_BYTES = 128  # of a part-10 file, before the letters DICM
 MAGIC = b"DICM"
-# Files without a preamble begin at once with group 0002 or 0008, an even element and (mostly) a short length.
+# Files without a preamble begin directly with group 0002 or 0008.
 _FIRST_GROUPS = (b"\x02\x00", b"\x08\x00", b"\x00\x08")  # 0002 and 0008 little endian, 0008 big endian
 _SHORTEST_HEADER = 8
-_HIGHEST_FIRST_ELEMENT = 0x0080  # the first element of group 0008 in any real file lies well below
+_HIGHEST_FIRST_ELEMENT = 0x0080  # the first element of group 0008 is well below it in any real file
 
 
 @dataclass(frozen=True)
 class IgnoredFile:
-    """A file or folder that took no part; ``path`` is relative to the folder that was converted."""
+    """A skipped file or folder; ``path`` is relative to the converted folder."""
 
     path: str
     reason: ScanReason
 
 
 def os_error_reason(error: OSError) -> ScanReason:
-    """The code of a file that the operating system would not give."""
+    """The code for a file that the operating system refused to open or read."""
     return ScanReason.PERMISSION_DENIED if isinstance(error, PermissionError) else ScanReason.UNREADABLE_FILE
 
 
 def list_files(source: Path, refuse: Callable[[Path, ScanReason], None]) -> list[Path]:
-    """Every regular file below a folder, in sorted order; links to folders are not followed.
+    """Every regular file below a folder, sorted; links to folders are not followed.
 
     ``refuse`` is called with each folder that could not be listed.
     """
@@ -53,14 +53,13 @@ def _is_regular(path: Path) -> bool:
     try:
         return path.is_file()
     except OSError:
-        return True  # opening it says what is wrong; pipes and sockets, which would block, never get here
+        return True  # opening it will name the error; pipes and sockets, which would block, never get here
 
 
 def looks_like_dicom(path: Path) -> bool:
-    """Whether a file begins like DICOM, with or without the part-10 preamble.
+    """True if a file has the part-10 preamble; False if it looks like DICOM without one.
 
-    Returns:
-        True with the preamble; False without, where the header must be read tolerantly.
+    Without the preamble the header must be read tolerantly.
 
     Raises:
         ScanRefused: If it is empty or is not DICOM.

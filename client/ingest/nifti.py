@@ -25,14 +25,10 @@ _INT16 = np.iinfo(np.int16)
 
 
 def read_nifti(path: Path) -> Volume:
-    """Read a ``.nii`` or ``.nii.gz`` file.
+    """Read a ``.nii`` or ``.nii.gz`` file: int16 if the values are whole and fit, else float32.
 
-    The affine is the sform where its code is above 0, else the qform where its is; a file with neither has a
-    grid but no place in the patient and is refused. Scaled values are computed; a fourth axis of length 1 is
-    dropped.
-
-    Returns:
-        The volume as it lies in the file: int16 where the values are whole and fit, else float32.
+    The affine is the sform if its code is above 0, else the qform likewise; a file with neither has no
+    position in the patient and is refused. Scaling is applied; trailing axes of length 1 are dropped.
 
     Raises:
         ScanRefused: With the reason; the message holds no path.
@@ -51,7 +47,7 @@ def read_nifti(path: Path) -> Volume:
     except (ImageFileError, HeaderDataError) as error:
         raise ScanRefused(ScanReason.NOT_NIFTI) from error
     except OSError as error:
-        if error.errno is None:  # nibabel's own: fewer bytes than promised
+        if error.errno is None:  # raised by nibabel: fewer bytes than promised
             raise ScanRefused(ScanReason.TRUNCATED_PIXEL_DATA) from error
         raise ScanRefused(os_error_reason(error)) from error
     except ValueError as error:  # fewer bytes than the header promises
@@ -60,8 +56,8 @@ def read_nifti(path: Path) -> Volume:
 
 
 def _check_whole(path: Path) -> None:
-    """Read a compressed file to its checksum, which nibabel never reaches: it stops at the last voxel."""
-    with path.open("rb") as stream:  # names what the system has against it
+    """Read a compressed file to its checksum; nibabel stops at the last voxel."""
+    with path.open("rb") as stream:  # gives the system's own error
         if path.suffix == ".gz":
             with gzip.open(stream) as content:
                 while content.read(_CHUNK_BYTES):
@@ -85,7 +81,7 @@ def _affine(image: nib.nifti1.Nifti1Pair) -> NDArray[np.float64]:
         raise ScanRefused(ScanReason.BAD_AFFINE, "Neither sform nor qform is set.")
     affine_mm = np.asarray(affine_mm, np.float64)
     if not np.isfinite(affine_mm).all() or abs(np.linalg.det(affine_mm[:3, :3])) < SMALLEST_CELL_MM3:
-        raise ScanRefused(ScanReason.BAD_AFFINE, "It is not finite or flat.")
+        raise ScanRefused(ScanReason.BAD_AFFINE, "It is singular or not finite.")
     return affine_mm
 
 

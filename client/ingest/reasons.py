@@ -1,7 +1,7 @@
 """Why a scan was refused, and what was corrected: stable codes, one sentence each.
 
-The codes stand in ``report.json``, in the cache of embeddings and in metric labels: an existing one is never
-renamed. Sentences may change.
+The codes are stored in ``report.json``, the embedding cache and metric labels: never rename one.
+Caches from before that are matched by the start of their sentence (`client.data.cache`), so keep it.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class ScanReason(StrEnum):
     UNREADABLE_FILE = "unreadable-file"
     PERMISSION_DENIED = "permission-denied"
     DICOMDIR = "dicomdir"
-    # what a picture is
+    # kind of image
     DERIVED_OBJECT = "derived-object"
     SECONDARY_CAPTURE = "secondary-capture"
     COLOUR = "colour"
@@ -35,7 +35,7 @@ class ScanReason(StrEnum):
     NO_DECODER = "no-decoder"
     TRUNCATED_PIXEL_DATA = "truncated-pixel-data"
     DAMAGED_PIXEL_DATA = "damaged-pixel-data"
-    # how the slices lie
+    # arrangement of slices
     TOO_FEW_SLICES = "too-few-slices"
     MIXED_ORIENTATION = "mixed-orientation"
     FOUR_DIMENSIONAL = "four-dimensional"
@@ -54,7 +54,7 @@ class ScanReason(StrEnum):
     TOO_SMALL = "too-small"
     NO_TISSUE = "no-tissue"
     DARK_BACKGROUND = "dark-background"
-    # volumes and masks, as an encoder needs them
+    # volumes and masks as encoder input
     NON_FINITE_VOXELS = "non-finite-voxels"
     EMPTY_VOLUME = "empty-volume"
     CONSTANT_VOLUME = "constant-volume"
@@ -70,7 +70,7 @@ class ScanReason(StrEnum):
 
 
 class Correction(StrEnum):
-    """What was done to a series so that it became a volume."""
+    """What was done to turn a series into a volume."""
 
     TILT = "tilt"
     UNEVEN_GAPS = "uneven-gaps"
@@ -83,7 +83,7 @@ class Correction(StrEnum):
     TILT_TAG_IGNORED = "tilt-tag-ignored"
 
 
-# What went wrong around a scan rather than in it: it is tried again at each run.
+# Transient: not caused by the scan itself, so it is retried in each run.
 PASSING: Final = frozenset(
     {ScanReason.PERMISSION_DENIED, ScanReason.UNREADABLE_FILE, ScanReason.MASK_COMMAND}
 )
@@ -144,7 +144,7 @@ _SENTENCES: Final[dict[ScanReason | Correction, str]] = {
 
 
 def explain(code: ScanReason | Correction) -> str:
-    """The sentence that a code stands for.
+    """The sentence for a code.
 
     Example:
         >>> explain(ScanReason.DICOMDIR)
@@ -153,12 +153,12 @@ def explain(code: ScanReason | Correction) -> str:
     return _SENTENCES[code]
 
 
-class ScanRefused(DataError):  # noqa: N818  reads as what happened: raise ScanRefused(reason)
+class ScanRefused(DataError):  # noqa: N818  names what happened
     """A file, series, slide or volume that cannot be used.
 
     Args:
         reason: The stable code.
-        detail: What was found, without path, name or identifier; follows the sentence of the code.
+        detail: What was found, without path, name or identifier; appended to the code's sentence.
 
     Example:
         >>> print(ScanRefused(ScanReason.TRUNCATED_PIXEL_DATA, "50 of 96 bytes."))
@@ -166,7 +166,7 @@ class ScanRefused(DataError):  # noqa: N818  reads as what happened: raise ScanR
     """
 
     def __init__(self, reason: ScanReason, detail: str = "") -> None:
-        super().__init__(reason, detail)  # what a pickled error is made again from
+        super().__init__(reason, detail)  # for pickling
         self.reason = reason
         self.detail = detail
 
@@ -175,7 +175,7 @@ class ScanRefused(DataError):  # noqa: N818  reads as what happened: raise ScanR
 
 
 def refused_by(error: DataError | OSError) -> ScanRefused:
-    """The refusal of a scan that an error means, without its path.
+    """Convert an error into a refusal, without the path.
 
     Example:
         >>> print(refused_by(FileNotFoundError(2, "No such file or directory", "/data/0001.nii.gz")))

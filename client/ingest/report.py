@@ -1,6 +1,6 @@
-"""What became of a folder: one entry per series found, one per file that took no part; and its JSON.
+"""The outcome for a folder: one entry per series, one per skipped file; and its JSON.
 
-The report stays at the hospital. It holds UIDs, descriptions and file names, but no name and no birth date;
+The report stays at the hospital. It holds UIDs, descriptions and file names, but no names or birth dates;
 patients are numbered.
 """
 
@@ -23,12 +23,12 @@ __all__ = ["REPORT_NAME", "Outcome", "Report", "SeriesEntry", "write_json"]
 REPORT_NAME = "report.json"
 REPORT_VERSION = 1
 
-# Files that may have held a scan; the others are no scans and nothing is lost without them.
+# Files that may have held a scan.
 _LOST = frozenset({ScanReason.EMPTY_FILE, ScanReason.UNREADABLE_FILE, ScanReason.PERMISSION_DENIED})
 
 
 class Outcome(StrEnum):
-    """What became of a series or file."""
+    """Outcome for a series or file."""
 
     CONVERTED = "converted"
     REFUSED = "refused"
@@ -37,54 +37,35 @@ class Outcome(StrEnum):
 
 @dataclass(frozen=True)
 class SeriesEntry:
-    """One series, or one part of a series that held different things.
+    """One series, or one part of a series that held different images."""
 
-    Args:
-        patient: Number of the patient within the folder, from 1.
-        part: Number of the part within its series, from 1.
-        series_number: SeriesNumber, 0 where absent.
-        description: SeriesDescription, or ProtocolName.
-        n_files: Files that the part came from.
-        n_frames: Pictures in it.
-        outcome: Converted or refused.
-        reasons: Why refused, the weightiest first.
-        detail: What was found, in words and numbers.
-        corrections: What was corrected, in order.
-        n_duplicates: Copies that were dropped.
-        output: Name of the NIfTI file within the output folder.
-        size: Voxels along x, y, z.
-        spacing_mm: Along x, y, z.
-        orientation: Such as ``LPS``.
-        plane: In which the slices lie.
-    """
-
-    patient: int
+    patient: int  # number within the folder, from 1
     study_uid: str
     series_uid: str
-    part: int
-    series_number: int
-    description: str
+    part: int  # number within the series, from 1
+    series_number: int  # 0 if absent
+    description: str  # SeriesDescription or ProtocolName
     modality: str
     n_files: int
     n_frames: int
     outcome: Outcome
-    reasons: tuple[ScanReason, ...] = ()
-    detail: str = ""
-    corrections: tuple[Correction, ...] = ()
-    n_duplicates: int = 0
-    output: str | None = None
-    size: tuple[int, ...] | None = None
-    spacing_mm: tuple[float, ...] | None = None
-    orientation: str | None = None
+    reasons: tuple[ScanReason, ...] = ()  # most important first
+    detail: str = ""  # what was found
+    corrections: tuple[Correction, ...] = ()  # in order
+    n_duplicates: int = 0  # dropped
+    output: str | None = None  # file name in the output folder
+    size: tuple[int, ...] | None = None  # voxels along x, y, z
+    spacing_mm: tuple[float, ...] | None = None  # along x, y, z
+    orientation: str | None = None  # such as LPS
     plane: Plane | None = None
 
     @property
     def identity(self) -> tuple[str, str, int, int]:
-        """What the entry is called from run to run."""
+        """Identifies the entry from run to run."""
         return self.study_uid, self.series_uid, self.series_number, self.part
 
     def to_json(self) -> dict[str, Any]:
-        """The entry as JSON has it: every code with its sentence."""
+        """The entry as JSON: every code with its sentence."""
         plain = {name: value for name, value in vars(self).items() if name not in ("reasons", "corrections")}
         return {
             **plain,
@@ -95,36 +76,28 @@ class SeriesEntry:
 
 @dataclass(frozen=True)
 class Report:
-    """What became of a folder.
+    """The outcome for a folder."""
 
-    Args:
-        source_digest: Tells whether a report is about the same folder, without naming it.
-        ignored: Files that took no part.
-        n_files: Files found.
-        chosen: For every modality of the site's rules, as JSON: which series and why.
-        left_over: Volumes of earlier runs whose series was not found this time.
-    """
-
-    source_digest: str
+    source_digest: str  # identifies the folder without naming it
     series: tuple[SeriesEntry, ...]
     ignored: tuple[IgnoredFile, ...]
     n_files: int
-    chosen: tuple[dict[str, Any], ...] = ()
-    left_over: tuple[dict[str, str | int], ...] = ()
+    chosen: tuple[dict[str, Any], ...] = ()  # JSON, per modality of the site's rules: which series and why
+    left_over: tuple[dict[str, str | int], ...] = ()  # volumes of earlier runs whose series is gone
 
     @property
     def converted(self) -> tuple[SeriesEntry, ...]:
-        """The entries that became a volume."""
+        """Entries that became a volume."""
         return tuple(entry for entry in self.series if entry.outcome is Outcome.CONVERTED)
 
     @property
     def refused(self) -> tuple[SeriesEntry, ...]:
-        """The entries that did not."""
+        """Entries that did not."""
         return tuple(entry for entry in self.series if entry.outcome is Outcome.REFUSED)
 
     @property
     def lost(self) -> tuple[IgnoredFile, ...]:
-        """Files that may have held a scan and could not be read."""
+        """Unreadable files that may have held a scan."""
         return tuple(file for file in self.ignored if file.reason in _LOST)
 
     @property
@@ -133,7 +106,7 @@ class Report:
         return bool(self.refused or self.lost)
 
     def to_json(self, *, finished: bool = True) -> dict[str, Any]:
-        """The report as it is written."""
+        """The report as JSON."""
         reasons = Counter(entry.reasons[0] for entry in self.refused if entry.reasons)
         return {
             "version": REPORT_VERSION,

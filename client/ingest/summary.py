@@ -1,4 +1,4 @@
-"""A conversion in a screenful."""
+"""A summary table of a conversion."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from rich.markup import escape
 from rich.table import Table
 
 if TYPE_CHECKING:
-    from client.ingest.report import Report, SeriesEntry
+    from client.ingest.report import Report
 
 __all__ = ["converted_table"]
 
 
 def converted_table(report: Report) -> Table:
-    """One row per series: what it is, what became of it, and why."""
+    """One row per series: what it is, its outcome, and why."""
     title = (
         f"{len(report.converted)} of {len(report.series)} series converted, "
-        f"{report.n_files} files, {len(report.ignored)} of them no part of a series"
+        f"{report.n_files} files, {len(report.ignored)} of them ignored"
     )
     table = Table(title=title, title_justify="left", box=None, padding=(0, 2))
     for heading in (
@@ -27,7 +27,7 @@ def converted_table(report: Report) -> Table:
         "size",
         "spacing mm",
         "outcome",
-        "why or how corrected",
+        "reasons, corrections",
     ):
         table.add_column(heading)
     for entry in report.series:
@@ -38,10 +38,6 @@ def converted_table(report: Report) -> Table:
             "x".join(str(count) for count in entry.size or ()) or "-",
             " ".join(f"{spacing:.3g}" for spacing in entry.spacing_mm or ()) or "-",
             escape(entry.output or entry.outcome.value),
-            escape(_remarks(entry)),
+            escape(", ".join([*entry.reasons, *entry.corrections]) or "-"),
         )
     return table
-
-
-def _remarks(entry: SeriesEntry) -> str:
-    return ", ".join([*entry.reasons, *entry.corrections]) or "-"

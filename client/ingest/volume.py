@@ -1,8 +1,7 @@
-"""One type for a scan, wherever it came from: voxels, and where in the patient each of them lies.
+"""One type for a scan from any source: voxels, and where in the patient each of them lies.
 
-DICOM counts millimetres towards the patient's left, back and head (LPS); NIfTI towards right, front and head
-(RAS). Both are right-handed and differ by half a turn about the long axis, so one constant converts either
-way.
+DICOM coordinates point to the patient's left, back and head (LPS), NIfTI's to right, front and head (RAS),
+both in millimetres. They differ by half a turn about the long axis, so one matrix converts either way.
 """
 
 from __future__ import annotations
@@ -20,35 +19,25 @@ __all__ = ["LPS_TO_RAS", "RAS_TO_LPS", "Plane", "Volume", "lps_to_ras", "ras_to_
 
 LPS_TO_RAS: NDArray[np.float64] = np.diag([-1.0, -1.0, 1.0, 1.0])
 RAS_TO_LPS: NDArray[np.float64] = LPS_TO_RAS  # half a turn is its own inverse
-SMALLEST_CELL_MM3 = 1e-9  # a voxel below this has no volume: two of its axes coincide or one is zero
+SMALLEST_CELL_MM3 = 1e-9  # smaller voxels are degenerate: two axes coincide or one is zero
 
 _N_AXES = 3
 _AFFINE_SHAPE = (4, 4)
 
 
 class Plane(StrEnum):
-    """The plane in which a volume's slices lie: its third axis points across it."""
+    """The plane of a volume's slices, which the third axis crosses."""
 
     AXIAL = "axial"
     CORONAL = "coronal"
     SAGITTAL = "sagittal"
 
 
-_ACROSS = (
-    Plane.SAGITTAL,
-    Plane.CORONAL,
-    Plane.AXIAL,
-)  # by the world axis (R, A, S) the slices are stacked along
+_ACROSS = (Plane.SAGITTAL, Plane.CORONAL, Plane.AXIAL)  # by the world axis (R, A, S) of the stack
 
 
 def lps_to_ras(affine_mm: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Turn a voxel-to-world matrix of DICOM (LPS) into one of NIfTI (RAS).
-
-    Args:
-        affine_mm: ``(4, 4)``, voxel index to LPS millimetres.
-
-    Returns:
-        ``(4, 4)``, voxel index to RAS millimetres.
+    """Convert a voxel-to-world matrix ``(4, 4)`` from DICOM's LPS to NIfTI's RAS millimetres.
 
     Example:
         >>> lps_to_ras(np.eye(4)).diagonal().tolist()
@@ -58,14 +47,7 @@ def lps_to_ras(affine_mm: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def ras_to_lps(affine_mm: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Turn a voxel-to-world matrix of NIfTI (RAS) into one of DICOM (LPS); see `lps_to_ras`.
-
-    Args:
-        affine_mm: ``(4, 4)``, voxel index to RAS millimetres.
-
-    Returns:
-        ``(4, 4)``, voxel index to LPS millimetres.
-    """
+    """Convert a voxel-to-world matrix ``(4, 4)`` from NIfTI's RAS to DICOM's LPS millimetres."""
     return RAS_TO_LPS @ affine_mm
 
 
@@ -73,13 +55,11 @@ def ras_to_lps(affine_mm: NDArray[np.float64]) -> NDArray[np.float64]:
 class Volume:
     """A scan of one contrast at one time.
 
-    Args:
-        voxels: ``(x, y, z)`` int16 or float32, in the unit of the modality (HU for CT); of a converted DICOM
-            series x counts columns, y rows and z slices.
-        affine_mm: ``(4, 4)`` float64, voxel index to RAS millimetres.
+    Values have the modality's unit (HU for CT). In a converted DICOM series x counts columns, y rows and z
+    slices.
 
     Raises:
-        DataError: If the shape, the type or the affine is not such.
+        DataError: If shape, type or affine is invalid.
 
     Example:
         >>> scan = Volume(np.zeros((4, 5, 6), np.int16), np.diag([-1.0, -1.0, 3.0, 1.0]))
@@ -88,34 +68,36 @@ class Volume:
     """
 
     voxels: NDArray[np.int16] | NDArray[np.float32]  # (x, y, z)
-    affine_mm: NDArray[np.float64]  # (4, 4)
+    affine_mm: NDArray[np.float64]  # (4, 4), voxel index to RAS millimetres
 
     def __post_init__(self) -> None:
         if self.voxels.ndim != _N_AXES or 0 in self.voxels.shape:
-            raise DataError(f"a volume has three axes and no empty one, found shape {self.voxels.shape}")
+            raise DataError(f"expected three non-empty axes, found shape {self.voxels.shape}")
         if self.voxels.dtype not in (np.dtype(np.int16), np.dtype(np.float32)):
-            raise DataError(f"voxels are int16 or float32, found {self.voxels.dtype}")
+            raise DataError(f"expected int16 or float32 voxels, found {self.voxels.dtype}")
         if self.affine_mm.shape != _AFFINE_SHAPE or self.affine_mm.dtype != np.float64:
-            raise DataError("an affine is a 4 x 4 matrix of float64")
+            raise DataError(
+                f"expected a 4 x 4 affine of float64, found {self.affine_mm.shape} of {self.affine_mm.dtype}"
+            )
         if not np.isfinite(self.affine_mm).all() or not np.array_equal(self.affine_mm[3], (0, 0, 0, 1)):
-            raise DataError("an affine is finite and its last row is 0 0 0 1")
+            raise DataError("expected a finite affine with last row 0 0 0 1")
         if abs(np.linalg.det(self.affine_mm[:3, :3])) < SMALLEST_CELL_MM3:
-            raise DataError("an affine gives every voxel a volume; this one is flat")
+            raise DataError("the affine is singular: voxels have no volume")
 
     @property
     def spacing_mm(self) -> tuple[float, float, float]:
-        """Distance between voxel centres along x, y and z, in millimetres."""
+        """Distance between voxel centres along x, y and z."""
         x, y, z = np.linalg.norm(self.affine_mm[:3, :3], axis=0).tolist()
         return x, y, z
 
     @property
     def orientation(self) -> str:
-        """The anatomical direction that each axis runs towards, such as ``LPS``."""
+        """Anatomical direction of each axis, such as ``LPS``."""
         codes = nib.aff2axcodes(self.affine_mm)  # type: ignore[no-untyped-call]  # nibabel has no types here
         return "".join(str(letter) for letter in codes)
 
     @property
     def plane(self) -> Plane:
-        """The plane that the slices are nearest to."""
+        """The plane that the slices are closest to."""
         row, column = self.affine_mm[:3, 0], self.affine_mm[:3, 1]
         return _ACROSS[int(np.argmax(np.abs(np.cross(row, column))))]

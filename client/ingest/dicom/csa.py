@@ -1,8 +1,8 @@
-"""The private header of Siemens (CSA), as far as a mosaic needs it.
+"""Siemens' private header (CSA), as far as a mosaic needs it.
 
-Layout: https://nipy.org/nibabel/dicom/siemens_csa.html. Two versions exist; both are a list of named
-elements, each with items of text padded to four bytes. nibabel's own reader is no substitute: as of 5.4 it
-fails on every header of the first version (nipy/nibabel issue 817).
+Layout: https://nipy.org/nibabel/dicom/siemens_csa.html. Both versions are a list of named elements with text
+items padded to four bytes. nibabel's own reader is no substitute: as of 5.4 it fails on every header of the
+first version (nipy/nibabel issue 817).
 """
 
 from __future__ import annotations
@@ -12,20 +12,16 @@ import struct
 __all__ = ["read_csa"]
 
 _VERSION_2 = b"SV10"
-_MOST_ELEMENTS = 1000  # a real header has about 100; more is not a header
+_MOST_ELEMENTS = 1000  # real headers have about 100
 _NAME_BYTES = 64
 _ELEMENT = struct.Struct("<64si4siii")  # name, multiplicity, representation, SyngoDT, number of items, check
 _ITEM = struct.Struct("<4i")
 
 
 def read_csa(header: bytes) -> dict[str, tuple[str, ...]]:
-    """Read the elements of a CSA header.
+    """Parse the bytes of (0029,1010) or (0029,1020): element name to its non-empty values as text.
 
-    Args:
-        header: The bytes of (0029,1010) or (0029,1020).
-
-    Returns:
-        Element name to its non-empty values as text; empty where the bytes are no such header.
+    Empty if the bytes are no such header.
 
     Example:
         >>> read_csa(b"something else")
@@ -56,7 +52,7 @@ def _read(header: bytes) -> dict[str, tuple[str, ...]]:
         for _ in range(n_items):
             words = _ITEM.unpack_from(header, offset)
             offset += _ITEM.size
-            # the first version counts from the number of items of the first element
+            # the first version adds the first element's number of items to lengths
             length = words[1] if second else words[0] - first_n_items
             if length < 0 or offset + length > len(header):
                 break

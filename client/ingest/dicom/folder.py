@@ -1,4 +1,4 @@
-"""A folder of DICOM files to volumes: the whole path, without writing anything.
+"""A folder of DICOM files to volumes, without writing anything.
 
 `scan_folder` reads every header, `client.ingest.dicom.series` groups the frames, `make_volume` turns one part
 into a `Volume`. What cannot be corrected raises `ScanRefused` with its reason.
@@ -34,7 +34,7 @@ from client.ingest.volume import Volume
 
 __all__ = ["ConvertedSeries", "make_volume", "scan_folder"]
 
-SMALLEST_DRIFT_MM = 0.01  # rounding of positions; moving by less would only blur
+SMALLEST_DRIFT_MM = 0.01  # rounding of positions; smaller shifts would only blur
 SMALLEST_TILT_DEG = 0.1  # a stated tilt below this moves a 200 mm stack by a third of a millimetre
 
 Progress = Callable[[str, int, int], None]
@@ -42,19 +42,19 @@ Progress = Callable[[str, int, int], None]
 
 @dataclass(frozen=True)
 class ConvertedSeries:
-    """A volume and what was done to get it, in order."""
+    """A volume and the corrections that were applied, in order."""
 
     volume: Volume
     corrections: tuple[Correction, ...]
 
 
 def scan_folder(source: Path, progress: Progress) -> tuple[list[Frame], list[IgnoredFile]]:
-    """Read the header of every file below a folder, to which nothing is written.
+    """Read the header of every file below a folder, which is never written to.
 
     ``progress`` is called with ``("scan", done, total)``.
 
     Returns:
-        The frames of all DICOM files, and the files that took no part, with the reason.
+        The frames of all DICOM files, and the skipped files with the reason.
     """
     ignored: list[IgnoredFile] = []
 
@@ -76,53 +76,52 @@ def scan_folder(source: Path, progress: Progress) -> tuple[list[Frame], list[Ign
 
 
 def make_volume(part: Part) -> ConvertedSeries:
-    """Decode the slices of a part, which has no reasons against it, and lay them out evenly and upright.
+    """Decode the slices of a part without reasons against it, and make the stack even and upright.
 
-    Returns:
-        The volume. Its voxels are ``(column, row, slice)``, slices in the direction of the normal.
+    The volume's voxels are ``(column, row, slice)``, slices in the direction of the normal.
 
     Raises:
-        ScanRefused: If pixels cannot be read, or the slices do not make a volume.
+        ScanRefused: If pixels cannot be read, or the slices do not form a volume.
     """
     frames = part.frames
-    noted = list(part.corrections)
+    corrections = list(part.corrections)
     if any(frame.file.photometric == "MONOCHROME1" for frame in frames):
-        noted.append(Correction.MONOCHROME1)
+        corrections.append(Correction.MONOCHROME1)
     if any(frame.scaling_is_private for frame in frames):
-        noted.append(Correction.PHILIPS_SCALING)
+        corrections.append(Correction.PHILIPS_SCALING)
     if frames[0].file.mosaic is not None:
-        return ConvertedSeries(unpack_mosaic(frames[0]), (*noted, Correction.MOSAIC))
-    return _make_stack(frames, noted)
+        return ConvertedSeries(unpack_mosaic(frames[0]), (*corrections, Correction.MOSAIC))
+    return _make_stack(frames, corrections)
 
 
-def _make_stack(frames: tuple[Frame, ...], noted: list[Correction]) -> ConvertedSeries:
+def _make_stack(frames: tuple[Frame, ...], corrections: list[Correction]) -> ConvertedSeries:
     stack, frames = _sorted(frames)
     if len(frames) < MIN_SLICES:
         raise ScanRefused(ScanReason.TOO_FEW_SLICES)
-    stands = is_upright(stack)
+    is_tilted = not is_upright(stack)
     even = is_even(stack.along_mm)
     if not even:
         check_gaps(stack.along_mm, [frame.thickness_mm for frame in frames])
     slices = measured_values(frames)
     spacing_mm = _spacing(frames[0])
     origin_mm = stack.origin_mm
-    if not stands:
+    if is_tilted:
         slices, origin_mm = _set_upright(slices, stack, frames[0], spacing_mm)
-        noted.append(Correction.TILT)
+        corrections.append(Correction.TILT)
     elif abs(frames[0].file.tilt_deg) > SMALLEST_TILT_DEG:
-        noted.append(Correction.TILT_TAG_IGNORED)
+        corrections.append(Correction.TILT_TAG_IGNORED)
     gap_mm = stack.mean_gap_mm
     if not even:
         grid_mm = even_grid(stack.along_mm)
         slices = to_even_gaps(slices, stack.along_mm, grid_mm)
         gap_mm = float(grid_mm[1])
-        noted.append(Correction.UNEVEN_GAPS)
+        corrections.append(Correction.UNEVEN_GAPS)
     affine_mm = stack_affine(stack.axes, origin_mm, spacing_mm, gap_mm)
-    return ConvertedSeries(Volume(slices.transpose(2, 1, 0), affine_mm), tuple(noted))
+    return ConvertedSeries(Volume(slices.transpose(2, 1, 0), affine_mm), tuple(corrections))
 
 
 def _sorted(frames: tuple[Frame, ...]) -> tuple[Stack, tuple[Frame, ...]]:
-    """The frames along the normal, and how they lie by the orientation of the first."""
+    """The frames sorted along the normal, and their stack by the orientation of the first."""
     positions = np.array([frame.position_mm for frame in frames], np.float64)  # (n, 3)
     rough = stack_slices(positions, frames[0].orientation or ())
     exact = stack_slices(positions, frames[rough.order[0]].orientation or ())
@@ -138,7 +137,7 @@ def _spacing(frame: Frame) -> tuple[float, float]:
 def _set_upright(
     slices: Grid, stack: Stack, frame: Frame, spacing_mm: tuple[float, float]
 ) -> tuple[Grid, NDArray[np.float64]]:
-    """Undo the drift along columns and rows; the stack grows on the side that its first pixel moves from."""
+    """Undo the drift along columns and rows; the image grows on the side that its first pixel moves from."""
     padding = None if frame.file.padding is None else frame.file.padding * frame.slope + frame.intercept
     origin_mm = stack.origin_mm
     for direction, axis, step_mm in ((1, 1, spacing_mm[0]), (0, 2, spacing_mm[1])):

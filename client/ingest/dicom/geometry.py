@@ -1,7 +1,7 @@
-"""Where parallel slices lie: order, gaps and drift, as pure functions of numbers.
+"""Geometry of parallel slices: order, gaps and drift, as pure functions of numbers.
 
-All coordinates are DICOM's (LPS, millimetres) until `stack_affine`, which answers in RAS. A stack is
-described by how far each slice lies *along* the normal and how far it has drifted *within* its plane.
+Coordinates are DICOM's (LPS, mm), except that `stack_affine` returns RAS. A stack is described by each
+slice's distance *along* the normal and its drift *within* its plane.
 """
 
 from __future__ import annotations
@@ -30,54 +30,39 @@ __all__ = [
 ]
 
 SAME_PLACE_MM = 0.01  # positions are written to 1e-3 mm or finer; no slices lie closer than this
-SAME_ORIENTATION = (
-    5e-3  # cosines: a third of a degree; headers round to 1e-4, neighbouring planes differ by degrees
-)
-# A slice this far from its place on an even grid is drawn where it is: positions may be rounded to 0.1 mm.
-EVEN_MM = 0.1
-EVEN_SHARE = 0.2  # ... and never further than this share of the gap
-UPRIGHT_MM = 0.1  # drift that a whole stack may have; below half a pixel of any scanner
-UPRIGHT_SHARE = 1e-3  # ... or this share of its length (0.06 degrees), what rounded cosines amount to
-LARGEST_TILT_DEG = 45.0  # gantries tilt to 30; beyond this the pictures were not laid out as one stack
-WIDE_GAP = 1.5  # times the common gap: wider needs a reason
-WHOLE_MULTIPLE = 0.1  # a ratio this near to 2, 3, ... is a multiple: slices are missing
+SAME_ORIENTATION = 5e-3  # cosines: a third of a degree; headers round to 1e-4, planes differ by degrees
+EVEN_MM = 0.1  # tolerated distance of a slice from an even grid: positions may be rounded to 0.1 mm
+EVEN_SHARE = 0.2  # ... but at most this share of the gap
+UPRIGHT_MM = 0.1  # tolerated drift over a whole stack; below half a pixel of any scanner
+UPRIGHT_SHARE = 1e-3  # ... or this share of its length (0.06 degrees), the effect of rounded cosines
+LARGEST_TILT_DEG = 45.0  # gantries tilt to 30; beyond this the images are no stack
+WIDE_GAP = 1.5  # times the common gap: wider is suspicious
+WHOLE_MULTIPLE = 0.1  # tolerance for a ratio of 2, 3, ...: slices are missing
 WIDEST_GAP = 2.0  # times the common gap: wider is not interpolated
-SAME_GAP_SHARE = 0.05  # gaps within 5 % of one another count as the same one
-MOST_SLICES_PER_SLICE = 2  # an even grid has at most twice the slices that were measured
+SAME_GAP_SHARE = 0.05  # gaps within 5 % of one another count as equal
+MOST_SLICES_PER_SLICE = 2  # an even grid has at most twice the measured slices
 
 
 @dataclass(frozen=True, eq=False)
 class Stack:
-    """Parallel slices in their order along the normal.
+    """Parallel slices in their order along the normal."""
 
-    Args:
-        order: ``(n,)`` which of the given slices comes first, second, ...
-        axes: ``(3, 3)`` row direction, column direction, normal: one per row, orthonormal, LPS.
-        origin_mm: ``(3,)`` centre of the first pixel of the first slice, LPS.
-        along_mm: ``(n,)`` distance of each slice from the first along the normal, rising.
-        within_mm: ``(n, 2)`` drift of each slice against the first, along a row and along a column.
-    """
-
-    order: tuple[int, ...]
-    axes: NDArray[np.float64]
-    origin_mm: NDArray[np.float64]
-    along_mm: NDArray[np.float64]
-    within_mm: NDArray[np.float64]
+    order: tuple[int, ...]  # (n,) index of the given slice that comes first, second, ...
+    axes: NDArray[np.float64]  # (3, 3) row direction, column direction, normal: one per row, orthonormal, LPS
+    origin_mm: NDArray[np.float64]  # (3,) centre of the first pixel of the first slice, LPS
+    along_mm: NDArray[np.float64]  # (n,) distance of each slice from the first along the normal, rising
+    within_mm: NDArray[np.float64]  # (n, 2) drift of each slice against the first, along rows and columns
 
     @property
     def mean_gap_mm(self) -> float:
-        """Distance from slice to slice, averaged over the stack."""
+        """Mean distance between slices."""
         return float(self.along_mm[-1]) / max(1, len(self.along_mm) - 1)
 
 
 def unit_axes(orientation: Sequence[float]) -> NDArray[np.float64]:
-    """Row direction, column direction and normal from the six cosines, made exactly orthonormal.
+    """Row direction, column direction and normal from the six cosines: ``(3, 3)``, one per row, right-handed.
 
-    The cosines of a header are rounded; the column is turned within the plane until it stands upright on the
-    row.
-
-    Returns:
-        ``(3, 3)``, one axis per row, LPS, right-handed.
+    The header's cosines are rounded; the column is made exactly orthogonal to the row.
     """
     row = np.asarray(orientation[:3], np.float64)
     row /= np.linalg.norm(row)
@@ -88,19 +73,19 @@ def unit_axes(orientation: Sequence[float]) -> NDArray[np.float64]:
 
 
 def same_orientation(one: Sequence[float], other: Sequence[float]) -> bool:
-    """Whether two pictures lie in parallel planes, turned the same way, as far as rounded cosines tell."""
+    """Whether two images are parallel and turned the same way, within the rounding of cosines."""
     return max(abs(a - b) for a, b in zip(one, other, strict=True)) <= SAME_ORIENTATION
 
 
 def same_place(positions_mm: NDArray[np.float64], orientation: Sequence[float]) -> NDArray[np.int64]:
-    """Number the places along the normal that slices lie at, and give every slice the number of its own.
+    """Number the distinct positions of slices along the normal.
 
     Args:
         positions_mm: ``(n, 3)``, LPS.
         orientation: The six cosines.
 
     Returns:
-        ``(n,)``, from 0 in the direction of the normal; equal where slices coincide within 0.01 mm.
+        ``(n,)`` from 0 in the direction of the normal; equal for slices within 0.01 mm.
 
     Example:
         >>> same_place(np.array([[0, 0, 5.0], [0, 0, 0], [0, 0, 5.001]]), (1, 0, 0, 0, 1, 0)).tolist()
@@ -115,12 +100,7 @@ def same_place(positions_mm: NDArray[np.float64], orientation: Sequence[float]) 
 
 
 def stack_slices(positions_mm: NDArray[np.float64], orientation: Sequence[float]) -> Stack:
-    """Order slices along their normal.
-
-    Args:
-        positions_mm: ``(n, 3)`` centres of the first pixels, LPS, in any order.
-        orientation: The six cosines they share.
-    """
+    """Sort slices along their normal, given ``(n, 3)`` positions of first pixels and their common cosines."""
     axes = unit_axes(orientation)
     order = np.argsort(positions_mm @ axes[2], kind="stable")
     offsets = (positions_mm[order] - positions_mm[order[0]]) @ axes.T  # (n, 3): row, column, normal
@@ -134,9 +114,9 @@ def stack_slices(positions_mm: NDArray[np.float64], orientation: Sequence[float]
 
 
 def is_even(along_mm: NDArray[np.float64]) -> bool:
-    """Whether slices lie evenly: none further from its place on an even grid than positions are exact.
+    """Whether no slice is further from its place on an even grid than positions are exact.
 
-    Deviations are measured per slice, not per gap, so that rounded positions count once and do not add up.
+    Deviations are measured per slice, not per gap, so that rounding errors do not add up.
     """
     n_gaps = len(along_mm) - 1
     if n_gaps < 1:
@@ -170,16 +150,16 @@ def is_upright(stack: Stack) -> bool:
 def check_gaps(along_mm: NDArray[np.float64], thickness_mm: Sequence[float | None]) -> None:
     """Refuse a stack with a hole in it.
 
-    A gap much wider than the common one is a hole, unless the slices beside it are thicker in the same
-    measure, as where a protocol changes from thin to thick ones.
+    A gap much wider than the common one is a hole, unless the adjacent slices are thicker in proportion, as
+    where a protocol changes from thin to thick slices.
 
     Args:
         along_mm: ``(n,)``, rising.
-        thickness_mm: ``(n,)`` of each slice, None where not stated.
+        thickness_mm: ``(n,)`` of each slice, None if not stated.
 
     Raises:
-        ScanRefused: `ScanReason.MISSING_SLICES` where the gap is a whole multiple of the common one,
-            `ScanReason.GAP_TOO_WIDE` where it is more than twice the common one.
+        ScanRefused: `ScanReason.MISSING_SLICES` if the gap is a whole multiple of the common one,
+            `ScanReason.GAP_TOO_WIDE` if it is more than twice the common one.
     """
     gaps = np.diff(along_mm)
     common = _common_gap(gaps)
@@ -197,7 +177,7 @@ def check_gaps(along_mm: NDArray[np.float64], thickness_mm: Sequence[float | Non
 
 
 def _common_gap(gaps_mm: NDArray[np.float64]) -> float:
-    """The gap that most others are equal to; the narrowest of those that are equally common."""
+    """The gap that most others equal; the narrowest of several."""
     alike = np.abs(gaps_mm[:, None] - gaps_mm) <= SAME_GAP_SHARE * gaps_mm[:, None]  # (n, n)
     counts = alike.sum(axis=1)
     return float(gaps_mm[counts == counts.max()].min())
@@ -212,16 +192,9 @@ def _usual_thickness(
 
 
 def even_grid(along_mm: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Places of evenly spaced slices from the first measured one to the last.
+    """Evenly spaced places ``(m,)`` from the first to the last of rising places ``(n,)``, the first at 0.
 
-    As dcm2niix chooses them: no further apart than the narrowest gap, but at most twice as many as were
-    measured.
-
-    Args:
-        along_mm: ``(n,)``, strictly rising from 0.
-
-    Returns:
-        ``(m,)``, from 0 to ``along_mm[-1]``.
+    As in dcm2niix: no further apart than the narrowest gap, but at most twice as many as were measured.
 
     Example:
         >>> even_grid(np.array([0.0, 3.0, 6.0, 10.0])).tolist()
@@ -235,21 +208,18 @@ def even_grid(along_mm: NDArray[np.float64]) -> NDArray[np.float64]:
 def stack_affine(
     axes: NDArray[np.float64], origin_mm: NDArray[np.float64], spacing_mm: tuple[float, float], gap_mm: float
 ) -> NDArray[np.float64]:
-    """The affine of an upright, even stack whose voxels are ``(column, row, slice)``.
+    """Affine of an upright, even stack: voxel index ``(column, row, slice)`` to RAS mm.
 
     DICOM PS3.3 C.7.6.2.1.1, equation C.7.6.2.1-1, with the slice axis added.
 
     Args:
         axes: ``(3, 3)`` as in `Stack`.
         origin_mm: ``(3,)`` centre of the first voxel, LPS.
-        spacing_mm: Between rows, between columns, as PixelSpacing has them.
+        spacing_mm: Between rows, between columns, in the order of PixelSpacing.
         gap_mm: Between slices.
-
-    Returns:
-        ``(4, 4)``, voxel index to RAS millimetres.
     """
     affine = np.eye(4)
-    affine[:3, 0] = axes[0] * spacing_mm[1]  # along a row the column number rises
+    affine[:3, 0] = axes[0] * spacing_mm[1]  # the column number rises along a row
     affine[:3, 1] = axes[1] * spacing_mm[0]
     affine[:3, 2] = axes[2] * gap_mm
     affine[:3, 3] = origin_mm

@@ -1,4 +1,4 @@
-"""What a picture is, told from its header alone: a slice of a volume, or the reason why it is none."""
+"""Decide from the header alone whether an image is a slice of a volume, or why not."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from client.ingest.reasons import ScanReason
 
 __all__ = ["is_planned_from", "kind_reasons"]
 
-# Storage classes without a picture of the patient, by the beginning of their UID.
+# Storage classes without an image of the patient, by the prefix of their UID.
 _STORAGE = "1.2.840.10008.5.1.4.1.1."
 _DERIVED = tuple(
     _STORAGE + tail
@@ -54,7 +54,7 @@ _GREY = ("MONOCHROME1", "MONOCHROME2", "")
 
 
 def kind_reasons(frame: Frame) -> tuple[ScanReason, ...]:
-    """Every reason why a picture is no slice of a volume, the weightiest first; none if it may be one."""
+    """Every reason why an image is no slice of a volume, most important first; none if it may be one."""
     file = frame.file
     if _is_derived(frame):
         return (ScanReason.DERIVED_OBJECT,)
@@ -63,15 +63,15 @@ def kind_reasons(frame: Frame) -> tuple[ScanReason, ...]:
         (ScanReason.SECONDARY_CAPTURE, _is_secondary_capture(frame)),
         (ScanReason.COLOUR, file.n_samples > 1 or file.photometric not in _GREY),
         (ScanReason.LOCALIZER, not _SCOUT_TYPES.isdisjoint(part.upper() for part in frame.image_type)),
-        (ScanReason.UNKNOWN_TRANSFER_SYNTAX, not _is_standard(file.transfer_syntax)),
+        (ScanReason.UNKNOWN_TRANSFER_SYNTAX, not UID(file.transfer_syntax, IGNORE).is_transfer_syntax),
     )
     reasons = tuple(reason for reason, applies in checks if applies)
-    placed = frame.position_mm and frame.orientation and frame.spacing_mm
-    return reasons if reasons or placed else (ScanReason.NO_GEOMETRY,)
+    has_geometry = frame.position_mm and frame.orientation and frame.spacing_mm
+    return reasons if reasons or has_geometry else (ScanReason.NO_GEOMETRY,)
 
 
 def is_planned_from(description: str) -> bool:
-    """Whether a series calls itself a localizer, for the many that say so only in their description.
+    """Whether a description names a localizer; many series say so nowhere else.
 
     Example:
         >>> is_planned_from("3-Plane Loc SSFSE"), is_planned_from("T2 blocked")
@@ -92,7 +92,3 @@ def _is_secondary_capture(frame: Frame) -> bool:
     uid = frame.file.sop_class_uid
     screen = not _SCREEN.isdisjoint(part.upper() for part in frame.image_type)
     return uid == _SECONDARY_CAPTURE or uid.startswith(_SECONDARY_CAPTURE + ".") or screen
-
-
-def _is_standard(uid: str) -> bool:
-    return UID(uid, IGNORE).is_transfer_syntax

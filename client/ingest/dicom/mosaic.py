@@ -1,9 +1,9 @@
-"""Siemens mosaics: one picture that holds the slices of a volume side by side.
+"""Siemens mosaics: one image that holds the slices of a volume side by side.
 
-The tiles fill a square, ``ceil(sqrt(n))`` on each side, row by row. The position in the header is that of a
-picture as large as the mosaic with the same centre as one tile; the first tile's own is found by going back
-(https://nipy.org/nibabel/dicom/dicom_mosaic.html). The direction in which slices follow one another is only
-in the private header: the normal of the picture may point the other way.
+The tiles fill a square, ``ceil(sqrt(n))`` on each side, row by row. The header's position is that of an
+image as large as the mosaic, concentric with one tile; the first tile's is computed from it
+(https://nipy.org/nibabel/dicom/dicom_mosaic.html). The slice direction is only in the private header: the
+image's normal may point the other way.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from client.ingest.volume import Volume
 
 __all__ = ["unpack_mosaic"]
 
-_ALONG_NORMAL = 0.9  # cosine: the stated direction is the picture's normal or its opposite, nothing between
+_ALONG_NORMAL = 0.9  # cosine: the stated direction is the image's normal or its opposite
 
 
 def unpack_mosaic(frame: Frame) -> Volume:
-    """Cut a mosaic into the volume it shows.
+    """Split a mosaic into its volume.
 
     Raises:
-        ScanRefused: If the number of tiles, the slice direction or the distance between slices is missing, or
-            the pixels cannot be read.
+        ScanRefused: If the number of tiles, the slice direction or the slice distance is missing, or the
+            pixels cannot be read.
     """
     layout, spacing_mm, position_mm = frame.file.mosaic, frame.spacing_mm, frame.position_mm
     gap_mm = frame.slice_step_mm
@@ -48,13 +48,11 @@ def unpack_mosaic(frame: Frame) -> Volume:
     if abs(along) < _ALONG_NORMAL:
         raise ScanRefused(ScanReason.MOSAIC_WITHOUT_LAYOUT, "The slice direction is not across the picture.")
     (picture,) = measured_values([frame])
-    tiles = (
-        picture.reshape(side, height, side, width).swapaxes(1, 2).reshape(-1, height, width)[: layout.n_tiles]
-    )
+    tiles = picture.reshape(side, height, side, width).swapaxes(1, 2).reshape(-1, height, width)
     origin_mm = (
         np.array(position_mm, np.float64)
         + axes[0] * spacing_mm[1] * (columns - width) / 2
         + axes[1] * spacing_mm[0] * (rows - height) / 2
     )
     affine_mm = stack_affine(axes, origin_mm, (spacing_mm[0], spacing_mm[1]), math.copysign(gap_mm, along))
-    return Volume(tiles.transpose(2, 1, 0), affine_mm)
+    return Volume(tiles[: layout.n_tiles].transpose(2, 1, 0), affine_mm)

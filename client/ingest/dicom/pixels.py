@@ -1,9 +1,8 @@
-"""Decode pictures and turn stored values into measured ones.
+"""Decode images and turn stored values into measured ones.
 
 Codecs are pydicom's: its own for plain and run-length data, GDCM for JPEG, JPEG-LS and JPEG 2000, OpenJPEG
-for HTJ2K. Values are ``stored x slope + intercept`` of each picture. MONOCHROME1 says how a picture is
-displayed, not what was measured, and padding is a value like any other here: both are left as they are, as
-dcm2niix leaves them.
+for HTJ2K. Values are ``stored x slope + intercept`` per image. As in dcm2niix, MONOCHROME1 (a matter of
+display) and padding values are left as they are.
 """
 
 from __future__ import annotations
@@ -31,18 +30,18 @@ from client.ingest.reasons import ScanReason, ScanRefused
 __all__ = ["fingerprint", "measured_values", "stored_values"]
 
 _PIXEL_KEYWORDS = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
-_END_OF_IMAGE = b"\xff\xd9"  # what every stream of the JPEG family ends with
-_TRAILING_BYTES = 64  # padding that encoders put after it
+_END_OF_IMAGE = b"\xff\xd9"  # ends every stream of the JPEG family
+_TRAILING_BYTES = 64  # padding that encoders append
 _BITS_PER_BYTE = 8
 _OVERLAY_GROUPS = range(0x6000, 0x6020, 2)
 _INT16 = np.iinfo(np.int16)
 
 
 def stored_values(frames: Sequence[Frame]) -> Iterator[tuple[int, NDArray[np.generic]]]:
-    """Decode pictures, each file being read once.
+    """Decode images, reading each file once.
 
     Yields:
-        The place of a frame among those given, and its values ``(rows, columns)`` as they are stored.
+        A frame's index among those given, and its stored values ``(rows, columns)``.
 
     Raises:
         ScanRefused: If a file or its pixel data cannot be read.
@@ -62,10 +61,10 @@ def stored_values(frames: Sequence[Frame]) -> Iterator[tuple[int, NDArray[np.gen
 
 
 def measured_values(frames: Sequence[Frame]) -> Grid:
-    """Decode pictures of one size and apply the slope and intercept of each.
+    """Decode images of one size and apply the slope and intercept of each.
 
     Returns:
-        ``(n, rows, columns)``: int16 where every value is whole and fits, else float32.
+        ``(n, rows, columns)``: int16 if all values are whole and fit, else float32.
 
     Raises:
         ScanRefused: If a file or its pixel data cannot be read.
@@ -79,11 +78,7 @@ def measured_values(frames: Sequence[Frame]) -> Grid:
 
 
 def fingerprint(frame: Frame) -> bytes:
-    """A hash that is equal for pictures with equal values.
-
-    Raises:
-        ScanRefused: If the pixel data cannot be read.
-    """
+    """A hash that is equal for images with equal values; a ScanRefused if they cannot be read."""
     (_, values), *_ = stored_values([frame])
     whole = np.ascontiguousarray(values, np.float64)
     digest = hashlib.sha256(np.array([frame.slope, frame.intercept]).tobytes())
@@ -101,7 +96,7 @@ def _scale(stored: NDArray[np.generic], slope: float, intercept: float) -> NDArr
 
 def _decode(file: FileHeader, indices: list[int]) -> Iterator[NDArray[np.generic]]:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of padding and of broken values elsewhere in the header
+        warnings.simplefilter("ignore")  # about padding and invalid values elsewhere in the header
         dataset = _read(file)
         _check_decoder(file)
         _check_length(file, dataset)
@@ -109,7 +104,7 @@ def _decode(file: FileHeader, indices: list[int]) -> Iterator[NDArray[np.generic
         try:
             for values, _ in decoder.iter_array(dataset, indices=indices, raw=True):
                 yield _without_overlay(dataset, values)
-        except Exception as error:  # codecs raise what they like
+        except Exception as error:  # codecs raise anything
             raise ScanRefused(ScanReason.DAMAGED_PIXEL_DATA) from error
 
 
@@ -159,7 +154,7 @@ def _check_length(file: FileHeader, dataset: Dataset) -> None:
 
 
 def _without_overlay(dataset: Dataset, values: NDArray[np.generic]) -> NDArray[np.generic]:
-    """Clear the bits above BitsStored where an old overlay hides in them."""
+    """Clear the bits above BitsStored if an old overlay is hidden in them."""
     bits = int(number(dataset, "BitsStored") or 0)
     hidden = any(
         (group, 0x0102) in dataset and (number(dataset, (group, 0x0102)) or 0) >= bits

@@ -1,4 +1,4 @@
-"""Read the header of one DICOM file into a `FileHeader` and its `Frame`s; pixel data stay on the disk."""
+"""Read the header of one DICOM file into a `FileHeader` and its `Frame`s, without the pixel data."""
 
 from __future__ import annotations
 
@@ -28,11 +28,10 @@ _PHILIPS_SCALE_SLOPE = (0x2005, 0x100E)
 _PHILIPS_FRAME = (0x2005, 0x140F)
 _SIEMENS_CSA = "SIEMENS CSA HEADER"
 _SIEMENS_MR = "SIEMENS MR HEADER"
-# Cosines rounded to two digits are still directions; all zeros, as some anonymisers write, are not.
-_LOOSE = 0.05
+_LOOSE = 0.05  # admits cosines rounded to two digits, not the zeros that some anonymisers write
 _N_POSITION, _N_ORIENTATION, _N_SPACING = 3, 6, 2
 
-# For every key: where a classic file says it, and where the functional groups of an enhanced one do.
+# Per key: its keyword in a classic file, and in the functional groups of an enhanced one.
 _NUMERIC_KEYS = {
     Key.ECHO: ("EchoTime", "EffectiveEchoTime"),
     Key.ECHO_NUMBER: ("EchoNumbers", ""),
@@ -40,25 +39,22 @@ _NUMERIC_KEYS = {
     Key.FLIP: ("FlipAngle", "FlipAngle"),
     Key.ENERGY: ("KVP", "KVP"),
     Key.THICKNESS: ("SliceThickness", "SliceThickness"),
-    # A classic series in time is one measurement: it stays together and is refused as four-dimensional.
+    # A classic time series is one measurement: it stays together and is refused as four-dimensional.
     Key.TEMPORAL: ("", "TemporalPositionIndex"),
     Key.B_VALUE: ("DiffusionBValue", "DiffusionBValue"),
     Key.ACQUISITION: ("AcquisitionNumber", "FrameAcquisitionNumber"),
 }
-_TEXT_KEYS = {
-    Key.STACK: ("", "StackID"),
-    Key.KERNEL: ("ConvolutionKernel", "ConvolutionKernel"),
-}
+_TEXT_KEYS = {Key.STACK: ("", "StackID"), Key.KERNEL: ("ConvolutionKernel", "ConvolutionKernel")}
 
 
 @dataclass(frozen=True)
 class _Facts:
-    """The data sets that describe one frame, the most particular first."""
+    """The data sets that describe one frame, most specific first."""
 
     places: tuple[Dataset, ...]
 
     def holder(self, keyword: str) -> Dataset:
-        """The data set that holds an element; the least particular one where none does."""
+        """The data set that holds an element; the least specific one if none does."""
         return next((place for place in self.places if keyword in place), self.places[-1])
 
     def number(self, keyword: str) -> float | None:
@@ -72,7 +68,7 @@ class _Facts:
 
 
 def transfer_syntax_of(dataset: pydicom.FileDataset) -> str:
-    """The UID of the transfer syntax; where a file does not say, the plain one of its header."""
+    """UID of the transfer syntax; if not stated, the uncompressed one of the header's encoding."""
     stated = text(getattr(dataset, "file_meta", Dataset()), "TransferSyntaxUID")
     if stated:
         return stated
@@ -83,21 +79,18 @@ def transfer_syntax_of(dataset: pydicom.FileDataset) -> str:
 
 
 def read_frames(path: Path) -> list[Frame]:
-    """Read the pictures that a file describes.
+    """Read the images that a file describes.
 
     Returns:
-        One frame per picture, at least one: an object without pictures has one frame too, to be refused by
-        name.
+        One frame per image, at least one: an object without images gets one too, to be refused as such.
 
     Raises:
         ScanRefused: If the file is empty, not DICOM, a DICOMDIR or unreadable.
-        OSError: If the operating system would not give it.
+        OSError: If the operating system refuses access.
     """
     part_10 = looks_like_dicom(path)
     with warnings.catch_warnings():
-        warnings.simplefilter(
-            "ignore"
-        )  # pydicom warns of every value that breaks a rule; what matters is checked
+        warnings.simplefilter("ignore")  # about every invalid value; those that matter are checked
         try:
             dataset, has_pixels = _read_header(path, force=not part_10)
             file = _file_header(path, dataset, has_pixels=has_pixels)
@@ -126,9 +119,7 @@ def _read_header(path: Path, *, force: bool) -> tuple[pydicom.FileDataset, bool]
         raise ScanRefused(ScanReason.UNREADABLE_FILE if not force else ScanReason.NOT_DICOM)
     if force and not (text(dataset, "SOPClassUID") or text(dataset, "Modality")):
         raise ScanRefused(ScanReason.NOT_DICOM)
-    deflated = (
-        transfer_syntax_of(dataset) == DeflatedExplicitVRLittleEndian
-    )  # read from memory: no place in the file
+    deflated = transfer_syntax_of(dataset) == DeflatedExplicitVRLittleEndian  # tell() says nothing here
     return dataset, followed or (deflated and "Rows" in dataset)
 
 
@@ -163,7 +154,7 @@ def _mosaic(dataset: Dataset) -> MosaicLayout:
     csa = private_value(dataset, 0x0029, _SIEMENS_CSA, 0x10)
     elements = read_csa(csa) if isinstance(csa, bytes) else {}
     stated = private_value(dataset, 0x0019, _SIEMENS_MR, 0x0A)
-    if isinstance(stated, bytes):  # an implicit file does not tell the type; it is an unsigned short
+    if isinstance(stated, bytes):  # implicit VR has no type; it is an unsigned short
         stated = int.from_bytes(stated[:2], "little")
     try:
         n_tiles = int(stated or (elements.get("NumberOfImagesInMosaic") or ("0",))[0])
@@ -192,10 +183,8 @@ def _macros(group: Dataset | None) -> tuple[Dataset, ...]:
 
 def _frame(file: FileHeader, index: int, facts: _Facts, group: Dataset) -> Frame:
     slope, intercept, is_private = _scaling(file, facts, group)
-    image_type = texts(
-        facts.holder("FrameType" if file.enhanced else "ImageType"),
-        "FrameType" if file.enhanced else "ImageType",
-    )
+    type_keyword = "FrameType" if file.enhanced else "ImageType"
+    image_type = texts(facts.holder(type_keyword), type_keyword)
     return Frame(
         file=file,
         index=index,
@@ -213,14 +202,14 @@ def _frame(file: FileHeader, index: int, facts: _Facts, group: Dataset) -> Frame
 
 
 def _orientation(cosines: Sequence[float] | None) -> tuple[float, ...] | None:
-    """The cosines, unless they are not two directions roughly at right angles."""
+    """The cosines, unless they are not two roughly orthogonal unit vectors."""
     if cosines is None:
         return None
     row, column = cosines[:3], cosines[3:]
     length = [sum(part * part for part in axis) for axis in (row, column)]
     across = sum(a * b for a, b in zip(row, column, strict=True))
-    upright = all(abs(squared - 1) < _LOOSE for squared in length) and abs(across) < _LOOSE
-    return tuple(cosines) if upright else None
+    orthonormal = all(abs(squared - 1) < _LOOSE for squared in length) and abs(across) < _LOOSE
+    return tuple(cosines) if orthonormal else None
 
 
 def _positive(spacing: tuple[float, ...] | None) -> tuple[float, ...] | None:
@@ -228,10 +217,10 @@ def _positive(spacing: tuple[float, ...] | None) -> tuple[float, ...] | None:
 
 
 def _scaling(file: FileHeader, facts: _Facts, group: Dataset) -> tuple[float, float, bool]:
-    """Slope and intercept of one frame.
+    """Slope, intercept, and whether they are Philips's private ones.
 
-    Philips MR displays values that it scaled per series; those that compare between series are its private
-    ones (Chenevert et al. 2014, https://doi.org/10.1593/tlo.13811), which dcm2niix gives too.
+    Philips MR scales displayed values per series; only its private scaling, which dcm2niix uses too, compares
+    between series (Chenevert et al. 2014, https://doi.org/10.1593/tlo.13811).
     """
     slope = facts.number("RescaleSlope") or 1.0
     intercept = facts.number("RescaleIntercept") or 0.0
@@ -251,7 +240,7 @@ def _keys(file: FileHeader, facts: _Facts, image_type: tuple[str, ...]) -> Itera
     place = 1 if file.enhanced else 0
     component = facts.text("ComplexImageComponent") if file.enhanced else ""
     yield Key.IMAGE_TYPE, "\\".join((*image_type, component)).rstrip("\\")
-    if file.manufacturer.startswith(_GE):  # its ImageType does not tell magnitude from phase, real, imaginary
+    if file.manufacturer.startswith(_GE):  # ImageType does not separate magnitude, phase, real, imaginary
         yield Key.COMPONENT, str(private_value(facts.places[-1], 0x0043, _GE_PARAMETERS, 0x2F))
     for key, keywords in _TEXT_KEYS.items():
         if keywords[place]:

@@ -1,10 +1,10 @@
-"""The two corrections that make new voxels: slices moved within their plane, and slices at even gaps.
+"""The two corrections that interpolate voxels: slices shifted within their plane, and slices at even gaps.
 
-Both are linear in one direction at a time and are what dcm2niix 1.0.20260724 does (``_Tilt`` and ``_Eq``): on
-the GE series of the shared data not one voxel differs from it by more than one unit, a tie of rounding.
+Both are linear along one axis at a time, as in dcm2niix 1.0.20260724 (``_Tilt`` and ``_Eq``): on the GE
+series of the shared data no voxel differs from it by more than one unit, a rounding tie.
 
-Where the picture has padding, a moved slice takes the nearer of two rows instead of their mean: padding is no
-measurement. Between slices it is mixed, as dcm2niix does.
+Next to padding, a shifted slice takes the nearer of two rows instead of their mean, as padding is no
+measurement. Between slices padding is mixed, as in dcm2niix.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ _HALF = 0.5
 def upright(
     slices: Grid, drift_mm: NDArray[np.float64], spacing_mm: float, axis: int, padding: float | None
 ) -> tuple[Grid, int]:
-    """Move every slice along one of its axes to where it lies in the patient.
+    """Shift every slice along one in-plane axis to its true position.
 
-    The picture grows by the whole pixels that the outermost slice is moved; new places hold the padding
-    value, or the smallest one of the stack where there is none.
+    The image grows by the whole pixels of the largest shift; new pixels hold ``padding``, or the smallest
+    value of the stack if that is None.
 
     Args:
         slices: ``(n, rows, columns)``.
-        drift_mm: ``(n,)`` how far each slice has drifted along the axis, 0 for the first.
+        drift_mm: ``(n,)`` drift of each slice along the axis, 0 for the first.
         spacing_mm: Between pixels along the axis.
-        axis: 1 to move along the columns (row by row), 2 along the rows.
-        padding: The value of places that were not measured, or None.
+        axis: 1 to shift along the columns (row by row), 2 along the rows.
+        padding: Value of pixels that were not measured.
 
     Returns:
         The larger slices, and the number of pixels added before the first one (for the origin).
@@ -48,9 +48,7 @@ def upright(
     places = np.arange(length + before + after) - before  # of the new pixels, in pixels of the first slice
     for index, shift in enumerate(moved_px.tolist()):
         source = places - shift
-        inside = (source > -1) & (
-            source <= length - 1
-        )  # the first pixel reaches outwards, the last does not: dcm2niix's edge
+        inside = (source > -1) & (source <= length - 1)  # dcm2niix extends the first edge, not the last
         low = np.clip(np.floor(source[inside]).astype(int), 0, length - 1)
         high = np.clip(np.floor(source[inside]).astype(int) + 1, 0, length - 1)
         share = (source[inside] - np.floor(source[inside]))[:, None]
@@ -59,15 +57,7 @@ def upright(
 
 
 def to_even_gaps(slices: Grid, along_mm: NDArray[np.float64], grid_mm: NDArray[np.float64]) -> Grid:
-    """Interpolate slices linearly at new places.
-
-    Args:
-        slices: ``(n, rows, columns)``.
-        along_mm: ``(n,)`` where they lie, rising.
-        grid_mm: ``(m,)`` where they are wanted, within the first and the last.
-
-    Returns:
-        ``(m, rows, columns)``.
+    """Interpolate slices ``(n, rows, columns)`` linearly from rising ``along_mm`` to ``grid_mm``.
 
     Example:
         >>> thick = np.array([0, 10, 40], np.int16).reshape(3, 1, 1)
@@ -84,7 +74,7 @@ def to_even_gaps(slices: Grid, along_mm: NDArray[np.float64], grid_mm: NDArray[n
 
 
 def _mix(low: Grid, high: Grid, share: float | NDArray[np.float64], padding: float | None) -> Grid:
-    """``low`` and ``high`` in the ratio ``1 - share : share``, rounded where values are whole."""
+    """``low`` and ``high`` weighted ``1 - share : share``, rounded for integers."""
     mixed = low * (1.0 - share) + high * share
     if padding is not None:
         near = np.where(np.asarray(share) > _HALF, high, low)

@@ -1,13 +1,13 @@
-"""Put frames into parts, each of which holds every position once: a volume, or the reason why not.
+"""Group frames into parts that hold every position once: a volume, or the reason why not.
 
 ::
 
     frames ── by series UID and number ──> no slices (report, capture, colour, localizer)   refused
                                       └──> by size, spacing, orientation ── too few          refused
                                                                        └──> no repeats       a volume
-                            copies dropped, then told apart by echo, image type, ...  <──┘   or refused
+                          copies dropped, then split by echo, image type, ...  <─────────┘   or refused
 
-Nothing here depends on file names, instance numbers or the order in which files were found.
+Nothing here depends on file names, instance numbers or the order of files.
 """
 
 from __future__ import annotations
@@ -27,10 +27,9 @@ from client.ingest.reasons import Correction, ScanReason
 
 __all__ = ["Part", "find_parts"]
 
-MIN_SLICES = 3  # fewer are pictures: their spacing cannot be checked and no encoder takes them
-# Repeats told apart only by time, b value or acquisition: up to four are volumes, more are a film.
-MOST_PHASES = 4
-MOST_MR_ACQUISITIONS = 2  # a scan and its repeat; MR dynamics number their times by acquisition
+MIN_SLICES = 3  # with fewer, spacing cannot be checked
+MOST_PHASES = 4  # repeats by time, b value or acquisition: up to four are volumes, more are a time series
+MOST_MR_ACQUISITIONS = 2  # a scan and its repeat; MR dynamics number time points by acquisition
 SAME_SPACING_SHARE = 1e-3  # pixel spacings written with three or more digits
 
 _PHASE_KEYS = frozenset({Key.TEMPORAL, Key.B_VALUE, Key.ACQUISITION})
@@ -41,42 +40,34 @@ Fingerprint = Callable[[Frame], bytes | None]
 
 @dataclass(frozen=True)
 class Part:
-    """Frames that were found to belong together.
+    """Frames that belong together."""
 
-    Args:
-        frames: At least one, in an order that does not depend on the files.
-        reasons: Why they are no volume, the weightiest first; empty where they may be one.
-        corrections: What was done to get here.
-        n_duplicates: Copies that were dropped.
-    """
-
-    frames: tuple[Frame, ...]
-    reasons: tuple[ScanReason, ...] = ()
+    frames: tuple[Frame, ...]  # at least one, in an order that does not depend on the files
+    reasons: tuple[ScanReason, ...] = ()  # why it is no volume, most important first
     corrections: tuple[Correction, ...] = ()
-    n_duplicates: int = 0
+    n_duplicates: int = 0  # dropped
 
 
 def find_parts(frames: Iterable[Frame], fingerprint: Fingerprint) -> list[Part]:
     """Group the frames of a whole folder.
 
-    ``fingerprint`` hashes the pixels of a frame, None where they cannot be read; it is called only where two
-    frames claim one position.
+    ``fingerprint`` hashes the pixels of a frame (None if unreadable); it is called only if two frames share a
+    position.
 
     Returns:
-        Parts by series number, then by UID; those of one series beside one another.
+        Parts by series number, then by UID; those of one series are adjacent.
     """
     series: dict[tuple[int, str, str, str], list[Frame]] = {}
     for frame in sorted(frames, key=lambda frame: frame.identity):
         file = frame.file
-        series.setdefault((file.series_number, file.study_uid, file.series_uid, file.patient), []).append(
-            frame
-        )
+        key = (file.series_number, file.study_uid, file.series_uid, file.patient)
+        series.setdefault(key, []).append(frame)
     return [part for key in sorted(series) for part in _parts_of_series(series[key], fingerprint)]
 
 
 def _parts_of_series(frames: Sequence[Frame], fingerprint: Fingerprint) -> list[Part]:
     slices: list[Frame] = []
-    refused: dict[ScanReason, list[Frame]] = {}  # by the weightiest reason
+    refused: dict[ScanReason, list[Frame]] = {}  # by the most important reason
     for frame in frames:
         reasons = _no_slice(frame)
         (refused.setdefault(reasons[0], []) if reasons else slices).append(frame)
@@ -103,7 +94,7 @@ def _reasons_in(group: Sequence[Frame]) -> tuple[ScanReason, ...]:
 
 
 def _no_slice(frame: Frame) -> tuple[ScanReason, ...]:
-    """Why a frame is no slice of a volume, the weightiest reason first."""
+    """Why a frame is no slice of a volume, most important reason first."""
     planned = (ScanReason.LOCALIZER,) if is_planned_from(frame.file.description) else ()
     return kind_reasons(frame) or planned
 
@@ -114,7 +105,7 @@ def _judge_strays(frames: Sequence[Frame]) -> Part:
 
 
 def _note_split(parts: list[Part]) -> list[Part]:
-    """Note on each volume that its series was split, where it became several."""
+    """If a series became several volumes, add the correction to each."""
     volumes = [part for part in parts if not part.reasons]
     if len(volumes) < 2:  # noqa: PLR2004  two volumes are a split
         return parts
@@ -129,7 +120,7 @@ def _orientation(frame: Frame) -> tuple[float, ...]:
 
 
 def _alike(frames: Sequence[Frame]) -> list[list[Frame]]:
-    """Groups of one size, spacing and orientation. Each frame is compared with the first one of a group."""
+    """Groups of one size, spacing and orientation; frames are compared with the first of a group."""
     groups: list[list[Frame]] = []
     for frame in frames:
         for group in groups:
@@ -152,7 +143,7 @@ def _is_alike(one: Frame, other: Frame) -> bool:
 
 def _places(frames: Sequence[Frame]) -> list[int]:
     if frames[0].file.mosaic is not None:
-        return [0] * len(frames)  # each is a volume already; two of them are two times, echoes, ...
+        return [0] * len(frames)  # each is a whole volume; two are two times, echoes, ...
     positions = np.array([frame.position_mm for frame in frames], np.float64)  # (n, 3)
     return [int(place) for place in same_place(positions, _orientation(frames[0]))]
 
@@ -175,9 +166,9 @@ def _every_position_once(frames: list[Frame], fingerprint: Fingerprint) -> list[
 
 
 def _unmix(frames: list[Frame]) -> list[list[Frame]]:
-    """Put apart even stacks that lie among one another, such as thick and thin slices of one scan.
+    """Separate interleaved even stacks, such as thick and thin slices of one scan.
 
-    Stacks that only follow one another (a protocol that changes its slice thickness) stay together.
+    Consecutive stacks (a protocol that changes its slice thickness) stay together.
     """
     if frames[0].file.mosaic is not None or _lie_evenly(frames):
         return [frames]
@@ -206,16 +197,16 @@ def _judge_part(frames: list[Frame], dropped: Sequence[Frame]) -> Part:
     """A part of a split series: a volume if it holds every position once, else the reason why not."""
     if _most_repeats(frames) == 1:
         part = _judge_count(frames)
-        told = {frame.keys for frame in frames}
-        n_copies = sum(frame.keys in told for frame in dropped)
+        keys = {frame.keys for frame in frames}
+        n_copies = sum(frame.keys in keys for frame in dropped)
         corrections = (Correction.DUPLICATE_SLICES,) if n_copies else ()
         return replace(part, corrections=corrections, n_duplicates=n_copies)
-    # Blank pictures of two times are alike and were taken for copies: count with them.
+    # Blank images of two time points are equal and were dropped as copies: count them.
     repeats = Counter(_places([*frames, *dropped]))
     if len(repeats) == 1 and frames[0].file.mosaic is None:
         return Part(tuple(frames), (ScanReason.TOO_FEW_SLICES,))
-    fourth = min(repeats.values()) > 1
-    return Part(tuple(frames), (ScanReason.FOUR_DIMENSIONAL if fourth else ScanReason.CONFLICTING_SLICES,))
+    is_4d = min(repeats.values()) > 1
+    return Part(tuple(frames), (ScanReason.FOUR_DIMENSIONAL if is_4d else ScanReason.CONFLICTING_SLICES,))
 
 
 def _judge_count(frames: Sequence[Frame]) -> Part:
@@ -224,7 +215,7 @@ def _judge_count(frames: Sequence[Frame]) -> Part:
 
 
 def _without_copies(frames: Sequence[Frame], fingerprint: Fingerprint) -> list[Frame]:
-    """Drop frames that have the position, the keys and the pixels of an earlier one."""
+    """Drop frames with the position, the keys and the pixels of an earlier one."""
     places = _places(frames)
     candidates = Counter((place, frame.keys) for place, frame in zip(places, frames, strict=True))
     marks = [
@@ -244,7 +235,7 @@ def _without_copies(frames: Sequence[Frame], fingerprint: Fingerprint) -> list[F
 
 
 def _split(frames: list[Frame], keys: Sequence[Key]) -> Iterator[list[Frame]]:
-    """Tell frames apart by the first key that leaves fewer of them at one position, then by the next."""
+    """Split by the first key that leaves fewer frames per position, then by the next."""
     repeats = _most_repeats(frames)
     for done, key in enumerate(keys):
         if repeats == 1:
@@ -269,16 +260,15 @@ def _most_phases(frame: Frame, key: Key) -> int:
     if key is not Key.ACQUISITION:
         return MOST_PHASES
     if frame.file.mosaic is not None:
-        return 0  # Siemens numbers the times of a run by acquisition
+        return 0  # Siemens numbers time points by acquisition
     return MOST_MR_ACQUISITIONS if frame.file.modality == "MR" else MOST_PHASES
 
 
 def _by_key(frames: Sequence[Frame], key: Key) -> list[list[Frame]]:
     groups: dict[str, list[Frame]] = {}
     for frame in frames:
-        groups.setdefault(_in_plane(frame, frames[0]) if key is Key.IN_PLANE else frame.key(key), []).append(
-            frame
-        )
+        value = _in_plane(frame, frames[0]) if key is Key.IN_PLANE else frame.key(key)
+        groups.setdefault(value, []).append(frame)
     return [groups[value] for value in sorted(groups)]
 
 

@@ -1,4 +1,4 @@
-"""Read values out of a pydicom data set that may hold anything: a bad value is an absent one."""
+"""Read values from a pydicom data set that may hold anything; an invalid value counts as absent."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pydicom.tag import BaseTag, Tag
 
 __all__ = ["NUMBER_ERRORS", "first_item", "number", "numbers", "private_value", "text", "texts"]
 
-# What pydicom raises, when an element is first looked at, for values that break their own rules.
+# What pydicom raises on first access to an invalid value.
 NUMBER_ERRORS = (
     ValueError,
     TypeError,
@@ -34,11 +34,9 @@ def _value(dataset: Dataset, tag: str | int | tuple[int, int]) -> Any:  # noqa: 
 
 
 def number(dataset: Dataset, tag: str | int | tuple[int, int]) -> float | None:
-    """The finite number that an element holds (the first of several), else None."""
+    """The finite number in an element (the first of several), else None."""
     value = _value(dataset, tag)
-    if (
-        isinstance(value, bytes) and len(value) == _FLOAT_BYTES
-    ):  # a private float whose type the file does not tell
+    if isinstance(value, bytes) and len(value) == _FLOAT_BYTES:  # a private float in implicit VR
         (value,) = struct.unpack("<f", value)
     elif not isinstance(value, str | bytes) and isinstance(value, Sequence) and value:
         value = value[0]
@@ -62,7 +60,7 @@ def numbers(dataset: Dataset, tag: str, count: int) -> tuple[float, ...] | None:
 
 
 def texts(dataset: Dataset, tag: str) -> tuple[str, ...]:
-    """The values of an element as stripped text, none if it is absent."""
+    """The values of an element as stripped text; none if it is absent."""
     value = _value(dataset, tag)
     if value is None or value == "":
         return ()
@@ -71,7 +69,7 @@ def texts(dataset: Dataset, tag: str) -> tuple[str, ...]:
 
 
 def text(dataset: Dataset, tag: str) -> str:
-    r"""An element as text, its values joined as DICOM does with ``\``; empty if it is absent."""
+    r"""An element as text, its values joined with ``\`` as in DICOM; empty if it is absent."""
     return "\\".join(texts(dataset, tag))
 
 
@@ -85,7 +83,7 @@ def first_item(dataset: Dataset, tag: str | BaseTag | tuple[int, int]) -> Datase
 
 
 def private_value(dataset: Dataset, group: int, creator: str, element: int) -> Any:  # noqa: ANN401  any type
-    """A private element, wherever the creator reserved its block; in the usual one where it did not."""
+    """A private element in its creator's block; without a reservation, in the usual block."""
     try:
         return dataset.private_block(group, creator)[element].value
     except NUMBER_ERRORS:

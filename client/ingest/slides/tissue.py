@@ -1,11 +1,11 @@
-"""How a slide is cut, and which of its tiles are chosen: pure functions of pixels and counts (thesis 5.2.4).
+"""How a slide is tiled and which tiles are chosen: pure functions of pixels and counts (thesis 5.2.4).
 
-`client.ingest.slides.wsi` reads the slides and says where the choice differs from the thesis's.
+`client.ingest.slides.wsi` reads the slides and lists the differences from the thesis.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,73 +22,49 @@ __all__ = [
     "tissue_per_tile",
 ]
 
-PLAUSIBLE_UM_PX = (0.05, 10.0)  # beyond: a printer's dots per inch or an empty field, no microscope
+PLAUSIBLE_UM_PX = (0.05, 10.0)  # beyond: a printer's resolution or an empty field, not a microscope's
 
 
 @dataclass(frozen=True)
 class Tiling:
-    """How a slide is cut: the same at all sites of a study.
-
-    Args:
-        um_px: Resolution of the tiles, in microns per pixel.
-        tile_px: Side of a tile.
-        most_tiles: Tiles that are read of a slide, before the tissue rule.
-        fewest_tiles: Up to this many are kept below `tissue_share`.
-        tissue_share: Tissue that a tile must hold.
-        filler_share: Tissue that a tile below `tissue_share` must hold to fill up.
-        colour_distance: Tissue pixels of the thumbnail this far from their mean colour are left out.
+    """How a slide is tiled: the same at all sites of a study.
 
     Raises:
-        InputError: If a value makes no sense.
+        InputError: If a value is out of range.
 
     Example:
         >>> Tiling().fingerprint
         'wsi-tiles/1(0.5,256,150,10,0.6,0.1,35.0)'
     """
 
-    um_px: float = 0.50
-    tile_px: int = 256
-    most_tiles: int = 150
-    fewest_tiles: int = 10
-    tissue_share: float = 0.60
-    filler_share: float = 0.10
-    colour_distance: float = 35.0
+    um_px: float = 0.50  # resolution of the tiles, microns per pixel
+    tile_px: int = 256  # side of a tile
+    most_tiles: int = 150  # read per slide, before the tissue rule
+    fewest_tiles: int = 10  # filled up with tiles below `tissue_share`
+    tissue_share: float = 0.60  # tissue that a tile must hold
+    filler_share: float = 0.10  # tissue that a filler must hold
+    colour_distance: float = 35.0  # thumbnail pixels this far from the tissue's mean colour are left out
 
     def __post_init__(self) -> None:
         if not PLAUSIBLE_UM_PX[0] <= self.um_px <= PLAUSIBLE_UM_PX[1]:
-            raise InputError(f"tiles have {PLAUSIBLE_UM_PX} microns per pixel, found {self.um_px}")
+            raise InputError(f"tiles have {self.um_px} microns per pixel, expected {PLAUSIBLE_UM_PX}")
         if self.tile_px < 1 or not 1 <= self.fewest_tiles <= self.most_tiles:
-            raise InputError("tiles have a side of at least 1 pixel, and 1 <= fewest_tiles <= most_tiles")
+            raise InputError("expected tile_px >= 1 and 1 <= fewest_tiles <= most_tiles")
         if not 0 < self.filler_share <= self.tissue_share <= 1 or not self.colour_distance > 0:
-            raise InputError("shares lie in 0 < filler <= tissue <= 1, and a colour distance is above 0")
+            raise InputError("expected 0 < filler_share <= tissue_share <= 1 and colour_distance > 0")
 
     @property
     def fingerprint(self) -> str:
-        """The preprocessing version that cached features and other sites are compared by."""
-        values = (
-            self.um_px,
-            self.tile_px,
-            self.most_tiles,
-            self.fewest_tiles,
-            self.tissue_share,
-            self.filler_share,
-            self.colour_distance,
-        )
-        return f"wsi-tiles/1({','.join(map(str, values))})"
+        """Version and parameters: equal if the tiling is."""
+        return f"wsi-tiles/1({','.join(map(str, astuple(self)))})"
 
 
 def otsu_threshold(histogram: NDArray[np.int64]) -> int:
-    """The grey value that parts a histogram into its two most distinct classes.
+    """Highest grey value of the darker class of a histogram ``(G,)``; 0 if it has fewer than two values.
 
     Otsu, "A threshold selection method from gray-level histograms", IEEE Trans. SMC 9 (1979), eq. 18: the
-    between-class variance is largest. Along an empty stretch between two peaks all thresholds are equal; the
-    middle is taken, because it is used on finer levels too, whose pixels vary more.
-
-    Args:
-        histogram: ``(G,)`` number of pixels of each grey value.
-
-    Returns:
-        The highest grey value of the darker class; 0 if there are fewer than two values.
+    largest between-class variance. All thresholds in an empty stretch between two peaks are equally good; the
+    middle is taken, as the threshold is also used on finer levels, whose pixels vary more.
 
     Example:
         >>> otsu_threshold(np.bincount([10, 11, 12, 200, 201, 202]))
@@ -98,26 +74,23 @@ def otsu_threshold(histogram: NDArray[np.int64]) -> int:
     n_below = counts.cumsum()
     sum_below = (counts * np.arange(len(counts))).cumsum()
     n_above = n_below[-1] - n_below
-    between = np.zeros(len(counts))  # times a constant
+    between = np.zeros(len(counts))  # up to a constant factor
     two = (n_below > 0) & (n_above > 0)
     between[two] = (sum_below[-1] * n_below - sum_below * n_below[-1])[two] ** 2 / (n_below * n_above)[two]
     if not two.any():
         return 0
     lowest = int(between.argmax())
-    n_empty = int(np.flatnonzero(counts[lowest + 1 :])[0])  # values above it that no pixel has
+    n_empty = int(np.flatnonzero(counts[lowest + 1 :])[0])  # empty values above it
     return lowest + n_empty // 2
 
 
 def near_mean_colour(rgb: NDArray[np.uint8], tissue: NDArray[np.bool_], distance: float) -> NDArray[np.bool_]:
-    """The tissue pixels whose colour is near the mean colour of them all.
+    """The tissue pixels ``(H, W)`` closer to their mean colour than a Euclidean RGB distance.
 
     Args:
         rgb: ``(H, W, 3)``.
         tissue: ``(H, W)``.
-        distance: Euclidean, in RGB; pixels at it or beyond are left out.
-
-    Returns:
-        ``(H, W)``, True within `tissue` only.
+        distance: Pixels at it or beyond are left out.
     """
     near = np.zeros_like(tissue)
     if tissue.any():
@@ -128,10 +101,10 @@ def near_mean_colour(rgb: NDArray[np.uint8], tissue: NDArray[np.bool_], distance
 
 
 def spread(tissue_px: NDArray[np.int64], most: int) -> tuple[tuple[int, int], ...]:
-    """Choose tiles evenly over the tissue: one for each occupied cell of a coarser square grid.
+    """Choose at most ``most`` tiles evenly over the tissue: one per occupied cell of a coarser square grid.
 
-    The grid lies over the extent of the tissue; its cells are the smallest that occupy at most `most`. Of
-    several tiles in a cell, the one with most tissue, then the uppermost, then the leftmost.
+    The grid covers the extent of the tissue, with the smallest cells of which at most ``most`` are occupied.
+    Of several tiles in a cell, the one with most tissue is taken, then the uppermost, then the leftmost.
 
     Args:
         tissue_px: ``(rows, columns)`` tissue pixels in each tile of the slide.
@@ -162,14 +135,7 @@ def spread(tissue_px: NDArray[np.int64], most: int) -> tuple[tuple[int, int], ..
 
 
 def shares_kept(shares: NDArray[np.float64], tiling: Tiling) -> NDArray[np.bool_]:
-    """Which tiles hold enough tissue; the fullest fill up to a minimum where any tissue exists.
-
-    Args:
-        shares: ``(N,)`` share of tissue in each tile.
-        tiling: The rule.
-
-    Returns:
-        ``(N,)``.
+    """Which tiles hold enough tissue, given their shares ``(N,)``; the fullest fill up to a minimum.
 
     Example:
         >>> shares_kept(np.array([0.7, 0.3, 0.05]), Tiling())
@@ -188,19 +154,16 @@ def shares_kept(shares: NDArray[np.float64], tiling: Tiling) -> NDArray[np.bool_
 def tissue_per_tile(
     tissue: NDArray[np.bool_], tiles_per_pixel: tuple[float, float], shape: tuple[int, int]
 ) -> NDArray[np.int64]:
-    """Count the tissue pixels of a thumbnail whose centre lies in each tile of the slide.
+    """Count, per tile of the slide, the tissue pixels of a thumbnail whose centre lies in it.
 
     Args:
         tissue: ``(H, W)`` of the thumbnail.
-        tiles_per_pixel: Tiles, or a fraction of one, that a pixel of it spans across and down.
+        tiles_per_pixel: Tiles that one of its pixels spans across and down.
         shape: Rows and columns of tiles.
-
-    Returns:
-        ``shape``.
     """
     y, x = np.nonzero(tissue)
     across = ((x + 0.5) * tiles_per_pixel[0]).astype(np.int64)
     down = ((y + 0.5) * tiles_per_pixel[1]).astype(np.int64)
-    across, down = np.minimum(across, shape[1] - 1), np.minimum(down, shape[0] - 1)  # of a rounded level
+    across, down = np.minimum(across, shape[1] - 1), np.minimum(down, shape[0] - 1)  # level sizes are rounded
     flat = down * shape[1] + across
     return np.bincount(flat, minlength=shape[0] * shape[1]).reshape(shape)

@@ -1,21 +1,20 @@
-"""Read a whole slide into the tiles that an encoder sees (thesis 5.2.4).
+"""Read a whole slide into the tiles that an encoder takes (thesis 5.2.4).
 
-Tissue is found on the lowest level of the pyramid (Otsu, then a colour filter), its pixels are mapped to a
-grid of tiles at 0.50 µm per pixel, at most 150 tiles are chosen evenly over the tissue, and those that hold
-too little of it are dropped. Nothing is random and nothing is ever upsampled.
+Tissue is found on the lowest level of the pyramid (Otsu, then a colour filter) and mapped to a grid of tiles
+at 0.50 µm per pixel; at most 150 tiles are chosen evenly over the tissue, and those with too little of it are
+dropped. Nothing is random and nothing is ever upsampled.
 
 Where the thesis leaves the choice open or we differ:
 
-- A slide coarser than the target is refused (``too-coarse``): read as it is, its features would look like the
-  others' and mean another magnification. A study that holds such slides sets a coarser target for all.
-- The 60 % rule counts a tile's pixels at or below the thumbnail's Otsu threshold. The colour filter is not
-  asked again: nuclei and stroma lie more than 35 apart, so at full resolution hardly any tile would pass.
-- The guaranteed minimum: where fewer than ten tiles pass, the fullest ones fill up to ten as long as they
-  hold a tenth of tissue; the single fullest is kept whatever it holds.
-- Where no tissue pixel is near the mean colour (two stains, nothing between them), all of them count.
+- A slide coarser than the target is refused (``too-coarse``): its features would look like the others' but
+  mean another magnification. A study with such slides sets a coarser target for all.
+- The 60 % rule counts a tile's pixels at or below the thumbnail's Otsu threshold, without the colour filter:
+  nuclei and stroma lie more than 35 apart, so at full resolution hardly any tile would pass.
+- The guaranteed minimum: if fewer than ten tiles pass, the fullest fill up to ten as long as they hold a
+  tenth of tissue; the single fullest is kept in any case.
+- If no tissue pixel is near the mean colour (two stains, nothing between them), all of them count.
 - Of the tiles in one cell of the sampling grid, the one with most tissue on the thumbnail is taken.
-- A tile over the slide's edge is filled with white, and areas that were never scanned are white: both count
-  as glass.
+- Areas beyond the slide's edge or never scanned are white and count as glass.
 """
 
 from __future__ import annotations
@@ -48,19 +47,19 @@ from mmare.errors import InputError
 
 __all__ = ["SlideTiles", "TilePlan", "plan_of", "tiles_of"]
 
-NATIVE_TOLERANCE = 0.05  # scanners call 0.4990 and 0.5040 µm both 20x; such a level is read as it is
-LEAST_CONTRAST = 20  # grey levels between tissue and glass; the noise of bare glass stays below 10
-DARKEST_GLASS = 128  # grey; a brighter side below it is no glass: fluorescence, or a failed scan
-LARGEST_THUMBNAIL_PX = 4096 * 4096  # a lowest level above it is averaged down while it is read
+NATIVE_TOLERANCE = 0.05  # 20x is 0.4990 or 0.5040 µm, by scanner; such a level is not resampled
+LEAST_CONTRAST = 20  # grey levels between tissue and glass; noise of bare glass stays below 10
+DARKEST_GLASS = 128  # grey; darker backgrounds are fluorescence or a failed scan
+LARGEST_THUMBNAIL_PX = 4096 * 4096  # larger lowest levels are averaged down while read
 LONGEST_SIDE_PX = 1_000_000  # 25 cm at 0.25 µm
-LARGEST_STORED_TILE_PX = 8192 * 8192  # as compressed in the file; scanners write 240 to 4096 a side
-LARGEST_LOWEST_LEVEL_PX = 150_000 * 150_000  # of a slide without pyramid; read whole, in strips
+LARGEST_STORED_TILE_PX = 8192 * 8192  # in the file; scanners write 240 to 4096 a side
+LARGEST_LOWEST_LEVEL_PX = 150_000 * 150_000  # without a pyramid; read in strips
 _SIDES = ("width", "height")
-_STRIP_PX = 2048 * 2048  # read at once from such a level
+_STRIP_PX = 2048 * 2048
 _GREYS = 256
 _WHITE = (255, 255, 255)
 _CUT_SHORT = "The slide is damaged or cut short."
-_PILLOW_ERRORS = (  # what it is seen to raise on damaged files
+_PILLOW_ERRORS = (  # observed on damaged files
     Image.DecompressionBombError,
     OSError,
     EOFError,
@@ -74,42 +73,25 @@ _PILLOW_ERRORS = (  # what it is seen to raise on damaged files
 
 @dataclass(frozen=True)
 class TilePlan:
-    """Which tiles of a slide will be read, and how.
+    """Which tiles of a slide to read, and how."""
 
-    Args:
-        level: Of the pyramid, 0 is the finest.
-        um_px: Of that level, across and down.
-        region_px: Width and height read there for one tile; larger than the tile where it is downsampled.
-        step_px: Distance between tiles in pixels of level 0, across and down.
-        tiles: Indices (across, down) of the chosen tiles, row by row.
-        n_with_tissue: Tiles that tissue was found in, before at most 150 were chosen.
-        threshold: Grey value up to which a pixel is tissue.
-    """
-
-    level: int
-    um_px: tuple[float, float]
-    region_px: tuple[int, int]
-    step_px: tuple[float, float]
-    tiles: tuple[tuple[int, int], ...]
-    n_with_tissue: int
-    threshold: int
+    level: int  # of the pyramid, 0 is the finest
+    um_px: tuple[float, float]  # of that level, across and down
+    region_px: tuple[int, int]  # width and height to read per tile; larger than the tile if downsampled
+    step_px: tuple[float, float]  # between tiles in pixels of level 0, across and down
+    tiles: tuple[tuple[int, int], ...]  # indices (across, down), row by row
+    n_with_tissue: int  # tiles with tissue, before at most 150 were chosen
+    threshold: int  # highest grey value of tissue
 
 
 @dataclass(frozen=True, eq=False)
 class SlideTiles:
-    """The tiles of one slide.
-
-    Args:
-        plan: What was chosen.
-        pixels: ``(N, S, S, 3)`` uint8 RGB, S the side of a tile; N is at least 1.
-        places: The N indices (across, down), row by row.
-        tissue: ``(N,)`` share of tissue in each tile.
-    """
+    """The tiles of one slide; iterating gives their pixels one by one."""
 
     plan: TilePlan
-    pixels: NDArray[np.uint8]
-    places: tuple[tuple[int, int], ...]
-    tissue: NDArray[np.float64]
+    pixels: NDArray[np.uint8]  # (N, S, S, 3) RGB, S the side of a tile, N at least 1
+    places: tuple[tuple[int, int], ...]  # (N,) indices (across, down), row by row
+    tissue: NDArray[np.float64]  # (N,) share of tissue
 
     def __len__(self) -> int:
         return len(self.places)
@@ -122,9 +104,9 @@ def plan_of(path: Path, *, tiling: Tiling | None = None, fallback_um_px: float |
     """Choose the tiles of a slide without reading them: enough to check a site.
 
     Args:
-        path: A slide of any format that OpenSlide reads, or a plain RGB TIFF.
+        path: A slide in any format of OpenSlide, or a plain RGB TIFF.
         tiling: The study's; by default the thesis's.
-        fallback_um_px: Microns per pixel of level 0, for a slide that does not say.
+        fallback_um_px: Microns per pixel of level 0, for a slide that does not state them.
 
     Raises:
         ScanRefused: With the reason; the message holds no path.
@@ -134,10 +116,7 @@ def plan_of(path: Path, *, tiling: Tiling | None = None, fallback_um_px: float |
 
 
 def tiles_of(path: Path, *, tiling: Tiling | None = None, fallback_um_px: float | None = None) -> SlideTiles:
-    """Read the tiles of a slide, at most 150 (29 MB); arguments as of `plan_of`.
-
-    Returns:
-        The plan and the tiles; iterating gives one ``(256, 256, 3)`` uint8 array after the other.
+    """Read the tiles of a slide, at most 150 (29 MB); arguments as in `plan_of`.
 
     Raises:
         ScanRefused: With the reason; the message holds no path.
@@ -158,10 +137,10 @@ def tiles_of(path: Path, *, tiling: Tiling | None = None, fallback_um_px: float 
 
 @contextmanager
 def _opened(path: Path) -> Iterator[openslide.AbstractSlide]:
-    """Open a slide; what its library raises until it is closed becomes a reason."""
+    """Open a slide; OpenSlide's errors within the block become a reason."""
     try:
         if not path.is_file():  # a pipe would block
-            raise ScanRefused(ScanReason.UNREADABLE_FILE, "It is missing or is no regular file.")
+            raise ScanRefused(ScanReason.UNREADABLE_FILE, "It is missing or not a regular file.")
         with path.open("rb") as stream:
             if not stream.read(1):
                 raise ScanRefused(ScanReason.EMPTY_FILE)
@@ -183,26 +162,26 @@ def _open(path: Path) -> openslide.AbstractSlide:
 
 
 def _check_sizes(slide: openslide.AbstractSlide) -> None:
-    """Refuse what a damaged head claims: OpenSlide ends the process where it cannot get the memory."""
+    """Refuse implausible sizes in a damaged header: OpenSlide aborts the process if out of memory."""
     for level, (width, height) in enumerate(slide.level_dimensions):
         tile = [slide.properties.get(f"openslide.level[{level}].tile-{side}", "0") for side in _SIDES]
         if max(width, height) > LONGEST_SIDE_PX or math.prod(map(int, tile)) > LARGEST_STORED_TILE_PX:
-            raise ScanRefused(ScanReason.DAMAGED_PIXEL_DATA, "Its head gives impossible sizes.")
+            raise ScanRefused(ScanReason.DAMAGED_PIXEL_DATA, "Its header states impossible sizes.")
     if math.prod(slide.level_dimensions[-1]) > LARGEST_LOWEST_LEVEL_PX:
         raise ScanRefused(ScanReason.DAMAGED_PIXEL_DATA, "Its lowest level is impossibly large.")
 
 
 def _plain_tiff(path: Path) -> openslide.AbstractSlide:
-    """A one-picture RGB TIFF, which has neither pyramid nor tiles: small slides are exported so."""
+    """A single-image RGB TIFF without pyramid or tiles, as small slides are exported."""
     refused = ScanRefused(ScanReason.NOT_A_SLIDE)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Pillow's, about damaged tags and large pictures
+        warnings.simplefilter("ignore")  # Pillow's, about damaged tags and large images
         try:
             with Image.open(path, formats=("TIFF",)) as picture:
                 if picture.mode != "RGB" or getattr(picture, "n_frames", 1) != 1:
-                    raise ScanRefused(ScanReason.NOT_A_SLIDE, "A TIFF that is no single RGB picture.")
+                    raise ScanRefused(ScanReason.NOT_A_SLIDE, "A TIFF that is not a single RGB image.")
                 refused = ScanRefused(ScanReason.DAMAGED_PIXEL_DATA, _CUT_SHORT)
-                return openslide.ImageSlide(picture.copy())  # decoded here; says no microns per pixel
+                return openslide.ImageSlide(picture.copy())  # decoded here; no microns per pixel
         except _PILLOW_ERRORS as error:
             raise refused from error
 
@@ -247,12 +226,12 @@ def _resolution(slide: openslide.AbstractSlide, fallback: float | None) -> tuple
     if fallback is None:
         raise ScanRefused(ScanReason.NO_RESOLUTION)
     if not lowest <= fallback <= highest:
-        raise InputError(f"a slide has between {lowest} and {highest} microns per pixel, found {fallback}")
+        raise InputError(f"um_px of slides is {fallback}, expected {lowest} to {highest} microns per pixel")
     return fallback, fallback
 
 
 def _level(slide: openslide.AbstractSlide, um_px: tuple[float, float], target: float) -> tuple[int, bool]:
-    """The level to read, and whether it is at the target as it stands; else it is the coarsest finer one."""
+    """The level to read, and whether it is at the target resolution; else the coarsest finer one."""
     finest, coarsest = min(um_px), max(um_px)
     factors = slide.level_downsamples
 
@@ -269,14 +248,14 @@ def _level(slide: openslide.AbstractSlide, um_px: tuple[float, float], target: f
 
 
 def _flat(region: Image.Image) -> Image.Image:
-    """RGB of an RGBA region; what was never scanned becomes white."""
+    """RGB of an RGBA region; areas never scanned become white."""
     picture = Image.new("RGB", region.size, _WHITE)
     picture.paste(region, mask=region)
     return picture
 
 
 def _thumbnail(slide: openslide.AbstractSlide) -> tuple[NDArray[np.uint8], NDArray[np.bool_], float]:
-    """The lowest level: ``(H, W, 3)`` RGB, ``(H, W)`` scanned at all, and level 0 pixels per pixel of it."""
+    """The lowest level: ``(H, W, 3)`` RGB, ``(H, W)`` scanned, and level 0 pixels per pixel of it."""
     level = slide.level_count - 1
     width, height = slide.level_dimensions[level]
     factor = slide.level_downsamples[level]
