@@ -28,7 +28,7 @@ from client.privacy.approvals import ApprovalFolder
 from client.privacy.audit_log import AuditLog
 from client.privacy.gate import Gate
 from client.relay.worker_link import CHANNEL_OPTIONS, address_of
-from client.telemetry.seen import Seen, unobserved
+from client.telemetry.seen import WorkerActivity, unobserved
 from client.training.model_pool import ModelPool
 from client.training.service import SiteService
 from client.training.state import StateStore
@@ -105,13 +105,13 @@ class Worker(SiteWorkerServicer):
     """
 
     def __init__(
-        self, endpoint: Endpoint, status: SiteStatus | None = None, seen: Seen | None = None
+        self, endpoint: Endpoint, status: SiteStatus | None = None, seen: WorkerActivity | None = None
     ) -> None:
         self._endpoint = endpoint
         self._status = status
         self._turn = threading.Lock()
         self._stopping = False
-        self._seen = seen or Seen()
+        self._seen = seen or WorkerActivity()
 
     def Ask(self, request: Question, context: Any) -> Answer:  # noqa: ANN401, N802 - names and types are gRPC's
         """One message of the server; a failure is a code, gRPC would send its words."""
@@ -209,7 +209,7 @@ def run_worker(site: SiteConfig, ready: Callable[[], None] = lambda: None, stop:
         RunError: If a worker of this site runs already.
         InputError: If socket, group, device or the port of the metrics cannot be used.
     """
-    approvals, audit, seen = ApprovalFolder(site.folder), audit_log(site), Seen()
+    approvals, audit, seen = ApprovalFolder(site.folder), audit_log(site), WorkerActivity()
     observe, page = _watched(site, approvals, audit, seen)
     service = make_service(site, approvals, audit, observe)
     worker = Worker(service, SiteStatus(site.id, approvals, audit, site.max_releases), seen)
@@ -229,7 +229,7 @@ def run_worker(site: SiteConfig, ready: Callable[[], None] = lambda: None, stop:
 
 
 def _watched(
-    site: SiteConfig, approvals: ApprovalFolder, audit: AuditLog, seen: Seen
+    site: SiteConfig, approvals: ApprovalFolder, audit: AuditLog, seen: WorkerActivity
 ) -> tuple[Observer, AbstractContextManager[object]]:
     """What is told of the service's answers, and the page of metrics; neither where nobody watches."""
     if site.metrics.port is None:

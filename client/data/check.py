@@ -28,13 +28,13 @@ if TYPE_CHECKING:
     from sites.config import SiteConfig
     from sites.manifest import Manifest
 
-__all__ = ["Found", "check_site", "report_table"]
+__all__ = ["ModalityCheck", "check_site", "report_table"]
 
 Progress = Callable[[str, int, int], None]  # modality, done, total
 
 
 @dataclass(frozen=True)
-class Found:
+class ModalityCheck:
     """One modality at one site."""
 
     modality: str
@@ -45,7 +45,7 @@ class Found:
 
 def check_site(
     site: SiteConfig, study: Study, progress: Progress = lambda _name, _done, _total: None
-) -> tuple[Manifest, list[Found]]:
+) -> tuple[Manifest, list[ModalityCheck]]:
     """Read everything that the study would use; scans are opened, none is encoded.
 
     Raises:
@@ -57,16 +57,18 @@ def check_site(
     for modality in study.modalities:
         if modality.name not in site.modalities:
             none = np.zeros(len(manifest.patient_ids), dtype=bool)
-            results.append(Found(modality.name, none, none, Counter()))
+            results.append(ModalityCheck(modality.name, none, none, Counter()))
         elif modality.kind is Kind.VOLUME:
             results.append(_scans(site, study, modality, len(manifest.patient_ids), progress))
         else:
             present = presence_of(modality, manifest, site, study)
-            results.append(Found(modality.name, present, present, Counter()))
+            results.append(ModalityCheck(modality.name, present, present, Counter()))
     return manifest, results
 
 
-def _scans(site: SiteConfig, study: Study, modality: ModalitySpec, rows: int, progress: Progress) -> Found:
+def _scans(
+    site: SiteConfig, study: Study, modality: ModalitySpec, rows: int, progress: Progress
+) -> ModalityCheck:
     from client.data.read_scan import try_scan  # noqa: PLC0415 - importing the readers takes seconds
 
     found, usable = np.zeros(rows, dtype=bool), np.zeros(rows, dtype=bool)
@@ -81,10 +83,10 @@ def _scans(site: SiteConfig, study: Study, modality: ModalitySpec, rows: int, pr
             why = refused_by(error)
             refused[why.reason, why.detail] += 1
         progress(modality.name, done + 1, len(scans))
-    return Found(modality.name, found, usable, refused)
+    return ModalityCheck(modality.name, found, usable, refused)
 
 
-def report_table(site: SiteConfig, study: Study, manifest: Manifest, results: list[Found]) -> Group:
+def report_table(site: SiteConfig, study: Study, manifest: Manifest, results: list[ModalityCheck]) -> Group:
     """Summary table: patients per split and class, then each modality in each of them; refusals below."""
     groups = [(split, label) for split in Split for label in range(len(study.classes))]
     rows = {

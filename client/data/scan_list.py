@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from client.encoders.preprocess import MaskUse, VolumeSteps
 from client.encoders.registry import ENCODERS, encoder_source, fingerprint
 from client.encoders.vgg11 import SliceSteps
-from client.ingest.reasons import PASSING, refused_by
+from client.ingest.reasons import TRANSIENT, refused_by
 from client.ingest.slides.tissue import Tiling
 from mmare.errors import DataError
 from mmare.study.choices import Kind
@@ -58,7 +58,7 @@ class ListedScan:
     @property
     def is_due(self) -> bool:
         """Whether it must be read: never tried, or refused for a transient reason."""
-        untried = self.refused is None or self.refused.reason in PASSING
+        untried = self.refused is None or self.refused.reason in TRANSIENT
         return bool(self.key) and self.vector is None and untried
 
 

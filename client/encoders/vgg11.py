@@ -27,7 +27,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from client.encoders.preprocess import MaskUse, VolumeSteps, _crop, _orient, _oriented_mask, nearest_places
+from client.encoders.preprocess import MaskUse, VolumeSteps, _crop, _orient, _oriented_mask, nearest_indices
 from client.ingest.reasons import ScanReason, ScanRefused
 from mmare.errors import DataError
 
@@ -137,7 +137,7 @@ def _box(foreground: Tensor, most_slices: int) -> tuple[slice, Tensor, slice, sl
             raise ScanRefused(ScanReason.EMPTY_VOLUME)
         spans.append((int(filled[0]), int(filled[-1]) + 1))
     (bottom, top), rows, columns = spans
-    places = bottom + nearest_places(top - bottom, min(most_slices, top - bottom))
+    places = bottom + nearest_indices(top - bottom, min(most_slices, top - bottom))
     return slice(None), places, slice(*rows), slice(*columns)
 
 

@@ -11,7 +11,7 @@ from typing import Final
 
 from mmare.errors import DataError
 
-__all__ = ["PASSING", "Correction", "ScanReason", "ScanRefused", "explain", "refused_by"]
+__all__ = ["TRANSIENT", "Correction", "ScanReason", "ScanRefused", "explain", "refused_by"]
 
 
 class ScanReason(StrEnum):
@@ -84,7 +84,7 @@ class Correction(StrEnum):
 
 
 # Transient: not caused by the scan itself, so it is retried in each run.
-PASSING: Final = frozenset(
+TRANSIENT: Final = frozenset(
     {ScanReason.PERMISSION_DENIED, ScanReason.UNREADABLE_FILE, ScanReason.MASK_COMMAND}
 )
 

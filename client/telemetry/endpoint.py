@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
     from client.privacy.approvals import Approval, ApprovalFolder
     from client.telemetry.embed_record import ScanCounts
-    from client.telemetry.seen import Seen
+    from client.telemetry.seen import WorkerActivity
     from sites.config import SiteConfig
 
 __all__ = ["SiteMetrics", "serving"]
@@ -62,7 +62,7 @@ class SiteMetrics(Collector):
         site: SiteConfig,
         approvals: ApprovalFolder,
         audit: Path,  # the log
-        seen: Seen,
+        seen: WorkerActivity,
         gpus: GpuReader | None = None,
     ) -> None:
         self._site = site

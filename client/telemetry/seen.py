@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from mmare.study.study import Study
     from mmare.wire.messages import Request
 
-__all__ = ["Observer", "RoundWatch", "Seen", "unobserved"]
+__all__ = ["Observer", "RoundWatch", "WorkerActivity", "unobserved"]
 
 MOST_STUDIES: Final = 100
 
@@ -28,7 +28,7 @@ def unobserved(_study: Study, _request: Request, _answer: Answer) -> None:
 
 
 @dataclass
-class Seen:
+class WorkerActivity:
     """Message counters. One thread at a time handles messages; any thread may read."""
 
     began: float = field(default_factory=time.monotonic)  # start of the worker, monotonic clock

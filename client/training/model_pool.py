@@ -33,7 +33,7 @@ class ModelPool:
         self._lock = Lock()
         self._idle: dict[tuple[str, int], list[MultimodalModel]] = {}
 
-    def take_threads(self) -> None:
+    def apply_threads(self) -> None:
         """Apply the thread count to the calling thread: PyTorch keeps it per thread."""
         torch.set_num_threads(self._threads)
 

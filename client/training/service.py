@@ -22,7 +22,7 @@ from client.privacy.small_groups import withheld_groups
 from client.telemetry.seen import unobserved
 from client.training.evaluate import compare, evaluate, pattern_names, predicted_right
 from client.training.optimizers import PhaseOptimizers
-from client.training.trainer import Pull, train_round
+from client.training.trainer import ProximalTerm, train_round
 from mmare.errors import DataError, MmareError, SiteCode, SiteError
 from mmare.models.adapters import moment_rows
 from mmare.models.blocks import block_tensors, without_parameters
@@ -60,7 +60,7 @@ if TYPE_CHECKING:
     from client.telemetry.seen import Observer
     from client.training.model_pool import ModelPool
     from client.training.state import StateStore
-    from client.training.trainer import Trained
+    from client.training.trainer import TrainedRound
     from mmare.models.base import MultimodalModel
     from mmare.models.blocks import Block
     from mmare.study.study import Study
@@ -110,7 +110,7 @@ class SiteService:
 
     def __call__(self, header: str, payload: bytes) -> tuple[str, bytes]:
         """Answer one message; every failure becomes a code, its detail stays in the site's log."""
-        self._models.take_threads()  # gRPC and the simulation call from their own threads
+        self._models.apply_threads()  # gRPC and the simulation call from their own threads
         request = None
         try:
             request = decode(Request, header)
@@ -136,7 +136,7 @@ class SiteService:
         Raises:
             DataError: If they cannot be used; names file, row, found and expected.
         """
-        self._models.take_threads()
+        self._models.apply_threads()
         self._data_of(study)
 
     def answer(self, request: Request, payload: bytes) -> tuple[Answer, Tensor | None]:
@@ -320,9 +320,9 @@ def _disclosed(sizes: dict[str, int], limit: int) -> dict[str, int | None]:
     return {name: None if name in withheld else size for name, size in sizes.items()}
 
 
-def _pull(study: Study, received: dict[str, Tensor]) -> Pull | None:
+def _pull(study: Study, received: dict[str, Tensor]) -> ProximalTerm | None:
     options = strategy_options(study.federation.strategy, study.federation.options)
-    return Pull(options.mu, received) if isinstance(options, FedProxOptions) else None
+    return ProximalTerm(options.mu, received) if isinstance(options, FedProxOptions) else None
 
 
 def _place_local(model: MultimodalModel, study: Study, kept: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -347,7 +347,7 @@ def _place_local(model: MultimodalModel, study: Study, kept: dict[str, Tensor]) 
 def _revert_untouched(
     model: MultimodalModel,
     optimizers: PhaseOptimizers,
-    trained: Trained,
+    trained: TrainedRound,
     study: Study,
     before: dict[str, Tensor],
     kept: dict[str, Tensor],

@@ -23,13 +23,13 @@ if TYPE_CHECKING:
     from mmare.models.base import MultimodalModel
     from mmare.study.study import Study
 
-__all__ = ["Pull", "Trained", "draw_rows", "train_round"]
+__all__ = ["ProximalTerm", "TrainedRound", "draw_rows", "train_round"]
 
 TEMPERATURE: Final = 2.0  # of self-distillation (Hinton et al. 2015)
 
 
 @dataclass(frozen=True)
-class Trained:
+class TrainedRound:
     """Result of a round: draws, draws per block of the phase, mean loss over the draws."""
 
     samples: int
@@ -38,7 +38,7 @@ class Trained:
 
 
 @dataclass(frozen=True)
-class Pull:
+class ProximalTerm:
     """The proximal term of FedProx: gradient ``strength * (parameter - anchor)``."""
 
     strength: float
@@ -76,8 +76,8 @@ def train_round(
     rows: Tensor,
     study: Study,
     generator: Generator,
-    pull: Pull | None = None,
-) -> Trained:
+    pull: ProximalTerm | None = None,
+) -> TrainedRound:
     """Train ``local_epochs`` over the given rows; ``model`` changes in place.
 
     Embeddings are scaled once: scaling is frozen during a run. ``generator`` is the source of every draw:
@@ -108,7 +108,7 @@ def train_round(
                 inputs = add_noise(inputs, deviation, training.noise_probability, generator)
             fewer.append(there if hiding is None else hiding(there, generator))
             seen.append(there if whole else fewer[-1])
-            drawn = _Drawn(inputs, seen[-1], fewer[-1], label[batch])
+            drawn = _TrainBatch(inputs, seen[-1], fewer[-1], label[batch])
             losses.append(_step(model, optimizers, drawn, generator, weight, pull) * len(batch))
     total = torch.stack(losses).sum().item()
     if not torch.isfinite(torch.tensor(total)):
@@ -117,11 +117,11 @@ def train_round(
     first, second = (exposures(blocks, torch.cat(part).cpu()) for part in (seen, fewer))
     samples = sum(map(len, seen))
     # A sample counts once, although two passes may give a gradient: the larger count has every sample.
-    return Trained(samples, {name: max(first[name], second[name]) for name in first}, total / samples)
+    return TrainedRound(samples, {name: max(first[name], second[name]) for name in first}, total / samples)
 
 
 @dataclass(frozen=True)
-class _Drawn:
+class _TrainBatch:
     """A batch in training."""
 
     inputs: Tensor  # (B, W)
@@ -133,10 +133,10 @@ class _Drawn:
 def _step(
     model: MultimodalModel,
     optimizers: PhaseOptimizers,
-    drawn: _Drawn,
+    drawn: _TrainBatch,
     generator: Generator,
     distillation: float,
-    pull: Pull | None,
+    pull: ProximalTerm | None,
 ) -> Tensor:
     """One step of every objective; returns the loss of the first."""
     losses: list[Tensor] = []
@@ -154,7 +154,7 @@ def _step(
     return losses[0]
 
 
-def _subset_loss(model: MultimodalModel, drawn: _Drawn, generator: Generator, weight: float) -> Tensor:
+def _subset_loss(model: MultimodalModel, drawn: _TrainBatch, generator: Generator, weight: float) -> Tensor:
     """Loss with hidden modalities: the task on what is left, and agreement with the whole patient."""
     with torch.no_grad():
         whole = model.logits(drawn.inputs, drawn.present, generator)  # (B, K)
@@ -162,7 +162,7 @@ def _subset_loss(model: MultimodalModel, drawn: _Drawn, generator: Generator, we
     return functional.cross_entropy(subset, drawn.label) + weight * agreement(whole, subset, TEMPERATURE)
 
 
-def _pull_back(model: MultimodalModel, pull: Pull) -> None:
+def _pull_back(model: MultimodalModel, pull: ProximalTerm) -> None:
     for name, value in model.named_parameters():
         if value.grad is not None and name in pull.anchor:
             value.grad.add_(value.detach() - pull.anchor[name].to(value.device), alpha=pull.strength)

@@ -19,7 +19,7 @@ from client.privacy.approvals import ApprovalFolder
 from client.telemetry.embed_record import watched
 from client.telemetry.endpoint import SiteMetrics
 from client.telemetry.endpoint import serving as site_serving
-from client.telemetry.seen import Seen
+from client.telemetry.seen import WorkerActivity
 from client.worker import audit_log, make_service
 from mmare.study.study import load_study
 from mmare.wire.messages import Request, Task, decode
@@ -143,9 +143,9 @@ def memory(kind):
 site = load_site(pathlib.Path(sys.argv[1]))
 before = memory("VmRSS")
 from client.telemetry.endpoint import SiteMetrics
-from client.telemetry.seen import Seen
+from client.telemetry.seen import WorkerActivity
 registry = CollectorRegistry()
-metrics = SiteMetrics(site, ApprovalFolder(site.folder), audit_log(site).path, Seen())
+metrics = SiteMetrics(site, ApprovalFolder(site.folder), audit_log(site).path, WorkerActivity())
 registry.register(metrics)
 began = time.perf_counter()
 metrics.cache_size.measure()
@@ -229,7 +229,7 @@ def test_cost_of_metrics_to_a_round_at_a_site(tmp_path):
     site = load_site(federation / "ash" / "site.toml")
     approvals = ApprovalFolder(site.folder)
     approvals.record(study, 10**6)
-    metrics = SiteMetrics(site, approvals, audit_log(site).path, Seen())
+    metrics = SiteMetrics(site, approvals, audit_log(site).path, WorkerActivity())
     answers = []
 
     def observe(*answer):

@@ -10,7 +10,7 @@ from pydicom.uid import UID
 from client.ingest.dicom.header import Frame
 from client.ingest.reasons import ScanReason
 
-__all__ = ["is_planned_from", "kind_reasons"]
+__all__ = ["is_localizer_description", "kind_reasons"]
 
 # Storage classes without an image of the patient, by the prefix of their UID.
 _STORAGE = "1.2.840.10008.5.1.4.1.1."
@@ -70,11 +70,11 @@ def kind_reasons(frame: Frame) -> tuple[ScanReason, ...]:
     return reasons if reasons or has_geometry else (ScanReason.NO_GEOMETRY,)
 
 
-def is_planned_from(description: str) -> bool:
+def is_localizer_description(description: str) -> bool:
     """Whether a description names a localizer; many series say so nowhere else.
 
     Example:
-        >>> is_planned_from("3-Plane Loc SSFSE"), is_planned_from("T2 blocked")
+        >>> is_localizer_description("3-Plane Loc SSFSE"), is_localizer_description("T2 blocked")
         (True, False)
     """
     return _SCOUT_WORDS.search(description) is not None

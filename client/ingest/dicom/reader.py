@@ -48,7 +48,7 @@ _TEXT_KEYS = {Key.STACK: ("", "StackID"), Key.KERNEL: ("ConvolutionKernel", "Con
 
 
 @dataclass(frozen=True)
-class _Facts:
+class _FrameSources:
     """The data sets that describe one frame, most specific first."""
 
     places: tuple[Dataset, ...]
@@ -166,11 +166,11 @@ def _mosaic(dataset: Dataset) -> MosaicLayout:
 
 def _frames(file: FileHeader, dataset: Dataset) -> Iterator[Frame]:
     if not file.enhanced:
-        yield _frame(file, 0, _Facts((dataset,)), dataset)
+        yield _frame(file, 0, _FrameSources((dataset,)), dataset)
         return
     shared = _macros(first_item(dataset, "SharedFunctionalGroupsSequence"))
     for index, group in enumerate(dataset.PerFrameFunctionalGroupsSequence):
-        yield _frame(file, index, _Facts((*_macros(group), *shared, dataset)), group)
+        yield _frame(file, index, _FrameSources((*_macros(group), *shared, dataset)), group)
 
 
 def _macros(group: Dataset | None) -> tuple[Dataset, ...]:
@@ -181,7 +181,7 @@ def _macros(group: Dataset | None) -> tuple[Dataset, ...]:
     return tuple(item for item in items if item is not None)
 
 
-def _frame(file: FileHeader, index: int, facts: _Facts, group: Dataset) -> Frame:
+def _frame(file: FileHeader, index: int, facts: _FrameSources, group: Dataset) -> Frame:
     slope, intercept, is_private = _scaling(file, facts, group)
     type_keyword = "FrameType" if file.enhanced else "ImageType"
     image_type = texts(facts.holder(type_keyword), type_keyword)
@@ -216,7 +216,7 @@ def _positive(spacing: tuple[float, ...] | None) -> tuple[float, ...] | None:
     return spacing if spacing is not None and min(spacing) > 0 else None
 
 
-def _scaling(file: FileHeader, facts: _Facts, group: Dataset) -> tuple[float, float, bool]:
+def _scaling(file: FileHeader, facts: _FrameSources, group: Dataset) -> tuple[float, float, bool]:
     """Slope, intercept, and whether they are Philips's private ones.
 
     Philips MR scales displayed values per series; only its private scaling, which dcm2niix uses too, compares
@@ -236,7 +236,7 @@ def _scaling(file: FileHeader, facts: _Facts, group: Dataset) -> tuple[float, fl
     return (1.0 / scale, intercept / (slope * scale), True) if scale else (slope, intercept, False)
 
 
-def _keys(file: FileHeader, facts: _Facts, image_type: tuple[str, ...]) -> Iterator[tuple[Key, str]]:
+def _keys(file: FileHeader, facts: _FrameSources, image_type: tuple[str, ...]) -> Iterator[tuple[Key, str]]:
     place = 1 if file.enhanced else 0
     component = facts.text("ComplexImageComponent") if file.enhanced else ""
     yield Key.IMAGE_TYPE, "\\".join((*image_type, component)).rstrip("\\")

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from client.ingest.dicom.geometry import is_even, same_orientation, same_place, unit_axes
 from client.ingest.dicom.header import Frame, Key
-from client.ingest.dicom.kinds import is_planned_from, kind_reasons
+from client.ingest.dicom.kinds import is_localizer_description, kind_reasons
 from client.ingest.reasons import Correction, ScanReason
 
 __all__ = ["Part", "find_parts"]
@@ -69,7 +69,7 @@ def _parts_of_series(frames: Sequence[Frame], fingerprint: Fingerprint) -> list[
     slices: list[Frame] = []
     refused: dict[ScanReason, list[Frame]] = {}  # by the most important reason
     for frame in frames:
-        reasons = _no_slice(frame)
+        reasons = _exclusion_reasons(frame)
         (refused.setdefault(reasons[0], []) if reasons else slices).append(frame)
     return [
         *_parts_of_slices(slices, fingerprint),
@@ -90,12 +90,12 @@ def _parts_of_slices(slices: Sequence[Frame], fingerprint: Fingerprint) -> list[
 
 
 def _reasons_in(group: Sequence[Frame]) -> tuple[ScanReason, ...]:
-    return tuple(dict.fromkeys(reason for frame in group for reason in _no_slice(frame)))
+    return tuple(dict.fromkeys(reason for frame in group for reason in _exclusion_reasons(frame)))
 
 
-def _no_slice(frame: Frame) -> tuple[ScanReason, ...]:
+def _exclusion_reasons(frame: Frame) -> tuple[ScanReason, ...]:
     """Why a frame is no slice of a volume, most important reason first."""
-    planned = (ScanReason.LOCALIZER,) if is_planned_from(frame.file.description) else ()
+    planned = (ScanReason.LOCALIZER,) if is_localizer_description(frame.file.description) else ()
     return kind_reasons(frame) or planned
 
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from client.encoders.preprocess import (
     MaskUse,
     VolumeSteps,
-    nearest_places,
+    nearest_indices,
     noise_seed,
     preprocess,
     run_mask_command,
@@ -67,7 +67,7 @@ def test_picks_the_voxels_that_scipy_picks(length, wanted):
     expected = scipy.ndimage.zoom(
         line, wanted / length, order=0, mode="nearest", output=np.zeros(wanted, int)
     )
-    assert (nearest_places(length, wanted) + 1).tolist() == expected.tolist()
+    assert (nearest_indices(length, wanted) + 1).tolist() == expected.tolist()
 
 
 @pytest.mark.parametrize("order", list(itertools.permutations(range(3))), ids=str)

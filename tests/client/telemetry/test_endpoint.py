@@ -31,7 +31,7 @@ from client.relay.worker_link import WorkerLink
 from client.telemetry.catalogue import SITE_METRICS
 from client.telemetry.embed_record import ScanCounts
 from client.telemetry.endpoint import SiteMetrics, serving
-from client.telemetry.seen import Seen
+from client.telemetry.seen import WorkerActivity
 from client.worker import audit_log, make_service, run_worker
 from mmare.errors import InputError, SiteCode
 from mmare.host.metric_families import Kind
@@ -54,7 +54,7 @@ class Watched:
         self.site = replace(load_site(federation / SITE / "site.toml"), **changes)
         self.approvals = ApprovalFolder(self.site.folder)
         self.audit = audit_log(self.site)
-        self.seen = Seen()
+        self.seen = WorkerActivity()
         self.metrics = SiteMetrics(self.site, self.approvals, self.audit.path, self.seen)
         self.service = make_service(self.site, self.approvals, self.audit, self.metrics.observe)
 

@@ -11,7 +11,7 @@ import torch
 from client.privacy.approvals import ApprovalFolder
 from client.telemetry.endpoint import SiteMetrics
 from client.telemetry.gpu import GpuReader, GpuState
-from client.telemetry.seen import Seen
+from client.telemetry.seen import WorkerActivity
 from sites.config import load_site
 from tests.federations import tiny_federation
 
@@ -99,7 +99,9 @@ def test_gpus_are_told_to_prometheus(driver, tmp_path):
     site = load_site(tiny_federation(tmp_path / "fed", sites=("ash",)) / "ash" / "site.toml")
     driver()
     gpus = GpuReader()
-    metrics = SiteMetrics(site, ApprovalFolder(site.folder), site.folder / "audit.jsonl", Seen(), gpus)
+    metrics = SiteMetrics(
+        site, ApprovalFolder(site.folder), site.folder / "audit.jsonl", WorkerActivity(), gpus
+    )
     found = {
         (sample.name.removeprefix("mmare_site_worker_gpu_"), sample.labels["gpu"]): sample.value
         for family in metrics.collect()

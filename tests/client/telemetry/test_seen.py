@@ -2,11 +2,11 @@
 
 import threading
 
-from client.telemetry.seen import Seen
+from client.telemetry.seen import WorkerActivity
 
 
 def test_time_at_work_never_goes_back_while_messages_come_and_go():
-    seen, over, looks = Seen(), threading.Event(), []
+    seen, over, looks = WorkerActivity(), threading.Event(), []
 
     def look():
         while not over.is_set():
@@ -25,7 +25,7 @@ def test_time_at_work_never_goes_back_while_messages_come_and_go():
 
 
 def test_the_message_in_hand_is_told_until_it_is_done():
-    seen = Seen()
+    seen = WorkerActivity()
     assert seen.busy_for_s is None
     seen.begin()
     assert seen.busy_for_s >= 0

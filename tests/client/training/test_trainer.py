@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from client.training.optimizers import PhaseOptimizers
-from client.training.trainer import Pull, draw_rows, train_round
+from client.training.trainer import ProximalTerm, draw_rows, train_round
 from mmare.errors import SiteCode, SiteError
 from mmare.models.phases import phase_at
 from mmare.models.registry import build_model
@@ -231,7 +231,7 @@ def test_a_strong_pull_keeps_the_model_where_it_was():
         anchor = {name: value.detach().clone() for name, value in model.named_parameters()}
         data, optimizer = tiny_data(study), make_optimizer(model, study.training)
         rows, source = data.rows[Split.TRAIN], generator_for(0, "ash", 1)
-        train_round(model, optimizer, data, rows, study, source, Pull(strength, anchor))
+        train_round(model, optimizer, data, rows, study, source, ProximalTerm(strength, anchor))
         moved[strength] = sum(
             (v.detach() - anchor[k]).square().sum().item() for k, v in model.named_parameters()
         )
