@@ -124,10 +124,7 @@ def preprocess(volume: Volume, steps: VolumeSteps, seed: int, mask: Volume | Non
 
 
 def noise_seed(*names: str | int) -> int:
-    """A seed from the identity of a scan: data set, patient, modality.
-
-    It does not depend on the order of encoding, on other scans or on the study's seed, so embeddings stay
-    valid when a run is repeated with another seed.
+    """A seed from a scan's identity alone: embeddings stay valid under another seed of the study.
 
     Example:
         >>> noise_seed("ixi", "012", "t1") == noise_seed("ixi", "012", "t1") != noise_seed("ixi", "0", "12t1")
@@ -237,16 +234,10 @@ def _fill(voxels: Tensor, background: Tensor, seed: int) -> Tensor:
 
 
 def run_mask_command(template: str, source: Path, target: Path, timeout_s: float) -> None:
-    """Make a mask with the hospital's own program, such as SynthStrip.
+    """Make a mask with a program such as SynthStrip: ``mri_synthstrip -i {input} -m {output}``.
 
     No shell is involved: the template is split into words before the paths are inserted. The target appears
-    only when complete; its suffix tells the program the format.
-
-    Args:
-        template: Such as ``mri_synthstrip -i {input} -m {output}``.
-        source: The scan.
-        target: The mask.
-        timeout_s: After it the program and its child processes are killed.
+    only when complete; its suffix tells the program the format. On a timeout child processes are killed too.
 
     Raises:
         InputError: If the template is invalid or its program not found.

@@ -162,11 +162,7 @@ def load_resnet50_wsi(
 ) -> ResNet50Wsi:
     """Read the weights of a ResNet50, whole or cut after ``layer3``; nothing is ever downloaded.
 
-    Args:
-        path: A state dict with torchvision's names: ``.safetensors``, or a ``.pth`` loaded as weights only.
-        device: CPU by default.
-        autocast: Type of the convolutions; None for float32 throughout.
-        batch_size: Tiles per forward pass.
+    ``path`` is a state dict with torchvision's names: ``.safetensors``, or a ``.pth`` loaded as weights only.
 
     Raises:
         InputError: If the file cannot be read or holds anything else; the message holds no path.

@@ -138,13 +138,9 @@ class UniMedText:
 def load_unimed_text(
     state: Mapping[str, Tensor], folder: Path, spec: TowerSpec, device: torch.device | None = None
 ) -> UniMedText:
-    """Build the tower from local files and load its weights.
+    """Build the tower from local files and load weights checked by `client.encoders.weights`.
 
-    Args:
-        state: As checked and converted by `client.encoders.weights`.
-        folder: Holds ``config.json`` and ``vocab.txt`` and no other file that a tokenizer would read.
-        spec: Of the tower.
-        device: CPU by default.
+    ``folder`` holds ``config.json`` and ``vocab.txt`` and no other file that a tokenizer would read.
 
     Raises:
         InputError: If a file is missing or belongs to another BERT.

@@ -46,18 +46,11 @@ def evaluate(
     patterns: bool = False,
     subsets: bool = False,
 ) -> Evaluation:
-    """Evaluate on one split; groups that are too small are withheld.
+    """Evaluate a model, scaling filled in, on one split; groups below ``min_count`` are withheld.
 
-    With ``subsets``, each subset of modalities is evaluated on the rows that have all of it, the rest hidden.
-    Rows of withheld patterns are left out, so that subset sizes disclose nothing that patterns do not.
-
-    Args:
-        model: With scaling filled in.
-        data: Of the site.
-        split: Whose rows.
-        min_count: Smallest group (split and class, or presence pattern and class) that may be disclosed.
-        patterns: Whether to evaluate each presence pattern too.
-        subsets: Whether to evaluate each subset of modalities too.
+    Groups are split and class, or presence pattern and class. With ``subsets``, each subset of modalities is
+    evaluated on the rows that have all of it, the rest hidden. Rows of withheld patterns are left out, so
+    that subset sizes disclose nothing that patterns do not.
 
     Raises:
         SiteError: If the model's output is not finite.

@@ -56,14 +56,10 @@ class StateStore:
         accepted: int | None,
         best: int | None = None,
     ) -> None:
-        """Store the state after a round; keep besides it the last two up to the accepted one, and the best.
+        """Store the state after a round; keep besides it the last two up to ``accepted``, and ``best``.
 
-        Args:
-            run: Name of the run.
-            round_number: The round that was trained.
-            state: Tensors by name; must not change any more.
-            accepted: Round that the training started from; the server may resume from it.
-            best: Round of the best model so far, whose state the test needs.
+        ``state`` must not change any more. ``accepted`` is the round that training started from, to which the
+        server may return; ``best`` that of the best model so far, whose state the test needs.
         """
         self._finish()
         _PENDING.acquire()

@@ -46,17 +46,10 @@ class ProximalTerm:
 
 
 def draw_rows(label: Tensor, study: Study, generator: Generator) -> Tensor:
-    """One epoch's rows: a permutation, or draws with replacement if the study weighs classes.
+    """One epoch's rows, as ``(N,)`` int64 positions in the train labels ``(N,)``.
 
-    ``oversample = "balanced"`` weighs by the local inverse frequency.
-
-    Args:
-        label: ``(N,)`` int64 of the train rows.
-        study: Says how classes are weighed.
-        generator: Source of the draws.
-
-    Returns:
-        ``(N,)`` int64 positions in ``label``.
+    A permutation, or draws with replacement if the study weighs classes; ``oversample = "balanced"`` weighs
+    by the local inverse frequency.
     """
     oversample = study.training.oversample
     if oversample is None:

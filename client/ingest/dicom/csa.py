@@ -19,9 +19,7 @@ _ITEM = struct.Struct("<4i")
 
 
 def read_csa(header: bytes) -> dict[str, tuple[str, ...]]:
-    """Parse the bytes of (0029,1010) or (0029,1020): element name to its non-empty values as text.
-
-    Empty if the bytes are no such header.
+    """Parse (0029,1010) or (0029,1020): element name to its non-empty values; empty if it is no CSA header.
 
     Example:
         >>> read_csa(b"something else")

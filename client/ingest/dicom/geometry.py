@@ -78,14 +78,7 @@ def same_orientation(one: Sequence[float], other: Sequence[float]) -> bool:
 
 
 def same_place(positions_mm: NDArray[np.float64], orientation: Sequence[float]) -> NDArray[np.int64]:
-    """Number the distinct positions of slices along the normal.
-
-    Args:
-        positions_mm: ``(n, 3)``, LPS.
-        orientation: The six cosines.
-
-    Returns:
-        ``(n,)`` from 0 in the direction of the normal; equal for slices within 0.01 mm.
+    """Number the distinct positions along the normal: ``(n,)``, equal for slices within 0.01 mm.
 
     Example:
         >>> same_place(np.array([[0, 0, 5.0], [0, 0, 0], [0, 0, 5.001]]), (1, 0, 0, 0, 1, 0)).tolist()
@@ -151,11 +144,7 @@ def check_gaps(along_mm: NDArray[np.float64], thickness_mm: Sequence[float | Non
     """Refuse a stack with a hole in it.
 
     A gap much wider than the common one is a hole, unless the adjacent slices are thicker in proportion, as
-    where a protocol changes from thin to thick slices.
-
-    Args:
-        along_mm: ``(n,)``, rising.
-        thickness_mm: ``(n,)`` of each slice, None if not stated.
+    where a protocol changes from thin to thick slices. A thickness is None if not stated.
 
     Raises:
         ScanRefused: `ScanReason.MISSING_SLICES` if the gap is a whole multiple of the common one,
@@ -210,13 +199,8 @@ def stack_affine(
 ) -> NDArray[np.float64]:
     """Affine of an upright, even stack: voxel index ``(column, row, slice)`` to RAS mm.
 
-    DICOM PS3.3 C.7.6.2.1.1, equation C.7.6.2.1-1, with the slice axis added.
-
-    Args:
-        axes: ``(3, 3)`` as in `Stack`.
-        origin_mm: ``(3,)`` centre of the first voxel, LPS.
-        spacing_mm: Between rows, between columns, in the order of PixelSpacing.
-        gap_mm: Between slices.
+    DICOM PS3.3 C.7.6.2.1.1, equation C.7.6.2.1-1, with the slice axis added. ``spacing_mm`` is between rows,
+    between columns, in the order of PixelSpacing.
     """
     affine = np.eye(4)
     affine[:3, 0] = axes[0] * spacing_mm[1]  # the column number rises along a row

@@ -61,10 +61,7 @@ def stored_values(frames: Sequence[Frame]) -> Iterator[tuple[int, NDArray[np.gen
 
 
 def measured_values(frames: Sequence[Frame]) -> Grid:
-    """Decode images of one size and apply the slope and intercept of each.
-
-    Returns:
-        ``(n, rows, columns)``: int16 if all values are whole and fit, else float32.
+    """Values of images of one size, ``(n, rows, columns)``: int16 if all are whole and fit, else float32.
 
     Raises:
         ScanRefused: If a file or its pixel data cannot be read.

@@ -85,13 +85,7 @@ def otsu_threshold(histogram: NDArray[np.int64]) -> int:
 
 
 def near_mean_colour(rgb: NDArray[np.uint8], tissue: NDArray[np.bool_], distance: float) -> NDArray[np.bool_]:
-    """The tissue pixels ``(H, W)`` closer to their mean colour than a Euclidean RGB distance.
-
-    Args:
-        rgb: ``(H, W, 3)``.
-        tissue: ``(H, W)``.
-        distance: Pixels at it or beyond are left out.
-    """
+    """Tissue pixels ``(H, W)`` closer to their mean colour in ``(H, W, 3)`` than a Euclidean RGB distance."""
     near = np.zeros_like(tissue)
     if tissue.any():
         colours = rgb[tissue].astype(np.float32)  # (n, 3)
@@ -105,13 +99,7 @@ def spread(tissue_px: NDArray[np.int64], most: int) -> tuple[tuple[int, int], ..
 
     The grid covers the extent of the tissue, with the smallest cells of which at most ``most`` are occupied.
     Of several tiles in a cell, the one with most tissue is taken, then the uppermost, then the leftmost.
-
-    Args:
-        tissue_px: ``(rows, columns)`` tissue pixels in each tile of the slide.
-        most: Tiles to choose at most.
-
-    Returns:
-        Indices (across, down), row by row.
+    ``tissue_px`` ``(rows, columns)`` counts tissue per tile; returns indices (across, down), row by row.
 
     Example:
         >>> spread(np.array([[0, 4, 9], [1, 0, 0]]), most=2)
@@ -154,12 +142,9 @@ def shares_kept(shares: NDArray[np.float64], tiling: Tiling) -> NDArray[np.bool_
 def tissue_per_tile(
     tissue: NDArray[np.bool_], tiles_per_pixel: tuple[float, float], shape: tuple[int, int]
 ) -> NDArray[np.int64]:
-    """Count, per tile of the slide, the tissue pixels of a thumbnail whose centre lies in it.
+    """Count, per tile of the slide, the tissue pixels of a thumbnail ``(H, W)`` whose centre lies in it.
 
-    Args:
-        tissue: ``(H, W)`` of the thumbnail.
-        tiles_per_pixel: Tiles that one of its pixels spans across and down.
-        shape: Rows and columns of tiles.
+    One pixel spans ``tiles_per_pixel`` tiles across and down; ``shape`` is rows and columns of tiles.
     """
     y, x = np.nonzero(tissue)
     across = ((x + 0.5) * tiles_per_pixel[0]).astype(np.int64)

@@ -101,12 +101,9 @@ class SlideTiles:
 
 
 def plan_of(path: Path, *, tiling: Tiling | None = None, fallback_um_px: float | None = None) -> TilePlan:
-    """Choose the tiles of a slide without reading them: enough to check a site.
+    """Choose the tiles of a slide (any format of OpenSlide, or a plain RGB TIFF) without reading them.
 
-    Args:
-        path: A slide in any format of OpenSlide, or a plain RGB TIFF.
-        tiling: The study's; by default the thesis's.
-        fallback_um_px: Microns per pixel of level 0, for a slide that does not state them.
+    ``fallback_um_px`` applies to a slide that does not state the microns per pixel of level 0.
 
     Raises:
         ScanRefused: With the reason; the message holds no path.
