@@ -18,9 +18,8 @@ from rich.table import Table
 
 from client.data.progress import scan_progress
 from mmare.host.console import run_command
-from mmare.study.choices import Kind
+from mmare.study.choices import Backend, Kind, Mode
 from mmare.study.study import STUDY_FILE, Study, load_study
-from server.rounds.loop import Mode
 from server.store.journal import RESULT
 from simulation.grid.cell import Workplace
 from simulation.grid.file import find_grid, load_grid, ready_grids
@@ -31,7 +30,7 @@ from simulation.progress import live_rounds
 from simulation.report.results import MODES, find_runs, line_up, load_run
 from simulation.report.run_report import GAIN, write_comparison, write_report
 from simulation.report.text_chart import auc_chart
-from simulation.run import Backend, run_federation
+from simulation.run import run_federation
 from sites.options import SyntheticKind
 
 __all__ = ["app", "main"]

@@ -17,12 +17,12 @@ from rich.console import Console
 
 from mmare.errors import InputError
 from mmare.host.console import run_command
+from mmare.study.choices import Backend, Mode
 from mmare.study.study import STUDY_FILE, load_study
-from server.rounds.loop import Mode
 from server.store.journal import RESULT
 from simulation.demo import embedded_federation
 from simulation.progress import live_rounds
-from simulation.run import Backend, run_federation
+from simulation.run import run_federation
 from sites.federation import site_folders
 
 __all__ = ["app", "main"]

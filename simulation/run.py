@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
 from mmare.errors import InputError
-from server.rounds.loop import Mode
+from mmare.study.choices import Backend, Mode
 from server.run.folder import check_run, finished_result
 from server.run.request import settings_of
 from simulation.report.run_report import write_report
@@ -19,14 +18,7 @@ if TYPE_CHECKING:
 
     from server.store.journal import Listener
 
-__all__ = ["Backend", "run_federation"]
-
-
-class Backend(StrEnum):
-    """Who carries the messages; results are the same."""
-
-    INPROCESS = "inprocess"
-    RAY = "ray"
+__all__ = ["run_federation"]
 
 
 def run_federation(  # noqa: PLR0913 - one parameter per flag

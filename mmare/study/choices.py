@@ -1,12 +1,14 @@
-"""The enumerated settings of a study."""
+"""The enumerated settings of a study and its runs; imports nothing, so that ``--help`` is quick."""
 
 from __future__ import annotations
 
 from enum import StrEnum
 
 __all__ = [
+    "Backend",
     "Kind",
     "MaskUse",
+    "Mode",
     "OptimizerName",
     "OptimizerState",
     "PromptMode",
@@ -16,6 +18,21 @@ __all__ = [
     "Untouched",
     "Wire",
 ]
+
+
+class Mode(StrEnum):
+    """Where the rows that train a model lie."""
+
+    FEDERATED = "federated"
+    CENTRALISED = "centralised"
+    LOCAL = "local"
+
+
+class Backend(StrEnum):
+    """Who carries the messages of a simulated run; results are the same."""
+
+    INPROCESS = "inprocess"
+    RAY = "ray"
 
 
 class Kind(StrEnum):

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, replace
-from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
 from mmare.errors import Ending, RunError
 from mmare.models.phases import last_phase_start
+from mmare.study.choices import Mode
 from mmare.wire.messages import Request, Split, Statistics, Task
 from mmare.wire.sharing import keeps_state
 from server.rounds.global_model import Averaging, GlobalModel
@@ -33,15 +33,7 @@ if TYPE_CHECKING:
     from server.rounds.roll_call import Member
     from server.store.journal import Journal
 
-__all__ = ["Mode", "Outcome", "Plan", "RoundLoop"]
-
-
-class Mode(StrEnum):
-    """Where the rows that train a model lie."""
-
-    FEDERATED = "federated"
-    CENTRALISED = "centralised"
-    LOCAL = "local"
+__all__ = ["Outcome", "Plan", "RoundLoop"]
 
 
 @dataclass(frozen=True)

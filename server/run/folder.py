@@ -14,10 +14,11 @@ from mmare.errors import BusyError, Ending, InputError, MmareError, RunError, St
 from mmare.host.files import replacing, slug
 from mmare.host.locks import locked
 from mmare.models.registry import build_model, model_options
+from mmare.study.choices import Mode
 from mmare.study.study import STUDY_FILE
 from server.aggregation.strategies import strategy_of
 from server.monitoring.followed_run import read_run
-from server.rounds.loop import Mode, Plan, RoundLoop
+from server.rounds.loop import Plan, RoundLoop
 from server.rounds.roll_call import roll_call
 from server.rounds.update_checks import Upload
 from server.run.request import RunSettings

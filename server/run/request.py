@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mmare.errors import InputError
+from mmare.study.choices import Mode
 from mmare.study.study import STUDY_FILE, load_study
-from server.rounds.loop import Mode
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -15,7 +15,7 @@ from itertools import product
 from typing import Any, Final
 
 from mmare.errors import InputError
-from server.rounds.loop import Mode
+from mmare.study.choices import Mode
 
 __all__ = [
     "KEYS",

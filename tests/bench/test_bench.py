@@ -18,7 +18,7 @@ from torch.nn import functional
 
 from client.training.optimizers import PhaseOptimizers
 from mmare.models.registry import MODELS, build_model
-from mmare.study.choices import Kind, Scaling, Wire
+from mmare.study.choices import Backend, Kind, Scaling, Wire
 from mmare.study.specs import FederationSpec, ModalitySpec, ModelSpec, PrivacySpec, TrainingSpec
 from mmare.study.strategy_options import STRATEGY_OPTIONS
 from mmare.study.study import Study
@@ -26,7 +26,7 @@ from mmare.wire.tensors import layout_of, trained_tensors
 from server.aggregation.mean import Contribution
 from server.aggregation.strategies import Gathered, strategy_of
 from server.rounds.update_checks import Upload
-from simulation.run import Backend, run_federation
+from simulation.run import run_federation
 from sites.datasets.mmist import prepare_mmist
 from sites.federation import SiteTables, write_federation
 from sites.options import Grouping

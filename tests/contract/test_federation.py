@@ -18,10 +18,10 @@ from mmare.models.blocks import exposures
 from mmare.models.phases import last_phase_start, phase_at
 from mmare.models.registry import MODELS, build_model
 from mmare.randomness import generator_for
+from mmare.study.choices import Backend
 from mmare.study.specs import ModelSpec
 from mmare.wire.messages import Split
 from server.store.model_file import load_model
-from simulation.run import Backend
 from sites.federation import site_folders
 from tests.federations import ModelsByRound, run_nodes, tiny_federation, tiny_study, weights
 from tests.mmare.models.examples import SMALL, small_maps, small_options

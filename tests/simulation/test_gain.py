@@ -8,9 +8,9 @@ import torch
 from client.data.dataset import load_data
 from mmare.errors import InputError
 from mmare.models.batch import Batch
+from mmare.study.choices import Mode
 from mmare.study.study import load_study
 from mmare.wire.messages import Split
-from server.rounds.loop import Mode
 from server.store.model_file import load_model
 from simulation.gain import compare_runs
 from simulation.run import run_federation

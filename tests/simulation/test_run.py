@@ -6,7 +6,7 @@ import math
 import pytest
 
 from mmare.errors import InputError, RunError
-from server.rounds.loop import Mode
+from mmare.study.choices import Mode
 from simulation.run import run_federation
 from tests.federations import SITES, tiny_federation, tiny_study
 

@@ -9,8 +9,8 @@ import pytest
 
 from mmare.errors import InputError
 from mmare.models.registry import MODELS, build_model, model_options
+from mmare.study.choices import Mode
 from mmare.study.study import Study, load_study
-from server.rounds.loop import Mode
 from simulation.grid.file import find_grid, load_grid, ready_grids, resolve
 from simulation.grid.plan import select
 from sites.datasets.ixi import IxiOptions, ixi_study
