@@ -1,28 +1,27 @@
-"""``mmare-site``: the hospital's side."""
+"""``mmare-site``: the hospital's side. Commands import what they run, so that ``--help`` is quick."""
 
 from __future__ import annotations
 
-import logging
 import os
 import sys
-from datetime import UTC, datetime
+from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
-from rich.progress import TaskID
 
-from client.data.progress import scan_progress
-from client.ingest.summary import converted_table
 from client.membership.commands import app as kit_app
-from client.start import Part, has_joined, keep_site
 from mmare.errors import RunError
-from mmare.host.console import run_command
-from mmare.study.study import STUDY_FILE, Study, load_study
-from sites.config import SiteConfig, load_site
+from mmare.host.console import must_exist, run_command
 
-__all__ = ["app", "main"]
+if TYPE_CHECKING:
+    from rich.progress import TaskID
+
+    from mmare.study.study import Study
+    from sites.config import SiteConfig
+
+__all__ = ["Part", "app", "main"]
 
 StudyOption = Annotated[
     Path | None,
@@ -35,6 +34,14 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="The hospital's side. Errors are one sentence and an exit code; --debug shows the traceback.",
 )
+
+
+class Part(StrEnum):
+    """What ``mmare-site start`` starts."""
+
+    ALL = "all"
+    WORKER = "worker"
+    RELAY = "relay"
 
 
 @app.command(epilog="Example: mmare-site check runs/mmist/tcga/site.toml --study runs/mmist/study.toml")
@@ -51,13 +58,14 @@ def check(
     ] = False,
 ) -> None:
     """Read everything a study would use of this site and say what is there; nothing leaves."""
+    config = _site(site)
     if network:
-        _check_network(load_site(site), study)
+        _check_network(config, study)
         return
-    from client.data.check import check_site, report_table  # noqa: PLC0415 - pandas and torch take seconds
-
-    config = load_site(site)
     found = _study(config, study)
+    from client.data.check import check_site, report_table
+    from client.data.progress import scan_progress
+
     with scan_progress(Console(stderr=True)) as bar:
         tasks: dict[str, TaskID] = {}
 
@@ -84,7 +92,10 @@ def convert(
 
     Exit code 1 when no series could be used at all.
     """
-    from client.ingest.convert import convert_folder  # noqa: PLC0415 - pydicom and SimpleITK take a moment
+    must_exist(source, "a folder to convert")
+    from client.data.progress import scan_progress
+    from client.ingest.convert import convert_folder
+    from client.ingest.summary import converted_table
 
     console = Console(stderr=True)
     with scan_progress(console) as bar:
@@ -111,10 +122,11 @@ def embed(
 
     Exit code 1 when a scan that the manifest names could not be used; each is listed with its row and reason.
     """
-    from client.data.embed import embed_site  # noqa: PLC0415 - torch and readers of scans take seconds
-
-    config = load_site(site)
+    config = _site(site)
     found = _study(config, study)
+    from client.data.embed import embed_site
+    from client.data.progress import scan_progress
+
     console = Console(stderr=True)
     with scan_progress(console) as bar:
         task = bar.add_task(config.id, total=None)
@@ -142,10 +154,11 @@ def approve(
 
     A running worker knows at once. Approved again, the count of answers that may leave begins anew.
     """
-    from client.privacy.approvals import ApprovalFolder, default_releases  # noqa: PLC0415 - as below
-    from client.privacy.study_summary import study_in_words  # noqa: PLC0415 - torch takes seconds
+    config = _site(site)
+    wanted = _study(config, study)
+    from client.privacy.approvals import ApprovalFolder, default_releases
+    from client.privacy.study_summary import study_in_words
 
-    config, wanted = load_site(site), load_study(study)
     folder = ApprovalFolder(config.folder)
     if revoke:
         folder.revoke(wanted.hash)
@@ -172,12 +185,16 @@ def start(
     run beside it; what ends is started again. Told to stop, the site takes no message more and finishes the
     one in hand.
     """
+    import logging
+
+    from client.start import has_joined, keep_site
+
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    config = load_site(site)
+    config = _site(site)
     if part is Part.RELAY or (part is Part.ALL and has_joined(config)):
         finished = keep_site(config, site, worker=part is Part.ALL)
     else:
-        from client.worker import run_worker  # noqa: PLC0415 - torch takes seconds
+        from client.worker import run_worker
 
         socket = config.worker.socket.absolute()
         finished = run_worker(config, lambda: typer.echo(f"site worker of {config.id}: {socket}"))
@@ -191,11 +208,16 @@ def start(
 @app.command(epilog="Example: mmare-site status hospital/site.toml")
 def status(site: Annotated[Path, typer.Argument(help="The site's site.toml.")]) -> None:
     """Say what the worker and the relay do and what has left; exit code 1 when one of them does not run."""
-    from client.relay.worker_link import WorkerLink  # noqa: PLC0415 - gRPC takes a moment
-    from client.status import relay_text, status_text  # noqa: PLC0415 - as above
+    from datetime import UTC, datetime
 
-    config, now = load_site(site), datetime.now(UTC)
-    found = WorkerLink(config.worker.socket).status()
+    from client.relay.status_file import listens
+    from client.status import relay_text, status_text
+
+    config, now, found = _site(site), datetime.now(UTC), None
+    if listens(config.worker.socket):
+        from client.relay.worker_link import WorkerLink  # gRPC, only where somebody answers
+
+        found = WorkerLink(config.worker.socket).status()
     typer.echo("not running" if found is None else status_text(found, now))
     relay = relay_text(config, now)
     if relay.lines:
@@ -226,7 +248,8 @@ def import_(
     ] = Path("weights"),
 ) -> None:
     """Check a downloaded checkpoint, convert it once to safetensors, and pin its hash."""
-    from client.encoders.weights import import_weights  # noqa: PLC0415 - torch takes seconds
+    must_exist(file, "a published checkpoint")
+    from client.encoders.weights import import_weights
 
     done = import_weights(file, into)
     typer.echo(f"{done.name}: {done.file}\nsha256 of the source    {done.source_sha256}")
@@ -237,8 +260,8 @@ def import_(
 
 def _check_network(site: SiteConfig, study: Path | None) -> None:
     """The rows of the doctor; an error where one of them is a problem."""
-    from client.doctor.examination import examine  # noqa: PLC0415 - cryptography and gRPC take a moment
-    from client.doctor.findings import Verdict, findings_table  # noqa: PLC0415 - as above
+    from client.doctor.examination import examine
+    from client.doctor.findings import Verdict, findings_table
 
     with Console(stderr=True).status("looking"):
         findings = examine(site, study)
@@ -250,7 +273,15 @@ def _check_network(site: SiteConfig, study: Path | None) -> None:
         )
 
 
+def _site(path: Path) -> SiteConfig:
+    from sites.config import load_site
+
+    return load_site(path)
+
+
 def _study(site: SiteConfig, path: Path | None) -> Study:
+    from mmare.study.study import STUDY_FILE, load_study
+
     return load_study(path or site.folder.parent / STUDY_FILE)
 
 

@@ -15,20 +15,18 @@ from __future__ import annotations
 import logging
 import os
 import signal
-import socket
 import sys
 import time
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from client.relay.exit_reasons import last_words, why_it_ended
 from client.relay.patched.clock import TAKEN_S
 from client.relay.programs import SUPEREXEC, SUPERNODE, RelayFolder, relay_programs
-from client.relay.status_file import ProgramState, RelayState, last_contact, write_state
+from client.relay.status_file import ProgramState, RelayState, last_contact, listens, write_state
 from mmare.errors import RunError
 from mmare.host.locks import is_held, locked
 from mmare.host.signals import stop_on_signals
@@ -42,21 +40,13 @@ if TYPE_CHECKING:
     from mmare.host.supervised import Change
     from sites.config import SiteConfig
 
-__all__ = ["WORKER", "Part", "has_joined", "keep_site", "worker_program"]
+__all__ = ["WORKER", "has_joined", "keep_site", "worker_program"]
 
 LOG = logging.getLogger(__name__)
 
 WORKER: Final = "worker"
 LOOK_S: Final = 0.1
 KILLED_S: Final = 10.0  # that the worker has on top of its own time to stop
-
-
-class Part(StrEnum):
-    """What ``mmare-site start`` starts."""
-
-    ALL = "all"
-    WORKER = "worker"
-    RELAY = "relay"
 
 
 def has_joined(site: SiteConfig) -> bool:
@@ -81,7 +71,7 @@ def worker_program(site: SiteConfig, file: Path) -> Program:
             "start",
             str(file.absolute()),
             "--part",
-            Part.WORKER.value,
+            WORKER,
         ),
         site.folder.absolute() / "worker.log",
         stop_s=site.worker.grace_s + KILLED_S,
@@ -153,7 +143,7 @@ class _Keeper:
 
     def look(self) -> None:
         """Notice what ended and what started."""
-        if self._waiting and _answers(self._site.worker.socket):
+        if self._waiting and listens(self._site.worker.socket):
             self._waiting = False  # who asks before would be told that this site has no worker
             for program in self._relay.values():
                 self._processes.keep(program)
@@ -227,14 +217,3 @@ class _Keeper:
                 return False
             time.sleep(LOOK_S)
         return True
-
-
-def _answers(path: Path) -> bool:
-    """Whether someone listens on a socket."""
-    with socket.socket(socket.AF_UNIX) as found:
-        found.settimeout(1.0)
-        try:
-            found.connect(str(path.absolute()))
-        except OSError:
-            return False
-    return True

@@ -1,4 +1,4 @@
-"""``mmare-server``: the coordinator's side."""
+"""``mmare-server``: the coordinator's side. Commands import what they run, so that ``--help`` is quick."""
 
 from __future__ import annotations
 
@@ -11,12 +11,7 @@ from rich.console import Console
 
 from mmare.errors import InputError
 from mmare.host.console import run_command
-from mmare.host.signals import stop_on_signals
 from server.membership.commands import app as kit_app
-from server.membership.kit import load_kit
-from server.monitoring.run_summary import run_status
-from server.monitoring.watch import watch_run
-from server.store.journal import JOURNAL, RESULT
 
 __all__ = ["app", "main"]
 
@@ -70,7 +65,8 @@ def start(  # noqa: PLR0913 - a command line's options
     What dies on the way is started again and the run resumed. Ctrl-C or SIGTERM stops everything; the same
     command goes on. Exit code 0 only when the result is there.
     """
-    from server.deployment.start import StartSettings, start_run  # noqa: PLC0415 - cryptography serves few commands
+    from server.deployment.start import StartSettings, start_run
+    from server.store.journal import RESULT
 
     found = StartSettings(
         *(kit, source, out, mode, tuple(assignments or ()), overwrite, min_nodes, tries, metrics_port, proxy)
@@ -98,15 +94,21 @@ def status(
     if run is None:
         run = _status_of_kit(kit, console, watch=watch)
     if watch and run is not None:
+        from server.monitoring.watch import watch_run
+
         watch_run(run, console)
     elif run is not None:
+        from server.monitoring.run_summary import run_status
+
         console.print(run_status(run), highlight=False)
 
 
 def _status_of_kit(kit: Path, console: Console, *, watch: bool) -> Path | None:
     """Print what a coordinator does; gives the folder of its run, if that has begun."""
-    from server.deployment.run_supervisor import last_run  # noqa: PLC0415 - as above
-    from server.deployment.status import kit_status  # noqa: PLC0415 - as above
+    from server.deployment.run_supervisor import last_run
+    from server.deployment.status import kit_status
+    from server.membership.kit import load_kit
+    from server.store.journal import JOURNAL
 
     loaded = load_kit(kit)
     found = last_run(loaded)
@@ -133,12 +135,13 @@ def export(
     interval: Annotated[float, typer.Option(min=0.05, help="Seconds between looks at the journals.")] = 2.0,
 ) -> None:
     """Tell Prometheus what the journals of runs say, until it is stopped; needs no other process."""
-    from server.monitoring.exporter import Exporter, serving  # noqa: PLC0415 - prometheus-client serves no other command
-
     if not runs.is_dir():
         raise InputError(f"{runs}: no folder; expected the folder in which runs lie")
     if kit is not None and not (kit / "kit.toml").is_file():
         raise InputError(f"{kit}: no kit here (kit.toml is missing); mmare-server kit init makes one")
+    from mmare.host.signals import stop_on_signals
+    from server.monitoring.exporter import Exporter, serving
+
     exporter = Exporter(runs, min_count, kit)
     with stop_on_signals() as stopped, serving(exporter, port, address, interval) as served:
         typer.echo(f"metrics of {runs}: http://{address}:{served}/metrics", err=True)
@@ -148,7 +151,8 @@ def export(
 @kit_app.command(epilog="Example: mmare-server kit nginx > /etc/nginx/conf.d/mmare.conf")
 def nginx(kit: KitOption = DEFAULT_KIT) -> None:
     """Print the public door for an nginx of your own, where mmare-server start runs with --no-proxy."""
-    from server.deployment.proxy import shared_proxy_config  # noqa: PLC0415 - serves no other command
+    from server.deployment.proxy import shared_proxy_config
+    from server.membership.kit import load_kit
 
     typer.echo(shared_proxy_config(load_kit(kit)), nl=False)
 

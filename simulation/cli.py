@@ -1,4 +1,4 @@
-"""``mmare-sim``: one machine, many sites."""
+"""``mmare-sim``: one machine, many sites. Commands import what they run, so that ``--help`` is quick."""
 
 from __future__ import annotations
 
@@ -7,31 +7,24 @@ from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
 from shutil import which
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich import box
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import Progress, TaskID
 from rich.table import Table
 
-from client.data.progress import scan_progress
-from mmare.host.console import run_command
+from mmare.host.console import must_exist, run_command
 from mmare.study.choices import Backend, Kind, Mode
-from mmare.study.study import STUDY_FILE, Study, load_study
-from server.store.journal import RESULT
-from simulation.grid.cell import Workplace
-from simulation.grid.file import find_grid, load_grid, ready_grids
-from simulation.grid.scheduler import list_cells, run_grid
-from simulation.grid_report.records import is_grid
+from simulation.grid.file import ready_grids
 from simulation.prepare import commands as prepare
-from simulation.progress import live_rounds
-from simulation.report.results import MODES, find_runs, line_up, load_run
-from simulation.report.run_report import GAIN, write_comparison, write_report
-from simulation.report.text_chart import auc_chart
-from simulation.run import run_federation
 from sites.options import SyntheticKind
+
+if TYPE_CHECKING:
+    from rich.progress import Progress, TaskID
+
+    from mmare.study.study import Study
 
 __all__ = ["app", "main"]
 
@@ -94,8 +87,12 @@ def report(
     ],
 ) -> None:
     """Write report.html again, or a comparison of several runs side by side; of a grid, report.md, too."""
+    from simulation.grid_report.records import is_grid
+    from simulation.report.results import find_runs
+    from simulation.report.run_report import write_comparison, write_report
+
     if is_grid(folder):
-        from simulation.grid_report.report import write_grid_report  # noqa: PLC0415 - matplotlib takes seconds
+        from simulation.grid_report.report import write_grid_report
 
         for page in write_grid_report(folder):
             typer.echo(page)
@@ -131,6 +128,10 @@ def grid(
     ] = False,
 ) -> None:
     """Many runs from one file; each that has ended is a line in results.jsonl. Goes on where it was."""
+    from simulation.grid.cell import Workplace
+    from simulation.grid.file import find_grid, load_grid
+    from simulation.grid.scheduler import list_cells, run_grid
+
     cells = load_grid(find_grid(name))
     if dry_run:
         list_cells(cells, out, only or [])
@@ -146,7 +147,10 @@ def gain(
     alone: Annotated[Path, typer.Argument(help="Run folder of mode local, of the same study and seed.")],
 ) -> None:
     """What each site gains by joining: both models on its own test rows, paired. Writes gain.json."""
-    from simulation.gain import compare_runs  # noqa: PLC0415 - torch takes seconds
+    for folder in (joined, alone):
+        must_exist(folder, "a run folder")
+    from simulation.gain import compare_runs
+    from simulation.report.run_report import GAIN
 
     found = compare_runs(joined, alone)
     view = Table(title="balanced accuracy on a site's own test rows", box=box.SIMPLE)
@@ -183,8 +187,14 @@ def demo(
     settings: Settings = None,
 ) -> None:
     """Three synthetic hospitals train together, in one place and each alone; then a chart and a report."""
-    from sites.datasets.synthetic import prepare_synthetic  # noqa: PLC0415 - pandas and scikit-learn take seconds
-    from sites.federation import site_folders  # noqa: PLC0415 - as above
+    from mmare.study.study import STUDY_FILE, load_study
+    from simulation.progress import live_rounds
+    from simulation.report.results import MODES, find_runs, line_up, load_run
+    from simulation.report.run_report import write_comparison
+    from simulation.report.text_chart import auc_chart
+    from simulation.run import run_federation
+    from sites.datasets.synthetic import prepare_synthetic
+    from sites.federation import site_folders
 
     console = Console(stderr=True, highlight=False)
     federation = out / "federation"
@@ -221,7 +231,12 @@ def _run(
     overwrite: bool = False,
     subsets: bool = False,
 ) -> dict[str, Any]:
+    from mmare.study.study import STUDY_FILE, load_study
+    from simulation.progress import live_rounds
+
     study = load_study(federation / STUDY_FILE).override(settings)
+    from simulation.run import run_federation
+
     _embed(federation, study, console)
     with live_rounds(study.training.rounds, console) as table:
         return run_federation(
@@ -240,7 +255,7 @@ def _metrics(out: Path, port: int | None) -> AbstractContextManager[object]:
     """Serves the metrics of a run folder, where a port is given."""
     if port is None:
         return nullcontext()
-    from server.monitoring.exporter import Exporter, serving  # noqa: PLC0415 - the metrics are rarely asked for
+    from server.monitoring.exporter import Exporter, serving
 
     return serving(Exporter(out), port, "127.0.0.1")
 
@@ -249,8 +264,9 @@ def _embed(federation: Path, study: Study, console: Console) -> None:
     """Encode the scans of all sites that are not encoded yet, where everybody can see it."""
     if not any(modality.kind is Kind.VOLUME for modality in study.modalities):
         return
-    from client.data.embed import embed_site  # noqa: PLC0415 - torch and readers of scans take seconds
-    from sites.federation import site_folders  # noqa: PLC0415 - as above
+    from client.data.embed import embed_site
+    from client.data.progress import scan_progress
+    from sites.federation import site_folders
 
     notes: dict[str, None] = {}
     encoded = 0
@@ -276,6 +292,8 @@ def _advance(bar: Progress, task: TaskID, done: int, total: int) -> None:
 
 def _print_result(result: dict[str, Any], out: Path) -> None:
     """The result in a few lines on stdout."""
+    from server.store.journal import RESULT
+
     title = f"{result['study']}, {result['model']}, {result['mode']}, seed {result['seed']}"
     table = Table(title=title, title_justify="left", box=None, padding=(0, 2))
     for heading in ("test rows of", "n", "AUC", "balanced accuracy", "macro F1"):

@@ -18,12 +18,6 @@ from rich.console import Console
 from mmare.errors import InputError
 from mmare.host.console import run_command
 from mmare.study.choices import Backend, Mode
-from mmare.study.study import STUDY_FILE, load_study
-from server.store.journal import RESULT
-from simulation.demo import embedded_federation
-from simulation.progress import live_rounds
-from simulation.run import run_federation
-from sites.federation import site_folders
 
 __all__ = ["app", "main"]
 
@@ -49,6 +43,13 @@ def simulate(
     An empty federation means the embedded one of three synthetic hospitals.
     """
     config = _config(app_folder, run_config)
+    from mmare.study.study import STUDY_FILE, load_study
+    from server.store.journal import RESULT
+    from simulation.demo import embedded_federation
+    from simulation.progress import live_rounds
+    from simulation.run import run_federation
+    from sites.federation import site_folders
+
     federation = Path(config["federation"]) if config["federation"] else embedded_federation()
     sites = site_folders(federation)
     if supernodes is not None and supernodes != len(sites):

@@ -7,11 +7,6 @@ from typing import Annotated
 
 import typer
 
-from client.membership.kit import authority_fingerprint, install_bundle, make_request, own_fingerprint
-from mmare.study.study import load_study
-from mmare.wire.joining import SiteKit
-from sites.config import load_site
-
 __all__ = ["app"]
 
 app = typer.Typer(
@@ -35,6 +30,9 @@ def request(
 
     Run again, it writes the same request.
     """
+    from client.membership.kit import make_request, own_fingerprint
+    from sites.config import load_site
+
     config = load_site(site)
     made = make_request(config, out, new_key=new_key)
     typer.echo(f"key of {config.id}: {own_fingerprint(config)}\nrequest: {made}")
@@ -54,6 +52,11 @@ def install(
 
     Nothing in a bundle runs, and a study computes nothing before it is approved.
     """
+    from client.membership.kit import authority_fingerprint, install_bundle
+    from mmare.study.study import load_study
+    from mmare.wire.joining import SiteKit
+    from sites.config import load_site
+
     config = load_site(site)
     coordinator = install_bundle(bundle, config)
     typer.echo(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 
     from client.relay.programs import RelayFolder
 
-__all__ = ["ProgramState", "RelayState", "last_contact", "read_state", "write_state"]
+__all__ = ["ProgramState", "RelayState", "last_contact", "listens", "read_state", "write_state"]
 
 
 @dataclass(frozen=True)
@@ -82,3 +83,14 @@ def last_contact(folder: RelayFolder) -> datetime | None:
         return datetime.fromtimestamp(folder.contact.stat().st_mtime, UTC)
     except FileNotFoundError:
         return None
+
+
+def listens(path: Path) -> bool:
+    """Whether someone listens on a socket."""
+    with socket.socket(socket.AF_UNIX) as found:
+        found.settimeout(1.0)
+        try:
+            found.connect(str(path.absolute()))
+        except OSError:
+            return False
+    return True

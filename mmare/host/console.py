@@ -4,12 +4,26 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
-from mmare.errors import MmareError
+from mmare.errors import InputError, MmareError
 
-__all__ = ["run_command"]
+if TYPE_CHECKING:
+    from pathlib import Path
+
+__all__ = ["must_exist", "run_command"]
 
 DEBUG = "--debug"
+
+
+def must_exist(path: Path, expected: str) -> None:
+    """Refuse a mistyped path before a command imports what takes seconds.
+
+    Raises:
+        InputError: If there is nothing of that name.
+    """
+    if not path.exists():
+        raise InputError(f"{path}: no such file or folder, expected {expected}")
 
 
 def run_command(command: Callable[[list[str]], object], arguments: Sequence[str]) -> int:

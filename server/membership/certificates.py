@@ -25,13 +25,13 @@ from cryptography.hazmat.primitives.serialization import (
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from mmare.errors import InputError
+from server.membership.options import SERVER_DAYS
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 __all__ = [
     "AUTHORITY_DAYS",
-    "SERVER_DAYS",
     "Pair",
     "certificate_days_left",
     "certificate_end",
@@ -42,7 +42,6 @@ __all__ = [
     "same_key",
 ]
 
-SERVER_DAYS: Final = 397  # the longest that browsers and most proxies accept
 AUTHORITY_DAYS: Final = 3653  # ten years
 BEFORE: Final = timedelta(hours=1)  # valid from: a site whose clock is a little behind can join at once
 LONGEST_NAME: Final = 64  # characters of a common name (RFC 5280, ub-common-name)

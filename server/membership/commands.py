@@ -2,29 +2,20 @@
 
 from __future__ import annotations
 
-from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
 from mmare.errors import RunError
-from mmare.wire.joining import read_request
-from server.membership.certificates import (
-    SERVER_DAYS,
-    certificate_days_left,
-    certificate_end,
-    certificate_fingerprint,
-    certificate_names,
-)
-from server.membership.flower_nodes import Node, register_admitted, registered, superlink_answers
-from server.membership.kit import SUPERLINK_PORT, Kit, init_kit, load_kit
-from server.membership.kit import renew as renew_certificate
-from server.membership.records import Admitted, SiteState, find, listed
-from server.membership.records import admit as admit_site
-from server.membership.records import revoke as revoke_site
+from server.membership.options import SERVER_DAYS, SUPERLINK_PORT
+
+if TYPE_CHECKING:
+    from server.membership.flower_nodes import Node
+    from server.membership.kit import Kit
+    from server.membership.records import Admitted
 
 __all__ = ["app"]
 
@@ -55,6 +46,8 @@ def init(
     Every site will trust this authority. Its key, ca.key, is needed only to renew: a copy belongs in a safe
     place, and the folder may do without it in between.
     """
+    from server.membership.kit import init_kit
+
     made = init_kit(kit, host, port, name, superlink_port, days)
     typer.echo(
         f"kit: {made.folder}\n{_authority(made)}\n{_certificate(made)}\n"
@@ -81,6 +74,13 @@ def admit(
 
     Admitted again with the same key, a site gets its bundle anew, such as with another study.
     """
+    from importlib.metadata import version
+
+    from mmare.wire.joining import read_request
+    from server.membership.kit import load_kit
+    from server.membership.records import admit as admit_site
+    from server.membership.records import find
+
     loaded = load_kit(kit)
     site = read_request(request).site
     bundle = admit_site(loaded, request, study, out, replace_key=replace)
@@ -110,6 +110,9 @@ def revoke(
     kit: KitOption = Path("coordinator"),
 ) -> None:
     """Let a site take part no longer; its key is refused for ever, at once where the coordinator runs."""
+    from server.membership.kit import load_kit
+    from server.membership.records import revoke as revoke_site
+
     loaded = load_kit(kit)
     record = revoke_site(loaded, site)
     typer.echo(f"revoked: {record.site}, {record.fingerprint}")
@@ -133,6 +136,10 @@ def renew(
 
     Also after host was changed in kit.toml; then sites need a new bundle, too.
     """
+    from server.membership.flower_nodes import superlink_answers
+    from server.membership.kit import load_kit
+    from server.membership.kit import renew as renew_certificate
+
     loaded = load_kit(kit, renewing=True)
     renew_certificate(loaded, days, new_key=new_key)
     typer.echo(_certificate(loaded))
@@ -148,6 +155,10 @@ def renew(
 @app.command("list", epilog="Example: mmare-server kit list")
 def list_(kit: KitOption = Path("coordinator")) -> None:
     """Which sites were admitted, with their keys, and how long the server's certificate is valid."""
+    from server.membership.flower_nodes import registered, superlink_answers
+    from server.membership.kit import load_kit
+    from server.membership.records import listed
+
     loaded = load_kit(kit, renewing=True)
     running = superlink_answers(loaded)
     nodes = {node.node_id: node for node in registered(loaded)} if running else {}
@@ -178,6 +189,8 @@ def _bring_into_agreement(kit: Kit, site: str) -> None:
     Raises:
         RunError: If it does not take the site.
     """
+    from server.membership.flower_nodes import register_admitted, superlink_answers
+
     if not superlink_answers(kit):
         typer.echo("SuperLink does not run; it is told when mmare-server start starts it")
         return
@@ -190,6 +203,8 @@ def _bring_into_agreement(kit: Kit, site: str) -> None:
 
 
 def _state(record: Admitted) -> str:
+    from server.membership.records import SiteState
+
     if record.state is SiteState.REVOKED:
         return f"[red]revoked {(record.revoked or '')[:10]}[/]"
     return record.state.value
@@ -206,11 +221,15 @@ def _registered(record: Admitted, nodes: dict[int, Node], *, running: bool) -> s
 
 
 def _authority(kit: Kit) -> str:
+    from server.membership.certificates import certificate_end, certificate_fingerprint
+
     shown = certificate_fingerprint(kit.ca_certificate.read_bytes())
     return f"authority: SHA-256 {shown}, valid until {certificate_end(kit.ca_certificate):%Y-%m-%d}"
 
 
 def _certificate(kit: Kit) -> str:
+    from server.membership.certificates import certificate_days_left, certificate_end, certificate_names
+
     left = certificate_days_left(kit.certificate)
     names = ", ".join(certificate_names(kit.certificate))
     until = f"{certificate_end(kit.certificate):%Y-%m-%d}"

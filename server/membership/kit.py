@@ -30,7 +30,6 @@ from mmare.study.tables import TableError, from_table, read_toml
 from mmare.wire.joining import check_host
 from server.membership.certificates import (
     AUTHORITY_DAYS,
-    SERVER_DAYS,
     Pair,
     certificate_end,
     certificate_names,
@@ -38,15 +37,15 @@ from server.membership.certificates import (
     new_server,
     same_key,
 )
+from server.membership.options import SERVER_DAYS, SUPERLINK_PORT
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
     from datetime import datetime
     from pathlib import Path
 
-__all__ = ["SUPERLINK", "SUPERLINK_PORT", "Kit", "init_kit", "load_kit", "renew"]
+__all__ = ["SUPERLINK", "Kit", "init_kit", "load_kit", "renew"]
 
-SUPERLINK_PORT: Final = 9095  # beside SuperNode's 9094, on this machine only
 SECRET_BYTES: Final = 32
 LOCK_S: Final = 120.0  # registering a site takes about two seconds
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._-]{0,39}")

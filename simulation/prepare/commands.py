@@ -1,6 +1,6 @@
 """``mmare-sim prepare``: data sets become federation folders.
 
-What reads tables (pandas, scikit-learn) is imported inside the commands, so that ``--help`` answers at once.
+Commands import what reads tables, so that ``--help`` is quick.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import typer
 from rich.console import Console
 
 from mmare.errors import StudyError
+from mmare.host.console import must_exist
 from mmare.study.choices import Kind, PromptMode
 from simulation.prepare.embed_first import embedding_first
 from simulation.prepare.summary import show
@@ -102,7 +103,8 @@ def mmist(  # noqa: PLR0913, PLR0917 - one parameter per flag
     overwrite: Overwrite = False,
 ) -> None:
     """Turn the official MMIST-ccRCC release into a federation: CT, MRI, WSI and a clinical prompt."""
-    from sites.datasets.mmist import prepare_mmist  # noqa: PLC0415 - slow, not for --help
+    must_exist(source, "the MMIST-ccRCC release")
+    from sites.datasets.mmist import prepare_mmist
 
     missing = _missing(mechanism, missing_rate, driver, slope, site_missing, pattern)
     with embedding_first(out, Console(stderr=True)) as embed:
@@ -163,7 +165,8 @@ def ixi(  # noqa: PLR0913, PLR0917 - one parameter per flag
 
     Opens no image, but for mnar on pc1, which embeds all scans first.
     """
-    from sites.datasets.ixi import prepare_ixi  # noqa: PLC0415 - slow, not for --help
+    must_exist(source, "a folder with IXI.xls and the IXI volumes")
+    from sites.datasets.ixi import prepare_ixi
 
     missing = _missing(mechanism, missing_rate, driver, slope, site_missing, pattern)
     _check_encoder(encoder)
@@ -217,7 +220,7 @@ def synthetic(  # noqa: PLR0913, PLR0917 - one parameter per flag
     overwrite: Overwrite = False,
 ) -> None:
     """Make hospitals with different scanners and gaps, and features or scans with a known answer."""
-    from sites.datasets.synthetic import prepare_synthetic  # noqa: PLC0415 - slow, not for --help
+    from sites.datasets.synthetic import prepare_synthetic
 
     missing = _missing(mechanism, missing_rate, driver, slope, site_missing)
     weights = {name: _number(text, "--signal") for name, text in _named(signal or [], "--signal").items()}
@@ -280,7 +283,8 @@ def table(  # noqa: PLR0913, PLR0917 - one parameter per flag
     overwrite: Overwrite = False,
 ) -> None:
     """Turn a table into a federation: groups of columns are modalities, one column names the site."""
-    from sites.datasets.table import TableColumns, prepare_table  # noqa: PLC0415 - slow, not for --help
+    must_exist(table, "a table")
+    from sites.datasets.table import TableColumns, prepare_table
 
     columns = TableColumns(
         id=id_column,
@@ -324,8 +328,8 @@ def _check_encoder(name: str) -> None:
     """
     if name == _MED3D:
         return
-    from client.encoders.registry import ENCODERS  # noqa: PLC0415 - torch takes seconds
-    from sites.datasets.ixi import WIDTH  # noqa: PLC0415 - pandas takes seconds
+    from client.encoders.registry import ENCODERS
+    from sites.datasets.ixi import WIDTH
 
     fits = {key for key, entry in ENCODERS.items() if entry.kind is Kind.VOLUME and entry.width == WIDTH}
     known = sorted(key for key in fits if not ENCODERS[key].slides)

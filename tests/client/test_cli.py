@@ -142,7 +142,7 @@ def test_a_folder_without_a_usable_series_is_one_sentence(tmp_path):
     (tmp_path / "in" / "notes.txt").write_text("no scan")
     with pytest.raises(RunError, match="no usable series among 1 files"):
         invoke("convert", tmp_path / "in", "--out", tmp_path / "out")
-    with pytest.raises(InputError, match="there is no folder"):
+    with pytest.raises(InputError, match="nowhere: no such file or folder, expected a folder to convert"):
         invoke("convert", tmp_path / "nowhere", "--out", tmp_path / "out")
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from flwr.common.config import parse_config_args
 
+from client.cli import Part
 from client.relay.exit_reasons import MOST_BYTES, last_words, why_it_ended
 from client.relay.programs import (
     SUPEREXEC,
@@ -21,7 +22,7 @@ from client.relay.programs import (
     way_past_proxies,
 )
 from client.relay.status_file import ProgramState, RelayState, last_contact, read_state, write_state
-from client.start import Part, has_joined, keep_site, worker_program
+from client.start import has_joined, keep_site, worker_program
 from client.status import relay_text
 from mmare.errors import InputError, RunError
 from mmare.host.locks import is_held

@@ -13,7 +13,6 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from mmare.errors import InputError
 from server.membership.certificates import (
     AUTHORITY_DAYS,
-    SERVER_DAYS,
     Pair,
     certificate_days_left,
     certificate_end,
@@ -23,6 +22,7 @@ from server.membership.certificates import (
     new_server,
     same_key,
 )
+from server.membership.options import SERVER_DAYS
 from tests.kits import served, strict_context
 
 

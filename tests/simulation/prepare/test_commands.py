@@ -1,8 +1,6 @@
 """The commands of ``mmare-sim prepare``: flags, what is shown, and what refuses."""
 
 import json
-import subprocess
-import sys
 from dataclasses import replace
 
 import pandas as pd
@@ -337,9 +335,3 @@ def test_every_command_has_help_with_an_example(command):
     result = call(command, "--help")
     assert result.exit_code == 0
     assert f"Example: mmare-sim prepare {command} --" in " ".join(result.output.split())
-
-
-def test_help_does_not_load_pandas():
-    heavy = "{'pandas', 'sklearn', 'torch'}"
-    program = f"import sys, simulation.prepare.commands; sys.exit(bool({heavy} & set(sys.modules)))"
-    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0

@@ -7,8 +7,6 @@ import json
 import math
 import random
 import re
-import subprocess
-import sys
 from dataclasses import dataclass, field
 from html.parser import HTMLParser
 from pathlib import Path
@@ -462,10 +460,3 @@ def test_comparison_refuses_a_run_other_studies_and_nothing(tmp_path):
     with pytest.raises(InputError, match="no finished run below"):
         write_comparison(tmp_path / "b")
     assert not (tmp_path / "a" / "report.html").exists()
-
-
-def test_importing_is_cheap():
-    heavy = "{'matplotlib', 'jinja2', 'numpy', 'torch'}"
-    code = f"import sys, simulation.report.run_report; print(sorted({heavy} & set(sys.modules)))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
