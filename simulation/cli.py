@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from shutil import which
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
     from mmare.study.study import Study
+    from server.run.request import RunRequest
 
 __all__ = ["app", "main"]
 
@@ -73,10 +75,13 @@ def run(
 ) -> None:
     """Run a federation: roll call, scaling, rounds, selection, test. Writes result, model, report."""
     console = Console(stderr=True)
+    from server.run.request import RunRequest
+
+    request = RunRequest(
+        federation, out, mode, tuple(settings or ()), overwrite, backend=backend, subsets=subsets
+    )
     with _metrics(out, metrics_port):
-        result = _run(
-            federation, out, mode, backend, settings or [], console, overwrite=overwrite, subsets=subsets
-        )
+        result = _run(request, console)
     _print_result(result, out)
 
 
@@ -187,7 +192,8 @@ def demo(
     settings: Settings = None,
 ) -> None:
     """Three synthetic hospitals train together, in one place and each alone; then a chart and a report."""
-    from mmare.study.study import STUDY_FILE, load_study
+    from mmare.study.study import STUDY_FILE
+    from server.run.request import RunRequest
     from simulation.progress import live_rounds
     from simulation.report.results import MODES, find_runs, line_up, load_run
     from simulation.report.run_report import write_comparison
@@ -201,16 +207,15 @@ def demo(
     if not (federation / STUDY_FILE).exists():
         console.print(f"three synthetic hospitals: {kind.value} are drawn, then trained on; about a minute")
         prepare_synthetic(kind, out=federation)
-    study = load_study(federation / STUDY_FILE).override(settings or [])
+    request = RunRequest(federation, set=tuple(settings or ()))
+    study = request.study
     for site in site_folders(federation):
         held = ", ".join(modality.name for modality in study.modalities if modality.name in site.modalities)
         console.print(f"  {site.id:6} has {held}")
     _embed(federation, study, console)
     for mode in Mode:
         with live_rounds(study.training.rounds, console, brief=True) as table:
-            result = run_federation(
-                federation, out / mode.value, mode=mode, assignments=settings or [], listeners=(table,)
-            )
+            result = run_federation(replace(request, out=out / mode.value, mode=mode), (table,))
         console.print(f"{MODES[mode.value].lower()}: trained in {result['seconds']['total']:.0f} s")
     page = write_comparison(out)
     Console(highlight=False).print(
@@ -220,35 +225,13 @@ def demo(
     typer.echo(f"report: {page}\nnext, with your own patients: {program} prepare table --help")
 
 
-def _run(
-    federation: Path,
-    out: Path,
-    mode: Mode,
-    backend: Backend,
-    settings: list[str],
-    console: Console,
-    *,
-    overwrite: bool = False,
-    subsets: bool = False,
-) -> dict[str, Any]:
-    from mmare.study.study import STUDY_FILE, load_study
+def _run(request: RunRequest, console: Console) -> dict[str, Any]:
     from simulation.progress import live_rounds
-
-    study = load_study(federation / STUDY_FILE).override(settings)
     from simulation.run import run_federation
 
-    _embed(federation, study, console)
-    with live_rounds(study.training.rounds, console) as table:
-        return run_federation(
-            federation,
-            out,
-            mode=mode,
-            backend=backend,
-            assignments=settings,
-            overwrite=overwrite,
-            subsets=subsets,
-            listeners=(table,),
-        )
+    _embed(request.federation, request.study, console)
+    with live_rounds(request.study.training.rounds, console) as table:
+        return run_federation(request, listeners=(table,))
 
 
 def _metrics(out: Path, port: int | None) -> AbstractContextManager[object]:

@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any, Final
 
@@ -18,13 +18,15 @@ from flwr.serverapp import Grid, ServerApp
 from flwr.supercore.task_identity import TaskIdentity
 
 from client.relay.app import app as client_app
-from server.app import run_on
-from server.run.request import settings_of
+from mmare.study.choices import Backend
+from server.rounds.flower_fleet import GridFleet
+from server.run.folder import execute
 
 if TYPE_CHECKING:
     from flwr.clientapp import ClientApp
     from flwr.supercore.run import Run
 
+    from server.run.request import RunRequest
     from server.store.journal import Listener
 
 __all__ = ["InProcessGrid", "held_up_s", "run_in_process", "run_with_ray"]
@@ -203,30 +205,27 @@ def _partitions(nodes: int) -> list[dict[str, Any]]:
 
 
 def run_in_process(
-    run_config: Mapping[str, Any],
-    nodes: int,
+    request: RunRequest,
     listeners: tuple[Listener, ...] = (),
     node_configs: Iterable[Mapping[str, Any]] | None = None,
 ) -> None:
     """Run the two apps in this process.
 
     Args:
-        run_config: As in ``pyproject.toml``.
-        nodes: Number of nodes.
+        request: Of as many nodes as it says.
         listeners: Called with every event of the journal.
-        node_configs: Instead of partitions 0 to ``nodes`` - 1.
+        node_configs: Instead of one partition per node.
 
     Raises:
         MmareError: Whatever the run raises.
     """
-    deadline_s = settings_of(run_config)[0].federation.deadline_s
     grid = InProcessGrid(
         client_app,
-        node_configs or _partitions(nodes),
-        run_config,
-        held_up_s=held_up_s(deadline_s),
+        node_configs or _partitions(request.nodes),
+        request.to_config(),
+        held_up_s=held_up_s(request.study.federation.deadline_s),
     )
-    run_on(grid, {**run_config, "nodes": nodes, "backend": "inprocess"}, listeners, poll_s=0.0)
+    execute(GridFleet(grid, poll_s=0.0), replace(request, backend=Backend.INPROCESS), listeners)
 
 
 @dataclass(frozen=True)
@@ -245,16 +244,14 @@ class _ConfiguredClient:
 
 
 def run_with_ray(
-    run_config: Mapping[str, Any],
-    nodes: int,
+    request: RunRequest,
     listeners: tuple[Listener, ...] = (),
     backend_config: Mapping[str, Any] | None = None,
 ) -> None:
     """Run the two apps with Flower's Ray engine.
 
     Args:
-        run_config: As in ``pyproject.toml``.
-        nodes: Number of nodes.
+        request: Of as many nodes as it says.
         listeners: Called with every event of the journal.
         backend_config: Of Flower's engine; one CPU per client by default.
 
@@ -267,21 +264,20 @@ def run_with_ray(
 
     logging.getLogger("flwr").addFilter(_expected)
     failures: list[BaseException] = []
-    configured = {**run_config, "nodes": nodes, "backend": "ray"}
     server = ServerApp()
 
     @server.main()
     def main(grid: Grid, _context: Context) -> None:
         try:
-            run_on(grid, configured, listeners)
+            execute(GridFleet(grid), request, listeners)
         except BaseException as error:  # SystemExit too: the engine would report success
             failures.append(error)
 
     run: Callable[..., None] = run_simulation
     run(
         server_app=server,
-        client_app=_ConfiguredClient(dict(run_config)),
-        num_supernodes=nodes,
+        client_app=_ConfiguredClient(request.to_config()),
+        num_supernodes=request.nodes,
         backend_config={"client_resources": {"num_cpus": 1, "num_gpus": 0.0}, **(backend_config or {})},
     )
     if failures:

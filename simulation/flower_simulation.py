@@ -17,7 +17,7 @@ from rich.console import Console
 
 from mmare.errors import InputError
 from mmare.host.console import run_command
-from mmare.study.choices import Backend, Mode
+from mmare.study.choices import Backend
 
 __all__ = ["app", "main"]
 
@@ -42,37 +42,22 @@ def simulate(
 
     An empty federation means the embedded one of three synthetic hospitals.
     """
-    config = _config(app_folder, run_config)
-    from mmare.study.study import STUDY_FILE, load_study
+    from server.run.request import RunRequest
+
+    request = RunRequest.from_config({**_config(app_folder, run_config), "backend": Backend.RAY})
     from server.store.journal import RESULT
-    from simulation.demo import embedded_federation
     from simulation.progress import live_rounds
     from simulation.run import run_federation
     from sites.federation import site_folders
 
-    federation = Path(config["federation"]) if config["federation"] else embedded_federation()
-    sites = site_folders(federation)
+    sites = site_folders(request.federation)
     if supernodes is not None and supernodes != len(sites):
         raise InputError(
-            f"--num-supernodes is {supernodes}, expected {len(sites)}: the sites of {federation}"
+            f"--num-supernodes is {supernodes}, expected {len(sites)}: the sites of {request.federation}"
         )
-    if config["mode"] not in list(Mode):
-        raise InputError(f"mode must be one of {', '.join(Mode)}, found {config['mode']!r}")
-    assignments = [part.strip() for part in config["set"].split(";") if part.strip()]
-    study = load_study(federation / STUDY_FILE).override(assignments)
-    out = Path(config["out"] or f"runs/{study.name}-{config['mode']}-seed{study.seed}")
-    with live_rounds(study.training.rounds, Console(stderr=True)) as table:
-        run_federation(
-            federation,
-            out,
-            mode=Mode(config["mode"]),
-            backend=Backend.RAY,
-            assignments=assignments,
-            overwrite=config["overwrite"],
-            listeners=(table,),
-            backend_config=_backend(backend_config),
-        )
-    typer.echo(f"result: {out / RESULT}\nreport: {out / 'report.html'}")
+    with live_rounds(request.study.training.rounds, Console(stderr=True)) as table:
+        run_federation(request, (table,), _backend(backend_config))
+    typer.echo(f"result: {request.out / RESULT}\nreport: {request.out / 'report.html'}")
 
 
 def _config(folder: Path, assignments: str) -> dict[str, Any]:

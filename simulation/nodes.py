@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping
 from functools import lru_cache
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -21,10 +20,8 @@ from client.training.service import SiteService
 from client.training.state import StateStore
 from mmare.errors import SiteCode
 from mmare.study.choices import Kind
-from mmare.study.study import STUDY_FILE, load_study
 from mmare.wire.messages import Endpoint, Refusal, Split, encode
-from server.run.request import settings_of
-from simulation.demo import embedded_federation
+from server.run.request import RunRequest
 from sites.federation import site_folders
 
 if TYPE_CHECKING:
@@ -52,39 +49,38 @@ def site_of_partition(node_config: Mapping[str, object], run_config: Mapping[str
     Raises:
         InputError: If the federation cannot be read.
     """
-    return _service(
-        str(run_config.get("federation") or embedded_federation()),
-        str(run_config.get("set") or ""),
-        str(run_config.get("trainer") or ""),
-        int(str(node_config["partition-id"])),
-        int(str(node_config["num-partitions"])),
-    )
+    needed = _request(*(str(run_config.get(key) or "") for key in ("federation", "set", "trainer")))
+    return _service(needed, int(str(node_config["partition-id"])), int(str(node_config["num-partitions"])))
 
 
-def check_sites(run_config: Mapping[str, object], sites: int) -> None:
+def check_sites(request: RunRequest, sites: int) -> None:
     """Read the data of every site before a run begins, scans encoded: here they may be named.
 
     Raises:
         DataError: If one cannot be used.
-        StudyError: If the study cannot be read.
     """
-    study, settings = settings_of(run_config)
-    for site in site_folders(Path(settings.federation)):
+    study = request.study
+    for site in site_folders(request.federation):
         if any(modality.kind is Kind.VOLUME for modality in study.modalities):
             embed_site(site, study)
-    pools = bool(run_config.get("trainer")) and sites > 1
+    pools = bool(request.trainer) and sites > 1
     for partition in range(sites):
         node_config = {"partition-id": partition, "num-partitions": sites + pools}
-        service = site_of_partition(node_config, run_config)
+        service = site_of_partition(node_config, request.to_config())
         if isinstance(service, SiteService):
             service.prepare(study)
 
 
+@lru_cache
+def _request(federation: str, settings: str, trainer: str) -> RunRequest:
+    """What a site needs of a run configuration, read once per process: runs of one study share it."""
+    return RunRequest.from_config({"federation": federation, "set": settings, "trainer": trainer})
+
+
 @lru_cache(maxsize=4096)
-def _service(federation: str, overrides: str, trainer: str, partition: int, partitions: int) -> Endpoint:
-    folder = Path(federation)
+def _service(request: RunRequest, partition: int, partitions: int) -> Endpoint:
+    folder, study, trainer = request.federation, request.study, request.trainer
     sites = site_folders(folder)
-    study = load_study(folder / STUDY_FILE).override([part for part in overrides.split(";") if part.strip()])
     pools = trainer == pooled_id(sites) and len(sites) > 1
     if partitions != len(sites) + pools:
         LOG.error("%s nodes for %s sites of %s", partitions, len(sites) + pools, folder)

@@ -1,4 +1,4 @@
-"""One simulated run: a federation folder, a mode, a backend, a run folder."""
+"""One simulated run, of a request."""
 
 from __future__ import annotations
 
@@ -8,41 +8,27 @@ from typing import TYPE_CHECKING, Any
 from mmare.errors import InputError
 from mmare.study.choices import Backend, Mode
 from server.run.folder import check_run, finished_result
-from server.run.request import settings_of
 from simulation.report.run_report import write_report
 from sites.federation import site_folders
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-    from pathlib import Path
+    from collections.abc import Mapping
 
+    from server.run.request import RunRequest
     from server.store.journal import Listener
 
 __all__ = ["run_federation"]
 
 
-def run_federation(  # noqa: PLR0913 - one parameter per flag
-    federation: Path,
-    out: Path,
-    *,
-    mode: Mode = Mode.FEDERATED,
-    backend: Backend = Backend.INPROCESS,
-    assignments: Sequence[str] = (),
-    overwrite: bool = False,
-    subsets: bool = False,
+def run_federation(
+    request: RunRequest,
     listeners: tuple[Listener, ...] = (),
     backend_config: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Run a federation, or take up where an earlier attempt stopped.
 
     Args:
-        federation: Folder with ``study.toml`` and one folder per site.
-        out: Run folder.
-        mode: Where the rows that train lie.
-        backend: Who carries the messages.
-        assignments: ``section.key=value`` over the study.
-        overwrite: Replace a run with other settings.
-        subsets: Test every subset of modalities, too.
+        request: Of a federation folder; in this process, unless its backend is Flower's Ray engine.
         listeners: Called with every event of the journal.
         backend_config: Of Flower's Ray engine.
 
@@ -53,38 +39,26 @@ def run_federation(  # noqa: PLR0913 - one parameter per flag
         InputError: If the federation or the settings cannot be used.
         RunError: If the run failed; the same call resumes it.
     """
-    for assignment in assignments:
-        if ";" in assignment:
-            raise InputError(f"--set {assignment!r}: a value must not hold a semicolon")
-    sites = site_folders(federation)
-    pools = mode is Mode.CENTRALISED
-    run_config: dict[str, Any] = {
-        "federation": str(federation.resolve()),
-        "out": str(out.absolute()),
-        "mode": mode.value,
-        "set": ";".join(assignments),
-        "overwrite": overwrite,
-        "subsets": subsets,
-        "trainer": "+".join(site.id for site in sites) if pools else "",
-    }
-    study, settings = settings_of(run_config)
-    done = finished_result(study, settings)
+    sites = site_folders(request.federation)
+    pools = request.mode is Mode.CENTRALISED
+    request = replace(request, trainer="+".join(site.id for site in sites) if pools else "")
+    done = finished_result(request)
     if done is not None:
-        if not (out / "report.html").exists():
-            write_report(out)
+        if not (request.out / "report.html").exists():
+            write_report(request.out)
         return done
-    nodes = len(sites) + (pools and len(sites) > 1)
     from simulation.engine import run_in_process, run_with_ray  # noqa: PLC0415 - Flower and torch take seconds
     from simulation.nodes import check_sites  # noqa: PLC0415 - as above
 
-    check_run(study, mode, subsets=subsets)
-    check_sites(run_config, len(sites))
-    if backend is Backend.RAY:
-        run_with_ray(run_config, nodes, listeners, backend_config)
+    check_run(request)
+    check_sites(request, len(sites))
+    request = replace(request, nodes=len(sites) + (pools and len(sites) > 1))
+    if request.backend == Backend.RAY:
+        run_with_ray(request, listeners, backend_config)
     else:
-        run_in_process(run_config, nodes, listeners)
-    found = finished_result(study, replace(settings, overwrite=False))
+        run_in_process(request, listeners)
+    found = finished_result(replace(request, overwrite=False))
     if found is None:
-        raise InputError(f"{out}: the run left no result")
-    write_report(out)
+        raise InputError(f"{request.out}: the run left no result")
+    write_report(request.out)
     return found

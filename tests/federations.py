@@ -16,13 +16,14 @@ from client.relay.app import app as client_app
 from client.relay.app import register_factory
 from mmare.errors import Reason
 from mmare.models.registry import build_model
+from mmare.study.choices import Mode
 from mmare.study.study import Study, parse_study
 from mmare.wire.messages import Endpoint, Request, Split, Task, Update, decode, encode
 from mmare.wire.tensors import global_tensors, layout_of, unpack
 from server.rounds.fleet import Answer
 from server.rounds.flower_fleet import GridFleet
 from server.run.folder import execute
-from server.run.request import settings_of
+from server.run.request import RunRequest
 from server.store.checkpoint import read_checkpoint
 from simulation.engine import InProcessGrid, held_up_s
 from simulation.nodes import site_of_partition
@@ -131,11 +132,22 @@ def tiny_data(study: Study, patients: int = 40, seed: int = 0, missing: float = 
 # Runs
 
 
-def run_config(federation: Path, out: Path, mode: str = "federated", **more: object) -> dict[str, Any]:
-    """Flower's run configuration, as ``mmare-sim run`` makes it."""
+def request_of(
+    federation: Path, out: Path, mode: str = "federated", settings: Sequence[str] = (), **more: Any
+) -> RunRequest:
+    """What ``mmare-sim run`` asks for: a node per site, and one that pools their rows where that is asked."""
     sites = [site.id for site in site_folders(federation)]
-    trainer = "+".join(sites) if mode == "centralised" else ""
-    return {"federation": str(federation), "out": str(out), "mode": mode, "trainer": trainer, **more}
+    pools = mode == "centralised"
+    return RunRequest(
+        federation,
+        out,
+        Mode(mode),
+        tuple(settings),
+        trainer="+".join(sites) if pools else "",
+        nodes=len(sites) + (pools and len(sites) > 1),
+        backend="inprocess",
+        **more,
+    )
 
 
 def node_configs(nodes: int, faults: Mapping[int, Fault]) -> list[dict[str, Any]]:
@@ -178,14 +190,12 @@ def run_nodes(
         workers: Sites side by side.
         reverse: Nodes in reversed order of partitions.
     """
-    config = run_config(federation, out, mode, set=";".join(settings), overwrite=overwrite)
-    sites = len(site_folders(federation))
-    nodes = sites + (mode == "centralised" and sites > 1)
-    configs = node_configs(nodes, faults or {})
-    study, wanted = settings_of({**config, "nodes": nodes, "backend": "inprocess"})
+    request = request_of(federation, out, mode, settings, overwrite=overwrite)
+    configs = node_configs(request.nodes, faults or {})
     configs = configs[::-1] if reverse else configs
-    grid = InProcessGrid(client_app, configs, config, workers, held_up_s(study.federation.deadline_s))
-    return execute(GridFleet(grid, poll_s=0.0), study, wanted, listeners)
+    held_s = held_up_s(request.study.federation.deadline_s)
+    grid = InProcessGrid(client_app, configs, request.to_config(), workers, held_s)
+    return execute(GridFleet(grid, poll_s=0.0), request, listeners)
 
 
 def events(out: Path, kind: str | None = None) -> list[dict[str, Any]]:

@@ -8,18 +8,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 import tomli_w
 
 from mmare.errors import InputError, RunError
 from mmare.host.files import write_whole
 from server.membership.flower_cli import CONNECTION, flower_answer, flower_output
+from server.run.request import default_config
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from server.membership.kit import Kit
+    from server.run.request import RunRequest
 
 __all__ = [
     "FlowerRun",
@@ -33,17 +33,6 @@ __all__ = [
 ]
 
 SERVER_APP, CLIENT_APP = "coordinator_app", "relay_app"
-CONFIG: Final = {  # as in this project's own pyproject.toml
-    "federation": "",
-    "out": "",
-    "mode": "federated",
-    "set": "",
-    "overwrite": False,
-    "trainer": "",
-    "nodes": 0,
-    "backend": "flower",
-    "subsets": False,
-}
 
 
 @dataclass(frozen=True)
@@ -75,7 +64,7 @@ def app_files() -> dict[str, str]:
                     "publisher": "mmare",
                     "fab-include": [f"{SERVER_APP}.py", f"{CLIENT_APP}.py"],
                     "components": {"serverapp": f"{SERVER_APP}:app", "clientapp": f"{CLIENT_APP}:app"},
-                    "config": CONFIG,
+                    "config": default_config(),
                 }
             }
         },
@@ -101,12 +90,12 @@ def write_app(kit: Kit) -> None:
         raise InputError(f"{kit.app}: cannot be written ({type(error).__name__})") from None
 
 
-def submit_run(kit: Kit, run_config: Mapping[str, object]) -> int:
+def submit_run(kit: Kit, request: RunRequest) -> int:
     """Submit a run of the app.
 
     Args:
         kit: Whose SuperLink takes it.
-        run_config: Keys of `CONFIG`.
+        request: What to run.
 
     Returns:
         Flower's number of it.
@@ -116,7 +105,7 @@ def submit_run(kit: Kit, run_config: Mapping[str, object]) -> int:
     """
     path = kit.state / "run-config.toml"  # a file, since quotes within words would be cut
     try:
-        write_whole(path, tomli_w.dumps(dict(run_config)).encode())
+        write_whole(path, tomli_w.dumps(request.to_config()).encode())
     except OSError as error:
         raise RunError(f"{path}: cannot be written ({error.strerror})") from None
     answer = flower_answer(kit, "run", str(kit.app), CONNECTION, "--run-config", str(path))

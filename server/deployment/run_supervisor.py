@@ -28,13 +28,13 @@ from server.store.events import RunFailed
 from server.store.journal import JOURNAL, RESULT, Journal
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
     from pathlib import Path
 
     from mmare.host.signals import Stop
     from server.deployment.services import Services
     from server.deployment.start_view import StartView
     from server.membership.kit import Kit
+    from server.run.request import RunRequest
 
 __all__ = ["Supervision", "last_run"]
 
@@ -67,7 +67,7 @@ class Supervision:
 
     Args:
         kit: Of the coordinator.
-        config: Run configuration of the app.
+        request: Of the run.
         limits: Of patience.
         services: The coordinator's programs, answering.
         view: For people.
@@ -77,15 +77,15 @@ class Supervision:
     def __init__(
         self,
         kit: Kit,
-        config: Mapping[str, object],
+        request: RunRequest,
         limits: Limits,
         services: Services,
         view: StartView,
         stopped: Stop,
     ) -> None:
         self._kit = kit
-        self._config = dict(config)
-        self._out = kit.folder / str(config["out"])
+        self._request = request
+        self._out = request.out
         self._limits = limits
         self._services = services
         self._view = view
@@ -128,7 +128,7 @@ class Supervision:
         if app and not self._attempt.app_seen:
             self._attempt = replace(self._attempt, app_seen=True)
         if self._progress.begun:
-            self._config["overwrite"] = False  # it has been: from here on it is taken up
+            self._request = replace(self._request, overwrite=False)  # from here on it is taken up
         seen = Seen(
             time.monotonic(),
             app,
@@ -163,7 +163,7 @@ class Supervision:
                 stop_runs(self._kit)
                 self._services.end_app()
             self._tidy = False
-            run = submit_run(self._kit, self._config)
+            run = submit_run(self._kit, self._request)
         except RunError as error:
             self._again(str(error), None, progress=False)
             return

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing import get_context
 from typing import TYPE_CHECKING, Final
 
@@ -17,7 +17,7 @@ from mmare.errors import InputError, RunError
 from mmare.host.locks import locked
 from mmare.host.signals import stop_on_signals
 from mmare.host.supervised import ProcessSupervisor
-from mmare.study.study import STUDY_FILE, load_study
+from mmare.study.choices import Mode
 from server.deployment.flower_runs import write_app
 from server.deployment.programs import check_ports, end_leftovers
 from server.deployment.proxy import write_proxy
@@ -30,9 +30,10 @@ from server.membership.flower_cli import write_connection
 from server.membership.flower_nodes import register_admitted
 from server.membership.kit import load_kit
 from server.membership.records import SiteState, listed
+from server.run.request import RunRequest
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator
     from pathlib import Path
 
     from rich.console import Console
@@ -92,20 +93,12 @@ def start_run(settings: StartSettings, console: Console) -> Path:
         RunError: If the run was given up, or this process was told to stop; the same command resumes it.
     """
     kit = load_kit(settings.kit)
-    study = _study(settings)
-    out = (settings.out or kit.runs / f"{study.name}-{settings.mode}-seed{study.seed}").absolute()
-    config = {
-        "federation": str(settings.source.absolute()),
-        "out": str(out),
-        "mode": settings.mode,
-        "set": ";".join(settings.assignments),
-        "overwrite": settings.overwrite,
-        "nodes": settings.min_nodes or _admitted(kit, study),
-    }
+    request = _request(settings, kit)
+    out = request.out
     with ExitStack() as stack:
         stopped = stack.enter_context(stop_on_signals())
         stack.enter_context(_alone(kit))
-        if _elsewhere(config):
+        if _elsewhere(request):
             return out
         view = stack.enter_context(StartView(console))
         _prepare(kit, view, proxy=settings.proxy)
@@ -116,18 +109,25 @@ def start_run(settings: StartSettings, console: Console) -> Path:
         if not services.begin(stopped):
             raise RunError("stopped before the run began")
         _register(kit, view)
-        limits = Limits(silent_s=2 * study.federation.deadline_s + MARGIN_S, tries=settings.tries)
-        Supervision(kit, config, limits, services, view, stopped).run()
+        limits = Limits(silent_s=2 * request.study.federation.deadline_s + MARGIN_S, tries=settings.tries)
+        Supervision(kit, request, limits, services, view, stopped).run()
     return out
 
 
-def _study(settings: StartSettings) -> Study:
+def _request(settings: StartSettings, kit: Kit) -> RunRequest:
     if settings.mode not in MODES:
         raise InputError(f"--mode must be one of {', '.join(MODES)}, found {settings.mode!r}")
-    if any(";" in assignment for assignment in settings.assignments):
-        raise InputError("--set takes no semicolon")
-    source = settings.source
-    return load_study(source / STUDY_FILE if source.is_dir() else source).override(settings.assignments)
+    request = RunRequest(
+        federation=settings.source,
+        mode=Mode(settings.mode),
+        set=settings.assignments,
+        overwrite=settings.overwrite,
+    )
+    return replace(
+        request,
+        out=settings.out or kit.runs / request.out.name,
+        nodes=settings.min_nodes or _admitted(kit, request.study),
+    )
 
 
 def _admitted(kit: Kit, study: Study) -> int:
@@ -145,7 +145,7 @@ def _admitted(kit: Kit, study: Study) -> int:
     return found
 
 
-def _elsewhere(config: Mapping[str, object]) -> bool:
+def _elsewhere(request: RunRequest) -> bool:
     """Check a run in a process of its own, which ends: this one is to stay small, and the check needs torch.
 
     Returns:
@@ -155,16 +155,14 @@ def _elsewhere(config: Mapping[str, object]) -> bool:
         InputError: If it cannot be run.
     """
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-        return pool.submit(_is_finished, dict(config)).result()
+        return pool.submit(_is_finished, request).result()
 
 
-def _is_finished(config: Mapping[str, object]) -> bool:
+def _is_finished(request: RunRequest) -> bool:
     from server.run.folder import check_run, finished_result  # noqa: PLC0415 - as above
-    from server.run.request import settings_of  # noqa: PLC0415 - torch, see above
 
-    study, settings = settings_of(config)
-    check_run(study, settings.mode)
-    return finished_result(study, settings) is not None
+    check_run(request)
+    return finished_result(request) is not None
 
 
 def _prepare(kit: Kit, view: StartView, *, proxy: bool) -> None:

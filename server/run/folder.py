@@ -21,7 +21,6 @@ from server.monitoring.followed_run import read_run
 from server.rounds.loop import Plan, RoundLoop
 from server.rounds.roll_call import roll_call
 from server.rounds.update_checks import Upload
-from server.run.request import RunSettings
 from server.run.result import (
     common_facts,
     left_out,
@@ -38,8 +37,8 @@ from server.store.model_file import save_model
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from mmare.study.study import Study
     from server.rounds.fleet import Fleet
+    from server.run.request import RunRequest
     from server.store.journal import Listener
 
 __all__ = ["check_run", "execute", "finished_result"]
@@ -49,13 +48,13 @@ MOST_MODALITIES: Final = 6  # whose subsets are tested: 63
 _OWN: Final = (JOURNAL, RESULT, STUDY_FILE, "report.html", "checkpoints", "model", "spool", "local", LOCK)
 
 
-def finished_result(study: Study, settings: RunSettings) -> dict[str, Any] | None:
+def finished_result(request: RunRequest) -> dict[str, Any] | None:
     """The result of a run that is finished with the same settings, or nothing.
 
     Raises:
         InputError: If the folder holds a run with other settings, or something that is not a run.
     """
-    out = settings.out
+    out = request.out
     if out.exists() and not out.is_dir():
         raise InputError(f"{out}: is a file, expected a folder")
     if not out.exists():
@@ -65,9 +64,9 @@ def finished_result(study: Study, settings: RunSettings) -> dict[str, Any] | Non
         foreign = sorted(path.name for path in out.iterdir() if path.name not in _OWN)
         if foreign:
             raise InputError(f"{out}: holds {foreign[0]!r} and no run; choose an empty folder")
-    if started is None or settings.overwrite:
+    if started is None or request.overwrite:
         return None
-    wanted = _settings_table(study, settings)
+    wanted = _settings_table(request)
     for key, value in wanted.items():
         if started.settings.get(key) != value:
             raise InputError(
@@ -84,58 +83,58 @@ def finished_result(study: Study, settings: RunSettings) -> dict[str, Any] | Non
     return result
 
 
-def check_run(study: Study, mode: Mode, *, subsets: bool = False) -> None:
-    """Refuse a study that cannot be run in a mode, before anything is written.
+def check_run(request: RunRequest) -> None:
+    """Refuse a study that cannot be run as it is asked, before anything is written.
 
     Raises:
         StudyError: If model, strategy or local parts cannot be.
     """
+    study = request.study
     Upload(build_model(study), study)
     strategy_of(study.federation)
-    if subsets and len(study.modalities) > MOST_MODALITIES:
+    if request.subsets and len(study.modalities) > MOST_MODALITIES:
         raise StudyError(
             f"subsets of {len(study.modalities)} modalities are too many to test, "
             f"expected at most {MOST_MODALITIES} modalities"
         )
-    if study.federation.local and mode is not Mode.FEDERATED:
-        raise StudyError(f"[federation] local names parts that stay at sites, which mode {mode} has none of")
+    if study.federation.local and request.mode is not Mode.FEDERATED:
+        raise StudyError(
+            f"[federation] local names parts that stay at sites, which mode {request.mode} has none of"
+        )
 
 
-def execute(
-    fleet: Fleet, study: Study, settings: RunSettings, listeners: tuple[Listener, ...] = ()
-) -> dict[str, Any]:
+def execute(fleet: Fleet, request: RunRequest, listeners: tuple[Listener, ...] = ()) -> dict[str, Any]:
     """Run to the end, from wherever an earlier attempt got, and write the result.
 
     Args:
         fleet: The nodes.
-        study: With all overrides applied.
-        settings: Of the run.
+        request: Of the run.
         listeners: Called with every event of the journal.
 
     Returns:
         The content of ``result.json``.
 
     Raises:
-        InputError: If the settings cannot be run.
-        RunError: If the run failed; the same settings resume it.
+        InputError: If the request cannot be run.
+        RunError: If the run failed; the same request resumes it.
     """
-    done = finished_result(study, settings)
+    done = finished_result(request)
     if done is not None:
         return done
-    check_run(study, settings.mode, subsets=settings.subsets)
-    out = settings.out
+    check_run(request)
+    study, out = request.study, request.out
     out.mkdir(parents=True, exist_ok=True)
     with locked(out / LOCK, BusyError(f"{out}: another process is running this run")):
-        if settings.overwrite:
+        if request.overwrite:
             _clear(out)
         started = read_run(out).first
         run = started.run if started else f"{slug(study.name) or 'run'}-{uuid.uuid4().hex[:8]}"
         with replacing(out / STUDY_FILE) as partial:
             partial.write_text(tomli_w.dumps(study.to_dict()), encoding="utf-8")
         journal = Journal(out / JOURNAL, run, listeners)
-        journal.write(_started(study, settings))
+        journal.write(_started(request))
         try:
-            result = _run(fleet, study, settings, journal, run)
+            result = _run(fleet, request, journal, run)
         except MmareError as error:
             journal.write(RunFailed(reason=str(error), code=error.ending))
             raise
@@ -148,24 +147,24 @@ def execute(
     return result
 
 
-def _run(fleet: Fleet, study: Study, settings: RunSettings, journal: Journal, run: str) -> dict[str, Any]:
-    out = settings.out
-    common = common_facts(study, settings)
-    if settings.mode is not Mode.LOCAL:
+def _run(fleet: Fleet, request: RunRequest, journal: Journal, run: str) -> dict[str, Any]:
+    study, out = request.study, request.out
+    common = common_facts(request)
+    if request.mode is not Mode.LOCAL:
         loop = RoundLoop(
             fleet,
             study,
             out,
             journal,
             run,
-            Plan(settings.mode, settings.trainer, settings.expected_nodes, settings.subsets),
+            Plan(request.mode, request.trainer, request.nodes, request.subsets),
         )
         outcome = loop.run()
         facts = {"run": run, "round": outcome.best_round, "notes": notes_of_model(study)}
         save_model(out / "model", study, outcome.tensors, facts)
         told = {"left_out": left_out(out), "notes": [*notes_of_sites(out), *notes_of_model(study)]}
         return {**common, **outcome_facts(outcome), "metrics": outcome.metrics, **told}
-    members = roll_call(fleet, study, run, journal, settings.expected_nodes or 1)
+    members = roll_call(fleet, study, run, journal, request.nodes or 1)
     trainers = [site for site, member in members.items() if member.call.samples > 0]
     if not trainers:
         raise RunError("no site with training rows took part in the roll call", Ending.QUORUM)
@@ -177,14 +176,14 @@ def _run(fleet: Fleet, study: Study, settings: RunSettings, journal: Journal, ru
         with replacing(folder / STUDY_FILE) as partial:
             partial.write_text(tomli_w.dumps(study.to_dict()), encoding="utf-8")
         own = Journal(folder / JOURNAL, f"{run}-{site}", journal.listeners)
-        own.write(replace(_started(study, settings), site=site))
+        own.write(replace(_started(request), site=site))
         loop = RoundLoop(
             fleet,
             study,
             folder,
             own,
             f"{run}-{site}",
-            Plan(Mode.LOCAL, site, len(members), settings.subsets),
+            Plan(Mode.LOCAL, site, len(members), request.subsets),
         )
         outcome = loop.run()
         outcomes.append(outcome)
@@ -206,25 +205,26 @@ def _run(fleet: Fleet, study: Study, settings: RunSettings, journal: Journal, ru
     }
 
 
-def _started(study: Study, settings: RunSettings) -> RunStarted:
+def _started(request: RunRequest) -> RunStarted:
     return RunStarted(
-        settings=_settings_table(study, settings),
-        federation=study.to_dict()["federation"],
+        settings=_settings_table(request),
+        federation=request.study.to_dict()["federation"],
         versions=versions(),
-        hash=study.hash,
-        mode=settings.mode,
-        backend=settings.backend,
+        hash=request.study.hash,
+        mode=request.mode,
+        backend=request.backend,
     )
 
 
-def _settings_table(study: Study, settings: RunSettings) -> dict[str, Any]:
+def _settings_table(request: RunRequest) -> dict[str, Any]:
+    study = request.study
     model = {"name": study.model.name, **asdict(model_options(study))}
     table = {
         **study.to_dict(),
         "model": model,
-        "mode": settings.mode.value,
-        "federation": settings.federation,
-        "subsets": settings.subsets,
+        "mode": request.mode.value,
+        "federation": str(request.federation.resolve()),
+        "subsets": request.subsets,
     }
     plain: dict[str, Any] = json.loads(json.dumps(table))  # as the journal gives it back
     return plain

@@ -1,11 +1,11 @@
-"""What was asked for: study and settings of a run, from Flower's run configuration."""
+"""What a run is asked to be: its study, and the keys of Flower's run configuration."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import MISSING, dataclass, field, fields
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from mmare.errors import InputError
 from mmare.study.choices import Mode
@@ -16,58 +16,95 @@ if TYPE_CHECKING:
 
     from mmare.study.study import Study
 
-__all__ = ["RunSettings", "settings_of"]
+__all__ = ["RunRequest", "default_config"]
+
+STUDY = "study"  # the one field that does not travel: its file and `set` do
 
 
 @dataclass(frozen=True)
-class RunSettings:
-    """What a run is, besides its study.
+class RunRequest:
+    """What a run is asked to be; the study is read once, when the request is made.
 
     Args:
-        out: Run folder.
-        federation: Where the sites come from; another federation is another run.
+        federation: Folder with the study and one folder per site, or a study file alone; another one is
+            another run.
+        out: Run folder; by default ``runs/STUDY-MODE-seedSEED``.
         mode: Where the rows that train lie.
-        backend: Who carries messages; noted, a run may be resumed on another.
+        set: ``section.key=value`` over the study.
         overwrite: Replace a run with other settings.
         trainer: Of a centralised run: the site that pools the others' rows.
-        expected_nodes: Nodes to wait for; 0 where unknown.
-        subsets: Whether to test every subset of modalities too.
-    """
-
-    out: Path
-    federation: str
-    mode: Mode = Mode.FEDERATED
-    backend: str = "inprocess"
-    overwrite: bool = False
-    trainer: str = ""
-    expected_nodes: int = 0
-    subsets: bool = False
-
-
-def settings_of(run_config: Mapping[str, object]) -> tuple[Study, RunSettings]:
-    """Study and settings from Flower's run configuration (``pyproject.toml`` lists the keys).
+        nodes: To wait for; 0 where unknown.
+        backend: Who carries messages; noted, a run may be resumed on another.
+        subsets: Test every subset of modalities, too.
+        study: Read from the federation, with `set` over it.
 
     Raises:
-        InputError: If a value cannot be used.
+        InputError: If the study cannot be read, or `set` holds a semicolon or changes what is not there.
     """
-    federation = str(run_config.get("federation") or "")
-    source = Path(federation) if federation else _embedded()  # a folder, or a study file alone
-    assignments = [part for part in str(run_config.get("set") or "").split(";") if part.strip()]
-    study = load_study(source / STUDY_FILE if source.is_dir() else source).override(assignments)
-    mode = str(run_config.get("mode") or Mode.FEDERATED)
-    if mode not in list(Mode):
-        raise InputError(f"mode must be one of {', '.join(Mode)}, found {mode!r}")
-    out = Path(str(run_config.get("out") or "") or f"runs/{study.name}-{mode}-seed{study.seed}")
-    return study, RunSettings(
-        out=out.absolute(),
-        federation=str(source.resolve()),
-        mode=Mode(mode),
-        backend=str(run_config.get("backend") or "flower"),
-        overwrite=bool(run_config.get("overwrite") or False),
-        trainer=str(run_config.get("trainer") or ""),
-        expected_nodes=int(str(run_config.get("nodes") or 0)),
-        subsets=bool(run_config.get("subsets") or False),
-    )
+
+    federation: Path
+    out: Path = Path()
+    mode: Mode = Mode.FEDERATED
+    set: tuple[str, ...] = ()
+    overwrite: bool = False
+    trainer: str = ""
+    nodes: int = 0
+    backend: str = "flower"
+    subsets: bool = False
+    study: Study = field(default=cast("Study", None), repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        for assignment in self.set:
+            if ";" in assignment:
+                raise InputError(f"--set {assignment!r}: a value must not hold a semicolon")
+        if self.study is None:
+            is_study = self.federation.is_file() or self.federation.suffix == ".toml"
+            file = self.federation if is_study else self.federation / STUDY_FILE
+            object.__setattr__(self, "study", load_study(file).override(self.set))
+        usual = Path("runs", f"{self.study.name}-{self.mode}-seed{self.study.seed}")
+        object.__setattr__(self, "out", (usual if self.out == Path() else self.out).absolute())
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, object]) -> RunRequest:
+        """From Flower's run configuration; an empty federation means the embedded one.
+
+        Raises:
+            InputError: If a value cannot be used.
+        """
+        given = {**default_config(), **config}
+        if given["mode"] not in list(Mode):
+            raise InputError(f"mode must be one of {', '.join(Mode)}, found {given['mode']!r}")
+        assignments = (part.strip() for part in str(given["set"]).split(";"))
+        return cls(
+            federation=Path(str(given["federation"])) if given["federation"] else _embedded(),
+            out=Path(str(given["out"])),
+            mode=Mode(str(given["mode"])),
+            set=tuple(part for part in assignments if part),
+            overwrite=bool(given["overwrite"]),
+            trainer=str(given["trainer"]),
+            nodes=int(str(given["nodes"])),
+            backend=str(given["backend"]),
+            subsets=bool(given["subsets"]),
+        )
+
+    def to_config(self) -> dict[str, str | int | bool]:
+        """As Flower's run configuration, which holds plain values only; paths are absolute."""
+        return {key: _plain(getattr(self, key)) for key in default_config()}
+
+
+def default_config() -> dict[str, str | int | bool]:
+    """Every key of Flower's run configuration, with what it is unless it is set."""
+    return {each.name: _plain(each.default) for each in fields(RunRequest) if each.name != STUDY}
+
+
+def _plain(value: object) -> str | int | bool:
+    if value in (MISSING, Path()):
+        return ""
+    if isinstance(value, tuple):
+        return ";".join(value)
+    if isinstance(value, Path):
+        return str(value.absolute())
+    return value if isinstance(value, bool | int) else str(value)
 
 
 def _embedded() -> Path:

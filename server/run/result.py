@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from mmare.study.study import Study
-    from server.run.request import RunSettings
+    from server.run.request import RunRequest
 
 __all__ = [
     "common_facts",
@@ -42,16 +42,17 @@ def local_metrics(outcome: Outcome, site: str) -> dict[str, Any]:
     }
 
 
-def common_facts(study: Study, settings: RunSettings) -> dict[str, Any]:
+def common_facts(request: RunRequest) -> dict[str, Any]:
     """What every ``result.json`` says, whatever the mode."""
+    study = request.study
     model = build_model(study)
     return {
         "study": study.name,
         "model": study.model.name,
         "strategy": study.federation.strategy,
-        "mode": settings.mode.value,
+        "mode": request.mode.value,
         "seed": study.seed,
-        "backend": settings.backend,
+        "backend": request.backend,
         "parameters": {
             "trainable": sum(value.numel() for value in model.parameters()),
             "federated": sum(value.numel() for value in Upload(model, study).tensors.values()),

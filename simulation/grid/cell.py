@@ -21,15 +21,17 @@ from mmare.errors import InputError, StudyError
 from mmare.host.files import replacing
 from mmare.host.locks import locked
 from mmare.study.choices import Kind
-from mmare.study.study import STUDY_FILE, Study, load_study
+from mmare.study.study import STUDY_FILE
 from mmare.study.tables import read_toml
 from server.monitoring.followed_run import read_run
+from server.run.request import RunRequest
 from server.store.events import RoundStarted, RunStarted, parse_event
 from simulation.grid.file import resolve
 from simulation.grid.plan import Cell
 from sites.config import load_site
 
 if TYPE_CHECKING:
+    from mmare.study.study import Study
     from sites.config import SiteConfig
 
 __all__ = ["FEDERATIONS", "Say", "Workplace", "check_cell", "run_cell"]
@@ -91,8 +93,11 @@ class Workplace:
         return cls(out.absolute(), found, None if weights is None else weights.resolve(), keep_models)
 
 
-def check_cell(cell: Cell, place: Workplace, say: Say = lambda _text: None) -> None:
+def check_cell(cell: Cell, place: Workplace, say: Say = lambda _text: None) -> RunRequest:
     """Prepare the federation of a cell and refuse a study that cannot be run; nothing is encoded or trained.
+
+    Returns:
+        What to run.
 
     Raises:
         InputError: If data, study, model or mode do not go together.
@@ -101,9 +106,12 @@ def check_cell(cell: Cell, place: Workplace, say: Say = lambda _text: None) -> N
 
     say("preparing")
     federation = _federation(cell, place)
-    study = _study(cell, federation)
-    check_run(study, cell.mode, subsets=cell.subsets)
-    _check_encoders(study, federation, place)
+    request = RunRequest(
+        federation, place.out / RUNS / cell.id, cell.mode, tuple(cell.assignments), subsets=cell.subsets
+    )
+    check_run(request)
+    _check_encoders(request.study, federation, place)
+    return request
 
 
 def run_cell(cell: Cell, place: Workplace, say: Say = lambda _text: None) -> dict[str, Any]:
@@ -124,22 +132,13 @@ def run_cell(cell: Cell, place: Workplace, say: Say = lambda _text: None) -> dic
     from simulation.run import run_federation  # noqa: PLC0415 - torch takes seconds
 
     began = time.monotonic()
-    check_cell(cell, place, say)
-    federation = _federation(cell, place)
-    study = _study(cell, federation)
+    request = check_cell(cell, place, say)
+    federation, study = request.federation, request.study
     _embed(federation, study, place, say)
-    out = place.out / RUNS / cell.id
-    _clear_other_run(cell, federation, out)
+    _clear_other_run(request)
     say("starting")
-    result = run_federation(
-        federation,
-        out,
-        mode=cell.mode,
-        assignments=cell.assignments,
-        listeners=(_listener(say),),
-        subsets=cell.subsets,
-    )
-    _thin(out, federation, keep_models=place.keep_models)
+    result = run_federation(request, (_listener(say),))
+    _thin(request.out, federation, keep_models=place.keep_models)
     amputation = federation / "amputation.json"
     return {
         "cell": cell.id,
@@ -164,10 +163,6 @@ def _listener(say: Say) -> Callable[[Mapping[str, Any]], None]:
                 say(f"{alone}round {number}")
 
     return listen
-
-
-def _study(cell: Cell, federation: Path) -> Study:
-    return load_study(federation / STUDY_FILE).override(cell.assignments)
 
 
 def _federation(cell: Cell, place: Workplace) -> Path:
@@ -280,22 +275,14 @@ def _say_scans(say: Say, site: SiteConfig, done: int, total: int) -> None:
     say(f"scans of {site.id}, {done} of {total}")
 
 
-def _clear_other_run(cell: Cell, federation: Path, out: Path) -> None:
+def _clear_other_run(request: RunRequest) -> None:
     """Remove a run that was begun by a program with other defaults, or where the grid lay elsewhere."""
-    from server.run.folder import finished_result  # noqa: PLC0415 - as above
-    from server.run.request import settings_of  # noqa: PLC0415 - torch takes seconds
+    from server.run.folder import finished_result  # noqa: PLC0415 - torch takes seconds
 
-    config = {
-        "federation": str(federation),
-        "out": str(out),
-        "mode": cell.mode.value,
-        "set": ";".join(cell.assignments),
-        "subsets": cell.subsets,
-    }
     try:
-        finished_result(*settings_of(config))
+        finished_result(request)
     except InputError:
-        shutil.rmtree(out)
+        shutil.rmtree(request.out)
 
 
 def _thin(out: Path, federation: Path, *, keep_models: bool) -> None:

@@ -26,6 +26,7 @@ from mmare.wire.tensors import layout_of, trained_tensors
 from server.aggregation.mean import Contribution
 from server.aggregation.strategies import Gathered, strategy_of
 from server.rounds.update_checks import Upload
+from server.run.request import RunRequest
 from simulation.run import run_federation
 from sites.datasets.mmist import prepare_mmist
 from sites.federation import SiteTables, write_federation
@@ -149,7 +150,7 @@ def overheads(run):
 def test_round_overhead_in_process_and_ray(tmp_path):
     folder = federation(tmp_path / "federation", 3, 200, rounds=20)
     for backend in Backend:
-        result = run_federation(folder, tmp_path / backend, backend=backend)
+        result = run_federation(RunRequest(folder, tmp_path / backend, backend=backend))
         over, local = overheads(tmp_path / backend)
         assert result["parameters"]["federated"] == PARAMETERS
         whole = layout_of(trained_tensors(build_model(study()))).size
@@ -181,8 +182,9 @@ def test_start_up(tmp_path):
 def test_peak_memory(tmp_path, sites):
     folder = federation(tmp_path / "federation", sites, 40, rounds=3)
     program = (
-        "import json, sys; from pathlib import Path; from simulation.run import run_federation; "
-        "result = run_federation(Path(sys.argv[1]), Path(sys.argv[2])); "
+        "import json, sys; from pathlib import Path; from server.run.request import RunRequest; "
+        "from simulation.run import run_federation; "
+        "result = run_federation(RunRequest(Path(sys.argv[1]), Path(sys.argv[2]))); "
         "status = Path('/proc/self/status').read_text().split(); "
         "print(json.dumps([int(status[status.index('VmHWM:') + 1]) / 1024, result['seconds']['rounds']]))"
     )
@@ -234,11 +236,8 @@ def test_aggregation(updates, strategy):
 def test_bytes_on_mmist_by_hospital(tmp_path, strategy, wire):
     source = data_folder("mmist")
     prepared = prepare_mmist(source, tmp_path / "federation", Grouping.HOSPITAL)
-    result = run_federation(
-        prepared.folder,
-        tmp_path / "run",
-        assignments=[f"federation.strategy={strategy}", f"federation.wire={wire}", "training.rounds=3"],
-    )
+    settings = (f"federation.strategy={strategy}", f"federation.wire={wire}", "training.rounds=3")
+    result = run_federation(RunRequest(prepared.folder, tmp_path / "run", set=settings))
     sites = len(prepared.sites)
     whole = layout_of(trained_tensors(build_model(prepared.study))).size
     up = result["bytes"]["up_per_round"] / sites

@@ -24,6 +24,7 @@ from client.worker import audit_log, make_service
 from mmare.study.study import load_study
 from mmare.wire.messages import Request, Task, decode
 from server.monitoring.exporter import Exporter, serving
+from server.run.request import RunRequest
 from simulation.run import run_federation
 from sites.config import load_site
 from tests.bench.printed import report
@@ -109,7 +110,7 @@ def test_cost_of_metrics_to_a_round(tmp_path):
     federation = tiny_federation(tmp_path / "federation", tiny_study(training={"rounds": 60}))
 
     def seconds(out):
-        return run_federation(federation, out)["seconds"]["rounds"] / 60
+        return run_federation(RunRequest(federation, out))["seconds"]["rounds"] / 60
 
     seconds(tmp_path / "warm")
     plain, watched = [], []

@@ -21,10 +21,9 @@ from mmare.errors import DataError, SiteCode
 from mmare.study.study import load_study
 from server.rounds.flower_fleet import GridFleet
 from server.run.folder import execute
-from server.run.request import settings_of
 from simulation.engine import InProcessGrid
 from sites.config import load_site
-from tests.federations import all_events, node_configs, run_config, tiny_federation
+from tests.federations import all_events, node_configs, request_of, tiny_federation
 
 PRIVATE = "/data/oncology/patients.csv: patient TCGA-07-1234 born 1951"
 WORDS = ("oncology", "TCGA", "patients.csv", "born")  # no number: metric states are full of them
@@ -77,12 +76,11 @@ def working(federation):
 
 def run(federation, out, node):
     """A run in which the second site is ``node``; gives all that the server heard."""
-    config = run_config(federation, out, set="training.rounds=2")
+    request = request_of(federation, out, settings=("training.rounds=2",))
     configs = node_configs(3, {})
-    grid = Listening(client_app, [configs[0], node, configs[2]], config)
+    grid = Listening(client_app, [configs[0], node, configs[2]], request.to_config())
     grid.heard = []
-    study, settings = settings_of({**config, "nodes": 3, "backend": "inprocess"})
-    execute(GridFleet(grid, poll_s=0.0), study, settings, ())
+    execute(GridFleet(grid, poll_s=0.0), request)
     return grid.heard
 
 

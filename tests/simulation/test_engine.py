@@ -19,7 +19,7 @@ from tests.federations import (
     claiming,
     events,
     node_configs,
-    run_config,
+    request_of,
     run_nodes,
     tiny_federation,
     weights,
@@ -344,16 +344,18 @@ def test_every_thread_computes_with_as_many_as_the_sites_give(federation, tmp_pa
 
 def test_the_engine_runs_with_other_node_configurations(federation, healthy, tmp_path):
     out = tmp_path / "run"
-    config = run_config(federation, out, set=";".join(SHORT))
-    run_in_process(config, 3, node_configs=node_configs(3, {1: while_training(raises, 2)}))
+    run_in_process(
+        request_of(federation, out, settings=SHORT),
+        node_configs=node_configs(3, {1: while_training(raises, 2)}),
+    )
     result = json.loads((out / "result.json").read_text())
     assert [entry["site"] for entry in result["left_out"]] == ["birch"]
     assert weights(out) != weights(healthy)
 
 
 def test_another_number_of_nodes_than_sites_is_refused(federation, tmp_path):
-    config = run_config(federation, tmp_path / "run", set=";".join(SHORT))
+    request = replace(request_of(federation, tmp_path / "run", settings=SHORT), nodes=2)
     with pytest.raises(RunError, match="0 sites"):
-        run_in_process(config, 2)
+        run_in_process(request)
     refused = [event for event in all_events(tmp_path / "run") if event["event"] == "roll_call"]
     assert [event["reason"] for event in refused] == ["refused: S103"] * 2

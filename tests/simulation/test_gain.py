@@ -11,6 +11,7 @@ from mmare.models.batch import Batch
 from mmare.study.choices import Mode
 from mmare.study.study import load_study
 from mmare.wire.messages import Split
+from server.run.request import RunRequest
 from server.store.model_file import load_model
 from simulation.gain import compare_runs
 from simulation.run import run_federation
@@ -19,7 +20,7 @@ from tests.federations import tiny_federation
 
 pytestmark = pytest.mark.slow
 
-SHORT = ["training.rounds=3"]
+SHORT = ("training.rounds=3",)
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +28,7 @@ def runs(tmp_path_factory):
     folder = tmp_path_factory.mktemp("gain")
     federation = tiny_federation(folder / "federation")
     for mode in (Mode.FEDERATED, Mode.LOCAL):
-        run_federation(federation, folder / mode, mode=mode, assignments=SHORT)
+        run_federation(RunRequest(federation, folder / mode, mode, SHORT))
     return folder
 
 
@@ -63,8 +64,7 @@ def test_runs_that_do_not_belong_together_are_refused(runs, tmp_path):
         compare_runs(tmp_path, runs / "local")
     with pytest.raises(InputError, match="expected a finished run of mode local"):
         compare_runs(runs / "federated", runs / "federated")
-    run_federation(
-        runs / "federation", tmp_path / "other", mode=Mode.LOCAL, assignments=["training.rounds=2"]
-    )
+    other = RunRequest(runs / "federation", tmp_path / "other", Mode.LOCAL, ("training.rounds=2",))
+    run_federation(other)
     with pytest.raises(InputError, match="a run of another study or seed"):
         compare_runs(runs / "federated", tmp_path / "other")

@@ -7,6 +7,7 @@ import pytest
 
 from mmare.errors import InputError, RunError
 from mmare.study.choices import Mode
+from server.run.request import RunRequest
 from simulation.run import run_federation
 from tests.federations import SITES, tiny_federation, tiny_study
 
@@ -112,7 +113,7 @@ def federation(tmp_path_factory):
 @pytest.fixture(scope="module", params=list(Mode))
 def finished(request, federation, tmp_path_factory):
     out = tmp_path_factory.mktemp("runs") / request.param
-    return request.param, run_federation(federation, out, mode=request.param, assignments=SHORT), out
+    return request.param, run_federation(RunRequest(federation, out, request.param, SHORT)), out
 
 
 def test_every_mode_has_the_fields_of_the_design(finished):
@@ -181,7 +182,7 @@ def test_a_model_is_handed_out(finished):
 def test_a_finished_run_is_not_run_again(finished, federation):
     mode, result, out = finished
     heard = []
-    again = run_federation(federation, out, mode=mode, assignments=SHORT, listeners=(heard.append,))
+    again = run_federation(RunRequest(federation, out, mode, SHORT), (heard.append,))
     assert again == result
     assert heard == []
 
@@ -195,7 +196,7 @@ def test_a_metric_that_is_not_defined_is_null(tmp_path):
     federation = tiny_federation(tmp_path / "fed", study)
     manifest = federation / "ash" / "patients.csv"
     manifest.write_text(manifest.read_text().replace("yes,test", "yes,train"))
-    result = run_federation(federation, tmp_path / "run")
+    result = run_federation(RunRequest(federation, tmp_path / "run"))
     own = result["metrics"]["test"]["sites"]["ash"]
     assert own["n"] == 5
     assert (own["auc"], own["balanced_accuracy"], own["ci95"]["auc"]) == (None, None, None)
@@ -212,13 +213,13 @@ def test_a_metric_that_is_not_defined_is_null(tmp_path):
     ],
 )
 def test_settings_take_effect(federation, tmp_path, setting, key, value):
-    result = run_federation(federation, tmp_path / "run", assignments=("training.rounds=1", setting))
+    result = run_federation(RunRequest(federation, tmp_path / "run", set=("training.rounds=1", setting)))
     assert result[key] == value
 
 
 def test_patience_ends_a_run(federation, tmp_path):
     settings = ("training.rounds=40", "training.patience=1", "training.learning_rate=1e-9")
-    result = run_federation(federation, tmp_path / "run", assignments=settings)
+    result = run_federation(RunRequest(federation, tmp_path / "run", set=settings))
     assert result["rounds_run"] < 10
     assert result["best_round"] <= result["rounds_run"]
 
@@ -242,7 +243,7 @@ def test_patience_ends_a_run(federation, tmp_path):
 )
 def test_a_setting_that_cannot_be_used_is_named_and_nothing_written(federation, tmp_path, setting, sentence):
     with pytest.raises(InputError, match=sentence) as error:
-        run_federation(federation, tmp_path / "run", assignments=(setting,))
+        run_federation(RunRequest(federation, tmp_path / "run", set=(setting,)))
     assert error.value.exit_code == 2
     assert not (tmp_path / "run").exists()
 
@@ -250,8 +251,8 @@ def test_a_setting_that_cannot_be_used_is_named_and_nothing_written(federation, 
 def test_a_wrong_federation_is_named_and_nothing_written(tmp_path):
     (tmp_path / "empty").mkdir()
     for folder in ("absent", "empty"):
-        with pytest.raises(InputError, match=f"{folder}: no ") as error:
-            run_federation(tmp_path / folder, tmp_path / "run")
+        with pytest.raises(InputError, match=rf"{folder}/study\.toml: no ") as error:
+            run_federation(RunRequest(tmp_path / folder, tmp_path / "run"))
         assert error.value.exit_code == 2
     assert not (tmp_path / "run").exists()
 
@@ -259,7 +260,7 @@ def test_a_wrong_federation_is_named_and_nothing_written(tmp_path):
 def test_more_sites_needed_than_there_are_fails_and_says_so(federation, tmp_path):
     settings = ("federation.min_sites=4", "federation.deadline_s=0.5")
     with pytest.raises(RunError, match=r"3 sites with training rows .*, expected at least 4"):
-        run_federation(federation, tmp_path / "run", assignments=settings)
+        run_federation(RunRequest(federation, tmp_path / "run", set=settings))
 
 
 @pytest.mark.parametrize(
@@ -278,6 +279,6 @@ def test_bad_data_of_a_site_are_one_sentence_before_anything_is_written(tmp_path
     else:
         path.write_text(path.read_text().replace(old, new, 1))
     with pytest.raises(InputError, match="birch") as error:
-        run_federation(federation, tmp_path / "run", assignments=SHORT)
+        run_federation(RunRequest(federation, tmp_path / "run", set=SHORT))
     assert error.value.exit_code == 2
     assert not (tmp_path / "run").exists()

@@ -8,6 +8,7 @@ from typer.testing import CliRunner
 
 from client.data.dataset import load_data
 from mmare.study.study import load_study
+from server.run.request import RunRequest
 from simulation.cli import app
 from simulation.run import run_federation
 from sites.datasets.phantoms import prepare_synthetic_scans
@@ -99,8 +100,7 @@ def test_every_scan_that_was_drawn_is_in_its_row(demo):
 
 def test_the_same_federation_gives_the_same_weights(demo, tmp_path):
     out, _ = demo
-    assignments = SMALL[1::2]
-    run_federation(out / "federation", tmp_path / "again", assignments=assignments)
+    run_federation(RunRequest(out / "federation", tmp_path / "again", set=tuple(SMALL[1::2])))
     assert outcome(tmp_path / "again") == outcome(out / "federated")
 
 

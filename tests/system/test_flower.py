@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from server.run.request import RunRequest
 from simulation.run import run_federation
 from sites.datasets.synthetic import prepare_synthetic
 
@@ -28,7 +29,7 @@ def federation(tmp_path_factory):
 @pytest.fixture(scope="module")
 def in_process(federation, tmp_path_factory):
     out = tmp_path_factory.mktemp("flower") / "inprocess"
-    run_federation(federation, out, assignments=["training.rounds=4"])
+    run_federation(RunRequest(federation, out, set=("training.rounds=4",)))
     return out
 
 

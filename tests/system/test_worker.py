@@ -16,10 +16,9 @@ from client.relay.app import app as client_app
 from client.relay.worker_link import WorkerLink
 from server.rounds.flower_fleet import GridFleet
 from server.run.folder import execute
-from server.run.request import settings_of
 from simulation.engine import InProcessGrid
 from sites.config import load_site
-from tests.federations import events, node_configs, outcome, run_config, run_nodes, tiny_federation
+from tests.federations import events, node_configs, outcome, request_of, run_nodes, tiny_federation
 
 pytestmark = pytest.mark.system
 
@@ -76,12 +75,11 @@ def worker(federation):
 
 def run(federation: Path, out: Path, worker: WorkerProcess, *listeners) -> None:
     """A run in this process whose second node has a socket instead of a partition."""
-    config = run_config(federation, out)
+    request = request_of(federation, out)
     configs = node_configs(3, {})
     configs[PARTITION] = {"socket": str(load_site(worker.file).worker.socket)}
-    study, settings = settings_of({**config, "nodes": 3, "backend": "inprocess"})
-    grid = InProcessGrid(client_app, configs, config)
-    execute(GridFleet(grid, poll_s=0.0), study, settings, listeners)
+    grid = InProcessGrid(client_app, configs, request.to_config())
+    execute(GridFleet(grid, poll_s=0.0), request, listeners)
 
 
 def test_a_site_behind_a_socket_gives_the_same_bits(federation, worker, tmp_path):

@@ -26,7 +26,7 @@ from mmare.host.supervised import ProcessSupervisor, Program
 from server.deployment import programs as deployment
 from server.deployment import proxy, services, start
 from server.deployment import run_supervisor as supervision
-from server.deployment.flower_runs import CONFIG, FlowerRun, app_files, write_app
+from server.deployment.flower_runs import FlowerRun, app_files, write_app
 from server.deployment.programs import (
     check_ports,
     end_leftovers,
@@ -44,6 +44,7 @@ from server.deployment.start import StartSettings, start_run
 from server.deployment.start_view import StartView
 from server.membership.kit import init_kit, renew
 from server.membership.records import Admitted, save
+from server.run.request import RunRequest
 from tests.federations import tiny_study
 from tests.strange_servers import free_port
 from tests.system.deployment import needs_nginx
@@ -99,7 +100,9 @@ def test_a_mode_that_hospitals_cannot_have_is_refused(kit, study):
 
 
 def test_a_setting_that_would_be_read_as_two_is_refused(kit, study):
-    assert "--set takes no semicolon" in refused(kit, study, assignments=("study.name=a;b",))
+    assert "--set 'study.name=a;b': a value must not hold a semicolon" in refused(
+        kit, study, assignments=("study.name=a;b",)
+    )
 
 
 def test_a_study_that_is_not_there_is_named(kit, tmp_path):
@@ -156,8 +159,8 @@ def test_the_bundle_holds_no_logic(kit):
 
 def test_it_takes_the_same_settings_as_the_project_s_own_app():
     own = tomllib.loads((Path(__file__).parents[3] / "pyproject.toml").read_text())
-    assert own["tool"]["flwr"]["app"]["config"] == CONFIG
-    assert tomllib.loads(app_files()["pyproject.toml"])["tool"]["flwr"]["app"]["config"] == CONFIG
+    travels = tomllib.loads(app_files()["pyproject.toml"])
+    assert travels["tool"]["flwr"]["app"]["config"] == own["tool"]["flwr"]["app"]["config"]
 
 
 def test_superlink_is_closed_to_the_outside_and_takes_known_keys_only(kit, monkeypatch):
@@ -389,7 +392,7 @@ class Coordinator:
 
     def __init__(self, kit, out, monkeypatch, *attempts, tries=3):
         self.kit, self.out, self.attempts = kit, out, list(attempts)
-        self.configs, self.stopped_runs, self.swept, self.ended = [], [], [], False
+        self.requests, self.stopped_runs, self.swept, self.ended = [], [], [], False
         self.alive, self.shaken = False, 0.0
         self.state = FlowerRun("running")
         self.stopped = threading.Event()
@@ -398,11 +401,13 @@ class Coordinator:
         monkeypatch.setattr(supervision, "submit_run", self.submit)
         monkeypatch.setattr(supervision, "flower_status", lambda _kit, _run: self.state)
         monkeypatch.setattr(supervision, "stop_run", self.stop)
-        monkeypatch.setattr(supervision, "stop_runs", lambda _kit: self.swept.append(len(self.configs)))
+        monkeypatch.setattr(supervision, "stop_runs", lambda _kit: self.swept.append(len(self.requests)))
         monkeypatch.setattr(supervision, "run_log", lambda _kit, run: f"log of {run}")
-        config = {"federation": "f", "out": str(out), "overwrite": True}
+        study = kit.folder / "study.toml"
+        study.write_text(tomli_w.dumps(tiny_study().to_dict()))
+        request = RunRequest(study, out, overwrite=True)
         view = StartView(self.console)
-        self.supervision = Supervision(kit, config, Limits(1.0, tries=tries), self, view, self.stopped)
+        self.supervision = Supervision(kit, request, Limits(1.0, tries=tries), self, view, self.stopped)
 
     # As `Services`
 
@@ -424,10 +429,10 @@ class Coordinator:
 
     # As Flower
 
-    def submit(self, _kit, config):
-        self.configs.append(dict(config))
+    def submit(self, _kit, request):
+        self.requests.append(request)
         self.alive, self.state = True, FlowerRun("running")
-        return len(self.configs)
+        return len(self.requests)
 
     def stop(self, _kit, run):
         self.stopped_runs.append(run)
@@ -488,7 +493,7 @@ def coordinator(kit, tmp_path, monkeypatch):
 def test_a_run_that_finishes_is_submitted_once(kit, coordinator):
     place = coordinator(alone, finishes)
     place.supervision.run()
-    assert [config["overwrite"] for config in place.configs] == [True]
+    assert [request.overwrite for request in place.requests] == [True]
     assert place.stopped_runs == []
     assert last_run(kit) is None
     assert "finished after 3 rounds" in place.said()
@@ -501,7 +506,7 @@ def test_a_killed_one_is_taken_up_at_once_and_never_overwritten_again(coordinato
     began = time.monotonic()
     place.supervision.run()
     assert time.monotonic() - began < 1.0  # attempts with a new checkpoint do not wait
-    assert [config["overwrite"] for config in place.configs] == [True, False, False]
+    assert [request.overwrite for request in place.requests] == [True, False, False]
     assert place.stopped_runs == [1, 2]
     assert place.swept == [0]  # at the beginning, of what an earlier start may have left
     assert "attempt 1 ended: its ServerApp is gone" in place.said()
@@ -519,7 +524,7 @@ def test_one_that_never_gets_on_is_given_up_with_the_last_reason(kit, coordinato
         f"{place.out}: given up after 3 attempts without a new checkpoint, the last one: 1 sites; "
         "the same command resumes the run"
     )
-    assert len(place.configs) == 3
+    assert len(place.requests) == 3
     assert place.ended
     assert (kit.logs / "serverapp.log").read_text().count("log of") == 3
 
@@ -538,7 +543,7 @@ def test_what_cannot_be_run_is_bad_input_and_not_tried_again(coordinator):
     place = coordinator(alone, fails(f"ServerApp failed with exception: {BAD_INPUT}width is 0"), finishes)
     with pytest.raises(InputError, match=r"^width is 0$"):
         place.supervision.run()
-    assert len(place.configs) == 1
+    assert len(place.requests) == 1
 
 
 def test_one_that_finished_without_a_word_counts_as_finished(coordinator):
@@ -550,18 +555,18 @@ def test_one_that_finished_without_a_word_counts_as_finished(coordinator):
 
     place = coordinator(alone, killed(STARTED, checkpoint(3)), alone, silent)
     place.supervision.run()
-    assert len(place.configs) == 2
+    assert len(place.requests) == 2
 
 
 def test_one_that_hangs_is_ended_and_taken_up(coordinator):
     def hangs(place):
-        if len(place.configs) == 1:
+        if len(place.requests) == 1:
             place.attempts.insert(0, hangs)
 
     place = coordinator(lambda place: place.write(STARTED, checkpoint(1)), hangs, finishes)
     place.supervision.run()
     assert "nothing was written to the journal for 1 s" in place.said()
-    assert len(place.configs) == 2
+    assert len(place.requests) == 2
 
 
 def test_one_that_lost_a_message_to_a_killed_superlink_does_not_wait_for_the_deadline(coordinator):
@@ -571,7 +576,7 @@ def test_one_that_lost_a_message_to_a_killed_superlink_does_not_wait_for_the_dea
         place.shaken = time.monotonic()
 
     def waits(place):
-        if len(place.configs) == 1:
+        if len(place.requests) == 1:
             place.attempts.insert(0, waits)
 
     place = coordinator(
@@ -581,7 +586,7 @@ def test_one_that_lost_a_message_to_a_killed_superlink_does_not_wait_for_the_dea
     place.supervision._limits = replace(place.supervision._limits, silent_s=60.0, shaken_s=0.3)
     place.supervision.run()
     assert "a message was lost when SuperLink or its door was started again" in place.said()
-    assert len(place.configs) == 2
+    assert len(place.requests) == 2
 
 
 def test_what_superlink_does_not_take_is_tried_again(coordinator, monkeypatch):
@@ -589,11 +594,11 @@ def test_what_superlink_does_not_take_is_tried_again(coordinator, monkeypatch):
     place = coordinator(alone, finishes)
     submit, calls = place.submit, []
 
-    def first_refused(kit, config):
-        calls.append(config)
+    def first_refused(kit, request):
+        calls.append(request)
         if len(calls) == 1:
             raise RunError("flwr run: no answer after 60 s")
-        return submit(kit, config)
+        return submit(kit, request)
 
     monkeypatch.setattr(supervision, "submit_run", first_refused)
     place.supervision.run()
