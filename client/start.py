@@ -23,8 +23,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from client.relay.exit_reasons import last_words, why_it_ended
-from client.relay.patched.clock import TAKEN_S
+from client.relay.exit_reasons import exit_reason, log_tail
+from client.relay.patched.clock import PICKUP_S
 from client.relay.programs import SUPEREXEC, SUPERNODE, RelayFolder, relay_programs
 from client.relay.status_file import ProgramState, RelayState, last_contact, listens, write_state
 from mmare.errors import RunError
@@ -170,7 +170,7 @@ class _Keeper:
             return
         contact = last_contact(self._folder)
         contact_s = None if contact is None else (datetime.now(UTC) - contact).total_seconds()
-        reason = why_it_ended(name, change.code, last_words(self._log(name), seen.said), contact_s)
+        reason = exit_reason(name, change.code, log_tail(self._log(name), seen.said), contact_s)
         LOG.warning("%s: %s; trying again in %.3g s; %s", name, reason, change.again_s, self._log(name))
         seen.state = replace(seen.state, pid=None, ended=reason)
 
@@ -211,7 +211,7 @@ class _Keeper:
             return True
         LOG.info("told to stop; the message in hand has %s s", grace_s)
         os.kill(pid, signal.SIGUSR1)
-        end = time.monotonic() + grace_s + TAKEN_S
+        end = time.monotonic() + grace_s + PICKUP_S
         while SUPERNODE in self._processes.running():
             if time.monotonic() > end:
                 return False

@@ -1,1 +1,1 @@
-"""What a hospital shows the coordinator: Flower's SuperNode and SuperExec, kept running and made quick."""
+"""The hospital's link to the coordinator: Flower's SuperNode and SuperExec, supervised and sped up."""

@@ -1,8 +1,8 @@
-"""Flower's ClientApp: a relay between Flower messages and the site's service. It can ask; it cannot read.
+"""Flower's ClientApp: relays Flower messages to the site's service; has no access to data.
 
-It imports neither torch nor a reader of data. The node's configuration says where the service is: ``socket``
-names that of the site worker, ``site-factory`` a factory that whoever runs the node has registered or
-installed. Without either it is the factory that is installed as ``mmare.site_factory``.
+Imports neither torch nor a data reader. The node configuration locates the service: ``socket`` is the site
+worker's, ``site-factory`` names a registered or installed factory. The default is the factory installed as
+entry point ``mmare.site_factory``.
 """
 
 from __future__ import annotations
@@ -31,11 +31,13 @@ __all__ = ["Factory", "app", "register_factory"]
 
 LOG = logging.getLogger(__name__)
 
-FACTORY_KEY: Final = "site-factory"  # of the node's configuration
+FACTORY_KEY: Final = "site-factory"  # keys of the node configuration
 SOCKET_KEY: Final = "socket"
 ENTRY_POINTS: Final = "mmare.site_factory"
 
-Factory = Callable[[Mapping[str, object], Mapping[str, object]], Endpoint]  # of node and run configuration
+Factory = Callable[
+    [Mapping[str, object], Mapping[str, object]], Endpoint
+]  # arguments: node and run configuration
 
 _FACTORIES: dict[str, Factory] = {}
 
@@ -43,7 +45,7 @@ app = ClientApp()
 
 
 def register_factory(name: str, factory: Factory) -> None:
-    """Let nodes of this process whose configuration names ``name`` find their site through ``factory``."""
+    """Register ``factory`` for nodes of this process whose ``site-factory`` is ``name``."""
     _FACTORIES[name] = factory
 
 
@@ -57,14 +59,14 @@ def _factory(context: Context) -> Factory:
 
 
 def _worker(node_config: Mapping[str, object], _run_config: Mapping[str, object]) -> Endpoint:
-    from client.relay.worker_link import WorkerLink  # noqa: PLC0415 - gRPC takes a moment, which nodes without it need not
+    from client.relay.worker_link import WorkerLink  # noqa: PLC0415 - gRPC is slow to import, and only needed here
 
     return WorkerLink(Path(str(node_config[SOCKET_KEY])))
 
 
 @cache
 def _installed_factory(name: str | None) -> Factory:
-    """Looked up once: reading what is installed takes milliseconds."""
+    """Cached: reading the installed entry points takes milliseconds."""
     installed = entry_points(group=ENTRY_POINTS)
     for entry in installed:
         if name in (None, entry.name):
@@ -77,10 +79,10 @@ def _installed_factory(name: str | None) -> Factory:
 @app.train()
 @app.evaluate()
 def relay(message: Message, context: Context) -> Message:
-    """Hand a message to the site and its answer back.
+    """Pass a message to the site and return its answer.
 
     Raises:
-        SiteError: With a code only, whatever happened: Flower sends an exception's text to the server.
+        SiteError: On any failure, with a code only: Flower sends an exception's text to the server.
     """
     try:
         site = _factory(context)(context.node_config, context.run_config)
@@ -91,7 +93,7 @@ def relay(message: Message, context: Context) -> Message:
         if payload:
             array = Array("uint8", (len(payload),), PAYLOAD_STYPE, payload)
             content[PAYLOAD_RECORD] = ArrayRecord({PAYLOAD_KEY: array})
-    except (Exception, SystemExit):  # the detail stays here; a process that ends would leave no answer
+    except (Exception, SystemExit):  # the detail stays here; an exit would send no answer
         LOG.exception("the site could not be asked")
         code = SiteCode.INTERNAL
     else:

@@ -1,4 +1,4 @@
-"""Why a program of the relay ended, in plain words, from what it said last."""
+"""Explain why a program of the relay ended, from the end of its log."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from mmare.host.supervised import how_it_ended
 if TYPE_CHECKING:
     from pathlib import Path
 
-__all__ = ["HELD_S", "last_words", "why_it_ended"]
+__all__ = ["HELD_S", "exit_reason", "log_tail"]
 
-HELD_S: Final = 90.0  # the coordinator lets go of a lost connection within 60 s; clocks and load aside
-MOST_BYTES: Final = 16_384  # of what a program said last
+HELD_S: Final = 90.0  # the coordinator drops a lost connection within 60 s, plus a margin for clocks and load
+MOST_BYTES: Final = 16_384  # of the end of a log
 _FLOWER_CODE: Final = re.compile(r"Exit Code: (\d+)")
-_REFUSED: Final = "[code: 2004]"  # Flower's for any reason not to let a node in
-_TURNED_AWAY: Final = "terminated gracefully"  # which nobody here told it
+_REFUSED: Final = "[code: 2004]"  # Flower's code for every reason not to admit a node
+_TURNED_AWAY: Final = "terminated gracefully"  # without a request of ours
 _REASONS: Final = (
     (
         "certificate has expired",
@@ -32,23 +32,18 @@ _REASONS: Final = (
     ("IP address mismatch", "the coordinator's certificate is for another address"),
     (
         "CERTIFICATE_VERIFY_FAILED",
-        "what answers at the coordinator's address has a certificate of somebody else",
+        "the server at the coordinator's address has a certificate that is not the coordinator's",
     ),
     ("handshake error", "the encrypted connection was cut off"),
     ("address already in use", "another program listens on [coordinator] runtime_port"),
     ("Unable to parse the private key", "the site's key cannot be read; make a new one with kit request"),
     ("SuperExec auth secret", "superexec.secret of the kit cannot be read"),
-    ("ended without an answer", "the process of a message ended in the middle"),
+    ("ended without an answer", "the process that answered a message ended before its reply"),
 )
 
 
-def last_words(log: Path, since: int = 0) -> str:
-    """The end of what a program wrote.
-
-    Args:
-        log: Its file.
-        since: Bytes of it that were there before.
-    """
+def log_tail(log: Path, since: int = 0) -> str:
+    """The last `MOST_BYTES` of a log, skipping its first ``since`` bytes; empty if it cannot be read."""
     try:
         with log.open("rb") as file:
             size = file.seek(0, os.SEEK_END)
@@ -58,31 +53,28 @@ def last_words(log: Path, since: int = 0) -> str:
         return ""
 
 
-def why_it_ended(name: str, code: int, said: str, contact_s: float | None = None) -> str:
-    r"""Why a program ended.
+def exit_reason(name: str, code: int, output: str, contact_s: float | None = None) -> str:
+    r"""Why a program ended, from its `subprocess` return code and the end of its log.
 
     Args:
-        name: Of the program.
-        code: As of `subprocess`.
-        said: Its last words.
-        contact_s: Since the coordinator answered last; none where it never has.
+        contact_s: Since the coordinator's last answer; None if it never answered.
 
     Example:
-        >>> why_it_ended("supernode", 1, "Exit Code: 305\\n[code: 2004] Failed", contact_s=8.0)
+        >>> exit_reason("supernode", 1, "Exit Code: 305\\n[code: 2004] Failed", contact_s=8.0)
         'the coordinator still holds our last connection'
-        >>> why_it_ended("worker", -9, "")
+        >>> exit_reason("worker", -9, "")
         'ended by signal 9'
     """
     if code < 0:
         return how_it_ended(code)
-    if _REFUSED in said:
+    if _REFUSED in output:
         if contact_s is not None and contact_s < HELD_S:
             return "the coordinator still holds our last connection"
         return "the coordinator does not let this site's key in: not admitted yet, or revoked"
     for words, reason in _REASONS:
-        if words in said:
+        if words in output:
             return reason
-    if name == SUPERNODE and code == 0 and _TURNED_AWAY in said:
+    if name == SUPERNODE and code == 0 and _TURNED_AWAY in output:
         return "the coordinator no longer takes this site's key"
-    found = _FLOWER_CODE.findall(said)
+    found = _FLOWER_CODE.findall(output)
     return f"ended with Flower's exit code {found[-1]}" if found else how_it_ended(code)

@@ -1,6 +1,6 @@
-"""The relay's programs: Flower's SuperNode and SuperExec with what a site's kit says, and their surroundings.
+"""Commands and environment of the relay's programs, Flower's SuperNode and SuperExec.
 
-Nothing here reads the manifest or a patient's data: the relay may run as a user who cannot.
+Reads neither the manifest nor patient data: the relay may run as a user without access to them.
 """
 
 from __future__ import annotations
@@ -28,33 +28,29 @@ __all__ = [
     "SUPEREXEC",
     "SUPERNODE",
     "RelayFolder",
+    "no_proxy_value",
     "relay_environment",
     "relay_programs",
-    "way_past_proxies",
 ]
 
 SUPERNODE: Final = "supernode"
 SUPEREXEC: Final = "superexec"
 LOOPBACK: Final = ("127.0.0.1", "localhost")
-NO_PROXY: Final = ("NO_PROXY", "no_proxy")  # programs differ in which one they read
+NO_PROXY: Final = ("NO_PROXY", "no_proxy")  # different programs read different ones
 TASK_POLL_S: Final = 0.1
-SUPERNODE_STOP_S: Final = 12.0  # Flower gives itself 5 s after it has been told
+SUPERNODE_STOP_S: Final = 12.0  # Flower itself takes up to 5 s
 SUPEREXEC_STOP_S: Final = 8.0
 
 
 @dataclass(frozen=True)
 class RelayFolder:
-    """Where the relay keeps what it writes: in the site's kit, whose owner it is.
-
-    Args:
-        folder: ``relay`` of the kit.
-    """
+    """The relay's files: folder ``relay`` of the site's kit, whose owner runs the relay."""
 
     folder: Path
 
     @classmethod
     def of(cls, site: SiteConfig) -> RelayFolder:
-        """That of a site."""
+        """Of a site."""
         return cls(site.coordinator.kit.absolute() / "relay")
 
     @property
@@ -64,47 +60,40 @@ class RelayFolder:
 
     @property
     def lock(self) -> Path:
-        """Held by the one ``mmare-site start`` of this site that keeps the relay."""
+        """Held by the ``mmare-site start`` that runs this site's relay."""
         return self.folder / "lock"
 
     @property
     def state(self) -> Path:
-        """What that one does, for ``mmare-site status``."""
+        """State of that process, for ``mmare-site status``."""
         return self.folder / "state.json"
 
     @property
     def contact(self) -> Path:
-        """Touched when the coordinator has answered."""
+        """Touched when the coordinator answers."""
         return self.folder / "contact"
 
     def log(self, program: str) -> Path:
-        """What a program says."""
+        """A program's output."""
         return self.folder / f"{program}.log"
 
     def make(self) -> None:
-        """Make the folder, closed to others.
-
-        Raises:
-            InputError: If it cannot be made.
-        """
+        """Create the folder, private to this user; raises `InputError` if it cannot be created."""
         try:
             self.folder.mkdir(mode=0o700, exist_ok=True)
             self.home.mkdir(mode=0o700, exist_ok=True)
         except OSError as error:
             raise InputError(
-                f"{self.folder}: cannot be made ({type(error).__name__}); the kit belongs to the user who "
-                "runs the relay"
+                f"{self.folder}: cannot be created ({type(error).__name__}); the kit must belong to the user "
+                "who runs the relay"
             ) from None
 
 
 def relay_programs(site: SiteConfig) -> tuple[Program, Program]:
-    """SuperNode and SuperExec of a site, to be started in this order.
-
-    Args:
-        site: With a bundle installed in its kit.
+    """SuperNode and SuperExec of a site, in starting order.
 
     Raises:
-        InputError: If the kit is not complete, is another site's, or the port is taken.
+        InputError: If the kit is incomplete or another site's, or the port is taken.
     """
     kit, folder = SiteKit(site.coordinator.kit.absolute()), RelayFolder.of(site)
     coordinator = kit.coordinator()
@@ -122,39 +111,27 @@ def relay_programs(site: SiteConfig) -> tuple[Program, Program]:
         *("--port", str(port), "--node-config", _node_config(site.worker.socket.absolute())),
     )
     superexec = ("--insecure", "--runtime-api-address", f"127.0.0.1:{port}", *secret)
+
+    def program(name: str, arguments: tuple[str, ...], first_pause_s: float, stop_s: float) -> Program:
+        # -P keeps the working directory from shadowing an installed package
+        command = (sys.executable, "-P", "-m", "client.relay.patched", name, *arguments)
+        return Program(
+            name, command, folder.log(name), environment, first_pause_s, longest_pause_s=15.0, stop_s=stop_s
+        )
+
     return (
-        Program(
-            SUPERNODE,
-            _command(SUPERNODE, supernode),
-            folder.log(SUPERNODE),
-            environment,
-            first_pause_s=1.0,
-            longest_pause_s=15.0,
-            stop_s=SUPERNODE_STOP_S,
-        ),
-        Program(
-            SUPEREXEC,
-            _command(SUPEREXEC, superexec),
-            folder.log(SUPEREXEC),
-            environment,
-            longest_pause_s=15.0,
-            stop_s=SUPEREXEC_STOP_S,
-        ),
+        program(SUPERNODE, supernode, 1.0, SUPERNODE_STOP_S),
+        program(SUPEREXEC, superexec, 0.5, SUPEREXEC_STOP_S),
     )
 
 
 def relay_environment(folder: RelayFolder, around: Mapping[str, str]) -> dict[str, str]:
-    """What the relay's programs find in their environment besides that of this process.
+    """Environment variables of the relay's programs beyond those of this process, ``around``.
 
-    A hospital's proxy is for the way out (``HTTPS_PROXY``); the programs speak to each other on this machine,
-    which ``HTTP_PROXY`` must not catch.
-
-    Args:
-        folder: The relay's.
-        around: The environment of this process.
+    A hospital's proxy is for outbound connections (``HTTPS_PROXY``); ``HTTP_PROXY`` must not apply to those
+    between the programs on this machine.
     """
-    programs = str(Path(sys.executable).parent)  # where flwr-clientapp is, which Flower looks for on PATH
-    path = around.get("PATH", os.defpath)
+    programs = Path(sys.executable).parent  # Flower looks up flwr-clientapp on PATH
     return {
         "FLWR_TELEMETRY_ENABLED": "0",
         "FLWR_DISABLE_UPDATE_CHECK": "1",
@@ -163,18 +140,18 @@ def relay_environment(folder: RelayFolder, around: Mapping[str, str]) -> dict[st
         "FLWR_PRIVATE_MAX_ARRAY_CHUNK_SIZE": str(CHUNK_BYTES),
         "FLWR_HOME": str(folder.home),
         FOLDER_VARIABLE: str(folder.folder),
-        "PATH": f"{programs}{os.pathsep}{path}",
-        **dict.fromkeys(NO_PROXY, way_past_proxies(around)),
+        "PATH": f"{programs}{os.pathsep}{around.get('PATH', os.defpath)}",
+        **dict.fromkeys(NO_PROXY, no_proxy_value(around)),
     }
 
 
-def way_past_proxies(around: Mapping[str, str]) -> str:
-    """``NO_PROXY`` with this machine in it, whichever of the two spellings was set.
+def no_proxy_value(around: Mapping[str, str]) -> str:
+    """``NO_PROXY`` extended by this machine, from both spellings.
 
     Example:
-        >>> way_past_proxies({"no_proxy": ".hospital.example, localhost"})
+        >>> no_proxy_value({"no_proxy": ".hospital.example, localhost"})
         '.hospital.example,localhost,127.0.0.1'
-        >>> way_past_proxies({"NO_PROXY": "*"})
+        >>> no_proxy_value({"NO_PROXY": "*"})
         '*,127.0.0.1,localhost'
     """
     named = ",".join(around.get(name, "") for name in NO_PROXY).split(",")
@@ -182,16 +159,11 @@ def way_past_proxies(around: Mapping[str, str]) -> str:
     return ",".join(dict.fromkeys([*entries, *LOOPBACK]))
 
 
-def _command(role: str, arguments: tuple[str, ...]) -> tuple[str, ...]:
-    """``-P``: a folder that this is started in must not stand in for an installed package."""
-    return (sys.executable, "-P", "-m", "client.relay.patched", role, *arguments)
-
-
 def _node_config(path: Path) -> str:
-    """Raises `InputError` for a path that Flower's own syntax cannot hold."""
+    """Raises `InputError` for a path that Flower's syntax cannot express."""
     if "'" in str(path) or "\n" in str(path):
         raise InputError(f"[worker] socket is {path}, expected a path without quotation marks")
-    return f"socket='{path}'"  # a literal string of TOML: nothing in it is special
+    return f"socket='{path}'"  # a TOML literal string: no escapes
 
 
 def _check_readable(path: Path) -> None:
@@ -202,17 +174,17 @@ def _check_readable(path: Path) -> None:
         missing = isinstance(error, FileNotFoundError)
         raise InputError(
             f"{path}: {'not there' if missing else f'cannot be read ({type(error).__name__})'}; expected a "
-            "file of the kit, made by mmare-site kit request and mmare-site kit install"
+            "file of the kit, written by mmare-site kit request and mmare-site kit install"
         ) from None
 
 
 def _check_free(port: int) -> None:
-    with socket.socket() as found:
-        found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            found.bind(("127.0.0.1", port))
+            probe.bind(("127.0.0.1", port))
         except OSError:
             raise InputError(
                 f"[coordinator] runtime_port is {port}, where another program listens; expected a free port, "
-                "another one for each site of a machine"
+                "a different one for each site of a machine"
             ) from None

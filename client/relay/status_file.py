@@ -1,4 +1,4 @@
-"""What ``mmare-site start`` says of the relay's programs, in a small file, for ``mmare-site status``."""
+"""State of the relay's programs, written by ``mmare-site start`` for ``mmare-site status``."""
 
 from __future__ import annotations
 
@@ -22,63 +22,43 @@ __all__ = ["ProgramState", "RelayState", "last_contact", "listens", "read_state"
 
 @dataclass(frozen=True)
 class ProgramState:
-    """One program that is kept running.
-
-    Args:
-        name: Of it.
-        starts: How often it has been started.
-        since: Unix time of the last start.
-        pid: Of its process; none while it is not running.
-        ended: How it ended last, in words; none where it has not.
-    """
+    """A supervised program."""
 
     name: str
     starts: int
-    since: float
-    pid: int | None = None
-    ended: str | None = None
+    since: float  # Unix time of the last start
+    pid: int | None = None  # while it runs
+    ended: str | None = None  # reason of its last exit
 
 
 @dataclass(frozen=True)
 class RelayState:
-    """What one ``mmare-site start`` keeps running.
+    """A ``mmare-site start`` and its programs."""
 
-    Args:
-        pid: Of it.
-        since: Unix time of its start.
-        federation: That the site takes part in.
-        address: Of the coordinator.
-        programs: In the order in which they were started.
-    """
-
-    pid: int
-    since: float
+    pid: int  # of mmare-site start
+    since: float  # Unix time of its start
     federation: str
-    address: str
-    programs: tuple[ProgramState, ...]
+    address: str  # of the coordinator
+    programs: tuple[ProgramState, ...]  # in starting order
 
 
 def write_state(path: Path, state: RelayState) -> None:
-    """Replace the file in one step."""
+    """Replace the file atomically."""
     write_whole(path, json.dumps(asdict(state)).encode(), mode=0o600)
 
 
 def read_state(folder: RelayFolder) -> RelayState | None:
-    """What the running ``mmare-site start`` says; none where none runs.
-
-    Raises:
-        PermissionError: If the folder is another user's.
-    """
+    """State of the running ``mmare-site start``, if any; `PermissionError` if another user's."""
     if not is_held(folder.lock):
         return None
     try:
         return from_table(RelayState, json.loads(folder.state.read_bytes()), "the state")
     except (FileNotFoundError, ValueError, TableError):
-        return None  # it has just been started
+        return None  # just started
 
 
 def last_contact(folder: RelayFolder) -> datetime | None:
-    """When the coordinator answered last; none where that is not known."""
+    """Time of the coordinator's last answer, if known."""
     try:
         return datetime.fromtimestamp(folder.contact.stat().st_mtime, UTC)
     except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""The relay's end of the socket: a site worker as an endpoint. Imports neither torch nor a reader of data."""
+"""Client of the site worker's socket. Imports neither torch nor a data reader."""
 
 from __future__ import annotations
 
@@ -22,23 +22,20 @@ __all__ = ["CHANNEL_OPTIONS", "WorkerLink", "address_of"]
 
 LOG = logging.getLogger(__name__)
 
-MOST_BYTES: Final = 1 << 30  # of one message; gRPC's own limit of 4 MiB is less than most models
+MOST_BYTES: Final = 1 << 30  # per message; gRPC's default of 4 MiB is less than most models
 CHANNEL_OPTIONS: Final = (
     ("grpc.max_receive_message_length", MOST_BYTES),
     ("grpc.max_send_message_length", MOST_BYTES),
-    ("grpc.enable_http_proxy", 0),  # a hospital's proxy is for the way out, not for this machine
+    ("grpc.enable_http_proxy", 0),  # a proxy is for outbound connections, not for this machine
 )
-STATUS_S: Final = 5.0  # a worker that is at work answers this beside it
-NO_DEADLINE_S: Final = 600.0  # where a message names none that can be read
+STATUS_S: Final = 5.0  # answered even during a message
+NO_DEADLINE_S: Final = 600.0  # if a message has no valid deadline
 
 
 class WorkerLink:
-    """Asks the worker behind a socket; whatever is wrong with the socket or the worker is a code.
+    """Sends messages to the worker behind a socket; a failure of either becomes a refusal with a code.
 
-    Each question has a channel of its own: a worker that was started again is found at once.
-
-    Args:
-        socket: Its path.
+    Each message uses a new channel, so that a restarted worker is found at once.
     """
 
     def __init__(self, socket: Path) -> None:
@@ -57,13 +54,13 @@ class WorkerLink:
         return answer.header, answer.payload
 
     def status(self) -> StatusAnswer | None:
-        """What the worker says of itself; nothing where none runs."""
+        """The worker's status, None if none is running."""
         try:
             with grpc.insecure_channel(self._address, options=CHANNEL_OPTIONS) as channel:
-                found: StatusAnswer = _stub(channel).Status(StatusQuestion(), timeout=STATUS_S)
+                status: StatusAnswer = _stub(channel).Status(StatusQuestion(), timeout=STATUS_S)
         except grpc.RpcError:
             return None
-        return found
+        return status
 
 
 def _stub(channel: grpc.Channel) -> Any:  # noqa: ANN401 - generated code has no types
@@ -71,14 +68,12 @@ def _stub(channel: grpc.Channel) -> Any:  # noqa: ANN401 - generated code has no
 
 
 def address_of(socket: Path) -> str:
-    """A socket as gRPC names it."""
+    """The gRPC address of a socket."""
     return f"unix:{socket.absolute()}"
 
 
 def deadline_s(header: str) -> float:
-    """How long the server waits for the answer to a message: the study's deadline.
-
-    A relay that waited longer would keep its node from taking the next message.
+    """The study's deadline, until which the server waits; waiting longer would block the next message.
 
     Example:
         >>> deadline_s('{"body": {"study": {"federation": {"deadline_s": 20}}}}')

@@ -30,8 +30,8 @@ from flwr.supercore.task_identity import TaskIdentity
 from flwr.supernode.fleet_http_connection import http_request_response
 
 from client.relay.app import app
-from client.relay.patched.clock import BriskClock
-from client.relay.patched.supernode import BACKOFF_S, BUSY, LOOK_S
+from client.relay.patched.clock import AdaptiveClock
+from client.relay.patched.supernode import BACKOFF_S, BUSY, MESSAGE_POLL_S
 from mmare.host.signals import stop_on_signals
 from mmare.wire.joining import SiteKit
 from sites.config import SiteConfig
@@ -59,11 +59,11 @@ class Node:
         keys: Any = (self._key, self._key.public_key())
         with http_request_response(address, False, authority, keys) as connection:
             node, receive, send, _run, _fab, pull, push, confirm = connection
-            clock = BriskClock(BUSY)
+            clock = AdaptiveClock(BUSY)
             while True:
                 found = receive()
                 if found is None:
-                    clock.sleep(LOOK_S)
+                    clock.sleep(MESSAGE_POLL_S)
                     continue
                 clock.worked()
                 with suppress(RunNotRunningException):

@@ -12,14 +12,14 @@ import pytest
 from flwr.common.config import parse_config_args
 
 from client.cli import Part
-from client.relay.exit_reasons import MOST_BYTES, last_words, why_it_ended
+from client.relay.exit_reasons import MOST_BYTES, exit_reason, log_tail
 from client.relay.programs import (
     SUPEREXEC,
     SUPERNODE,
     RelayFolder,
+    no_proxy_value,
     relay_environment,
     relay_programs,
-    way_past_proxies,
 )
 from client.relay.status_file import ProgramState, RelayState, last_contact, read_state, write_state
 from client.start import has_joined, keep_site, worker_program
@@ -148,7 +148,7 @@ def test_the_environment_lets_nothing_out_but_the_way_to_the_coordinator(tmp_pat
     ],
 )
 def test_this_machine_is_reached_past_every_proxy(around, expected):
-    assert way_past_proxies(around) == expected
+    assert no_proxy_value(around) == expected
 
 
 REFUSED = "Exit Code: 305\nFailed to initialize\n[code: 2004] Failed to activate SuperNode.\n"
@@ -167,7 +167,7 @@ REFUSED = "Exit Code: 305\nFailed to initialize\n[code: 2004] Failed to activate
             "SSL/TLS handshake error detected.\n[SSL: CERTIFICATE_VERIFY_FAILED] certificate verify failed: "
             "unable to get local issuer certificate",
             None,
-            "a certificate of somebody else",
+            "certificate that is not the coordinator's",
             id="another authority",
         ),
         pytest.param(
@@ -192,7 +192,7 @@ REFUSED = "Exit Code: 305\nFailed to initialize\n[code: 2004] Failed to activate
             1,
             "The process of a message ended without an answer (-9).",
             1.0,
-            "in the middle",
+            "ended before its reply",
             id="message",
         ),
         pytest.param("supernode", 1, "Exit Code: 999\nsomething", None, "Flower's exit code 999", id="other"),
@@ -200,18 +200,18 @@ REFUSED = "Exit Code: 305\nFailed to initialize\n[code: 2004] Failed to activate
     ],
 )
 def test_why_a_program_ended_is_said_in_plain_words(name, code, said, contact_s, expected):
-    assert expected in why_it_ended(name, code, said, contact_s)
+    assert expected in exit_reason(name, code, said, contact_s)
 
 
 def test_the_last_words_are_those_since_the_start_and_bounded(tmp_path):
     log = tmp_path / "x.log"
-    assert last_words(log) == ""
+    assert log_tail(log) == ""
     log.write_text("old\nnew\n")
-    assert last_words(log, 4) == "new\n"
-    assert last_words(log, 400) == "old\nnew\n"  # a log that began anew
+    assert log_tail(log, 4) == "new\n"
+    assert log_tail(log, 400) == "old\nnew\n"  # a log that began anew
     log.write_text("a" * (2 * MOST_BYTES) + "end")
-    assert last_words(log).endswith("end")
-    assert len(last_words(log)) == MOST_BYTES
+    assert log_tail(log).endswith("end")
+    assert len(log_tail(log)) == MOST_BYTES
 
 
 # Status

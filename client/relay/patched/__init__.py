@@ -1,1 +1,1 @@
-"""The one place that replaces private names of Flower."""
+"""The only package that patches private names of Flower."""

@@ -1,9 +1,8 @@
-"""Flower's SuperNode and SuperExec, made quick: ``python -P -m client.relay.patched supernode|superexec …``.
+"""Flower's SuperNode and SuperExec, sped up: ``python -P -m client.relay.patched supernode|superexec …``.
 
-The programs are Flower's own, with their own arguments; token, secret, heartbeat and error replies are
-untouched. Around them, names are replaced for which Flower has no settings (`client.relay.flower_seams`).
-They are checked first: where Flower has changed them, its programs run as they are, slower, with a warning.
-The same with ``MMARE_STOCK_RELAY=1``, without one.
+The programs and their arguments are Flower's own; token, secret, heartbeat and error replies are unchanged.
+Where Flower has no settings, private names are patched. Each is checked first (`client.relay.patch_points`):
+if Flower has changed one, its programs run unpatched, with a warning; ``MMARE_STOCK_RELAY=1`` skips patching.
 """
 
 from __future__ import annotations
@@ -16,45 +15,41 @@ import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NoReturn
 
-from client.relay.flower_seams import CLIENTAPP_SEAMS, SUPEREXEC_SEAMS, SUPERNODE_SEAMS, differences
+from client.relay.patch_points import CLIENTAPP_POINTS, SUPEREXEC_POINTS, SUPERNODE_POINTS, differences
 from mmare.errors import InputError
 
 if TYPE_CHECKING:
     from types import FrameType
 
-    from client.relay.flower_seams import Seam
+    from client.relay.patch_points import PatchPoint
 
 __all__ = ["FOLDER_VARIABLE", "STOCK_VARIABLE", "main", "unusable"]
 
-LOG = logging.getLogger("flwr.mmare")  # under Flower's own, which the programs show
+LOG = logging.getLogger("flwr.mmare")  # child of Flower's logger, so that it is printed
 
 STOCK_VARIABLE: Final = "MMARE_STOCK_RELAY"
-FOLDER_VARIABLE: Final = "MMARE_RELAY_FOLDER"  # where SuperNode notes its number and its last contact
-SEAMS: Final[dict[str, tuple[Seam, ...]]] = {
-    "supernode": SUPERNODE_SEAMS,
-    "superexec": (*SUPEREXEC_SEAMS, *CLIENTAPP_SEAMS),
+FOLDER_VARIABLE: Final = "MMARE_RELAY_FOLDER"  # where SuperNode writes its node id and last contact
+POINTS: Final[dict[str, tuple[PatchPoint, ...]]] = {
+    "supernode": SUPERNODE_POINTS,
+    "superexec": (*SUPEREXEC_POINTS, *CLIENTAPP_POINTS),
 }
 
 
 def unusable(role: str) -> list[str]:
-    """What of Flower is not as the warm relay knows it.
-
-    Args:
-        role: ``supernode`` or ``superexec``.
-    """
-    return differences(SEAMS[role])
+    """How the installed Flower differs from the versions that can be patched; ``role`` as for `main`."""
+    return differences(POINTS[role])
 
 
 def main() -> NoReturn:
-    """Run one of Flower's programs and end this process with it, whatever threads it left."""
+    """Run the program named by the first argument, then exit even if it left threads running."""
     role, sys.argv = sys.argv[1], [f"flower-{sys.argv[1]}", *sys.argv[2:]]
-    if role not in SEAMS:
+    if role not in POINTS:
         raise InputError(f"{role} is not supernode or superexec")
     threading.excepthook = _end
     signal.signal(signal.SIGUSR1, _stop)
     if not os.environ.get(STOCK_VARIABLE):
         _warm_up(role)
-    code: int | str | None = 1  # a program that returns has lost its connection: Flower's own would hang
+    code: int | str | None = 1  # returning means a lost connection; unpatched, it would hang
     try:
         _run(role)
     except SystemExit as end:
@@ -68,13 +63,13 @@ def _warm_up(role: str) -> None:
     found = unusable(role)
     if found:
         LOG.warning(
-            "This version of Flower is not one that the warm relay knows (%s): its own %s runs, and a round "
-            "takes seconds longer.",
+            "The warm relay does not support this version of Flower (%s): its own %s runs, and a round takes "
+            "seconds longer.",
             "; ".join(found),
             role,
         )
     elif role == "supernode":
-        from client.relay.patched.supernode import warm_up as warm_node  # noqa: PLC0415 - of names that were checked
+        from client.relay.patched.supernode import warm_up as warm_node  # noqa: PLC0415 - after the check
 
         warm_node(Path(os.environ[FOLDER_VARIABLE]))
     else:
@@ -95,7 +90,7 @@ def _run(role: str) -> None:
 
 
 def _end(arguments: threading.ExceptHookArgs) -> None:
-    """A thread failed, such as that of the heartbeat: better started anew than half alive."""
+    """Exit when a thread fails, such as the heartbeat: a restart is better than a half-working program."""
     if arguments.exc_type is SystemExit:
         return
     LOG.error("A thread failed.", exc_info=arguments.exc_value)

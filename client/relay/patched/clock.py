@@ -1,4 +1,4 @@
-"""A clock whose pauses are short while there is work, and grow with the time that nothing has come."""
+"""Polling intervals that are short while there is work and grow with idle time."""
 
 from __future__ import annotations
 
@@ -9,28 +9,26 @@ from typing import TYPE_CHECKING, Any, Final
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-__all__ = ["SHARE", "TAKEN_S", "BriskClock"]
+__all__ = ["IDLE_SHARE", "PICKUP_S", "AdaptiveClock"]
 
-SHARE: Final = 0.1  # of the time without work that a pause may last: so much later is the next work noticed
-TAKEN_S: Final = 3.0  # for the coordinator to take a reply: it looks every 0.2 s, unless tensors hold it up
+IDLE_SHARE: Final = 0.1  # longest pause as a share of the idle time, which bounds the added latency
+PICKUP_S: Final = 3.0  # for the coordinator to pick up a reply: it polls every 0.2 s, tensors take longer
 
 
 @dataclass
-class BriskClock:
-    """Stands in for the module `time` in a program that sleeps between looks for work.
+class AdaptiveClock:
+    """Replaces the module `time` in a program that sleeps between polls.
 
-    A site that waits for others looks less and less often: with tens of sites it is their looks that keep a
-    coordinator busy.
+    An idle site polls less and less often: with tens of sites, polling is what keeps a coordinator busy.
 
     Args:
-        shortest: The pause that is made instead of one that the program asks for, just after work.
-        longest: The same once nothing has come for long; what the program asks for where it is not here.
-        on_pause: Told of each pause before it is made.
+        shortest: By requested pause, the actual one just after work, seconds.
+        longest: The same after a long idle time; by default the requested pause.
+        on_pause: Called with each requested pause.
         now: Monotonic time in seconds.
-        wait: That pauses.
 
     Example:
-        >>> clock = BriskClock(shortest={3: 0.2}, wait=print)
+        >>> clock = AdaptiveClock(shortest={3: 0.2}, wait=print)
         >>> clock.sleep(3)
         0.2
         >>> clock.sleep(0.5)
@@ -45,17 +43,17 @@ class BriskClock:
     _worked: float = field(init=False)
 
     def __post_init__(self) -> None:
-        self.worked()  # a program that has just started may find work waiting
+        self.worked()  # there may be work at the start
 
     def worked(self) -> None:
-        """There is work: pauses are short from now on."""
+        """Report work: pauses are short again."""
         self._worked = self.now()
 
     def sleep(self, seconds: float) -> None:
-        """Pause, for as long as suits."""
+        """Pause for an adapted time."""
         self.on_pause(seconds)
         shortest, longest = self.shortest.get(seconds, seconds), self.longest.get(seconds, seconds)
-        self.wait(max(shortest, min(SHARE * (self.now() - self._worked), longest)))
+        self.wait(max(shortest, min(IDLE_SHARE * (self.now() - self._worked), longest)))
 
-    def __getattr__(self, name: str) -> Any:  # noqa: ANN401 - whatever else the module time has
+    def __getattr__(self, name: str) -> Any:  # noqa: ANN401 - the rest of the module time
         return getattr(time, name)

@@ -1,9 +1,9 @@
-"""Answers of the coordinator that were lost on their way to SuperNode, and what SuperNode makes of it.
+"""Detects responses of the coordinator that were lost on their way to SuperNode.
 
-A question that is asked again after its answer was lost is not always answered the same:
+A retried request may be answered differently:
 
-- a message that the lost answer carried counts as delivered, and is not given again;
-- a part of a reply that had arrived is refused the second time, and Flower drops the reply for it.
+- a message in the lost response counts as delivered and is not sent again;
+- a part of a reply that had arrived is refused the second time, and Flower then drops the reply.
 """
 
 from __future__ import annotations
@@ -14,41 +14,38 @@ from typing import TYPE_CHECKING, Any, Final
 import httpx
 from flwr.supercore.inflatable.inflatable_utils import ObjectPushError
 
-from client.relay.flower_seams import FLEET, named, replace
+from client.relay.patch_points import FLEET, named, replace
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["Losses"]
+__all__ = ["LostResponses"]
 
-LOG = logging.getLogger("flwr.mmare")  # under Flower's own, which the program shows
+LOG = logging.getLogger("flwr.mmare")  # child of Flower's logger, so that it is printed
 
-NOT_SENT: Final = (
-    httpx.ConnectError,
-    httpx.ConnectTimeout,
-    httpx.PoolTimeout,
-)  # the rest may be lost answers
+# request not sent, so no response can be lost
+NOT_SENT: Final = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout)
 
 
-class Losses:
-    """What may have been lost of the exchange under way."""
+class LostResponses:
+    """What may have been lost in the current exchange."""
 
     def __init__(self) -> None:
-        self.message = False  # an answer that may have carried one
-        self._parts: set[str] = set()  # that may have arrived, though nobody has said so
+        self.message = False  # whether a response that may have carried one was lost
+        self._parts: set[str] = set()  # of a reply, which may have arrived unconfirmed
 
     def watch(self) -> None:
-        """Notice from now on, in Flower's client, which questions got no answer."""
+        """Patch Flower's client to record requests without a response."""
         _watch("PullMessages", self._lost_message)
         _watch("PushObject", lambda request: self._parts.add(request.object_id))
 
     def forget(self) -> None:
-        """A new exchange begins."""
+        """Start a new exchange."""
         self.message = False
         self._parts.clear()
 
     def pushing(self, push: Callable[[int, str, str, bytes], None]) -> Callable[[int, str, str, bytes], None]:
-        """Flower's function that sends a part of a reply; a part that was there already is no failure."""
+        """Wrap Flower's ``push``, which sends a part of a reply, to accept one that has already arrived."""
 
         def send(run_id: int, session_id: str, object_id: str, contents: bytes) -> None:
             try:
@@ -56,7 +53,7 @@ class Losses:
             except ObjectPushError:
                 if object_id not in self._parts:
                     raise
-                LOG.info("A part of the reply had arrived, though its receipt was lost.")
+                LOG.info("A part of the reply had arrived, but its confirmation was lost.")
 
         return send
 
@@ -64,15 +61,15 @@ class Losses:
         self.message = True
 
 
-def _watch(name: str, note: Callable[[Any], object]) -> None:
+def _watch(name: str, record: Callable[[Any], object]) -> None:
     stock = named(FLEET, f"FleetHttpClient.{name}")
 
-    def question(client: Any, request: Any) -> Any:  # noqa: ANN401 - Flower's
+    def request_once(client: Any, request: Any) -> Any:  # noqa: ANN401 - Flower's
         try:
             return stock(client, request)
         except (httpx.TransportError, httpx.HTTPStatusError) as error:
             if not isinstance(error, NOT_SENT):
-                note(request)
+                record(request)
             raise
 
-    replace(FLEET, f"FleetHttpClient.{name}", question)
+    replace(FLEET, f"FleetHttpClient.{name}", request_once)

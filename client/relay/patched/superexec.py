@@ -1,7 +1,7 @@
-"""SuperExec with a warm process: that of a message is forked in milliseconds, not started in a second.
+"""SuperExec that forks the process for a message in milliseconds instead of starting it in a second.
 
-The fork server is Python's own (`multiprocessing`): a process without threads that has imported what Flower's
-``flwr-clientapp`` imports, and nothing of an app.
+Uses the fork server of `multiprocessing`: a process without threads that has imported what Flower's
+``flwr-clientapp`` imports, but no app.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from flwr.supercore.constant import ExecutorType, TaskType
 from flwr.supercore.superexec.executor.subprocess_executor import SubprocessExecutor
 from flwr.supercore.superexec.executor.types import LaunchResult
 
-from client.relay.flower_seams import SUPEREXEC, named, replace
-from client.relay.patched.clock import BriskClock
+from client.relay.patch_points import SUPEREXEC, named, replace
+from client.relay.patched.clock import AdaptiveClock
 
 if TYPE_CHECKING:
     from multiprocessing.context import ForkServerProcess
@@ -25,26 +25,22 @@ if TYPE_CHECKING:
 
 __all__ = ["WarmExecutor", "warm_up"]
 
-LOG = logging.getLogger("flwr.mmare")  # under Flower's own, which the program shows
+LOG = logging.getLogger("flwr.mmare")  # child of Flower's logger, so that it is printed
 
-POLL_S: Final = 0.1  # FLWR_SUPEREXEC_TASK_POLL_INTERVAL of a site
+POLL_S: Final = 0.1  # client.relay.programs.TASK_POLL_S
 QUIET_POLL_S: Final = 1.0
 END_S: Final = 2.0
 WARM: Final = "client.relay.patched.clientapp"
 
 
 class WarmExecutor(SubprocessExecutor):
-    """Answers messages in forks of a warm process; other kinds of task are not a hospital's.
+    """Answers messages in forks of a preloaded process; a hospital runs no other kind of task."""
 
-    Args:
-        clock: Told of work.
-    """
-
-    def __init__(self, clock: BriskClock) -> None:
+    def __init__(self, clock: AdaptiveClock) -> None:
         self._clock = clock
         self._context = get_context("forkserver")
         self._context.set_forkserver_preload([WARM])
-        forkserver.ensure_running()  # the first message finds it warm
+        forkserver.ensure_running()  # before the first message
         self._running: list[ForkServerProcess] = []
 
     def get_eligible_capacity(
@@ -54,15 +50,15 @@ class WarmExecutor(SubprocessExecutor):
         insecure: bool = False,
         root_certificates_path: str | None = None,
     ) -> tuple[set[TaskType], set[str]]:
-        """Messages to a ClientApp, whenever one comes."""
+        """Only messages to a ClientApp, any number."""
         del insecure, root_certificates_path
         return supported_task_types & {TaskType.CLIENT_APP}, set()
 
     def launch(self, spec: ExecutionSpec) -> LaunchResult:
         """Fork a process for a message."""
-        if not spec.insecure:  # TLS on this machine itself: Flower's own program knows how
+        if not spec.insecure:  # TLS on loopback: left to Flower
             return super().launch(spec)
-        from client.relay.patched.clientapp import Task, run_task  # noqa: PLC0415 - the fork server has it sooner
+        from client.relay.patched.clientapp import Task, run_task  # noqa: PLC0415 - the fork server must start first
 
         self._clock.worked()
         task = Task(spec.runtime_api_address, spec.token, os.getpid())
@@ -72,12 +68,11 @@ class WarmExecutor(SubprocessExecutor):
         return LaunchResult.accepted()
 
     def reconcile(self) -> None:
-        """Look at the processes that ended.
+        """Check for ended processes.
 
         Raises:
-            SystemExit: If one has left its message without an answer. SuperNode would wait for a minute, or
-                for ever; when SuperExec ends, whoever keeps both starts both anew, and the coordinator knows
-                at once.
+            SystemExit: If one left its message unanswered. SuperNode would wait for a minute, or forever;
+                ending SuperExec restarts both, and the coordinator learns of it at once.
         """
         if self._running:
             self._clock.worked()
@@ -88,7 +83,7 @@ class WarmExecutor(SubprocessExecutor):
                 raise SystemExit(1)
 
     def close(self) -> None:
-        """End what still runs."""
+        """Kill the remaining processes."""
         for process in self._running:
             process.kill()
         for process in self._running:
@@ -96,8 +91,8 @@ class WarmExecutor(SubprocessExecutor):
 
 
 def warm_up() -> None:
-    """Make Flower's SuperExec, which is started after this, use a warm process."""
-    clock = BriskClock(shortest={}, longest={POLL_S: QUIET_POLL_S})
+    """Patch Flower's SuperExec, to be started after this, to use `WarmExecutor`."""
+    clock = AdaptiveClock(shortest={}, longest={POLL_S: QUIET_POLL_S})
     stock = named(SUPEREXEC, "get_executor")
 
     def get_executor(executor_type: ExecutorType, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 - Flower's

@@ -1,17 +1,15 @@
-"""SuperNode with short pauses, which takes its leave of the coordinator even after it was killed.
+"""SuperNode with adaptive polling that deregisters a killed predecessor.
 
-Five things that Flower has no settings for, around its own SuperNode:
+Patches five things for which Flower has no settings:
 
-- pauses between looks for messages, replies and objects: short with work, longer and longer without;
-- a connection that was lost: tried again every two seconds at most, not every twenty;
-- an answer that was lost on its way here (`client.relay.patched.lost_replies`): the coordinator
-  holds the message that it may have carried to be delivered and waits for a reply until its deadline. So
-  this node goes offline for a moment, whereby the coordinator gives the message up and asks again;
-- a SuperNode that was killed: the coordinator holds its connection for a minute, in which it lets no other in
-  and waits for an answer that will not come. The next one of the same site says first that the last one is
-  gone, so that the message is given up at once and the site is back in seconds;
-- a SuperNode that is told to stop: SuperLink looks first whether a node is gone, then whether its reply is
-  there. So it finishes the message in hand and stays until its reply must have been taken.
+- polling for messages, replies and objects: often during work, less and less when idle;
+- lost connections: retried at least every 2 s instead of every 20 s;
+- lost responses (`client.relay.patched.lost_replies`): the coordinator considers a message in one delivered
+  and would wait for its reply until the deadline. Going offline for a moment makes it send the message again;
+- a killed SuperNode: the coordinator holds its connection for a minute, admits no other node of the site and
+  waits for a reply that cannot come. The successor first deregisters it, so the site is back in seconds;
+- shutdown: SuperLink checks whether a node is gone before it checks for its reply. So the node finishes the
+  current message and stays until the reply must have been picked up.
 """
 
 from __future__ import annotations
@@ -34,9 +32,9 @@ from flwr.supercore.interceptors.http.runtime_version import RuntimeVersionHttpI
 from flwr.supernode.fleet_http_client import FleetHttpClient
 from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 
-from client.relay.flower_seams import HEARTBEAT, PULL, RETRY, SUPERNODE, WIRE, apply_default, named, replace
-from client.relay.patched.clock import TAKEN_S, BriskClock
-from client.relay.patched.lost_replies import Losses
+from client.relay.patch_points import HEARTBEAT, PULL, RETRY, SUPERNODE, WIRE, apply_default, named, replace
+from client.relay.patched.clock import PICKUP_S, AdaptiveClock
+from client.relay.patched.lost_replies import LostResponses
 from mmare.host.files import write_whole
 
 if TYPE_CHECKING:
@@ -45,28 +43,27 @@ if TYPE_CHECKING:
 
 __all__ = ["warm_up"]
 
-LOG = logging.getLogger("flwr.mmare")  # under Flower's own, which the program shows
+LOG = logging.getLogger("flwr.mmare")  # child of Flower's logger, so that it is printed
 
-LOOK_S: Final = 3  # Flower's pause between looks for a message, and what it says that none is in hand
-WORK_S: Final = 0.5  # Flower's pause between looks for the reply
-BUSY: Final = {LOOK_S: 0.2, WORK_S: 0.05}
-BACKOFF_S: Final = 0.05  # until an object that was not there is asked for again; Flower's is 1 s, doubling
+MESSAGE_POLL_S: Final = 3  # Flower's; only slept if the coordinator has no message
+REPLY_POLL_S: Final = 0.5  # Flower's
+BUSY: Final = {MESSAGE_POLL_S: 0.2, REPLY_POLL_S: 0.05}
+BACKOFF_S: Final = 0.05  # first retry of a missing object, then doubling; Flower's is 1 s
 LONGEST_BACKOFF_S: Final = 2.0  # Flower's is 10 s
-MOST_TRIES: Final = 2500  # as long as Flower's 500 tries of 10 s
-RETRY_S: Final = 2  # the longest pause before a lost connection is tried again; Flower's is 20 s
-CONNECT: Final = httpx.Timeout(30.0, connect=5.0)  # Flower's is 30 s for all
-LEAVE_S: Final = 5.0  # for the coordinator to see that a node is gone: it looks every 0.2 s
-CONTACT_S: Final = 2.0  # between notes of a contact
+MOST_TRIES: Final = 2500  # as long in total as Flower's 500 tries of 10 s
+RETRY_S: Final = 2  # longest pause before reconnecting; Flower's is 20 s
+CONNECT: Final = httpx.Timeout(30.0, connect=5.0)  # Flower's is 30 s for every phase
+LEAVE_S: Final = 5.0  # for the coordinator to notice that a node is offline: it polls every 0.2 s
+CONTACT_S: Final = 2.0  # shortest interval between updates of the contact file
 
 
 def warm_up(folder: Path) -> None:
-    """Change Flower's SuperNode, which is started after this.
+    """Patch Flower's SuperNode, to be started after this.
 
-    Args:
-        folder: Where it notes its number (``node``) and its last contact (``contact``).
+    It writes its node id (``node``) and the time of its last contact (``contact``) into ``folder``.
     """
-    life = _Life(folder)
-    clock = BriskClock(BUSY, on_pause=life.paused)
+    life = _Lifecycle(folder)
+    clock = AdaptiveClock(BUSY, on_pause=life.paused)
     life.worked = clock.worked
     signal.signal(signal.SIGUSR1, life.finish)
     stock_connection = named(SUPERNODE, "http_request_response")
@@ -74,18 +71,18 @@ def warm_up(folder: Path) -> None:
 
     @contextmanager
     def connection(*args: Any, **kwargs: Any) -> Iterator[Any]:  # noqa: ANN401 - Flower's
-        door = _Door(*args[:4])
-        life.leave_for_the_last(door)
+        coordinator = _Coordinator(*args[:4])
+        life.deregister_predecessor(coordinator)
         with stock_connection(*args, **kwargs) as found:
             node_id, receive, *others, push_object, confirm = found
             life.joined(node_id)
-            asked = life.receiving(receive, lambda: door.leave(node_id, come_back=True))
-            yield (node_id, asked, *others, life.losses.pushing(push_object), confirm)
+            ask = life.receiving(receive, lambda: coordinator.deregister(node_id, rejoin=True))
+            yield (node_id, ask, *others, life.lost.pushing(push_object), confirm)
 
     def pauses(base_delay: float = 1, multiplier: float = 2, max_delay: int | None = None) -> Any:  # noqa: ANN401
         return stock_pauses(base_delay, multiplier, min(max_delay or RETRY_S, RETRY_S))
 
-    life.losses.watch()
+    life.lost.watch()
     replace(SUPERNODE, "time", clock)
     replace(SUPERNODE, "http_request_response", connection)
     replace(HEARTBEAT, "exponential", pauses)
@@ -96,15 +93,8 @@ def warm_up(folder: Path) -> None:
     apply_default(WIRE, "ProtobufClient.__init__", "timeout", CONNECT)
 
 
-class _Door:
-    """The coordinator, as Flower's own connection reaches it.
-
-    Args:
-        address: HOST:PORT.
-        insecure: Without TLS.
-        certificates: Of the authority.
-        keys: The node's, private and public; none where nodes are not known by keys.
-    """
+class _Coordinator:
+    """A coordinator, reached with the arguments of Flower's connection; ``keys`` may be None."""
 
     def __init__(
         self, address: str, insecure: bool, certificates: bytes | str | None, keys: tuple[Any, Any] | None
@@ -112,11 +102,11 @@ class _Door:
         self._address = (address, insecure, certificates)
         self._keys = keys
 
-    def leave(self, node_id: int, *, come_back: bool = False) -> bool:
-        """Say that a node of this site is offline, and wait until that has been seen; it may then come back.
+    def deregister(self, node_id: int, *, rejoin: bool = False) -> bool:
+        """Report a node of this site offline and wait until that has been noticed; then optionally rejoin.
 
         Returns:
-            Whether it was said: not where nodes have no keys, where nobody is there, or it was offline.
+            False if nodes have no keys, the coordinator does not answer, or the node was offline.
         """
         if self._keys is None:
             return False
@@ -128,7 +118,7 @@ class _Door:
             with FleetHttpClient.from_server_address(*self._address, interceptors) as client:
                 client.DeactivateNode(DeactivateNodeRequest(node_id=node_id))
                 time.sleep(LEAVE_S)
-                if come_back:  # the next heartbeat would do it, too
+                if rejoin:  # otherwise the next heartbeat would
                     client.SendNodeHeartbeat(
                         SendNodeHeartbeatRequest(
                             node=Node(node_id=node_id), heartbeat_interval=HEARTBEAT_DEFAULT_INTERVAL
@@ -139,82 +129,78 @@ class _Door:
         return True
 
 
-class _Life:
-    """What a SuperNode of this site does and leaves behind."""
+class _Lifecycle:
+    """State of a SuperNode: its current message, its shutdown, and the files it leaves for its successor."""
 
     def __init__(self, folder: Path) -> None:
         self._node = folder / "node"
         self._contact = folder / "contact"
-        self._noted = 0.0
-        self._in_hand = False
-        self._finishing = False
+        self._contact_noted = 0.0
+        self._busy = False
+        self._stopping = False
         self._replied = -math.inf
-        self.losses = Losses()
+        self.lost = LostResponses()
         self.worked: Callable[[], None] = lambda: None
 
-    def leave_for_the_last(self, door: _Door) -> None:
-        """Say that this site's last SuperNode is gone, if there was one and nobody has said so."""
+    def deregister_predecessor(self, coordinator: _Coordinator) -> None:
+        """Deregister this site's last SuperNode unless it did so itself."""
         try:
             last = json.loads(self._node.read_text())
         except (OSError, ValueError):
             return
-        if last.get("boot") != _boot():  # after a restart of the machine a minute has gone by
+        if last.get("boot") != _boot():  # a reboot takes longer than the minute
             return
-        if door.leave(int(last["node_id"])):
-            LOG.info("Told the coordinator that the last SuperNode of this site is gone.")
+        if coordinator.deregister(int(last["node_id"])):
+            LOG.info("Deregistered the last SuperNode of this site at the coordinator.")
 
     def joined(self, node_id: int) -> None:
-        """Note who we are, for the next one."""
+        """Write the node id for the successor."""
         write_whole(self._node, json.dumps({"node_id": node_id, "boot": _boot()}).encode(), mode=0o600)
 
     def receiving(self, receive: Callable[[], Any], rejoin: Callable[[], object]) -> Callable[[], Any]:
-        """Flower's function that asks for a message, which says whether one is in hand.
+        """Wrap Flower's ``receive``, which retries until it has a response, to track the current message.
 
-        Args:
-            receive: Flower's; it asks until it has an answer.
-            rejoin: Called where that answer is that there is none, and one before it was lost.
+        ``rejoin`` is called if that response has no message and one before it was lost.
         """
 
         def ask() -> Any:  # noqa: ANN401 - as Flower's
-            if self._in_hand:
-                self._in_hand, self._replied = False, time.monotonic()
-            if self._finishing:
-                self._leave()
-            self.losses.forget()
+            if self._busy:
+                self._busy, self._replied = False, time.monotonic()
+            if self._stopping:
+                self._exit()
+            self.lost.forget()
             found = receive()
-            self._in_hand = found is not None
+            self._busy = found is not None
             if found is not None:
                 self.worked()
-            elif self.losses.message:
-                LOG.info(
-                    "An answer of the coordinator was lost: whatever it carried will be asked for again."
-                )
+            elif self.lost.message:
+                LOG.info("A response of the coordinator was lost; requesting its message again.")
                 rejoin()
             return found
 
         return ask
 
     def paused(self, seconds: float) -> None:
-        """Flower's loop pauses; for `LOOK_S` only once the coordinator has said that nothing is there."""
-        if self._in_hand:
+        """Called for each pause of Flower's loop; `MESSAGE_POLL_S`: the coordinator has answered."""
+        if self._busy:
             self.worked()
         now = time.monotonic()
-        if seconds == LOOK_S and now - self._noted > CONTACT_S:
-            self._noted = now
+        if seconds == MESSAGE_POLL_S and now - self._contact_noted > CONTACT_S:
+            self._contact_noted = now
             self._contact.touch()
 
     def finish(self, _number: int, _frame: FrameType | None) -> None:
-        """Take no message more, and end once none is in hand."""
-        self._finishing = True
-        if not self._in_hand:
-            self._leave()
+        """Accept no further message and exit after the current one."""
+        self._stopping = True
+        if not self._busy:
+            self._exit()
 
-    def _leave(self) -> NoReturn:
-        """End, once the coordinator has had the time to take the last reply."""
-        time.sleep(max(0.0, self._replied + TAKEN_S - time.monotonic()))
+    def _exit(self) -> NoReturn:
+        """Exit once the coordinator has had time to pick up the last reply."""
+        time.sleep(max(0.0, self._replied + PICKUP_S - time.monotonic()))
         raise SystemExit(0)
 
 
 def _boot() -> str:
-    """This start of this machine: the number of a SuperNode is of use to no other."""
+    """Id of the machine's current boot."""
     return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()

@@ -1,8 +1,8 @@
 """Flower's own SuperNode connection, with our changes, to a coordinator whose answers get lost.
 
-``python -m tests.client.relay.patched.losing_coordinator FOLDER pull|push ANSWER…`` asks for a message, or
-sends a part of a reply, and prints as JSON what came of it and what else the coordinator was asked. Each
-answer is a status, a kind of error of httpx, or one of `ANSWERS`.
+``python -m tests.client.relay.patched.losing_coordinator FOLDER pull|push ANSWER…`` requests a message or
+sends part of a reply, and prints as JSON the result and the other requests to the coordinator. Each
+answer is a status, the name of an httpx error, or one of `ANSWERS`.
 """
 
 import json
@@ -16,7 +16,7 @@ from flwr.proto.heartbeat_pb2 import SendNodeHeartbeatResponse
 from flwr.proto.message_pb2 import Message, ObjectTree, PushObjectResponse
 from flwr.supercore.inflatable.inflatable_utils import ObjectPushError
 
-from client.relay.flower_seams import SUPERNODE, named, replace
+from client.relay.patch_points import SUPERNODE, named, replace
 from client.relay.patched import supernode as node
 
 ANSWERS = {
@@ -33,7 +33,7 @@ OTHERS = {
 
 
 class Coordinator(httpx.BaseTransport):
-    """Gives the answers in their order."""
+    """Gives the answers in order."""
 
     def __init__(self, answers: list[str]) -> None:
         self.answers = answers

@@ -37,14 +37,14 @@ def after(tmp_path, what, *answers):
         pytest.param(["none"], False, [], id="none"),
         pytest.param(["ConnectError", "none"], False, [], id="never asked"),
         pytest.param(["ReadError", "none"], False, REJOINED, id="cut"),
-        pytest.param(["RemoteProtocolError", "ConnectError", "none"], False, REJOINED, id="door killed"),
+        pytest.param(["RemoteProtocolError", "ConnectError", "none"], False, REJOINED, id="proxy killed"),
         pytest.param(["ReadTimeout", "none"], False, REJOINED, id="no answer in time"),
-        pytest.param(["502", "none"], False, REJOINED, id="of the door alone"),
+        pytest.param(["502", "none"], False, REJOINED, id="from the proxy"),
         pytest.param(["ReadError", "one"], True, [], id="cut, and a message after all"),
     ],
 )
-def test_a_node_goes_offline_only_where_a_message_may_have_been_lost(tmp_path, answers, came, asked):
-    """Then the coordinator gives the message up and asks again."""
+def test_a_node_goes_offline_only_if_a_message_may_be_lost(tmp_path, answers, came, asked):
+    """Then the coordinator sends the message again."""
     assert after(tmp_path, "pull", *answers) == ["message" if came else None, asked]
 
 
@@ -58,5 +58,5 @@ def test_a_node_goes_offline_only_where_a_message_may_have_been_lost(tmp_path, a
         pytest.param(["refused"], True, id="refused"),
     ],
 )
-def test_a_part_of_a_reply_that_had_arrived_is_no_failure(tmp_path, answers, refused):
+def test_a_part_of_a_reply_that_has_arrived_is_no_failure(tmp_path, answers, refused):
     assert after(tmp_path, "push", *answers) == ["refused" if refused else None, []]

@@ -8,42 +8,44 @@ import sys
 import numpy as np
 import pytest
 
-from client.relay.flower_seams import Seam, apply_default, differences, named, replace
+from client.relay.patch_points import PatchPoint, apply_default, differences, named, replace
 from client.relay.patched.__main__ import FOLDER_VARIABLE, STOCK_VARIABLE, unusable
-from client.relay.patched.clientapp import fresh_numbers
-from client.relay.patched.clock import TAKEN_S, BriskClock
-from client.relay.patched.supernode import _Life
+from client.relay.patched.clientapp import reseed
+from client.relay.patched.clock import PICKUP_S, AdaptiveClock
+from client.relay.patched.supernode import _Lifecycle
 
 
-def test_this_flower_is_one_that_the_warm_relay_knows():
+def test_the_installed_flower_is_supported():
     assert unusable("supernode") == []
     assert unusable("superexec") == []
 
 
 @pytest.mark.parametrize(
-    ("seam", "said"),
+    ("point", "said"),
     [
-        pytest.param(Seam("nowhere", "x"), "nowhere.x is not there", id="no module"),
-        pytest.param(Seam("json", "load.s"), "json.load.s is not there", id="no name"),
-        pytest.param(Seam("json", "load", kind=str), "json.load is a function, expected str", id="kind"),
-        pytest.param(Seam("math", "pi", ()), "math.pi cannot be called", id="no function"),
+        pytest.param(PatchPoint("nowhere", "x"), "nowhere.x is not there", id="no module"),
+        pytest.param(PatchPoint("json", "load.s"), "json.load.s is not there", id="no name"),
         pytest.param(
-            Seam("bisect", "bisect", ("a", "x")),
+            PatchPoint("json", "load", kind=str), "json.load is a function, expected str", id="kind"
+        ),
+        pytest.param(PatchPoint("math", "pi", ""), "math.pi cannot be called", id="no function"),
+        pytest.param(
+            PatchPoint("bisect", "bisect", "a, x"),
             "bisect.bisect takes a, x, lo, hi, key; expected a, x",
             id="parameters",
         ),
         pytest.param(
-            Seam("bisect", "bisect", ("a", "x", "lo", "hi", "key"), ("key",)),
+            PatchPoint("bisect", "bisect", "a, x, lo, hi, key", ("key",)),
             "bisect.bisect has no default of key",
             id="default",
         ),
     ],
 )
-def test_what_differs_is_named(seam, said):
-    assert differences([Seam("json", "loads"), seam]) == [said]
+def test_what_differs_is_named(point, said):
+    assert differences([PatchPoint("json", "loads"), point]) == [said]
 
 
-def test_a_replacement_needs_a_name_that_is_there():
+def test_only_an_existing_name_is_replaced():
     with pytest.raises(AttributeError):
         replace("json", "of_nobody", 1)
     with pytest.raises(KeyError):
@@ -58,7 +60,7 @@ def test_a_replacement_needs_a_name_that_is_there():
 
 def test_pauses_are_short_with_work_and_grow_without():
     now, made, told = [0.0], [], []
-    clock = BriskClock(
+    clock = AdaptiveClock(
         {3: 0.2, 0.1: 0.1}, {0.1: 1.0}, on_pause=told.append, now=lambda: now[0], wait=made.append
     )
     asked = (
@@ -102,12 +104,12 @@ def drawn_by_forks(prepare) -> list[tuple[float, float]]:
 
 
 @pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarning")
-def test_forks_do_not_share_their_numbers():
+def test_forks_draw_different_numbers():
     np.random.random()  # noqa: NPY002 - its state is made at its first use
     first, second = drawn_by_forks(lambda: None)
     assert first[0] == second[0]  # what forks do by themselves
     assert first[1] != second[1]  # Python's own generator needs no help
-    first, second = drawn_by_forks(fresh_numbers)
+    first, second = drawn_by_forks(reseed)
     assert first[0] != second[0]
     assert not math.isnan(first[0])
 
@@ -136,7 +138,7 @@ def version_of(code: str, folder, **environment: str) -> subprocess.CompletedPro
 @pytest.mark.slow
 @pytest.mark.parametrize("role", ["supernode", "superexec"])
 @pytest.mark.parametrize("stock", [False, True], ids=["warm", "stock"])
-def test_a_known_flower_is_run_without_a_word(role, stock, tmp_path):
+def test_a_supported_flower_runs_without_a_warning(role, stock, tmp_path):
     code = "import sys; from client.relay.patched import __main__ as relay; "
     code += f"sys.argv = ['x', {role!r}, '--version']; relay.main()"
     done = version_of(code, tmp_path, **({STOCK_VARIABLE: "1"} if stock else {}))
@@ -155,7 +157,7 @@ def test_a_known_flower_is_run_without_a_word(role, stock, tmp_path):
         pytest.param("superexec", "flwr.supernode.runtime", "run_clientapp", "push_message", id="exec"),
     ],
 )
-def test_an_unknown_flower_is_run_as_it_is_with_a_warning(role, module, owner, name, tmp_path):
+def test_an_unsupported_flower_runs_unpatched_with_a_warning(role, module, owner, name, tmp_path):
     code = SPOILED.format(role=role, module=module, owner=owner, name=name)
     done = version_of(code, tmp_path)
     assert done.returncode == 0, done.stderr
@@ -181,26 +183,26 @@ def life(tmp_path, monkeypatch):
     """What a SuperNode does, its pauses, and a way to let it look for a message."""
     pauses = []
     monkeypatch.setattr("time.sleep", pauses.append)
-    found = _Life(tmp_path)
+    found = _Lifecycle(tmp_path)
     return found, pauses, lambda message: found.receiving(lambda: message, pytest.fail)()
 
 
-def test_a_node_that_is_told_to_stop_with_a_message_in_hand_stays_until_its_reply_is_taken(life):
+def test_a_node_stopped_during_a_message_stays_until_its_reply_is_picked_up(life):
     node, pauses, look = life
     assert look("a message") == "a message"
     node.finish(signal.SIGUSR1, None)
     with pytest.raises(SystemExit):
         look("another, which it does not ask for")
-    assert pauses == [pytest.approx(TAKEN_S, abs=1.0)]
+    assert pauses == [pytest.approx(PICKUP_S, abs=1.0)]
 
 
-def test_a_node_that_has_replied_just_now_stays_as_long(life):
+def test_a_node_that_has_just_replied_stays_as_long(life):
     node, pauses, look = life
     look("a message")
     look(None)  # the reply is sent
     with pytest.raises(SystemExit):
         node.finish(signal.SIGUSR1, None)
-    assert pauses == [pytest.approx(TAKEN_S, abs=1.0)]
+    assert pauses == [pytest.approx(PICKUP_S, abs=1.0)]
 
 
 def test_a_node_without_a_reply_leaves_at_once(life):
