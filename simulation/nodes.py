@@ -12,7 +12,7 @@ import torch
 from client.data.dataset import SiteData, load_data
 from client.data.embed import embed_site
 from client.encoders.registry import pick_device
-from client.privacy.approvals import Agreed
+from client.privacy.approvals import FixedApprovals
 from client.privacy.audit_log import AuditLog
 from client.privacy.gate import Gate
 from client.training.model_pool import ModelPool
@@ -85,7 +85,7 @@ def _service(request: RunRequest, partition: int, partitions: int) -> Endpoint:
     if partitions != len(sites) + pools:
         LOG.error("%s nodes for %s sites of %s", partitions, len(sites) + pools, folder)
         return _refusing(SiteCode.NODES)
-    approved = Agreed([study.hash])  # a simulation agrees to its own study
+    approved = FixedApprovals([study.hash])  # a simulation agrees to its own study
     threads = max(site.threads for site in sites)  # alike, so that every backend computes the same bits
     if partition == len(sites):
         kept = folder / ".pooled"

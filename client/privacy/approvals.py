@@ -1,4 +1,4 @@
-"""Which studies a hospital has agreed to: one file per study, named by the hash of what was agreed to."""
+"""The studies that a hospital has approved: one file per study, named by its hash."""
 
 from __future__ import annotations
 
@@ -20,74 +20,59 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from pathlib import Path
 
-__all__ = ["Agreed", "Approval", "ApprovalFolder", "Approvals", "default_releases"]
+__all__ = ["Approval", "ApprovalFolder", "Approvals", "FixedApprovals", "default_releases"]
 
 LOG = logging.getLogger(__name__)
 
-RUNS: Final = 5  # whole runs that an approval is good for, where the hospital sets no number
-AROUND: Final = 4  # answers of a run beside its rounds: roll call, scaling, test, comparison
+RUNS: Final = 5  # full runs that an approval covers by default
+EXTRA_ANSWERS: Final = 4  # per run, besides its rounds: roll call, scaling, test, comparison
 
-_HASH: Final = re.compile(r"[0-9a-f]{64}")  # names a file, so it must not lead elsewhere
+_HASH: Final = re.compile(r"[0-9a-f]{64}")  # used as a file name, so no path
 _HEAD: Final = "approval"
 
 
 @dataclass(frozen=True)
 class Approval:
-    """A hospital's yes to one study.
-
-    Args:
-        study_hash: Of what was agreed to.
-        time: When, ISO in UTC; releases are counted from then on. Empty for always.
-        user: Who typed it.
-        max_releases: Answers that may leave for the study; none for any number.
-        study: As it was shown; none where the approval is a setting and not a file.
-    """
+    """A hospital's approval of one study."""
 
     study_hash: str
-    time: str = ""
-    user: str = ""
-    max_releases: int | None = None
-    study: Study | None = None
+    time: str = ""  # ISO in UTC; releases count from then on, from the beginning if empty
+    user: str = ""  # who approved it
+    max_releases: int | None = None  # None: unlimited
+    study: Study | None = None  # as shown; None if the approval is not a file
 
 
 class Approvals(Protocol):
-    """Where a gate looks a study up."""
+    """Where a gate looks up a study."""
 
     def find(self, study_hash: str) -> Approval | None:
-        """The approval of a study, or nothing."""
+        """The approval of a study, if any."""
 
 
-class Agreed:
-    """Approvals that whoever makes the gate brings along, such as of one's own study in a simulation.
-
-    Args:
-        hashes: Of the studies.
-    """
+class FixedApprovals:
+    """Approval of given study hashes, for a simulation's own study."""
 
     def __init__(self, hashes: Iterable[str]) -> None:
         self._hashes = frozenset(hashes)
 
     def find(self, study_hash: str) -> Approval | None:
-        """The approval of a study, or nothing."""
+        """As of `Approvals`."""
         return Approval(study_hash) if study_hash in self._hashes else None
 
 
 class ApprovalFolder:
-    """Approvals as files that a person can read: the study as it was shown, and who agreed when.
+    """Approvals as human-readable files in a site's folder: the study as shown, who approved it and when.
 
-    A file is looked at again when it changes: an approval needs no restart of the worker, nor does taking it
-    back. The study in it must have the hash that the file is named by, else it approves nothing.
-
-    Args:
-        folder: Of the site.
+    Files are re-read when they change, so neither approving nor revoking needs a restart of the worker. A
+    study whose hash differs from the file name is not approved.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder / "approved"
+    def __init__(self, site_folder: Path) -> None:
+        self._folder = site_folder / "approved"
         self._read: dict[str, tuple[tuple[int, int], Approval | None]] = {}
 
     def find(self, study_hash: str) -> Approval | None:
-        """The approval of a study, or nothing; a file that is damaged is named in the site's log."""
+        """As of `Approvals`; a damaged file is reported in the site's log."""
         if not _HASH.fullmatch(study_hash):
             return None
         path = self._path(study_hash)
@@ -102,7 +87,7 @@ class ApprovalFolder:
         return known[1]
 
     def all(self) -> list[Approval]:
-        """Every approval, the latest first."""
+        """Every approval, latest first."""
         found = (self.find(path.stem) for path in self._folder.glob("*.toml"))
         return sorted(
             (approval for approval in found if approval is not None),
@@ -111,15 +96,7 @@ class ApprovalFolder:
         )
 
     def record(self, study: Study, max_releases: int | None) -> Path:
-        """Agree to a study; a second time renews the count of releases.
-
-        Args:
-            study: As it was shown.
-            max_releases: Answers that may leave for it from now on.
-
-        Returns:
-            The file, which is whole or absent.
-        """
+        """Approve a study and return the file, written atomically. Again, it resets the count of releases."""
         head: dict[str, Any] = {
             "study_hash": study.hash,
             "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
@@ -134,11 +111,7 @@ class ApprovalFolder:
         return path
 
     def revoke(self, study_hash: str) -> None:
-        """Take a yes back: the next message of the study is refused.
-
-        Raises:
-            DataError: If the study is not approved.
-        """
+        """Withdraw an approval with effect from the next message; raises `DataError` if there is none."""
         path = self._path(study_hash)
         if not path.exists():
             raise DataError(f"{self._folder}: no approval of the study with the hash {study_hash}")
@@ -149,12 +122,12 @@ class ApprovalFolder:
 
 
 def default_releases(study: Study) -> int:
-    """Answers that an approval lets out where the hospital sets no number: those of five whole runs."""
-    return RUNS * (study.training.rounds + AROUND)
+    """The default limit of an approval: the answers of five full runs."""
+    return RUNS * (study.training.rounds + EXTRA_ANSWERS)
 
 
 def _read(path: Path, study_hash: str) -> Approval | None:
-    """What a file approves; nothing where it is damaged or of another study than its name says."""
+    """Read a file; None if it is damaged or its study does not match its name."""
     try:
         content = dict(read_toml(path, "approval"))
         head = content.pop(_HEAD)

@@ -1,7 +1,7 @@
-"""The site's audit log: a line for every answer that left and every one refused, only ever added to.
+"""The site's append-only audit log: a line per released or refused answer.
 
-A line says what, when, for which study, how many bytes, and their hash: enough to find an answer again at the
-other end, never a value of a patient. It is written before the bytes leave: what cannot be logged stays.
+A line has kind, time, study, number of bytes and their hash, which identify the answer at the coordinator,
+but no patient value. It is written before the bytes leave: an answer that cannot be logged is not released.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ __all__ = ["AuditLog", "Entry", "Event", "Tally"]
 LOG = logging.getLogger(__name__)
 
 _FLAGS: Final = os.O_APPEND | os.O_CREAT | os.O_RDWR | os.O_CLOEXEC
-_MODE: Final = 0o600  # the log is the hospital's own
+_MODE: Final = 0o600
 
 
 class Event(StrEnum):
@@ -36,34 +36,22 @@ class Event(StrEnum):
 
 @dataclass(frozen=True)
 class Entry:
-    """One line, less its time.
-
-    Args:
-        event: Whether it left.
-        task: That was asked for; empty where the message could not be read.
-        study: Hash of the study; empty where there was none.
-        run: Name of the run; empty where it is not a name.
-        round: Of the run.
-        what: Kinds of content that left.
-        bytes: Length of header and tensors together.
-        sha256: Of header and tensors, one after the other.
-        code: Why it was refused.
-    """
+    """One line without its time."""
 
     event: Event
-    task: str = ""
-    study: str = ""
-    run: str = ""
+    task: str = ""  # empty if the message could not be read
+    study: str = ""  # hash; empty if the message names none
+    run: str = ""  # name; empty if not a valid one
     round: int = 0
-    what: tuple[str, ...] = ()
-    bytes: int = 0
-    sha256: str = ""
-    code: str = ""
+    what: tuple[str, ...] = ()  # kinds of content released
+    bytes: int = 0  # of header and tensors
+    sha256: str = ""  # of header followed by tensors
+    code: str = ""  # of a refusal
 
 
 @dataclass
 class Tally:
-    """What the log says of one study."""
+    """Totals of one study."""
 
     released: int = 0
     refused: int = 0
@@ -71,11 +59,10 @@ class Tally:
 
 
 class AuditLog:
-    """A file of JSON lines, readable by its owner alone.
+    """A file of JSON lines, readable by its owner only.
 
     Args:
-        path: Of the file; its folder is made when the first line is written.
-        durable: Whether every line is on the disk, not in the machine's memory, before the bytes leave.
+        durable: Sync each line to disk before the answer leaves.
     """
 
     def __init__(self, path: Path, *, durable: bool = False) -> None:
@@ -84,23 +71,18 @@ class AuditLog:
         self._whole = False
 
     def append(self, entry: Entry) -> None:
-        """Add a line.
-
-        Raises:
-            OSError: If it cannot be written; then nothing may leave.
-        """
-        line = {
-            "time": _now(),
-            **{key: value for key, value in asdict(entry).items() if value not in ("", ())},
+        """Add a line; raises `OSError` if it cannot be written, and then nothing may leave."""
+        line = {"time": _now()} | {
+            key: value for key, value in asdict(entry).items() if value not in ("", ())
         }
         content = json.dumps(line, separators=(",", ":")).encode() + b"\n"
         self.path.parent.mkdir(parents=True, exist_ok=True)
         file = os.open(self.path, _FLAGS, _MODE)
         try:
             if not self._whole and _torn(file):
-                content = b"\n" + content  # a line that a power cut left half written stays alone
-            self._whole = False  # until this line is
-            written = os.write(file, content)  # one call: lines of several processes do not mix
+                content = b"\n" + content  # separates a line cut short by a power failure
+            self._whole = False
+            written = os.write(file, content)  # one call, so lines of several processes do not mix
             self._whole = written == len(content)
             if self._durable:
                 os.fdatasync(file)
@@ -110,7 +92,7 @@ class AuditLog:
             raise OSError(f"{self.path}: {written} of {len(content)} bytes written")
 
     def lines(self) -> Iterator[dict[str, Any]]:
-        """Every line in order; one that is damaged is named in the site's log and passed over."""
+        """Every line in order; damaged ones are reported in the site's log and skipped."""
         if not self.path.exists():
             return
         with self.path.open("rb") as file:
@@ -125,23 +107,14 @@ class AuditLog:
                 yield line
 
     def released(self, study_hash: str, since: str = "") -> int:
-        """How many answers have left for a study.
-
-        Args:
-            study_hash: Of the study.
-            since: ISO time in UTC from which to count.
-        """
+        """Number of answers released for a study since an ISO time in UTC."""
         return sum(
             line["event"] == Event.RELEASED and line.get("study") == study_hash and line["time"] >= since
             for line in self.lines()
         )
 
     def tallies(self, since: Mapping[str, str] = MappingProxyType({})) -> dict[str, Tally]:
-        """Releases and refusals per study hash; what named no study is under the empty one.
-
-        Args:
-            since: ISO times in UTC from which to count, by study hash.
-        """
+        """Totals by study hash, empty for messages without a study; ``since``: ISO times in UTC by hash."""
         found: dict[str, Tally] = {}
         for line in self.lines():
             study = line.get("study", "")
@@ -157,11 +130,11 @@ class AuditLog:
 
 
 def _now() -> str:
-    """This moment in UTC; lines of one width, so that they sort as times do."""
+    """Current UTC time in fixed width, so that it sorts as text."""
     return datetime.now(UTC).isoformat(timespec="milliseconds")
 
 
 def _torn(file: int) -> bool:
-    """Whether the last line lacks its end."""
+    """Whether the last line is incomplete."""
     size = os.fstat(file).st_size
     return size > 0 and os.pread(file, 1, size - 1) != b"\n"

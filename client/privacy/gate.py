@@ -1,8 +1,8 @@
-"""The gate: what may leave a site, and the last step before it does.
+"""The gate: the last check before an answer leaves a site.
 
-An answer leaves when its study is approved, when everything in it is what that study lets out
-(`client.privacy.release_rules`), when its update is not longer and the answers not more than the site allows,
-and when the audit log has a line of it. What may be told of groups is decided here, too.
+An answer is released if its study is approved, its content is what that study releases
+(`client.privacy.release_rules`), the norm of its update and the number of answers are within the site's
+limits, and it is in the audit log.
 """
 
 from __future__ import annotations
@@ -39,19 +39,17 @@ __all__ = ["Gate"]
 
 LOG = logging.getLogger(__name__)
 
-_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,199}")  # of a run, before a line of the log holds it
+_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,199}")  # of a run, as admitted to the audit log
 
 
 class Gate:
-    """Lets out what the hospital approved, and writes down what it let out and what it refused.
+    """Releases what the hospital approved and logs every release and refusal.
 
     Args:
-        site: Id.
-        approvals: Where studies are looked up.
-        min_count: The site's own smallest group; the study's applies too, the larger one wins.
-        audit: Gets a line per answer; none keeps no log.
-        max_norm: Longest update that leaves; none for any finite one.
-        max_releases: Answers that may leave for one study; none for what its approval says.
+        min_count: The site's smallest group to disclose; the larger of this and the study's applies.
+        audit: None keeps no log.
+        max_norm: Largest L2 norm of an update; None for any finite one.
+        max_releases: Answers per study; None for the limit of its approval.
     """
 
     def __init__(
@@ -74,14 +72,11 @@ class Gate:
         self._released: tuple[Approval, int] | None = None
 
     def admit(self, tables: Mapping[str, Any]) -> Study:
-        """The study of a request, once the hospital has approved it and more answers may leave.
-
-        Args:
-            tables: As they came.
+        """The study of a request, if it is approved and its limit of answers is not reached.
 
         Raises:
-            StudyError: If they are no study.
-            SiteError: If it is not approved, or as many answers have left as may.
+            StudyError: If ``tables`` are not a valid study.
+            SiteError: If it is not approved or its limit is reached.
         """
         if self._read is None or self._read[0] != tables:
             self._read = (tables, parse_study(tables, source="request"))
@@ -92,24 +87,24 @@ class Gate:
             raise SiteError(SiteCode.STUDY)
         most = self._most(approval)
         if most is not None and self._count(approval) >= most:
-            LOG.error("study %s: %s answers have left, no more may; approve it again", study.name, most)
+            LOG.error("study %s: all %s answers are released; approve it again", study.name, most)
             raise SiteError(SiteCode.RELEASES)
         return study
 
     def release(
         self, request: Request, received: bytes, answer: Answer, tensors: Tensor | None, train_rows: int
     ) -> tuple[str, bytes]:
-        """Check an answer, log it, and only then make the bytes that leave.
+        """Check and log an answer, then return the header and payload to send.
 
         Args:
-            request: That it answers.
+            request: The request answered.
             received: Tensors that came with the request.
-            answer: Of the service.
-            tensors: ``(bytes,)`` uint8 that go with it, if any.
-            train_rows: Of the site, from its data.
+            answer: The service's.
+            tensors: ``(bytes,)`` uint8, those of the answer, if any.
+            train_rows: Counted from the site's data.
 
         Raises:
-            SiteError: If it may not leave.
+            SiteError: If it may not be released.
         """
         study = self.admit(request.study)
         if self._rules is None or self._rules.study.hash != study.hash:
@@ -119,7 +114,7 @@ class Gate:
             what = check_answer(answer, request, self._rules, facts)
             payload, change = self._payload(request, received, answer, tensors, self._rules)
         except ReleaseError as error:
-            LOG.error("held back: %s", error)  # noqa: TRY400 - a sentence, not a failure of ours
+            LOG.error("held back: %s", error)  # noqa: TRY400 - the sentence is enough
             raise SiteError(SiteCode.RELEASE) from None
         if isinstance(answer, Update):
             answer = replace(answer, norm=change)
@@ -140,22 +135,15 @@ class Gate:
         return header, payload
 
     def refuse(self, request: Request | None, code: SiteCode) -> None:
-        """Log that nothing but a code leaves; a log that cannot be written does not make more of it.
+        """Log a refusal, whose code alone leaves; ``request`` is None if the message was not a valid one.
 
-        Args:
-            request: That is refused; none where the message was not one.
-            code: That leaves.
+        A log that cannot be written is only reported in the site's log.
         """
         entry = Entry(Event.REFUSED, code=code.value)
         if request is not None:
             study = self._read[1].hash if self._read and self._read[0] == request.study else ""
-            entry = Entry(
-                Event.REFUSED,
-                task=request.task.value,
-                study=study,
-                run=_run(request),
-                round=request.round,
-                code=code.value,
+            entry = replace(
+                entry, task=request.task.value, study=study, run=_run(request), round=request.round
             )
         try:
             self._log(entry)
@@ -165,15 +153,15 @@ class Gate:
     def _payload(
         self, request: Request, received: bytes, answer: Answer, tensors: Tensor | None, rules: StudyRules
     ) -> tuple[bytes, float | None]:
-        """The bytes of an update's tensors, once they are what the study names, and how long a step they are.
+        """The checked bytes of an update's tensors and the L2 norm of its change.
 
         Raises:
-            ReleaseError: If they are not.
-            SiteError: If a value is not finite, or the step is too long.
+            ReleaseError: If the study does not release them.
+            SiteError: If a value is not finite or the norm too large.
         """
         if not isinstance(answer, Update) or not request.train:
             if tensors is not None:
-                raise ReleaseError("tensors with an answer that has none")
+                raise ReleaseError("tensors with an answer that must not have any")
             return b"", None
         if tensors is None:
             raise ReleaseError("an update without its tensors")
@@ -185,7 +173,7 @@ class Gate:
             raise SiteError(SiteCode.NON_FINITE)
         longest = min(self._max_norm or math.inf, rules.study.federation.max_norm or math.inf)
         if change > longest:
-            LOG.error("held back: an update of norm %.6g, at most %.6g may leave", change, longest)
+            LOG.error("held back: an update of norm %.6g, the limit is %.6g", change, longest)
             raise SiteError(SiteCode.NORM)
         return sent.tobytes(), change
 
@@ -194,18 +182,14 @@ class Gate:
         return min(limits, default=None)
 
     def _count(self, approval: Approval) -> int:
-        """Answers that have left since the approval; the log is read once, then they are counted."""
+        """Answers released since the approval; read from the log once, then counted."""
         if self._released is None or self._released[0] != approval:
             since = self._audit.released(approval.study_hash, approval.time) if self._audit else 0
             self._released = (approval, since)
         return self._released[1]
 
     def _log(self, entry: Entry) -> None:
-        """Write a line.
-
-        Raises:
-            SiteError: If it cannot be written.
-        """
+        """Write a line; raises `SiteError` if that fails."""
         if self._audit is None:
             return
         try:
@@ -216,7 +200,7 @@ class Gate:
 
 
 def _digest(*parts: bytes) -> str:
-    """SHA-256 of parts one after the other."""
+    """SHA-256 of the concatenated parts."""
     digest = hashlib.sha256()
     for part in parts:
         digest.update(part)
@@ -224,5 +208,5 @@ def _digest(*parts: bytes) -> str:
 
 
 def _run(request: Request) -> str:
-    """A run's name as the log holds it: what came over the wire, where it is a name."""
+    """The run's name for the log; empty if what was received is not a valid name."""
     return request.run if _NAME.fullmatch(request.run) else ""

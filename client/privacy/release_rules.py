@@ -1,9 +1,8 @@
-"""What an approved study lets out, derived from the study alone, and whether an answer is that.
+"""Rules for what an approved study may release, and the check of an answer against them.
 
-Nothing here asks the trainer: which tensors may leave follows from the study's model and the round's phase,
-how often a block can have been exercised from the rows that the site has, which groups may be told from the
-limit. Both ends check updates (see ``server/rounds/update_checks.py``); here the reason is the patient, there
-the average.
+The rules are independent of the trainer: the tensors follow from the study's model and the round's phase, the
+possible exposures of a block from the site's rows, the groups to disclose from the limit. Updates are checked
+at both ends, here to protect the patients, in ``server/rounds/update_checks.py`` to protect the average.
 """
 
 from __future__ import annotations
@@ -48,48 +47,39 @@ _KINDS: Final[Mapping[Task, type]] = {
     Task.EVALUATE: Update,
     Task.COMPARE: Comparison,
 }
-_CELLS: Final = 4  # of a class in a comparison: both right, the first alone, the second alone, neither
+_CELLS: Final = 4  # per class of a comparison: both models right, only the first, only the second, neither
 _FINGERPRINT: Final = re.compile(r"[A-Za-z0-9][^\s\\]{0,499}")  # of an encoder: one word, no absolute path
-_PHASES: Final = {"evaluate", "train"}  # of a round that seconds are told of
+_PHASES: Final = {"evaluate", "train"}  # of a round, timed
 _PIECE: Final = 1 << 15  # numbers
 
 
 class ReleaseError(ValueError):
-    """An answer that the approved study does not let out; the sentence is for the site's own log."""
+    """An answer that the approved study does not release; the message is for the site's own log."""
 
 
 @dataclass(frozen=True)
 class Facts:
-    """What the site knows of itself when it checks an answer.
+    """What the site knows independently of an answer."""
 
-    Args:
-        site: Id.
-        limit: Smallest group that may be told of: the larger of the site's and the study's.
-        train_rows: Rows that a round trains on.
-    """
-
-    site: str
-    limit: int
+    site: str  # id
+    limit: int  # smallest group to disclose: the larger of the site's and the study's
     train_rows: int
 
 
 @dataclass(frozen=True)
 class _Part:
-    """One tensor of a block: how it travels, and where in the received tensors it comes from."""
+    """One tensor of a block."""
 
-    spec: TensorSpec
-    source: str
-    column: int | None
+    spec: TensorSpec  # as sent
+    source: str  # received tensor that it updates
+    column: int | None  # of that tensor
 
 
 class StudyRules:
-    """Which tensors a study's model can send: plain data, no model is kept.
-
-    Args:
-        study: An approved one.
+    """The tensors that a study's model can send; keeps no model.
 
     Raises:
-        StudyError: If it names a model that does not exist.
+        StudyError: If the study names an unknown model.
     """
 
     def __init__(self, study: Study) -> None:
@@ -114,11 +104,11 @@ class StudyRules:
             )
 
     def most_bytes(self) -> int:
-        """The longest run of tensors that a round can send."""
+        """Largest size of the tensors of a round."""
         return max(self._layout(self._of_round(phase.blocks)).size for phase in self._phases)
 
     def most_numbers(self) -> int:
-        """The most parameters that a round can send."""
+        """Largest number of parameters of a round."""
         return max(
             sum(
                 math.prod(part.spec.shape)
@@ -129,16 +119,12 @@ class StudyRules:
         )
 
     def check_blocks(self, update: Update) -> Layout:
-        """The layout of an update's tensors, once its blocks and exposures are possible.
-
-        Raises:
-            ReleaseError: If they are not.
-        """
+        """The layout of an update's tensors; raises `ReleaseError` for impossible blocks or exposures."""
         trained = phase_at(self._phases, update.round).blocks
         _require(set(update.exposures) == trained, "exposures of other blocks than the round's")
         for name, count in update.exposures.items():
             most = update.samples * self._most[name]
-            _require(0 <= count <= most, f"exposure {count} of block {name}, possible are 0 to {most}")
+            _require(0 <= count <= most, f"exposure {count} of block {name}, expected 0 to {most}")
         stay = self.study.federation.untouched is Untouched.STAY
         wanted = [name for name in self._of_round(trained) if update.exposures[name] > 0 or not stay]
         _require(list(update.blocks) == wanted, "tensors of other blocks than those that were exercised")
@@ -147,28 +133,28 @@ class StudyRules:
         return layout
 
     def change(self, update: Update, layout: Layout, sent: NDArray[np.uint8], received: bytes) -> float:
-        """L2 norm of the change that a run of tensors brings; not finite where a value is not.
+        """L2 norm of the change that the tensors ``sent`` make; infinite if a value is not finite.
 
         Args:
-            update: Whose blocks they are.
-            layout: Of the run.
-            sent: The run, ``(bytes,)``.
+            update: The update with these tensors.
+            layout: Of ``sent``.
+            sent: ``(bytes,)``.
             received: Tensors that the round started from.
 
         Raises:
-            ReleaseError: If the run has another length, or something between its tensors.
+            ReleaseError: If the length is wrong or there are bytes between the tensors.
         """
-        _require(len(sent) == layout.size, f"{len(sent)} bytes of tensors, the study has {layout.size}")
-        _require(len(received) == self.received.size, "tensors without those that they changed")
+        _require(len(sent) == layout.size, f"{len(sent)} bytes of tensors, expected {layout.size}")
+        _require(len(received) == self.received.size, "tensors without those that they update")
         origin = np.frombuffer(received, dtype=np.uint8)
         starts = dict(zip((spec.name for spec in self.received.tensors), self.received.offsets, strict=False))
         specs = {spec.name: spec for spec in self.received.tensors}
         parts = [part for name in update.blocks for part in self._parts[name]]
         total = 0.0
-        with np.errstate(all="ignore"):  # not finite is an answer here
+        with np.errstate(all="ignore"):  # a non-finite result is valid
             for part, (start, end) in zip(parts, pairwise(layout.offsets), strict=True):
                 stop = start + part.spec.size
-                _require(end == stop or not sent[stop:end].any(), "something between the tensors")
+                _require(end == stop or not sent[stop:end].any(), "bytes between the tensors")
                 value = _view(sent, start, part.spec)
                 before = None
                 if self.study.federation.wire is Wire.FLOAT32:
@@ -185,19 +171,10 @@ class StudyRules:
 
 
 def check_answer(answer: Answer, request: Request, rules: StudyRules, facts: Facts) -> tuple[str, ...]:
-    """Check all of an answer but its tensors.
-
-    Args:
-        answer: That would leave.
-        request: That it answers.
-        rules: Of the approved study.
-        facts: Of the site.
-
-    Returns:
-        Kinds of content, for the audit log.
+    """Check an answer except for its tensors, and return its kinds of content for the audit log.
 
     Raises:
-        ReleaseError: If anything in it is not what the study lets out.
+        ReleaseError: If the study does not release all of it.
     """
     _require(type(answer) is _KINDS[request.task], f"{type(answer).__name__} for {request.task}")
     _require(answer.site == facts.site, "the id of another site")
@@ -215,23 +192,23 @@ def _roll_call(call: RollCall, study: Study, facts: Facts) -> tuple[str, ...]:
     _require(call.study_hash == study.hash, "the hash of another study")
     _require(call.software == version("federated-mmare"), "another software version")
     _require(set(call.encoders) <= names, "an encoder of a modality that the study does not have")
-    _require(all(map(_FINGERPRINT.fullmatch, call.encoders.values())), "an encoder's fingerprint is none")
-    _require(call.notes == encoder_notes(study, call.encoders), "notes that are not the encoders' own")
+    _require(all(map(_FINGERPRINT.fullmatch, call.encoders.values())), "an invalid encoder fingerprint")
+    _require(call.notes == encoder_notes(study, call.encoders), "notes that differ from the encoders' own")
     enough = facts.train_rows if facts.train_rows >= facts.limit else 0
-    _require(call.samples == enough, f"{call.samples} train rows, there are {enough} to tell")
+    _require(call.samples == enough, f"{call.samples} train rows, expected {enough}")
     splits, patterns = call.counts.splits, call.counts.patterns
     known = {split.value for split in Split}
     _require(set(splits) | set(patterns) <= known, "counts of a split that the study does not have")
     for split, sizes in splits.items():
         _require(set(sizes) == set(study.classes), "counts of other classes than the study's")
         _sizes(sizes, facts.limit)
-        told = patterns.get(split, {})
-        _sizes(told, facts.limit)
-        for name in told:
+        by_pattern = patterns.get(split, {})
+        _sizes(by_pattern, facts.limit)
+        for name in by_pattern:
             _pattern(name, study)
         hidden = any(size is None for size in sizes.values())
-        _require(not hidden or not any(told.values()), "patterns that tell a withheld class")
-    _require(set(patterns) <= set(splits), "patterns of a split whose classes are not told")
+        _require(not hidden or not any(by_pattern.values()), "patterns that disclose a withheld class")
+    _require(set(patterns) <= set(splits), "patterns of a split without class sizes")
     return ("counts", "encoders")
 
 
@@ -242,7 +219,7 @@ def _statistics(statistics: Statistics, study: Study, facts: Facts) -> tuple[str
         _large(moments.n, facts.limit)
         sums = (*moments.total, *moments.squares)
         wide = len(moments.total) == len(moments.squares) == modality.width
-        _require(wide, f"moments of {modality.name} of another width")
+        _require(wide, f"moments of {modality.name} of the wrong width")
         _require(all(map(math.isfinite, sums)), f"moments of {modality.name} are not finite")
         _require(moments.n > 0 or not any(sums), f"sums of {modality.name} over no rows")
     return ("moments",)
@@ -251,7 +228,7 @@ def _statistics(statistics: Statistics, study: Study, facts: Facts) -> tuple[str
 def _comparison(comparison: Comparison, study: Study, facts: Facts) -> tuple[str, ...]:
     _require(set(comparison.cells) <= set(study.classes), "a comparison of other classes")
     for cells in comparison.cells.values():
-        _require(len(cells) == _CELLS and min(cells) >= 0, "cells that are no counts")
+        _require(len(cells) == _CELLS and min(cells) >= 0, "cells that are not counts")
         _large(sum(cells), facts.limit)
     return ("comparison",)
 
@@ -262,22 +239,22 @@ def _update(update: Update, request: Request, study: Study, facts: Facts) -> tup
     _require(found == request.splits, "metrics of other splits than those asked for")
     for evaluation in update.evaluations:
         _evaluation(evaluation, request, study, facts.limit)
-    _require(update.norm is None, "a norm, which is the gate's to measure")
-    _require(set(update.seconds) <= _PHASES, "seconds of something else")
-    _require(all(0 <= value < math.inf for value in update.seconds.values()), "seconds that are none")
+    _require(update.norm is None, "a norm, which only the gate measures")
+    _require(set(update.seconds) <= _PHASES, "seconds of an unknown phase")
+    _require(all(0 <= value < math.inf for value in update.seconds.values()), "invalid seconds")
     what = tuple(f"metrics {split}" for split in found)
     if not request.train:
-        bare = Update(
-            update.site, update.round, evaluations=update.evaluations, seconds=update.seconds
-        )  # nothing of training
-        _require(update == bare, "something of a training that was not asked for")
+        bare = Update(update.site, update.round, evaluations=update.evaluations, seconds=update.seconds)
+        _require(update == bare, "training results that were not requested")
         return what
     draws = facts.train_rows * study.training.local_epochs
-    _require(update.samples == draws, f"{update.samples} draws, the site makes {draws}")
-    _require(facts.train_rows >= facts.limit, "an update from fewer rows than may be told of")
+    _require(update.samples == draws, f"{update.samples} draws, expected {draws}")
+    _require(facts.train_rows >= facts.limit, "an update from fewer rows than the limit")
     loss = update.train_loss
     _require(loss is not None and math.isfinite(loss), "a loss that is not finite")
-    _require((update.trained is not None) == request.gap, "metrics of the trained model, asked for or not")
+    _require(
+        (update.trained is not None) == request.gap, "metrics of the trained model missing or not requested"
+    )
     if update.trained is not None:
         _require(update.trained.split is Split.VAL, "metrics of the trained model on another split")
         _evaluation(update.trained, replace(request, patterns=False, subsets=False), study, facts.limit)
@@ -286,13 +263,13 @@ def _update(update: Update, request: Request, study: Study, facts: Facts) -> tup
 
 
 def _evaluation(evaluation: Evaluation, request: Request, study: Study, limit: int) -> None:
-    """Check the metric states of a split: no class of any group is small, nor is any that is held back."""
+    """Check the metric states of a split: no class is small, in a disclosed or in the withheld groups."""
     whole = _counts(evaluation.state, study, limit)
-    _require(request.patterns or not evaluation.patterns, "patterns that were not asked for")
-    _require(request.subsets or not evaluation.subsets, "subsets that were not asked for")
-    told = [_group(name, state, study, limit) for name, state in evaluation.patterns.items()]
-    for index, count in enumerate(whole if told else ()):
-        rest = count - sum(counts[index] for counts in told)
+    _require(request.patterns or not evaluation.patterns, "patterns that were not requested")
+    _require(request.subsets or not evaluation.subsets, "subsets that were not requested")
+    disclosed = [_group(name, state, study, limit) for name, state in evaluation.patterns.items()]
+    for index, count in enumerate(whole if disclosed else ()):
+        rest = count - sum(counts[index] for counts in disclosed)
         _require(rest >= 0, "patterns of more rows than the split has")
         _large(rest, limit)
     for name, state in evaluation.subsets.items():
@@ -305,11 +282,11 @@ def _group(name: str, state: Mapping[str, Any], study: Study, limit: int) -> tup
 
 
 def _counts(content: Mapping[str, Any], study: Study, limit: int) -> tuple[int, ...]:
-    """Rows per class of a metric state, once it is one of the study whose classes are large enough."""
+    """Rows per class of a metric state, after checking it."""
     try:
         state = MetricState.from_dict(content, len(study.classes))
     except ValueError as error:
-        raise ReleaseError(f"a metric state that is none: {error}") from None
+        raise ReleaseError(f"an invalid metric state: {error}") from None
     for count in state.counts:
         _large(count, limit)
     return state.counts
@@ -321,12 +298,12 @@ def _pattern(name: str, study: Study) -> None:
 
 
 def _sizes(sizes: Mapping[str, int | None], limit: int) -> None:
-    """Check the sizes of one partition: none is small, and none follows from those that are told."""
-    told = [size for size in sizes.values() if size is not None]
-    for size in told:
+    """Check that no size of a partition is small or follows from the disclosed ones."""
+    disclosed = [size for size in sizes.values() if size is not None]
+    for size in disclosed:
         _large(size, limit)
-    alone = len(sizes) - len(told) == 1
-    _require(not alone or not any(told), "one withheld size, which the others tell")
+    alone = len(sizes) - len(disclosed) == 1
+    _require(not alone or not any(disclosed), "one withheld size, which follows from the others")
 
 
 def _large(size: int, limit: int) -> None:
@@ -339,7 +316,7 @@ def _require(fine: object, sentence: str) -> None:
 
 
 def _squares(value: NDArray[Any], before: NDArray[Any] | None) -> float:
-    """Sum of squares of ``value``, or of its difference from ``before``; a piece at a time stays in cache."""
+    """Sum of squares of ``value``, or of its difference from ``before``; in pieces that fit the cache."""
     total = 0.0
     for start in range(0, len(value), _PIECE):
         part = slice(start, start + _PIECE)
@@ -353,4 +330,4 @@ def _view(run: NDArray[np.uint8], start: int, spec: TensorSpec) -> NDArray[Any]:
 
 
 def _no_loss(_scaled: Tensor, _present: Tensor, _label: Tensor, _generator: Generator) -> Tensor:
-    raise RuntimeError("rules train nothing")
+    raise RuntimeError("release rules do not train")

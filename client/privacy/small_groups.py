@@ -1,4 +1,4 @@
-"""Groups of few patients: which of them an answer leaves out."""
+"""Statistical disclosure control: which small groups of patients an answer withholds."""
 
 from __future__ import annotations
 
@@ -15,17 +15,14 @@ __all__ = ["withheld_groups", "withheld_patterns"]
 
 
 def withheld_groups(sizes: Mapping[Group, int], min_count: int) -> set[Group]:
-    """Groups of one partition whose size must not be told.
+    """Groups of one partition whose size must not be disclosed.
 
-    A single withheld group could be read off the total, and so could two of one row each: the next smallest
-    go with them until what is withheld is large enough together.
+    A single withheld size follows from the total, and so do two of one row each: the next smallest groups are
+    withheld too, until those withheld are large enough together.
 
     Args:
-        sizes: Rows per group; groups without rows are not there or 0.
-        min_count: Smallest size that may be told; 0 tells all.
-
-    Returns:
-        The groups to withhold.
+        sizes: Rows per group.
+        min_count: Smallest size that may be disclosed; 0 discloses all.
 
     Example:
         >>> sorted(withheld_groups({"dead": 2, "alive": 40, "unknown": 0}, min_count=5))
@@ -42,17 +39,13 @@ def withheld_groups(sizes: Mapping[Group, int], min_count: int) -> set[Group]:
 
 
 def withheld_patterns(sizes: Mapping[str, Sequence[int]], min_count: int) -> set[str]:
-    """Presence patterns whose metric states must not be told: a state tells the size of every class in it.
+    """Presence patterns whose metric states, which contain class sizes, must not be disclosed.
 
-    What is withheld must be large enough together, class by class: else it could be read off the split's own
-    state.
+    Those withheld must be large enough together in each class: they follow from the state of the whole split.
 
     Args:
         sizes: Rows per pattern and class.
-        min_count: Smallest size that may be told; 0 tells all.
-
-    Returns:
-        The patterns to withhold.
+        min_count: Smallest size that may be disclosed; 0 discloses all.
 
     Example:
         >>> sorted(withheld_patterns({"11": [9, 40], "10": [2, 8], "01": [6, 7]}, min_count=5))

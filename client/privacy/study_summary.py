@@ -1,4 +1,4 @@
-"""A study in plain words, for the person who decides: what is computed here, what leaves, what never does."""
+"""A summary of a study for the person who approves it: what is computed, released and never released."""
 
 from __future__ import annotations
 
@@ -22,17 +22,12 @@ WIDTH = 100  # columns
 _HELD = {
     Kind.VOLUME: "scans, encoded once on this machine",
     Kind.TEXT: "texts made of the manifest's columns, encoded on this machine",
-    Kind.FEATURES: "numbers that were extracted before",
+    Kind.FEATURES: "precomputed numbers",
 }
 
 
 def study_in_words(study: Study, site: SiteConfig, max_releases: int) -> str:
-    """What an approval of a study means for a site.
-
-    Args:
-        study: To be approved.
-        site: Of the hospital.
-        max_releases: Answers that the approval lets out.
+    """What approving a study, for at most ``max_releases`` answers, means for a site.
 
     Raises:
         StudyError: If the study's model does not exist or cannot serve it.
@@ -47,8 +42,8 @@ def study_in_words(study: Study, site: SiteConfig, max_releases: int) -> str:
     lines += ["", "What never leaves"]
     lines += _listed(
         (
-            "A row, a scan, a text, an embedding, a patient's id, a path or a file's name. What goes wrong "
-            "leaves as a code such as S201; its detail stays in the log of this machine.",
+            "A row, a scan, a text, an embedding, a patient's id, a path or a file name. Of an error only a "
+            "code such as S201 leaves; the detail stays in the log of this machine.",
         )
     )
     return "\n".join(lines)
@@ -75,47 +70,47 @@ def _modality(modality: ModalitySpec, site: SiteConfig) -> str:
 
 
 def _leaving(study: Study, rules: StudyRules, limit: int) -> Iterator[str]:
-    groups = "" if limit <= 1 else f" Groups of fewer than {limit} are not told of."
+    groups = "" if limit <= 1 else f" Groups of fewer than {limit} are withheld."
     yield (
-        "Before a run: how many patients there are per split and class and per pattern of modalities, the "
+        "Before a run: the number of patients per split and class and per pattern of modalities, and the "
         f"versions of software and encoders.{groups}"
     )
     yield (
-        "Before a run: per modality, over the train rows that have it, how many they are, and the sum and "
-        f"the sum of squares of each number of the embedding.{groups}"
+        "Before a run: per modality, the number of train rows that have it, and over them the sum and the "
+        f"sum of squares of each number of the embedding.{groups}"
     )
     kind = "the change of " if study.federation.wire is Wire.FLOAT16 else ""
     yield (
         f"In every round: {kind}up to {rules.most_numbers():,} parameters of the model "
-        f"({rules.most_bytes() / 1e6:.1f} MB) with how many draws of train rows exercised each block, the "
-        "mean loss over the train rows, the length of the change, and seconds. Parameters are learned from "
-        "patients, and no noise is added to them."
+        f"({rules.most_bytes() / 1e6:.1f} MB) with the number of draws of train rows that exercised each "
+        "block, the mean loss over the train rows, the L2 norm of the change, and durations in seconds. "
+        "Parameters are learned from patients, and no noise is added to them."
     )
     yield (
-        "In every round and at the end: per true class counts, histograms of predicted probability and sums "
-        "of losses, from which metrics are computed; also per pattern and subset of modalities, where the "
-        f"coordinator asks for them.{groups}"
+        "In every round and at the end: per true class, counts, histograms of predicted probability and sums "
+        "of losses, from which metrics are computed; on the coordinator's request also per pattern and "
+        f"subset of modalities.{groups}"
     )
-    yield "If two models are compared: per class, how many test rows both, either or neither predicted right."
+    yield "If two models are compared: per class, how many test rows both, one or neither predicted correctly."
     if study.federation.local:
         yield f"Not sent: {', '.join(study.federation.local)} of the model, which stay at this site."
 
 
 def _limits(study: Study, site: SiteConfig, limit: int, max_releases: int) -> Iterator[str]:
     if limit > 1:
-        yield f"The smallest group that is told of has {limit} rows: the stricter limit of study and site."
+        yield f"The smallest group disclosed has {limit} rows: the stricter limit of study and site."
     else:
-        yield "Groups of any size are told of: neither study nor site sets a limit ([policy] min_count)."
+        yield "Groups of any size are disclosed: neither study nor site sets a limit ([policy] min_count)."
     limits = [most for most in (site.max_norm, study.federation.max_norm) if most]
     if limits:
         yield f"An update may change the model by a length (L2 norm) of at most {min(limits):g}."
     else:
         yield "An update may change the model by any finite length ([policy] max_norm sets a limit)."
     yield (
-        f"At most {max_releases:,} answers leave from now on; then the study must be approved again. Each is "
-        "a line in the audit log."
+        f"At most {max_releases:,} answers are released from now on; then the study must be approved again. "
+        "Each is a line in the audit log."
     )
-    yield "A study that differs in anything but its name and seed is another study and is refused."
+    yield "A study that differs in anything but its name and seed is a different study and is refused."
 
 
 def _listed(sentences: Iterator[str] | tuple[str, ...]) -> list[str]:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from client.encoders.registry import check_encoders, encoder_notes
-from client.privacy.approvals import Agreed
+from client.privacy.approvals import FixedApprovals
 from client.privacy.gate import Gate
 from client.privacy.small_groups import withheld_groups
 from client.telemetry.seen import unobserved
@@ -103,7 +103,7 @@ class SiteService:
         self._load = load
         self._store = store
         self._models = models
-        self._gate = gate or Gate(site, Agreed(approved), min_count)
+        self._gate = gate or Gate(site, FixedApprovals(approved), min_count)
         self._min_count = self._gate.min_count
         self._observe = observe
         self._data: tuple[str, SiteData] | None = None

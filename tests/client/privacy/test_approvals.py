@@ -5,7 +5,7 @@ import pytest
 from typer.testing import CliRunner
 
 from client.cli import app
-from client.privacy.approvals import Agreed, ApprovalFolder, default_releases
+from client.privacy.approvals import ApprovalFolder, FixedApprovals, default_releases
 from client.privacy.study_summary import study_in_words
 from mmare.errors import DataError, RunError, StudyError
 from mmare.models.registry import build_model
@@ -35,7 +35,7 @@ def approve(federation, *arguments, site="ash", text=None):
     return result
 
 
-def test_what_is_recorded_is_found_with_all_that_was_shown(tmp_path):
+def test_a_recorded_approval_is_found_with_its_study(tmp_path):
     folder = ApprovalFolder(tmp_path)
     assert folder.find(STUDY.hash) is None
     path = folder.record(STUDY, 17)
@@ -47,14 +47,14 @@ def test_what_is_recorded_is_found_with_all_that_was_shown(tmp_path):
     assert [each.study_hash for each in folder.all()] == [STUDY.hash]
 
 
-def test_name_and_seed_are_not_what_is_approved(tmp_path):
+def test_name_and_seed_are_not_part_of_an_approval(tmp_path):
     folder = ApprovalFolder(tmp_path)
     folder.record(STUDY, None)
     assert folder.find(replace(STUDY, name="again", seed=9).hash).max_releases is None
     assert folder.find(tiny_study(training={"rounds": 5}).hash) is None
 
 
-def test_an_approval_is_seen_and_forgotten_without_a_restart(tmp_path):
+def test_approving_and_revoking_need_no_restart(tmp_path):
     running, typing = ApprovalFolder(tmp_path), ApprovalFolder(tmp_path)
     assert running.find(STUDY.hash) is None
     typing.record(STUDY, 3)
@@ -100,38 +100,38 @@ def test_a_file_under_another_name_approves_nothing(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["", "..", "../approved", "a" * 63, "A" * 64, "/etc/passwd"])
-def test_a_hash_that_is_none_opens_no_file(tmp_path, name):
+def test_an_invalid_hash_opens_no_file(tmp_path, name):
     assert ApprovalFolder(tmp_path).find(name) is None
 
 
-def test_agreed_studies_need_no_file():
-    assert Agreed([STUDY.hash]).find(STUDY.hash).max_releases is None
-    assert Agreed([STUDY.hash]).find("a" * 64) is None
+def test_fixed_approvals_need_no_file():
+    assert FixedApprovals([STUDY.hash]).find(STUDY.hash).max_releases is None
+    assert FixedApprovals([STUDY.hash]).find("a" * 64) is None
 
 
-# In plain words
+# The summary
 
 
-def test_the_words_name_what_is_computed_what_leaves_and_what_does_not(site):
+def test_the_summary_names_what_is_computed_released_and_withheld(site):
     study = tiny_study(privacy={"min_count": 7})
     text = " ".join(study_in_words(study, site, 40).split())
     numbers = sum(value.numel() for value in build_model(study).parameters())
     for words in (
         study.hash,
         "learns to tell no from yes: up to 4 rounds, in each 1 pass(es) over the train rows of patients.csv",
-        "From ct: numbers that were extracted before, 8 numbers per patient.",
-        "From wsi: numbers that were extracted before, 16 numbers per patient.",
+        "From ct: precomputed numbers, 8 numbers per patient.",
+        "From wsi: precomputed numbers, 16 numbers per patient.",
         f"up to {numbers:,} parameters of the model",
-        "Groups of fewer than 7 are not told of.",
-        "The smallest group that is told of has 7 rows",
+        "Groups of fewer than 7 are withheld.",
+        "The smallest group disclosed has 7 rows",
         "[policy] max_norm sets a limit",
-        "At most 40 answers leave from now on",
-        "A row, a scan, a text, an embedding, a patient's id, a path or a file's name.",
+        "At most 40 answers are released from now on",
+        "A row, a scan, a text, an embedding, a patient's id, a path or a file name.",
     ):
         assert words in text
 
 
-def test_the_stricter_limit_of_the_site_is_told(site):
+def test_the_summary_names_the_stricter_limit(site):
     text = study_in_words(STUDY, replace(site, min_count=12, max_norm=2.5), 40)
     assert "has 12 rows" in text
     assert "(L2 norm) of at most 2.5" in text
@@ -139,11 +139,11 @@ def test_the_stricter_limit_of_the_site_is_told(site):
     assert "(L2 norm) of at most 1.5" in study_in_words(stricter, replace(site, max_norm=2.5), 40)
 
 
-def test_a_site_without_limits_is_told_so(site):
-    assert "Groups of any size are told of" in study_in_words(STUDY, site, 40)
+def test_the_summary_says_that_a_site_has_no_limits(site):
+    assert "Groups of any size are disclosed" in study_in_words(STUDY, site, 40)
 
 
-def test_what_a_site_does_not_have_and_what_stays_is_said(site):
+def test_the_summary_names_missing_modalities_and_local_parts(site):
     study = tiny_study(federation={"min_sites": 1, "local": ["head"], "wire": "float16"})
     modalities = {"ct": site.modalities["ct"]}
     text = study_in_words(study, replace(site, modalities=modalities), 40)
@@ -153,13 +153,13 @@ def test_what_a_site_does_not_have_and_what_stays_is_said(site):
 
 
 def test_half_precision_halves_the_bytes(site):
-    def told(wire):
+    def megabytes(wire):
         study = tiny_study(model={"width": 256}, federation={"min_sites": 1, "wire": wire})
         text = " ".join(study_in_words(study, site, 40).split())
         return float(text.split(" parameters of the model (")[1].split(" MB")[0])
 
-    assert told("float32") == pytest.approx(2 * told("float16"), abs=0.15)
-    assert told("float16") > 0.3
+    assert megabytes("float32") == pytest.approx(2 * megabytes("float16"), abs=0.15)
+    assert megabytes("float16") > 0.3
 
 
 # The command
@@ -176,18 +176,18 @@ def test_a_yes_is_recorded(federation, site):
 
 
 @pytest.mark.parametrize("text", ["n\n", "\n"])
-def test_anything_else_is_a_no(federation, site, text):
+def test_any_other_reply_is_a_no(federation, site, text):
     with pytest.raises(RunError, match="not approved"):
         approve(federation, text=text)
     assert ApprovalFolder(site.folder).all() == []
 
 
-def test_nobody_at_the_keyboard_is_a_no(federation, site):
+def test_no_input_is_a_no(federation, site):
     assert approve(federation, text="").exit_code == 1
     assert ApprovalFolder(site.folder).all() == []
 
 
-def test_an_approval_is_taken_back(federation, site):
+def test_an_approval_is_revoked(federation, site):
     approve(federation, "--yes")
     assert "no longer approved: tiny" in approve(federation, "--revoke").stdout
     assert ApprovalFolder(site.folder).all() == []
@@ -195,7 +195,7 @@ def test_an_approval_is_taken_back(federation, site):
         approve(federation, "--revoke")
 
 
-def test_the_hospital_s_own_number_of_answers_stands(federation, site):
+def test_the_hospital_s_own_limit_of_answers_applies(federation, site):
     file = site.folder / "site.toml"
     file.write_text(file.read_text().replace("[policy]\n", "[policy]\nmax_releases = 6\n"))
     assert "At most 6 answers" in approve(federation, "--yes").stdout

@@ -15,7 +15,7 @@ def log(tmp_path):
     return AuditLog(tmp_path / "deep" / "audit.jsonl")
 
 
-def test_a_line_says_what_left_and_nothing_that_is_empty(log):
+def test_a_line_has_all_fields_that_are_not_empty(log):
     log.append(LEFT)
     log.append(Entry(Event.REFUSED, code="S101"))
     first, second = log.lines()
@@ -32,12 +32,12 @@ def test_a_line_says_what_left_and_nothing_that_is_empty(log):
     assert second == {"event": "refused", "code": "S101", "round": 0, "bytes": 0}
 
 
-def test_the_log_is_its_owners_alone(log):
+def test_the_log_is_readable_by_its_owner_only(log):
     log.append(LEFT)
     assert stat.S_IMODE(log.path.stat().st_mode) == 0o600
 
 
-def test_lines_are_only_ever_added(log):
+def test_lines_are_only_appended(log):
     log.append(LEFT)
     before = log.path.read_bytes()
     AuditLog(log.path, durable=True).append(LEFT)
@@ -45,7 +45,7 @@ def test_lines_are_only_ever_added(log):
     assert len(list(log.lines())) == 2
 
 
-def test_a_line_that_was_cut_short_spoils_no_other(log, caplog):
+def test_a_line_cut_short_leaves_the_others_intact(log, caplog):
     log.append(LEFT)
     with log.path.open("ab") as file:
         file.write(b'{"time":"2026-01-01","event":"rel')
@@ -58,14 +58,14 @@ def test_a_line_that_was_cut_short_spoils_no_other(log, caplog):
 @pytest.mark.parametrize(
     "content", ["[]", "3", '{"event": "opened", "time": "x"}', '{"event": "released"}', "\xff"]
 )
-def test_what_is_no_line_is_passed_over(log, content):
+def test_an_invalid_line_is_skipped(log, content):
     log.append(LEFT)
     with log.path.open("ab") as file:
         file.write(content.encode("latin-1") + b"\n")
     assert len(list(log.lines())) == 1
 
 
-def test_writers_side_by_side_do_not_mix_their_lines(log):
+def test_lines_of_concurrent_writers_do_not_mix(log):
     logs = [AuditLog(log.path) for _ in range(4)]
 
     def write(each):
@@ -80,7 +80,7 @@ def test_writers_side_by_side_do_not_mix_their_lines(log):
     assert [json.loads(line)["run"] for line in log.path.read_bytes().splitlines()] == ["run-1"] * 200
 
 
-def test_a_disk_that_is_full_is_an_error_and_the_next_line_stands_alone(log, monkeypatch):
+def test_a_full_disk_is_an_error_and_the_next_line_is_intact(log, monkeypatch):
     log.append(LEFT)
     write = os.write
     monkeypatch.setattr(os, "write", lambda file, content: write(file, content[:20]))
@@ -91,7 +91,7 @@ def test_a_disk_that_is_full_is_an_error_and_the_next_line_stands_alone(log, mon
     assert len(list(log.lines())) == 2
 
 
-def test_releases_are_counted_by_study_and_from_a_time_on(log):
+def test_releases_are_counted_by_study_since_a_time(log):
     log.append(LEFT)
     log.append(Entry(Event.RELEASED, study="b" * 64, bytes=2))
     log.append(Entry(Event.REFUSED, study="a" * 64, code="S301"))

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from client.privacy.approvals import Agreed, Approval
+from client.privacy.approvals import Approval, FixedApprovals
 from client.privacy.audit_log import AuditLog
 from client.privacy.gate import Gate
 from client.privacy.release_rules import StudyRules
@@ -36,11 +36,11 @@ def possible_sizes(total, parts):
 
 
 @given(st.lists(st.integers(0, 9), max_size=4), st.integers(0, 7))
-def test_no_withheld_size_follows_from_the_total_and_the_told_ones(counts, min_count):
+def test_no_withheld_size_follows_from_the_total_and_the_disclosed_ones(counts, min_count):
     sizes = dict(enumerate(counts))
     withheld = withheld_groups(sizes, min_count)
     if not withheld or len(withheld) == sum(size > 0 for size in counts):
-        return  # all are withheld: no size is told but the total's own
+        return  # all are withheld: no size is disclosed except the total
     rest = sum(counts) - sum(size for group, size in sizes.items() if group not in withheld)
     ways = possible_sizes(rest, len(withheld))
     assert all(len(set(values)) > 1 for values in zip(*ways, strict=True))
@@ -59,15 +59,15 @@ def test_no_more_is_withheld_than_needed(sizes, min_count):
     withheld = withheld_groups(sizes, min_count)
     small = [size for size in sizes.values() if 0 < size < min_count]
     more = sorted(sizes[group] for group in withheld if sizes[group] >= min_count)
-    told = [size for group, size in sizes.items() if size > 0 and group not in withheld]
+    disclosed = [size for group, size in sizes.items() if size > 0 and group not in withheld]
     assert len(more) <= 1
     if more:
         assert sum(small) < max(min_count, len(small) + 1)  # too few together, or one row each
-        assert more[0] <= min(told, default=more[0])
+        assert more[0] <= min(disclosed, default=more[0])
 
 
 @given(SIZES)
-def test_zero_tells_all(sizes):
+def test_zero_discloses_all(sizes):
     assert withheld_groups(sizes, 0) == set()
 
 
@@ -88,12 +88,12 @@ def test_the_sum_of_what_is_withheld_does_not_depend_on_the_order(sizes, min_cou
     ),
     st.integers(0, 8),
 )
-def test_no_class_of_a_pattern_can_be_read_off_what_is_told(sizes, min_count):
+def test_no_class_of_a_withheld_pattern_follows_from_what_is_disclosed(sizes, min_count):
     withheld = withheld_patterns(sizes, min_count)
-    told = sizes.keys() - withheld
-    assert all(count == 0 or count >= min_count for name in told for count in sizes[name])
+    disclosed = sizes.keys() - withheld
+    assert all(count == 0 or count >= min_count for name in disclosed for count in sizes[name])
     together = [sum(sizes[name][label] for name in withheld) for label in (0, 1)]
-    if told:
+    if disclosed:
         assert len(withheld) != 1
         assert all(count == 0 or count >= min_count for count in together)
     if min_count <= 1:
@@ -128,7 +128,7 @@ class Passing:
 
 
 def make_gate(study=STUDY, min_count=0, **limits: object):
-    return Gate("ash", Agreed([study.hash]), min_count, **limits)
+    return Gate("ash", FixedApprovals([study.hash]), min_count, **limits)
 
 
 def asked(task, study=STUDY, **fields: object):
@@ -178,7 +178,7 @@ KINDS = {
 
 
 @pytest.mark.parametrize("name", KINDS)
-def test_what_the_service_answers_leaves_with_the_norm_alone_added(passing, name):
+def test_an_answer_is_released_with_only_the_norm_added(passing, name):
     case = passing[name]
     header, payload = case.through(make_gate())
     found = decode(KINDS[name], header)
@@ -216,12 +216,12 @@ def with_evaluation(case, **fields: object):
     return changed(case, evaluations=(replace(case.answer.evaluations[0], **fields),))
 
 
-def test_the_smaller_state_is_one_but_for_its_size(passing):
+def test_the_smaller_state_is_valid_except_for_its_size(passing):
     case = passing["plain"]
     small = with_evaluation(case, state=small_state(case.answer.evaluations[0].state))
     open_study = tiny_study(privacy={"min_count": 2})
     free = Passing(replace(small.request, study=open_study.to_dict()), small.answer, small.tensors)
-    free.through(make_gate(open_study))  # as a group of two may be told of, it passes
+    free.through(make_gate(open_study))  # a group of two may be disclosed
     assert small.code() is SiteCode.RELEASE
 
 
@@ -259,11 +259,11 @@ UPDATES = {
 
 
 @pytest.mark.parametrize("name", UPDATES)
-def test_an_update_that_is_not_the_study_s_stays(passing, name):
+def test_an_update_that_is_not_the_study_s_is_held_back(passing, name):
     assert UPDATES[name](passing["plain"]).code() is SiteCode.RELEASE
 
 
-def test_patterns_that_the_study_does_not_have_stay(passing):
+def test_patterns_that_the_study_does_not_have_are_held_back(passing):
     case = passing["evaluate"]
     evaluation = case.answer.evaluations[0]
     name = next(iter(evaluation.patterns))
@@ -311,14 +311,14 @@ def test_an_evaluation_carries_nothing_of_a_training(passing):
         assert changed(case, **fields).code() is SiteCode.RELEASE
 
 
-def test_an_answer_to_another_question_stays(passing):
+def test_an_answer_to_another_request_is_held_back(passing):
     for task in (Task.STATISTICS, Task.TRAIN, Task.COMPARE):
         case = passing["describe"]
         assert replace(case, request=replace(case.request, task=task)).code() is SiteCode.RELEASE
     assert replace(passing["plain"], tensors=None).code() is SiteCode.RELEASE
 
 
-def told(case, split, **sizes: int | None):
+def with_counts(case, split, **sizes: int | None):
     counts = case.answer.counts
     return changed(case, counts=replace(counts, splits={**counts.splits, split: sizes}))
 
@@ -331,11 +331,11 @@ ROLL_CALLS = {
     "notes": lambda case: changed(case, notes=("patient 17 was born in 1951",)),
     "samples": lambda case: changed(case, samples=ROWS - 1),
     "samples-small": lambda case: changed(case, samples=2, rows=2),
-    "small-class": lambda case: told(case, "val", no=2, yes=20),
-    "one-withheld": lambda case: told(case, "val", no=None, yes=20),
-    "patterns-of-withheld": lambda case: told(case, "val", no=None, yes=None),
-    "other-class": lambda case: told(case, "val", no=20, yes=20, maybe=20),
-    "other-split": lambda case: told(case, "patient-17", no=20, yes=20),
+    "small-class": lambda case: with_counts(case, "val", no=2, yes=20),
+    "one-withheld": lambda case: with_counts(case, "val", no=None, yes=20),
+    "patterns-of-withheld": lambda case: with_counts(case, "val", no=None, yes=None),
+    "other-class": lambda case: with_counts(case, "val", no=20, yes=20, maybe=20),
+    "other-split": lambda case: with_counts(case, "patient-17", no=20, yes=20),
     "small-pattern": lambda case: changed(
         case, counts=replace(case.answer.counts, patterns={"val": {"11": 3, "10": 20}})
     ),
@@ -349,7 +349,7 @@ ROLL_CALLS = {
 
 
 @pytest.mark.parametrize("name", ROLL_CALLS)
-def test_a_roll_call_that_tells_more_stays(passing, name):
+def test_a_roll_call_that_discloses_more_is_held_back(passing, name):
     assert ROLL_CALLS[name](passing["describe"]).code() is SiteCode.RELEASE
 
 
@@ -369,7 +369,7 @@ STATISTICS = {
 
 
 @pytest.mark.parametrize("name", STATISTICS)
-def test_statistics_that_tell_more_stay(passing, name):
+def test_statistics_that_disclose_more_are_held_back(passing, name):
     assert STATISTICS[name](passing["statistics"]).code() is SiteCode.RELEASE
 
 
@@ -378,13 +378,13 @@ def test_statistics_that_tell_more_stay(passing, name):
     [{"patient-17": (9, 9, 9, 9)}, {"no": (1, 1, 1, 1)}, {"no": (9, 9, 9)}, {"no": (9, 9, 9, -1)}],
     ids=["class", "small", "three", "negative"],
 )
-def test_a_comparison_that_tells_more_stays(passing, cells):
+def test_a_comparison_that_discloses_more_is_held_back(passing, cells):
     assert changed(passing["compare"], cells=cells).code() is SiteCode.RELEASE
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf"), 3e38])
 @pytest.mark.parametrize("wire", ["float32", "float16"])
-def test_a_value_that_is_not_finite_stays(tmp_path, value, wire):
+def test_a_value_that_is_not_finite_is_held_back(tmp_path, value, wire):
     study = tiny_study(federation={"min_sites": 1, "wire": wire})
     case = answered(tmp_path, asked(Task.TRAIN, study), study)
     tensors = case.tensors.clone()
@@ -418,7 +418,7 @@ def test_nothing_hides_between_the_tensors(tmp_path):
 
 
 @pytest.mark.parametrize("wire", ["float32", "float16"])
-def test_the_length_of_the_change_is_that_of_the_bytes(tmp_path, wire):
+def test_the_norm_of_the_change_is_measured_on_the_bytes(tmp_path, wire):
     study = tiny_study(federation={"min_sites": 1, "wire": wire})
     case = answered(tmp_path, asked(Task.TRAIN, study), study)
     sent = pack(global_tensors(build_model(study))).numpy().tobytes()
@@ -444,7 +444,7 @@ def test_the_length_of_the_change_is_that_of_the_bytes(tmp_path, wire):
 
 
 @pytest.mark.parametrize("site_limit", [None, 1e9])
-def test_the_study_s_own_limit_of_a_step_holds_too(tmp_path, site_limit):
+def test_the_study_s_own_limit_of_the_norm_applies_too(tmp_path, site_limit):
     study = tiny_study(federation={"min_sites": 1, "max_norm": 1e-6})
     case = answered(tmp_path, asked(Task.TRAIN, study), study)
     sent = pack(global_tensors(build_model(study))).numpy().tobytes()
@@ -475,7 +475,7 @@ def test_the_rules_of_every_phase_are_the_model_s(tmp_path, name):
 
 
 @pytest.mark.parametrize("federation", [{"local": ["head"]}, {"untouched": "drift"}, {"wire": "float16"}])
-def test_every_way_of_federating_passes(tmp_path, federation):
+def test_every_federation_setting_passes(tmp_path, federation):
     study = tiny_study(federation={"min_sites": 1, **federation})
     model = build_model(study)
     names = {name for part in study.federation.local for name in model.part(part)}
@@ -530,7 +530,7 @@ def releases(gate, case, most=9):
     return codes.count(None)
 
 
-def test_at_most_so_many_answers_leave_also_after_a_restart(passing, tmp_path):
+def test_the_limit_of_answers_holds_across_a_restart(passing, tmp_path):
     log = AuditLog(tmp_path / "audit.jsonl")
     approvals, case = Limited(4), passing["statistics"]
     gate = Gate("ash", approvals, 0, log)
@@ -542,12 +542,12 @@ def test_at_most_so_many_answers_leave_also_after_a_restart(passing, tmp_path):
 
 
 @pytest.mark.parametrize(("approved", "own", "most"), [(None, 2, 2), (3, 2, 2), (2, 3, 2), (None, None, 9)])
-def test_the_smaller_of_two_limits_counts(passing, approved, own, most):
+def test_the_smaller_of_two_limits_applies(passing, approved, own, most):
     gate = Gate("ash", Limited(approved), 0, max_releases=own)
     assert releases(gate, passing["statistics"]) == most
 
 
-def test_what_cannot_be_logged_does_not_leave(passing, tmp_path, caplog):
+def test_an_answer_that_cannot_be_logged_is_not_released(passing, tmp_path, caplog):
     (tmp_path / "file").write_text("")
     gate = make_gate(audit=AuditLog(tmp_path / "file" / "audit.jsonl"))
     with caplog.at_level(logging.ERROR), pytest.raises(SiteError) as error:
@@ -557,7 +557,7 @@ def test_what_cannot_be_logged_does_not_leave(passing, tmp_path, caplog):
     assert "not in the audit log" in caplog.text
 
 
-def test_a_release_stands_in_the_log_with_the_hash_of_its_bytes(passing, tmp_path):
+def test_a_release_is_logged_with_the_hash_of_its_bytes(passing, tmp_path):
     log = AuditLog(tmp_path / "audit.jsonl")
     header, payload = passing["plain"].through(make_gate(audit=log))
     (line,) = log.lines()
