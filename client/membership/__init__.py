@@ -1,1 +1,1 @@
-"""How a hospital joins: its key, its request, the bundle that comes back."""
+"""Joining a federation: the hospital's key, its request, and the bundle from the coordinator."""

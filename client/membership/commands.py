@@ -1,4 +1,4 @@
-"""``mmare-site kit``: how a hospital joins a federation."""
+"""``mmare-site kit``: join a federation."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ __all__ = ["app"]
 
 app = typer.Typer(
     no_args_is_help=True,
-    help="Join a federation: send a request, install the bundle that comes back.",
+    help="Join a federation: send a request, install the coordinator's bundle.",
 )
 
 
@@ -19,14 +19,12 @@ app = typer.Typer(
 def request(
     site: Annotated[Path, typer.Argument(help="The site's site.toml.")],
     out: Annotated[
-        Path | None, typer.Option(help="The request's file; by default request.json beside site.toml.")
+        Path | None, typer.Option(help="Output file; by default request.json beside site.toml.")
     ] = None,
     *,
-    new_key: Annotated[
-        bool, typer.Option("--new-key", help="Make a new key in place of the old one.")
-    ] = False,
+    new_key: Annotated[bool, typer.Option("--new-key", help="Replace the old key.")] = False,
 ) -> None:
-    """Make this site's key, which never leaves it, and write the small request that the coordinator gets.
+    """Generate this site's key, which never leaves it, and write the request for the coordinator.
 
     Run again, it writes the same request.
     """
@@ -34,12 +32,12 @@ def request(
     from sites.config import load_site
 
     config = load_site(site)
-    made = make_request(config, out, new_key=new_key)
-    typer.echo(f"key of {config.id}: {own_fingerprint(config)}\nrequest: {made}")
-    taken = " --replace" if new_key else ""
+    written = make_request(config, out, new_key=new_key)
+    typer.echo(f"key of {config.id}: {own_fingerprint(config)}\nrequest: {written}")
+    replace = " --replace" if new_key else ""
     typer.echo(
-        f"next: send {made.name} to the coordinator, who runs mmare-server kit admit {made.name}{taken}; "
-        "compare the key above by telephone"
+        f"next: send {written.name} to the coordinator, who runs mmare-server kit admit {written.name}"
+        f"{replace}; compare the key above by telephone"
     )
 
 
@@ -48,9 +46,9 @@ def install(
     bundle: Annotated[Path, typer.Argument(help="The zip that the coordinator sent.")],
     site: Annotated[Path, typer.Option(help="The site's site.toml.")],
 ) -> None:
-    """Check the coordinator's bundle and keep what is in it: an address, a certificate and perhaps a study.
+    """Check and install the coordinator's bundle: an address, a certificate and perhaps a study.
 
-    Nothing in a bundle runs, and a study computes nothing before it is approved.
+    Nothing in a bundle is executed, and a study does not run before it is approved.
     """
     from client.membership.kit import authority_fingerprint, install_bundle
     from mmare.study.study import load_study
@@ -69,6 +67,5 @@ def install(
         typer.echo(f"next: mmare-site approve {study} --site {site}, then mmare-site start {site}")
     else:
         typer.echo(
-            f"next: mmare-site start {site}; a study.toml that the coordinator sends is for mmare-site "
-            "approve"
+            f"next: mmare-site start {site}; approve a study.toml of the coordinator with mmare-site approve"
         )

@@ -1,11 +1,12 @@
-"""A site's folder of keys and addresses: its own key, which never leaves it, and what the coordinator gave.
+"""A site's kit: its private key, which never leaves it, and the coordinator's address and certificate.
 
 ::
 
     make_request ─► node.key, node.pub, superexec.secret in the kit folder; request.json beside site.toml
     install_bundle ─► ca.crt, coordinator.toml, study.toml in the kit folder
 
-Nothing in it runs: a bundle holds an address, a certificate and a study, all checked before one is kept.
+A bundle holds an address, a certificate and perhaps a study, all checked before anything is installed;
+nothing in it is executed.
 """
 
 from __future__ import annotations
@@ -66,7 +67,7 @@ _EXPECTED: Final = (*_REQUIRED, BUNDLE_STUDY)
 
 @dataclass(frozen=True)
 class _Access:
-    """Who may read the kit: its owner, and a group where the relay runs as another user."""
+    """Who may read the kit: its owner, and a group if the relay runs as another user."""
 
     group: int | None
     name: str = ""
@@ -81,21 +82,18 @@ class _Access:
 
 
 def make_request(site: SiteConfig, out: Path | None = None, *, new_key: bool = False) -> Path:
-    """Make the site's key, unless it has one, and write the request that the coordinator gets.
+    """Generate the site's key, unless it has one, and write the request for the coordinator.
 
-    Run again, it writes the same request.
+    Run again, it writes the same request: the site's id, its public key and the version of this software.
 
     Args:
-        site: Whose.
-        out: The request's file; by default ``request.json`` beside ``site.toml``.
-        new_key: Make a new key in place of the old one, which the coordinator must take with ``--replace``.
-
-    Returns:
-        The request: the site's id, its public key and the version of this software.
+        out: By default ``request.json`` beside ``site.toml``.
+        new_key: Replace the key; the coordinator must admit the new one with ``--replace``.
 
     Raises:
-        InputError: If the kit's folder is open to others or is not this user's, the key there cannot be used,
-            or a file cannot be written.
+        InputError: If the kit's folder is accessible to others or not this user's, its key is unusable, or a
+        file
+            cannot be written.
     """
     kit = SiteKit(site.coordinator.kit)
     out = site.folder / "request.json" if out is None else out
@@ -105,7 +103,7 @@ def make_request(site: SiteConfig, out: Path | None = None, *, new_key: bool = F
         if new_key or not kit.key.exists():
             write_whole(kit.key, _new_key(), access.secret_mode, access.group)
         if not kit.secret.exists():
-            content = secrets.token_hex(SECRET_BYTES).encode()  # read as it is, so no end of line
+            content = secrets.token_hex(SECRET_BYTES).encode()  # read verbatim, so no newline
             write_whole(kit.secret, content, access.secret_mode, access.group)
         for path in (kit.key, kit.secret):
             _set_access(path, access)
@@ -120,44 +118,30 @@ def make_request(site: SiteConfig, out: Path | None = None, *, new_key: bool = F
 
 
 def own_fingerprint(site: SiteConfig) -> str:
-    """Of the site's key, as ``ssh-keygen -l`` shows it.
-
-    Raises:
-        InputError: If there is no key yet, or it cannot be used.
-    """
+    """Fingerprint of the site's key, as of ``ssh-keygen -l``; `InputError` if it has no usable key."""
     return key_fingerprint(_public_half(SiteKit(site.coordinator.kit).key))
 
 
 def authority_fingerprint(site: SiteConfig) -> str:
-    """SHA-256 of the certificate of the installed authority: ``AB:CD:…``.
-
-    Raises:
-        InputError: If no bundle is installed.
-    """
+    """SHA-256 of the installed authority's certificate, ``AB:CD:…``; `InputError` if there is none."""
     path = SiteKit(site.coordinator.kit).ca
     try:
         content = path.read_bytes()
     except OSError:
-        raise InputError(f"{path}: not there; mmare-site kit install puts it there") from None
+        raise InputError(f"{path}: not there; mmare-site kit install writes it") from None
     return _authority(content, str(path)).fingerprint(hashes.SHA256()).hex(":").upper()
 
 
 def install_bundle(bundle: Path, site: SiteConfig) -> Coordinator:
-    """Check the coordinator's bundle and unpack it into the kit's folder, in place of an earlier one.
+    """Check the coordinator's bundle and install it into the kit's folder, replacing an earlier one.
 
-    All of it is checked and written before the first file takes its name. Killed in between, the kit has no
-    bundle, and says so; installing again puts it right.
-
-    Args:
-        bundle: The zip that came back.
-        site: Whose.
-
-    Returns:
-        Where the site joins.
+    Everything is checked and written before the first file is renamed into place. If interrupted in between,
+    the kit has no bundle; installing again repairs it.
 
     Raises:
-        InputError: If it is no bundle, holds anything else, is for another site or another key, its
-            certificate is none of an authority, or its study cannot be read.
+        InputError: If the zip is not a bundle, has unexpected entries, is for another site or key, its
+        certificate
+            is not an authority's, or its study is invalid.
     """
     kit, access = SiteKit(site.coordinator.kit), _access(site)
     files = _unpacked(bundle)
@@ -170,7 +154,7 @@ def install_bundle(bundle: Path, site: SiteConfig) -> Coordinator:
             write_whole(path, files[name])
         kit.joined.unlink(missing_ok=True)
         kit.study.unlink(missing_ok=True)
-        for name, path in written.items():  # the address last: with it the bundle counts as installed
+        for name, path in written.items():  # the address last: it marks the bundle as installed
             path.replace(targets[name])
     except OSError as error:
         raise InputError(
@@ -186,29 +170,29 @@ def install_bundle(bundle: Path, site: SiteConfig) -> Coordinator:
 
 
 def _new_key() -> bytes:
-    """As ``ssh-keygen -t ecdsa -b 384`` makes it: the only form that Flower reads."""
+    """A key as of ``ssh-keygen -t ecdsa -b 384``, the only format that Flower reads."""
     return ec.generate_private_key(ec.SECP384R1()).private_bytes(
         Encoding.PEM, PrivateFormat.OpenSSH, NoEncryption()
     )
 
 
 def _public_half(path: Path) -> str:
-    """Of a private key file, OpenSSH format, without a comment."""
+    """Public key of a private key file, in OpenSSH format without a comment."""
     try:
         key = load_ssh_private_key(path.read_bytes(), password=None)
     except FileNotFoundError:
-        raise InputError(f"{path}: no key yet; mmare-site kit request makes it") from None
+        raise InputError(f"{path}: no key yet; mmare-site kit request generates it") from None
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({type(error).__name__})") from None
-    except (ValueError, TypeError, UnsupportedAlgorithm):  # the second: it has a passphrase
+    except (ValueError, TypeError, UnsupportedAlgorithm):  # TypeError: it has a passphrase
         raise InputError(
-            f"{path}: not a private key in OpenSSH form without passphrase; mmare-site kit request --new-key "
-            "makes a new one"
+            f"{path}: not a private key in OpenSSH format without passphrase; mmare-site kit request "
+            "--new-key replaces it"
         ) from None
     if not isinstance(key, ec.EllipticCurvePrivateKey):
         raise InputError(
-            f"{path}: a key of another type than ECDSA, the only one that Flower takes; mmare-site kit "
-            "request --new-key makes a new one"
+            f"{path}: not an ECDSA key, the only type that Flower accepts; mmare-site kit request --new-key "
+            "replaces it"
         )
     return key.public_key().public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH).decode()
 
@@ -227,17 +211,13 @@ def _access(site: SiteConfig) -> _Access:
 
 
 def _own_folder(folder: Path, access: _Access) -> None:
-    """Make the kit's folder, or check that it is ours and closed to others.
-
-    Raises:
-        InputError: If others can enter it.
-    """
+    """Create the kit's folder, or check its owner and mode; raises `InputError` if others can enter it."""
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     status = folder.stat()
     mode = stat.S_IMODE(status.st_mode)
     open_to = 0o077 if access.group is None else 0o027
     ours = status.st_uid == os.geteuid()
-    if access.group is None and ours and not mode & 0o027:  # a group that may no longer
+    if access.group is None and ours and not mode & 0o027:  # of a group that was removed from [worker]
         mode &= ~0o050
     if not ours or mode & open_to:
         raise InputError(
@@ -254,7 +234,7 @@ def _set_access(path: Path, access: _Access, mode: int | None = None) -> None:
         except PermissionError:
             raise InputError(
                 f"[worker] group is {access.name!r}, which this user is not in, so {path} cannot be "
-                "given to it"
+                "assigned to it"
             ) from None
     path.chmod(access.secret_mode if mode is None else mode)
 
@@ -263,10 +243,10 @@ def _set_access(path: Path, access: _Access, mode: int | None = None) -> None:
 
 
 def _unpacked(bundle: Path) -> dict[str, bytes]:
-    """Its files by name, in memory: names and sizes are looked at before anything is unpacked."""
+    """The bundle's files by name, in memory; names and sizes are checked before unpacking."""
     try:
         if bundle.stat().st_size > MOST_BUNDLE_BYTES:
-            raise InputError(f"{bundle}: more than {MOST_BUNDLE_BYTES} bytes, which no bundle has")
+            raise InputError(f"{bundle}: more than {MOST_BUNDLE_BYTES} bytes, too large for a bundle")
         with zipfile.ZipFile(bundle) as archive:
             _check_entries(archive.infolist(), bundle)
             return {entry.filename: _content(archive, entry, bundle) for entry in archive.infolist()}
@@ -283,9 +263,8 @@ def _unpacked(bundle: Path) -> dict[str, bytes]:
 
 def _check_entries(entries: list[zipfile.ZipInfo], bundle: Path) -> None:
     names = [entry.filename for entry in entries]
-    for entry in entries:
-        if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-            raise zipfile.BadZipFile
+    if any(entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) for entry in entries):
+        raise zipfile.BadZipFile
     for name in names:
         if name not in _EXPECTED:
             raise InputError(f"{bundle}: holds {name[:80]!r}, expected only {', '.join(_EXPECTED)}")
@@ -302,7 +281,7 @@ def _content(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, bundle: Path) -> 
     if len(content) > MOST_FILE_BYTES:
         raise InputError(f"{bundle}: {entry.filename} has more than {MOST_FILE_BYTES} bytes")
     if PRIVATE_MARK in content:
-        raise InputError(f"{bundle}: {entry.filename} holds a private key; tell the coordinator")
+        raise InputError(f"{bundle}: {entry.filename} holds a private key; inform the coordinator")
     return content
 
 
@@ -335,16 +314,16 @@ def _checked(files: Mapping[str, bytes], bundle: Path, site: SiteConfig) -> Coor
 def _toml(files: Mapping[str, bytes], name: str, bundle: Path) -> dict[str, object]:
     try:
         return tomllib.loads(files[name].decode("utf-8-sig"))
-    except ValueError:  # of UTF-8 and of TOML
+    except ValueError:  # invalid UTF-8 or TOML
         raise InputError(f"{bundle}: {name} is not TOML") from None
 
 
 def _authority(content: bytes, where: str) -> x509.Certificate:
-    """The certificate of an authority that signed itself and is not over."""
+    """The self-signed certificate of an authority that has not expired."""
     try:
         found = x509.load_pem_x509_certificates(content)
     except ValueError:
-        raise InputError(f"{where}: not a certificate in PEM form") from None
+        raise InputError(f"{where}: not a certificate in PEM format") from None
     if len(found) != 1:
         raise InputError(f"{where}: {len(found)} certificates, expected one")
     certificate = found[0]
@@ -358,5 +337,5 @@ def _authority(content: bytes, where: str) -> x509.Certificate:
     if not signs:
         raise InputError(f"{where}: not the certificate of an authority")
     if certificate.not_valid_after_utc < datetime.now(UTC):
-        raise InputError(f"{where}: over since {certificate.not_valid_after_utc:%Y-%m-%d}")
+        raise InputError(f"{where}: expired on {certificate.not_valid_after_utc:%Y-%m-%d}")
     return certificate

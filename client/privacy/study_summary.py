@@ -91,7 +91,7 @@ def _leaving(study: Study, rules: StudyRules, limit: int) -> Iterator[str]:
         "of losses, from which metrics are computed; on the coordinator's request also per pattern and "
         f"subset of modalities.{groups}"
     )
-    yield "If two models are compared: per class, how many test rows both, one or neither predicted correctly."
+    yield "If two models are compared: per class, how many test rows both, one or neither predicted right."
     if study.federation.local:
         yield f"Not sent: {', '.join(study.federation.local)} of the model, which stay at this site."
 

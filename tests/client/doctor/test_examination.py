@@ -221,7 +221,7 @@ def test_a_secret_that_is_missing_is_one_problem(site, name):
 def test_a_key_that_is_none_is_a_problem(site):
     (site.coordinator.kit / "node.key").write_text("lost")
     (found,) = texts(examine(site), "kit", Verdict.PROBLEM)
-    assert "not a private key in OpenSSH form" in found
+    assert "not a private key in OpenSSH format" in found
 
 
 def test_another_key_than_the_admitted_one_is_a_problem(site, tmp_path):

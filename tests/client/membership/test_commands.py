@@ -40,7 +40,7 @@ def test_help_has_an_example(command):
     assert f"Example: mmare-site kit {command}" in " ".join(invoke(command, "--help").split())
 
 
-def test_request_says_what_to_send_and_what_to_compare(tmp_path):
+def test_request_names_what_to_send_and_compare(tmp_path):
     config = site_config(tmp_path / "ash")
     said = invoke("request", config.folder / "site.toml")
     assert f"key of ash: {own_fingerprint(config)}" in said
@@ -57,7 +57,7 @@ def test_a_new_key_says_that_the_coordinator_must_replace_it(tmp_path):
     assert "mmare-server kit admit new.json --replace" in said
 
 
-def test_install_says_where_the_site_joined_and_what_comes_next(tmp_path, kit):
+def test_install_names_the_federation_and_the_next_step(tmp_path, kit):
     config, request = asked(tmp_path)
     site = config.folder / "site.toml"
     said = invoke("install", admit(kit, request), "--site", site)

@@ -61,7 +61,7 @@ def test_ssh_keygen_reads_the_key_and_agrees(tmp_path):
     assert said("-l").split()[:2] == ["384", own_fingerprint(config)]
 
 
-def test_asked_again_the_request_is_the_same(tmp_path):
+def test_a_second_request_is_the_same(tmp_path):
     config, path = asked(tmp_path)
     request, kit = path.read_bytes(), contents(config.coordinator.kit)
     other = make_request(config, tmp_path / "other.json")
@@ -72,7 +72,7 @@ def test_asked_again_the_request_is_the_same(tmp_path):
     assert contents(config.coordinator.kit) == kit
 
 
-def test_a_new_key_is_another_one(tmp_path):
+def test_a_new_key_differs(tmp_path):
     config, path = asked(tmp_path)
     old = read_request(path).public_key, own_fingerprint(config)
     secret = SiteKit(config.coordinator.kit).secret.read_bytes()
@@ -83,7 +83,7 @@ def test_a_new_key_is_another_one(tmp_path):
 
 
 @pytest.mark.parametrize("umask", [0o000, 0o077], ids=oct)
-def test_key_and_secret_are_the_owners_alone(tmp_path, umask):
+def test_key_and_secret_are_readable_by_their_owner_only(tmp_path, umask):
     before = os.umask(umask)
     try:
         config, _ = asked(tmp_path)
@@ -93,7 +93,7 @@ def test_key_and_secret_are_the_owners_alone(tmp_path, umask):
     assert [mode_of(path) for path in (kit.folder, kit.key, kit.secret)] == [0o700, 0o600, 0o600]
 
 
-def test_with_a_group_its_members_can_read_and_without_again_not(tmp_path):
+def test_a_group_can_read_the_kit_while_it_is_configured(tmp_path):
     config = site_config(tmp_path / "ash", more=f'[worker]\ngroup = "{GROUP}"')
     make_request(config)
     kit = SiteKit(config.coordinator.kit)
@@ -104,7 +104,7 @@ def test_with_a_group_its_members_can_read_and_without_again_not(tmp_path):
     assert [mode_of(path) for path in paths] == [0o700, 0o600, 0o600]
 
 
-def test_a_group_that_there_is_not_is_a_sentence(tmp_path):
+def test_an_unknown_group_is_an_error(tmp_path):
     config = site_config(tmp_path / "ash", more='[worker]\ngroup = "no-such-group"')
     with pytest.raises(InputError, match=r"\[worker\] group is 'no-such-group'"):
         make_request(config)
@@ -124,19 +124,19 @@ def test_a_folder_that_others_can_enter_is_refused(tmp_path, mode):
 @pytest.mark.parametrize(
     ("key", "why"),
     [
-        pytest.param(b"hello", "not a private key in OpenSSH form", id="garbage"),
-        pytest.param(b"", "not a private key in OpenSSH form", id="empty"),
-        pytest.param(private(ed25519.Ed25519PrivateKey.generate()), "another type than ECDSA", id="Ed25519"),
+        pytest.param(b"hello", "not a private key in OpenSSH format", id="garbage"),
+        pytest.param(b"", "not a private key in OpenSSH format", id="empty"),
+        pytest.param(private(ed25519.Ed25519PrivateKey.generate()), "not an ECDSA key", id="Ed25519"),
         pytest.param(
             ec.generate_private_key(ec.SECP384R1()).private_bytes(
                 Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()
             ),
-            "not a private key in OpenSSH form",
+            "not a private key in OpenSSH format",
             id="PKCS 8",
         ),
     ],
 )
-def test_a_key_that_cannot_be_used_is_kept_and_a_sentence(tmp_path, key, why):
+def test_an_unusable_key_is_kept_and_reported(tmp_path, key, why):
     config, path = asked(tmp_path)
     path.unlink()
     SiteKit(config.coordinator.kit).key.write_bytes(key)
@@ -148,7 +148,7 @@ def test_a_key_that_cannot_be_used_is_kept_and_a_sentence(tmp_path, key, why):
     assert path.exists()
 
 
-def test_a_key_with_a_passphrase_is_a_sentence_and_without_it_is_taken(tmp_path):
+def test_a_key_is_accepted_only_without_a_passphrase(tmp_path):
     program = shutil.which("ssh-keygen")
     if program is None:
         pytest.skip("ssh-keygen is not installed")
@@ -166,7 +166,7 @@ def test_a_key_with_a_passphrase_is_a_sentence_and_without_it_is_taken(tmp_path)
     assert read_request(path).public_key in key.with_name("node.key.pub").read_text()
 
 
-def test_a_request_that_cannot_be_written_is_a_sentence(tmp_path):
+def test_a_request_that_cannot_be_written_is_an_error(tmp_path):
     config = site_config(tmp_path / "ash")
     with pytest.raises(InputError, match=r"cannot be written \(FileNotFoundError\)"):
         make_request(config, tmp_path / "no" / "folder" / "request.json")

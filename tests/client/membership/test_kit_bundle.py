@@ -60,7 +60,7 @@ def with_entries(bundle, out, **entries):
     return bundle_of(out, [(name, content) for name, content in found.items() if content is not None])
 
 
-def test_an_installed_bundle_says_where_to_join(tmp_path, kit, study):
+def test_an_installed_bundle_names_the_coordinator(tmp_path, kit, study):
     config, request = asked(tmp_path)
     bundle = admit(kit, request, study)
     found = install_bundle(bundle, config)
@@ -162,7 +162,7 @@ def test_a_bundle_for_an_earlier_key_is_refused(tmp_path, kit):
         install_bundle(bundle, config)
 
 
-def test_without_a_key_there_is_nothing_to_install_for(tmp_path, kit):
+def test_a_bundle_needs_a_key(tmp_path, kit):
     _, request = asked(tmp_path)
     bundle = admit(kit, request)
     fresh = site_config(tmp_path / "fresh")
@@ -199,12 +199,12 @@ def forged() -> bytes:
         pytest.param(lambda: {"/etc/passwd": b""}, "holds '/etc/passwd'", id="a full path"),
         pytest.param(lambda: {"sub/ca_crt": b""}, "holds 'sub/ca.crt'", id="a folder"),
         pytest.param(lambda: {"study_toml": b" " * (1 << 21)}, "study.toml has more than", id="a bomb"),
-        pytest.param(lambda: {"ca_crt": b"hello"}, "ca.crt: not a certificate in PEM form", id="no PEM"),
+        pytest.param(lambda: {"ca_crt": b"hello"}, "ca.crt: not a certificate in PEM format", id="no PEM"),
         pytest.param(lambda: {"ca_crt": leaf()}, "ca.crt: not the certificate of an authority", id="a leaf"),
         pytest.param(
             lambda: {"ca_crt": forged()}, "ca.crt: not the certificate of an authority", id="forged"
         ),
-        pytest.param(lambda: {"ca_crt": over()}, "ca.crt: over since", id="over"),
+        pytest.param(lambda: {"ca_crt": over()}, "ca.crt: expired on", id="over"),
         pytest.param(
             lambda: {"ca_crt": new_authority("a").certificate + new_authority("b").certificate},
             "ca.crt: 2 certificates, expected one",
@@ -226,7 +226,7 @@ def forged() -> bytes:
         ),
     ],
 )
-def test_a_bundle_that_holds_something_else_changes_nothing(tmp_path, kit, entries, why):
+def test_a_bundle_with_unexpected_content_changes_nothing(tmp_path, kit, entries, why):
     config, request = asked(tmp_path)
     bundle = admit(kit, request)
     before = contents(config.coordinator.kit)
@@ -245,7 +245,7 @@ def test_a_bundle_that_lost_its_study_is_refused(tmp_path, kit, study):
         install_bundle(lost, config)
 
 
-def test_a_file_that_is_there_twice_is_refused(tmp_path, kit):
+def test_a_duplicate_entry_is_refused(tmp_path, kit):
     config, request = asked(tmp_path)
     with zipfile.ZipFile(admit(kit, request)) as archive:
         found = [(name, archive.read(name)) for name in archive.namelist()]
@@ -263,21 +263,21 @@ def test_a_file_that_is_there_twice_is_refused(tmp_path, kit):
         pytest.param(b"\0" * (5 << 20), "more than", id="too large"),
     ],
 )
-def test_what_is_no_zip_is_a_sentence(tmp_path, content, why):
+def test_an_invalid_zip_is_an_error(tmp_path, content, why):
     config, _ = asked(tmp_path)
     (tmp_path / "odd.zip").write_bytes(content)
     with pytest.raises(InputError, match=rf"odd\.zip: {why}"):
         install_bundle(tmp_path / "odd.zip", config)
 
 
-def test_a_zip_of_another_kind_of_compression_is_refused(tmp_path):
+def test_an_unsupported_compression_is_refused(tmp_path):
     config, _ = asked(tmp_path)
     bundle_of(tmp_path / "odd.zip", [("ca.crt", b"x" * 99)], zipfile.ZIP_LZMA)
     with pytest.raises(InputError, match="not a bundle, or damaged"):
         install_bundle(tmp_path / "odd.zip", config)
 
 
-def test_a_bundle_that_is_not_there_is_a_sentence(tmp_path):
+def test_a_missing_bundle_is_an_error(tmp_path):
     config, _ = asked(tmp_path)
     with pytest.raises(InputError, match="no such bundle"):
         install_bundle(tmp_path / "ash.zip", config)
@@ -285,7 +285,7 @@ def test_a_bundle_that_is_not_there_is_a_sentence(tmp_path):
         install_bundle(tmp_path, config)
 
 
-def test_a_bundle_with_changed_bytes_is_installed_as_it_was_made_or_refused(tmp_path, kit, study):
+def test_a_bundle_with_changed_bytes_is_installed_unchanged_or_refused(tmp_path, kit, study):
     """Damage anywhere is a sentence; what is kept is what the coordinator wrote."""
     config, request = asked(tmp_path)
     bundle = admit(kit, request, study).read_bytes()
@@ -314,7 +314,7 @@ def test_an_installed_kit_is_closed_to_others_and_open_to_the_relays_group(tmp_p
     assert mode_of(site.ca) == mode_of(site.joined) == 0o644
 
 
-def test_an_authority_that_is_not_installed_is_a_sentence(tmp_path):
+def test_a_missing_authority_is_an_error(tmp_path):
     config, _ = asked(tmp_path)
     with pytest.raises(InputError, match=r"ca\.crt: not there; mmare-site kit install"):
         authority_fingerprint(config)
