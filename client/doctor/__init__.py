@@ -1,1 +1,1 @@
-"""``mmare-site check --network``: what stands between this machine and a run, and what to do about it."""
+"""``mmare-site check --network``: find what would keep this machine from a run, with remedies."""

@@ -1,4 +1,4 @@
-"""Work that cannot be interrupted, in a thread that nobody has to wait for."""
+"""Runs work that cannot be interrupted in a daemon thread."""
 
 from __future__ import annotations
 
@@ -15,13 +15,7 @@ T = TypeVar("T")
 
 
 def in_background(work: Callable[[], T]) -> Future[T]:
-    """Begin; the process may end while it is still at work.
-
-    Args:
-        work: Such as a look-up of a name, which takes as long as the name servers want.
-
-    Returns:
-        Its result or error, for whoever waits a while for it.
+    """Start work, such as a DNS lookup, that the process need not wait for to exit.
 
     Example:
         >>> in_background(lambda: 2 + 2).result(timeout=10)
@@ -32,7 +26,7 @@ def in_background(work: Callable[[], T]) -> Future[T]:
     def run() -> None:
         try:
             future.set_result(work())
-        except BaseException as error:  # told to whoever asks for the result
+        except BaseException as error:  # raised by result()
             future.set_exception(error)
 
     threading.Thread(target=run, daemon=True).start()

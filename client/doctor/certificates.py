@@ -1,4 +1,4 @@
-"""Who a TLS server says it is, and why that is not believed."""
+"""The identity that a TLS server presents, and why it is rejected."""
 
 from __future__ import annotations
 
@@ -14,54 +14,37 @@ from client.doctor.findings import Obstacle
 if TYPE_CHECKING:
     from pathlib import Path
 
-__all__ = ["Certificate", "read_authority", "read_certificate", "why_refused"]
+__all__ = ["Certificate", "certificate_obstacle", "read_authority", "read_certificate"]
 
-# OpenSSL's numbers (x509_vfy.h) for what a person can do something about.
+# OpenSSL's codes (x509_vfy.h) of errors with a remedy.
 NOT_YET: Final = 9
 EXPIRED: Final = 10
-WRONG_NAME: Final = (62, 64)  # of a name, of an address
-UNKNOWN: Final = (18, 19, 20, 21)  # nobody we trust has signed it, in four variants
+WRONG_NAME: Final = (62, 64)  # host name, IP address
+UNKNOWN: Final = (18, 19, 20, 21)  # four variants of an untrusted issuer
 
 
 @dataclass(frozen=True)
 class Certificate:
-    """What a certificate says.
-
-    Args:
-        subject: Whose it is.
-        issuer: Who signed it.
-        begins: Valid from.
-        ends: Valid until.
-        names: Host names and addresses that it is for.
-    """
+    """The fields of a certificate that the checks use."""
 
     subject: str
     issuer: str
     begins: datetime
     ends: datetime
-    names: tuple[str, ...]
+    names: tuple[str, ...]  # host names and addresses
 
     def days_left(self, now: datetime) -> int:
-        """Whole days until it expires; negative once it has."""
+        """Whole days until it expires; negative afterwards."""
         return (self.ends - now).days
 
 
 def read_certificate(der: bytes) -> Certificate:
-    """Read a certificate as it comes over the wire.
-
-    Raises:
-        ValueError: If it is none.
-    """
+    """Parse a DER certificate; raises `ValueError` if invalid."""
     return _certificate(x509.load_der_x509_certificate(der))
 
 
 def read_authority(path: Path) -> Certificate:
-    """The first certificate of a PEM file.
-
-    Raises:
-        OSError: If it cannot be read.
-        ValueError: If it holds none.
-    """
+    """The first certificate of a PEM file; raises `OSError` or `ValueError`."""
     return _certificate(x509.load_pem_x509_certificate(path.read_bytes()))
 
 
@@ -83,17 +66,10 @@ def _certificate(found: x509.Certificate) -> Certificate:
     )
 
 
-def why_refused(
+def certificate_obstacle(
     error: ssl.SSLCertVerificationError, shown: Certificate, authority: Certificate, host: str
 ) -> Obstacle:
-    """What is wrong with the certificate that a server showed, and what to do.
-
-    Args:
-        error: Of the handshake.
-        shown: By the server.
-        authority: Of the federation, from the kit.
-        host: That was to be reached.
-    """
+    """Why the certificate ``shown`` by ``host`` was rejected, and the remedy; ``authority`` is the kit's."""
     code, now = error.verify_code, datetime.now(UTC)
     if code in (EXPIRED, NOT_YET):
         return _out_of_time(shown, authority, now)
@@ -112,11 +88,11 @@ def why_refused(
         return Obstacle(
             f"the certificate is of {shown.subject}, issued by {shown.issuer}; the federation's authority is "
             f"{authority.subject}",
-            f"if {shown.issuer} is a proxy or firewall of this hospital that opens TLS, have it leave "
-            f"connections to {host} alone; otherwise another machine answers under this name",
+            f"if {shown.issuer} is a proxy or firewall of this hospital that intercepts TLS, have {host} "
+            "exempted; otherwise another machine answers under this name",
         )
     return Obstacle(
-        f"the certificate of {shown.subject} is not accepted: {error.verify_message}",
+        f"the certificate of {shown.subject} is rejected: {error.verify_message}",
         "send this line to the coordinator, who makes a new one with mmare-server kit renew",
     )
 
@@ -127,17 +103,12 @@ def _out_of_time(shown: Certificate, authority: Certificate, now: datetime) -> O
         (shown, "the coordinator's certificate", "ask the coordinator to run mmare-server kit renew"),
         (authority, "the federation's authority in the kit", "ask the coordinator for a new bundle"),
     ):
+        advice = f"check this machine's clock; if it is right, {remedy}"
         if now > each.ends:
-            return Obstacle(
-                f"{whose} expired on {each.ends:%Y-%m-%d %H:%M} UTC {clock}",
-                f"check this machine's clock; if it is right, {remedy}",
-            )
+            return Obstacle(f"{whose} expired on {each.ends:%Y-%m-%d %H:%M} UTC {clock}", advice)
         if now < each.begins:
-            return Obstacle(
-                f"{whose} is valid only from {each.begins:%Y-%m-%d %H:%M} UTC {clock}",
-                f"check this machine's clock; if it is right, {remedy}",
-            )
+            return Obstacle(f"{whose} is valid only from {each.begins:%Y-%m-%d %H:%M} UTC {clock}", advice)
     return Obstacle(
-        f"a certificate between the coordinator's and the authority's is out of its time {clock}",
+        f"an intermediate certificate is expired or not yet valid {clock}",
         "check this machine's clock; if it is right, ask the coordinator for a new bundle",
     )

@@ -1,4 +1,4 @@
-"""``mmare-site check --network``: what stands between a hospital and a run, and what to do about it.
+"""``mmare-site check --network``: find what would keep a hospital from a run, with remedies.
 
 ::
 
@@ -9,8 +9,8 @@
     open ports                                                      client.doctor.sockets
     study, approval, encoders and their weights                     client.doctor.study
 
-It opens neither the manifest nor a scan nor a table of features: it can be run and shown to anyone. Nothing
-waits for ever: what takes too long is a row that says so.
+Reads neither manifest nor scans nor feature tables, so its output can be shown to anyone. A check that takes
+too long becomes a row that says so.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from typing import TYPE_CHECKING, Final
 
 from client.doctor.background import in_background
 from client.doctor.findings import problem
-from client.doctor.kit import look_at_kit
-from client.doctor.machine import look_at_device, look_at_disk, look_at_memory, look_at_versions
-from client.doctor.network import look_at_network
-from client.doctor.running import look_at_relay, look_at_worker
-from client.doctor.sockets import look_at_doors
-from client.doctor.study import look_at_encoders, look_at_study, read_study
+from client.doctor.kit import check_kit
+from client.doctor.machine import check_device, check_disk, check_memory, check_versions
+from client.doctor.network import check_network
+from client.doctor.running import check_relay, check_worker
+from client.doctor.sockets import check_ports
+from client.doctor.study import check_encoders, check_study, read_study
 from mmare.errors import InputError
 from mmare.wire.joining import SiteKit
 
@@ -40,26 +40,23 @@ if TYPE_CHECKING:
 
 __all__ = ["examine"]
 
-MOST_S: Final = 28.0  # of all checks together
+MOST_S: Final = 28.0  # for all checks together
 
 
 def examine(site: SiteConfig, study_path: Path | None = None) -> list[Finding]:
-    """Look at all that a run needs, at most for half a minute.
+    """Run all checks, the connection to the coordinator first; takes at most half a minute.
 
     Args:
-        site: Of the hospital.
-        study_path: Of the study; by default the one that came with the bundle.
-
-    Returns:
-        What was found, the way to the coordinator first.
+        site: The site to check.
+        study_path: By default the study of the bundle.
 
     Raises:
-        InputError: If no bundle is installed, or this user may not read it.
+        InputError: If no bundle is installed or this user may not read it.
     """
     kit = SiteKit(site.coordinator.kit)
     if kit.folder.exists() and not os.access(kit.folder, os.R_OK | os.X_OK):
         raise InputError(
-            f"{kit.folder}: cannot be entered by the user {getpass.getuser()}; run this check as the one "
+            f"{kit.folder}: cannot be entered by the user {getpass.getuser()}; run this check as the user "
             "who runs the site"
         )
     coordinator = kit.coordinator()
@@ -67,15 +64,15 @@ def examine(site: SiteConfig, study_path: Path | None = None) -> list[Finding]:
     path = study_path or kit.study
     study, unread = read_study(path)
     port = site.coordinator.runtime_port
-    slow = [("network", in_background(lambda: look_at_network(coordinator, kit.ca, port)))]
-    slow.append(("device", in_background(lambda: look_at_device(site.device))))
+    slow = [("network", in_background(lambda: check_network(coordinator, kit.ca, port)))]
+    slow.append(("device", in_background(lambda: check_device(site.device))))
     if study is not None:
-        slow.append(("encoders", in_background(lambda: look_at_encoders(site, study))))
-    findings = look_at_kit(kit, coordinator, site)
-    quick = [*look_at_disk(site), *look_at_memory(), *look_at_versions(), *look_at_doors(site)]
-    quick += [*look_at_worker(site), *look_at_relay(site), *unread]
+        slow.append(("encoders", in_background(lambda: check_encoders(site, study))))
+    findings = check_kit(kit, coordinator, site)
+    quick = [*check_disk(site), *check_memory(), *check_versions(), *check_ports(site)]
+    quick += [*check_worker(site), *check_relay(site), *unread]
     if study is not None:
-        quick += look_at_study(site, study, path)
+        quick += check_study(site, study, path)
     waited = {name: _result(name, work, end) for name, work in slow}
     return [*findings, *waited.pop("network"), *quick, *waited.pop("device"), *waited.pop("encoders", [])]
 
@@ -84,9 +81,5 @@ def _result(name: str, work: Future[list[Finding]], end: float) -> list[Finding]
     try:
         return work.result(timeout=max(end - time.monotonic(), 0.0))
     except TimeoutError:
-        said = f"no result after {MOST_S:.0f} s"
-        return [
-            problem(
-                name, said, "run the check again; if it stays so, a disk or a driver of this machine hangs"
-            )
-        ]
+        advice = "run the check again; if this persists, a disk or a driver of this machine hangs"
+        return [problem(name, f"no result after {MOST_S:.0f} s", advice)]

@@ -1,4 +1,4 @@
-"""What a check found: one row each, with what to do about it."""
+"""Results of the checks: one row each, with a remedy."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ __all__ = ["Finding", "Obstacle", "Verdict", "findings_table", "fine", "problem"
 
 
 class Verdict(StrEnum):
-    """How a check ended."""
+    """Result of a check."""
 
     OK = "ok"
-    WARNING = "warning"  # a run works, but not as well, or not for long
+    WARNING = "warning"  # a run works, but degraded or not for long
     PROBLEM = "problem"  # a run does not work
 
 
@@ -28,28 +28,16 @@ _STYLE = {Verdict.OK: "green", Verdict.WARNING: "yellow", Verdict.PROBLEM: "bold
 
 @dataclass(frozen=True)
 class Finding:
-    """One row.
+    """One row."""
 
-    Args:
-        check: What was looked at, in a word or two.
-        verdict: How it ended.
-        found: What is there.
-        advice: What to do about it, one sentence; empty where nothing is to be done.
-    """
-
-    check: str
+    check: str  # what was checked, in a word or two
     verdict: Verdict
     found: str
-    advice: str = ""
+    advice: str = ""  # remedy in one sentence, empty if none is needed
 
 
-class Obstacle(Exception):  # noqa: N818 - it is what stands in the way, and is told as a finding
-    """What keeps a check from going on.
-
-    Args:
-        found: What is there.
-        advice: What to do about it.
-    """
+class Obstacle(Exception):  # noqa: N818 - reported as a finding
+    """Ends a series of checks; ``found`` and ``advice`` as of `Finding`."""
 
     def __init__(self, found: str, advice: str) -> None:
         super().__init__(found)
@@ -58,29 +46,29 @@ class Obstacle(Exception):  # noqa: N818 - it is what stands in the way, and is 
 
 
 def fine(check: str, found: str) -> Finding:
-    """A row that asks for nothing."""
+    """A row that needs no action."""
     return Finding(check, Verdict.OK, found)
 
 
 def warning(check: str, found: str, advice: str) -> Finding:
-    """A row that a run survives."""
+    """A row that does not prevent a run."""
     return Finding(check, Verdict.WARNING, found, advice)
 
 
 def problem(check: str, found: str, advice: str) -> Finding:
-    """A row that keeps a run from working."""
+    """A row that prevents a run."""
     return Finding(check, Verdict.PROBLEM, found, advice)
 
 
 def findings_table(findings: Iterable[Finding]) -> Table:
-    """Rows for a terminal: verdict, check, and below what was found what to do about it."""
+    """Rows for a terminal: verdict, check, and what was found above the advice."""
     table = Table.grid(padding=(0, 2, 0, 0))
     table.add_column(no_wrap=True)
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")
     for finding in findings:
-        said = Text(finding.found)
+        text = Text(finding.found)
         if finding.advice:
-            said.append(f"\n→ {finding.advice}", style=_STYLE[finding.verdict])
-        table.add_row(Text(finding.verdict.value, style=_STYLE[finding.verdict]), finding.check, said)
+            text.append(f"\n→ {finding.advice}", style=_STYLE[finding.verdict])
+        table.add_row(Text(finding.verdict.value, style=_STYLE[finding.verdict]), finding.check, text)
     return table

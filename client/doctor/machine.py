@@ -1,4 +1,4 @@
-"""What a site's machine has: disk, memory, device, software. None of it is data of a patient."""
+"""Checks of a site's machine: disk, memory, device, software."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ if TYPE_CHECKING:
     from client.doctor.findings import Finding
     from sites.config import SiteConfig
 
-__all__ = ["look_at_device", "look_at_disk", "look_at_memory", "look_at_versions"]
+__all__ = ["check_device", "check_disk", "check_memory", "check_versions"]
 
 OURS: Final = "federated-mmare"
-SHOWN: Final = ("flwr", "torch", "grpcio")  # beside our own
+SHOWN: Final = ("flwr", "torch", "grpcio")  # besides our own
 
 GIB: Final = 1 << 30
 LEAST_DISK_GIB: Final = 1.0  # a few models and messages
@@ -35,72 +35,56 @@ LEAST_MEMORY_GIB: Final = 1.0  # torch and one model
 NOTED_MEMORY_GIB: Final = 4.0  # an encoder beside them
 
 NO_GPU: Final = (
-    "run nvidia-smi as this user; if it lists the GPU, install a torch that fits the driver's CUDA, else the "
-    'driver; device = "cpu" computes without'
+    "run nvidia-smi as this user; if it lists the GPU, install torch for its driver's CUDA, else the driver "
+    'itself; device = "cpu" computes without a GPU'
 )
 _CGROUP: Final = Path("/sys/fs/cgroup")
 _NVIDIA: Final = Path("/proc/driver/nvidia/version")
 
 
-def look_at_disk(site: SiteConfig) -> list[Finding]:
-    """Room and right to write where the site keeps things.
-
-    Args:
-        site: Says where.
-    """
+def check_disk(site: SiteConfig) -> list[Finding]:
+    """Check free space and write permission in the site's folders."""
     folders = {"cache": site.cache, "site": site.folder, "kit": site.coordinator.kit}
     findings = []
     seen: dict[int, str] = {}
-    ours = os.access(site.folder, os.R_OK)  # the relay's user has no business there
+    ours = os.access(site.folder, os.R_OK)  # False for the relay's user, who needs no access
     for name, folder in folders.items():
         here = _existing(folder)
         if ours and name != "kit" and not os.access(here, os.W_OK | os.X_OK):  # the kit may be the relay's
-            findings.append(
-                warning(
-                    "disk",
-                    f"{here} ({name}) cannot be written to by this user",
-                    "run this check as the user who runs the site, or give that user the folder",
-                )
-            )
+            found = f"{here} ({name}) cannot be written to by this user"
+            advice = "run this check as the user who runs the site, or give that user the folder"
+            findings.append(warning("disk", found, advice))
         device = here.stat().st_dev
         if device in seen:
             continue
         seen[device] = name
         free = shutil.disk_usage(here).free / GIB
-        said = f"{free:.1f} GiB free at {here} ({name})"
-        advice = "make room: a site that cannot write its log lets no answer out"
+        found = f"{free:.1f} GiB free at {here} ({name})"
+        advice = "free some space: a site that cannot write its audit log releases no answer"
         if free < LEAST_DISK_GIB:
-            findings.append(problem("disk", said, advice))
+            findings.append(problem("disk", found, advice))
         elif free < NOTED_DISK_GIB:
-            findings.append(warning("disk", said, advice))
+            findings.append(warning("disk", found, advice))
         else:
-            findings.append(fine("disk", said))
+            findings.append(fine("disk", found))
     return findings
 
 
-def look_at_memory(available: int | None = None) -> list[Finding]:
-    """Memory that is free, within the limit of a container.
-
-    Args:
-        available: Bytes; none to ask this machine.
-    """
+def check_memory(available: int | None = None) -> list[Finding]:
+    """Check available memory in bytes, by default this machine's, within a container's limit."""
     free = (_available() if available is None else available) / GIB
-    said = f"{free:.1f} GiB available"
-    advice = "end other programs, raise the limit of the container, or train on a larger machine"
+    found = f"{free:.1f} GiB available"
+    advice = "close other programs, raise the container's limit, or train on a larger machine"
     if free < LEAST_MEMORY_GIB:
-        return [problem("memory", said, advice)]
+        return [problem("memory", found, advice)]
     if free < NOTED_MEMORY_GIB:
-        return [warning("memory", f"{said}; an encoder may need more", advice)]
-    return [fine("memory", said)]
+        return [warning("memory", f"{found}; an encoder may need more", advice)]
+    return [fine("memory", found)]
 
 
-def look_at_device(name: str) -> list[Finding]:
-    """Whether torch can compute on the device that ``site.toml`` names.
-
-    Args:
-        name: Of the device, such as ``auto``.
-    """
-    from client.encoders.registry import pick_device  # noqa: PLC0415 - as above
+def check_device(name: str) -> list[Finding]:
+    """Check that torch can compute on a device of ``site.toml``, such as ``auto``."""
+    from client.encoders.registry import pick_device  # noqa: PLC0415 - imports torch, which takes seconds
 
     try:
         device = pick_device(name)
@@ -114,26 +98,26 @@ def look_at_device(name: str) -> list[Finding]:
 
 
 def _gpu(device: torch.device, name: str) -> Finding:
-    """Whether a GPU computes, and what is free on it."""
+    """Check that a GPU computes, and its free memory."""
     import torch  # noqa: PLC0415 - takes seconds
 
     try:
         properties = torch.cuda.get_device_properties(device)
         free, total = torch.cuda.mem_get_info(device)
         computed = float(torch.ones(2, device=device).sum())
-    except (RuntimeError, AssertionError) as error:  # torch asserts that there are so many
+    except (RuntimeError, AssertionError) as error:  # AssertionError: no such device
         reason = str(error).splitlines()[0]
         return problem("device", f"{name} cannot be used: {reason}", f"correct [compute] device; {NO_GPU}")
-    said = f"{properties.name}, {free / GIB:.1f} of {total / GIB:.1f} GiB free"
+    found = f"{properties.name}, {free / GIB:.1f} of {total / GIB:.1f} GiB free"
     if computed != 2.0:  # noqa: PLR2004 - the sum of two ones
-        return problem("device", f"{said}, but it computes 1 + 1 = {computed}", "have the GPU looked at")
+        return problem("device", f"{found}, but it computes 1 + 1 = {computed}", "have the GPU examined")
     if free / GIB < LEAST_MEMORY_GIB:
-        return warning("device", said, "end what else runs on the GPU, or name another in [compute] device")
-    return fine("device", said)
+        return warning("device", found, "stop other programs on the GPU, or name another in [compute] device")
+    return fine("device", found)
 
 
-def look_at_versions() -> list[Finding]:
-    """Installed software against what this program's own metadata asks for."""
+def check_versions() -> list[Finding]:
+    """Check installed versions against this package's requirements."""
     wrong = []
     for text in requires(OURS) or []:
         needed = Requirement(text)
@@ -147,7 +131,7 @@ def look_at_versions() -> list[Finding]:
     if not SpecifierSet(wanted).contains(python, prereleases=True):
         wrong.append(f"Python is {python}, expected {wanted}")
     if wrong:
-        advice = "install again with the versions that are tested together: deploy/constraints.txt"
+        advice = "reinstall with the versions tested together: deploy/constraints.txt"
         return [problem("versions", "; ".join(wrong), advice)]
     shown = ", ".join(f"{name} {_version(name)}" for name in (OURS, *SHOWN))
     return [fine("versions", f"{shown}, Python {python}; the coordinator needs the same {OURS}")]
@@ -161,7 +145,7 @@ def _version(name: str) -> str | None:
 
 
 def _existing(folder: Path) -> Path:
-    """The folder, or the nearest above it that is there and can be seen."""
+    """The folder, or its nearest existing and visible parent."""
     for each in (folder.absolute(), *folder.absolute().parents):
         with suppress(OSError):
             if each.is_dir():
@@ -170,11 +154,11 @@ def _existing(folder: Path) -> Path:
 
 
 def _available() -> int:
-    """Bytes that a new program can have here."""
+    """Bytes of memory available to a new process."""
     available = psutil.virtual_memory().available
     try:
         limit = (_CGROUP / "memory.max").read_text(encoding="ascii").strip()
         used = (_CGROUP / "memory.current").read_text(encoding="ascii").strip()
-    except OSError:  # no container, or one of another kind
+    except OSError:  # no container, or not with cgroup v2
         return available
     return available if limit == "max" else min(available, int(limit) - int(used))

@@ -1,6 +1,6 @@
-"""Which proxy a connection goes through, chosen by httpx, the HTTP client that Flower's SuperNode uses.
+"""The proxy of a connection, as selected by httpx, the HTTP client of Flower's SuperNode.
 
-A browser, curl and httpx read ``NO_PROXY`` in three ways; what counts here is what the SuperNode will do.
+Browsers, curl and httpx interpret ``NO_PROXY`` differently; only the SuperNode's choice matters here.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Final
 from urllib.request import getproxies
 
 import httpx
-from httpx._utils import URLPattern, get_environment_proxies  # its public functions do not tell what it chose
+from httpx._utils import URLPattern, get_environment_proxies  # the choice is not in its public API
 
 from client.doctor.findings import Obstacle
 
@@ -23,24 +23,19 @@ _RANGE: Final = re.compile(r"[0-9a-fA-F.:]+/\d+")  # such as 10.0.0.0/8
 
 @dataclass(frozen=True)
 class Proxy:
-    """What stands between this machine and the coordinator. Its text never holds the password.
+    """A proxy; its text never contains the password."""
 
-    Args:
-        variable: That names it.
-        url: Its scheme, host and port, and user name and password if it wants them.
-    """
-
-    variable: str
-    url: httpx.URL
+    variable: str  # environment variable that names it
+    url: httpx.URL  # with user name and password, if any
 
     @property
     def host(self) -> str:
-        """Its name or address."""
+        """Host name or address."""
         return self.url.host
 
     @property
     def port(self) -> int:
-        """The port it listens on, named or by default."""
+        """Port, by default that of the scheme."""
         return self.url.port or _PORTS[self.url.scheme]
 
     def __str__(self) -> str:
@@ -49,23 +44,18 @@ class Proxy:
 
 
 def proxy_for(scheme: str, host: str, port: int) -> Proxy | None:
-    """The proxy that a connection goes through by the variables of this process, or none.
-
-    Args:
-        scheme: ``http`` or ``https``.
-        host: To reach.
-        port: To reach.
+    """The proxy for a connection by the environment of this process, if any; ``scheme`` is http or https.
 
     Raises:
-        Obstacle: If a variable holds what httpx cannot use.
+        Obstacle: If httpx cannot use a variable.
     """
     found = get_environment_proxies()
     target = httpx.URL(scheme=scheme, host=host, port=port)
     try:
         patterns = sorted(map(URLPattern, found))
     except httpx.InvalidURL as error:
-        advice = "Flower's SuperNode does not start with it: take the entry out, or correct it"
-        raise Obstacle(f"NO_PROXY holds what is no host or address ({error})", advice) from None
+        advice = "Flower's SuperNode does not start with it: remove or correct the entry"
+        raise Obstacle(f"NO_PROXY holds an invalid host or address ({error})", advice) from None
     pattern = next((each for each in patterns if each.matches(target)), None)
     address = None if pattern is None else found[pattern.pattern]
     if pattern is None or address is None:
@@ -74,7 +64,7 @@ def proxy_for(scheme: str, host: str, port: int) -> Proxy | None:
 
 
 def unread_ranges() -> list[str]:
-    """Ranges of addresses in ``NO_PROXY``, which httpx does not read; none where there is no proxy."""
+    """Ranges of addresses in ``NO_PROXY``, which httpx ignores; empty without a proxy."""
     found = getproxies()
     entries = [entry.strip() for entry in found.pop("no", "").split(",")]
     return [entry for entry in entries if _RANGE.fullmatch(entry)] if found.keys() & {*_PORTS, "all"} else []
@@ -87,5 +77,5 @@ def _proxy(variable: str, address: str) -> Proxy:
     except httpx.InvalidURL:
         raise Obstacle(f"{variable} does not hold an address", advice) from None
     if url.scheme not in _PORTS or not url.host:
-        raise Obstacle(f"{variable} names a proxy of the kind {url.scheme}, which cannot be used", advice)
+        raise Obstacle(f"{variable} names a proxy of type {url.scheme}, which cannot be used", advice)
     return Proxy(variable, url)

@@ -1,4 +1,4 @@
-"""Which doors a site's programs have opened on this machine: there should be none to the outside."""
+"""Check that a site's programs listen on no port that other machines can reach."""
 
 from __future__ import annotations
 
@@ -15,29 +15,23 @@ if TYPE_CHECKING:
     from client.doctor.findings import Finding
     from sites.config import SiteConfig
 
-__all__ = ["Listening", "listening", "look_at_doors"]
+__all__ = ["Listening", "check_ports", "listening"]
 
 PROGRAMS: Final = ("mmare-site", "flower-supernode", "flower-superexec", "flwr-clientapp")
-RELAY: Final = "client.relay.patched"  # a module; its role comes next on the command line
+RELAY: Final = "client.relay.patched"  # module; the next argument is its role
 
 
 @dataclass(frozen=True)
 class Listening:
-    """A TCP socket that waits for others.
-
-    Args:
-        address: Of this machine.
-        port: See above.
-        program: Of ours, that holds it; empty where it is another's or cannot be seen.
-    """
+    """A listening TCP socket."""
 
     address: IPv4Address | IPv6Address
     port: int
-    program: str = ""
+    program: str = ""  # of ours; empty if it is another or not visible
 
     @property
     def inside(self) -> bool:
-        """Whether only this machine reaches it."""
+        """Whether only this machine can reach it."""
         mapped = getattr(self.address, "ipv4_mapped", None)
         return (mapped or self.address).is_loopback
 
@@ -46,12 +40,8 @@ class Listening:
         return f"{host}:{self.port}" + (f" ({self.program})" if self.program else "")
 
 
-def look_at_doors(site: SiteConfig) -> list[Finding]:
-    """Whether anything of ours listens where other machines could reach it.
-
-    Args:
-        site: Says which ports are its own.
-    """
+def check_ports(site: SiteConfig) -> list[Finding]:
+    """Check which of the site's ports and programs other machines can reach."""
     findings = []
     ports = {site.coordinator.runtime_port, site.metrics.port}
     ours = [each for each in listening() if each.program or each.port in ports]
@@ -59,31 +49,24 @@ def look_at_doors(site: SiteConfig) -> list[Finding]:
     watched = [each for each in outside if each.port == site.metrics.port]
     opened = [each for each in outside if each.port != site.metrics.port]
     if opened:
-        findings.append(
-            problem(
-                "doors",
-                f"open to other machines: {', '.join(map(str, opened))}",
-                "stop what listens there; mmare-site start opens ports on 127.0.0.1 alone",
-            )
-        )
+        found = f"open to other machines: {', '.join(map(str, opened))}"
+        advice = "stop what listens there; mmare-site start opens ports on 127.0.0.1 only"
+        findings.append(problem("ports", found, advice))
     else:
         inside = ", ".join(str(each) for each in ours if each.inside)
-        said = "nothing of ours waits for other machines"
-        findings.append(fine("doors", f"{said}; for this one alone: {inside}" if inside else said))
+        found = "none of our programs listens for other machines"
+        findings.append(fine("ports", f"{found}; only for this one: {inside}" if inside else found))
     if site.metrics.port is not None and (watched or not _loopback(site.metrics.address)):
-        findings.append(
-            warning(
-                "doors",
-                f"[metrics] address is {site.metrics.address}: others can read port {site.metrics.port}",
-                "leave it at 127.0.0.1 unless this hospital's Prometheus runs elsewhere and the firewall "
-                "lets only that in",
-            )
+        found = f"[metrics] address is {site.metrics.address}: others can read port {site.metrics.port}"
+        advice = (
+            "use 127.0.0.1 unless this hospital's Prometheus runs elsewhere and the firewall admits only it"
         )
+        findings.append(warning("ports", found, advice))
     return findings
 
 
 def listening() -> list[Listening]:
-    """TCP sockets of this machine (of this network namespace) that wait for others."""
+    """Listening TCP sockets of this machine (this network namespace)."""
     found = [
         Listening(ip_address(each.laddr.ip), each.laddr.port, _program(each.pid))
         for each in psutil.net_connections("tcp")
@@ -93,7 +76,7 @@ def listening() -> list[Listening]:
 
 
 def _program(pid: int | None) -> str:
-    """Which of our programs a process runs, if this user may see it; the interpreter may stand first."""
+    """Which of our programs a process runs, directly or by an interpreter; empty if not visible."""
     words: list[str] = []
     with suppress(psutil.Error):
         words = psutil.Process(pid).cmdline() if pid is not None else []

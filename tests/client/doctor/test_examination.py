@@ -25,10 +25,10 @@ from client.cli import app, main
 from client.doctor import examination, machine
 from client.doctor.examination import examine
 from client.doctor.findings import Verdict, findings_table
-from client.doctor.machine import look_at_device, look_at_disk, look_at_memory, look_at_versions
-from client.doctor.running import look_at_relay, look_at_worker
-from client.doctor.sockets import listening, look_at_doors
-from client.doctor.study import look_at_encoders, look_at_study
+from client.doctor.machine import check_device, check_disk, check_memory, check_versions
+from client.doctor.running import check_relay, check_worker
+from client.doctor.sockets import check_ports, listening
+from client.doctor.study import check_encoders, check_study
 from client.encoders.weights import PINS
 from client.membership.kit import install_bundle, make_request
 from client.privacy.approvals import ApprovalFolder
@@ -80,7 +80,7 @@ def site(joined):
 
 @pytest.fixture
 def coordinator(joined, site, tmp_path):
-    """The coordinator's public door, and a site that knows its port."""
+    """The coordinator's public endpoint, and a site that knows its port."""
     kit = joined[1]
     with https_server(tmp_path, Pair(kit.key.read_bytes(), kit.certificate.read_bytes())) as port:
         known = SiteKit(site.coordinator.kit).joined
@@ -105,7 +105,7 @@ def test_a_site_that_is_ready_has_no_problem(site):
     findings = examine(site)
     assert not problems(findings)
     checks = [each.check for each in findings]
-    for check in ("bundle", "kit", "TLS", "clock", "fleet", "disk", "memory", "versions", "doors", "device"):
+    for check in ("bundle", "kit", "TLS", "clock", "fleet", "disk", "memory", "versions", "ports", "device"):
         assert check in checks
     assert texts(findings, "encoders", Verdict.OK) == ["ct: given", "wsi: given"]
     assert texts(findings, "study", Verdict.OK)[0].endswith(": approved")
@@ -113,23 +113,23 @@ def test_a_site_that_is_ready_has_no_problem(site):
 
 
 @pytest.mark.usefixtures("coordinator")
-def test_every_row_that_is_not_good_says_what_to_do(site):
+def test_every_row_that_is_not_ok_has_advice(site):
     for finding in examine(site):
         assert bool(finding.advice) == (finding.verdict is not Verdict.OK), finding
 
 
 @pytest.mark.usefixtures("coordinator")
-def test_the_command_ends_with_0_where_nothing_is_wrong(site):
+def test_the_exit_code_is_0_without_problems(site):
     result = RUNNER.invoke(app, ["check", str(site.folder / "site.toml"), "--network"])
     assert result.exit_code == 0, result.output
     assert re.search(r"^ok +TLS +TLSv1\.3", result.stdout, re.MULTILINE)
     assert re.search(r"^warning +study +.*not approved", result.stdout, re.MULTILINE)
-    assert f"→ read what it computes and what leaves: mmare-site approve {site.coordinator.kit}" in " ".join(
+    assert f"→ read what it computes and releases: mmare-site approve {site.coordinator.kit}" in " ".join(
         result.stdout.split()
     )
 
 
-def test_the_command_ends_with_1_where_something_is(site, monkeypatch, capsys):
+def test_the_exit_code_is_1_with_problems(site, monkeypatch, capsys):
     SiteKit(site.coordinator.kit).joined.write_text(
         f'federation = "north"\nhost = "localhost"\nport = {free_port()}\nsite = "birch"\n'
     )
@@ -144,24 +144,24 @@ def test_the_command_ends_with_1_where_something_is(site, monkeypatch, capsys):
     assert stderr.endswith("error: 2 problems; the line below each says what to do about it\n")
 
 
-def test_without_a_bundle_it_says_what_to_do(joined):
+def test_a_missing_bundle_is_an_error_with_advice(joined):
     other = joined[0] / "birch" / "site.toml"
     with pytest.raises(InputError, match=r"coordinator\.toml: not there; send the request .* kit install"):
         RUNNER.invoke(app, ["check", str(other), "--network"], catch_exceptions=False)
     assert InputError.exit_code == 2
 
 
-def test_a_folder_of_keys_that_this_user_may_not_enter_is_one_sentence(site, monkeypatch):
+def test_an_inaccessible_kit_is_an_error(site, monkeypatch):
     monkeypatch.setattr(os, "access", lambda *_: False)  # as for any user but root
     with pytest.raises(InputError, match=r"kit: cannot be entered by the user .*; run this check as"):
         examine(site)
 
 
 @pytest.mark.usefixtures("coordinator")
-def test_what_hangs_is_a_row_and_not_waited_for(site, monkeypatch):
+def test_a_check_that_hangs_is_a_row(site, monkeypatch):
     released = threading.Event()
     monkeypatch.setattr(examination, "MOST_S", 1.0)
-    monkeypatch.setattr(examination, "look_at_device", lambda _name: released.wait(20))
+    monkeypatch.setattr(examination, "check_device", lambda _name: released.wait(20))
     before = time.monotonic()
     findings = examine(site)
     released.set()
@@ -170,7 +170,7 @@ def test_what_hangs_is_a_row_and_not_waited_for(site, monkeypatch):
 
 
 @pytest.mark.usefixtures("coordinator")
-def test_another_study_than_the_bundles_can_be_looked_at(site, tmp_path):
+def test_another_study_than_the_bundles_can_be_checked(site, tmp_path):
     path = tmp_path / "other.toml"
     path.write_text((site.coordinator.kit / "study.toml").read_text().replace('"tiny"', '"other"'))
     assert texts(examine(site, path), "study", Verdict.WARNING)[0].startswith("other, hash ")
@@ -186,7 +186,7 @@ def test_a_study_that_cannot_be_read_is_a_problem(site):
 def test_no_study_in_the_bundle_is_no_problem(site):
     (site.coordinator.kit / "study.toml").unlink()
     findings = examine(site)
-    assert texts(findings, "study") == ["none came with the bundle: the coordinator sends it before a run"]
+    assert texts(findings, "study") == ["none in the bundle: the coordinator sends it before a run"]
     assert not texts(findings, "encoders")
 
 
@@ -218,7 +218,7 @@ def test_a_secret_that_is_missing_is_one_problem(site, name):
     assert texts(examine(site), "kit", Verdict.PROBLEM) == [f"{site.coordinator.kit / name} is not there"]
 
 
-def test_a_key_that_is_none_is_a_problem(site):
+def test_an_invalid_key_is_a_problem(site):
     (site.coordinator.kit / "node.key").write_text("lost")
     (found,) = texts(examine(site), "kit", Verdict.PROBLEM)
     assert "not a private key in OpenSSH format" in found
@@ -230,7 +230,7 @@ def test_another_key_than_the_admitted_one_is_a_problem(site, tmp_path):
     assert re.fullmatch(r"the key is SHA256:\S+, but the coordinator has admitted SHA256:\S+", found)
 
 
-def test_an_authority_that_cannot_be_read_is_told_by_kit_and_tls(site, coordinator):
+def test_an_unreadable_authority_is_reported_by_kit_and_tls(site, coordinator):
     assert coordinator
     (site.coordinator.kit / "ca.crt").write_text("-----")
     assert {check for check, _ in problems(examine(site))} == {"kit", "TLS"}
@@ -242,21 +242,21 @@ def test_an_authority_that_cannot_be_read_is_told_by_kit_and_tls(site, coordinat
 def test_approval_of_another_study_is_named(site):
     other = tiny_study(training={"rounds": 9})
     ApprovalFolder(site.folder).record(other, 10)
-    (found,) = texts(look_at_study(site, tiny_study(), Path("study.toml")), "study", Verdict.WARNING)
+    (found,) = texts(check_study(site, tiny_study(), Path("study.toml")), "study", Verdict.WARNING)
     assert f"approved is tiny {other.hash[:12]}, which is another study" in found
 
 
 def test_a_study_of_other_modalities_is_a_problem(site):
     study = tiny_study(modality=[{"name": "mri", "kind": "features", "width": 4}])
-    rows = look_at_study(site, study, Path("study.toml"))
+    rows = check_study(site, study, Path("study.toml"))
     assert problems(rows) == [("study", "it learns from mri, none of which site.toml names")]
 
 
-def test_modalities_that_a_site_has_not_are_told(site):
+def test_missing_modalities_are_named(site):
     here = replace(site, modalities={"ct": site.modalities["ct"]})
-    rows = look_at_study(here, tiny_study(), Path("study.toml"))
-    assert "this site holds ct, and not wsi" in texts(rows, "study", Verdict.OK)
-    assert texts(look_at_encoders(here, tiny_study()), "encoders") == ["ct: given"]
+    rows = check_study(here, tiny_study(), Path("study.toml"))
+    assert "this site has ct, but not wsi" in texts(rows, "study", Verdict.OK)
+    assert texts(check_encoders(here, tiny_study()), "encoders") == ["ct: given"]
 
 
 def volumes(encoder):
@@ -267,17 +267,17 @@ def volumes(encoder):
 
 def test_weights_that_are_missing_or_changed_are_a_problem(site, tmp_path):
     study = volumes("med3d-resnet18")
-    (found,) = texts(look_at_encoders(site, study), "encoders", Verdict.PROBLEM)
+    (found,) = texts(check_encoders(site, study), "encoders", Verdict.PROBLEM)
     assert "ct: encoder med3d-resnet18 needs weights" in found
     site = replace(site, weights=tmp_path)
-    (found,) = texts(look_at_encoders(site, study), "encoders", Verdict.PROBLEM)
+    (found,) = texts(check_encoders(site, study), "encoders", Verdict.PROBLEM)
     assert "med3d-resnet18.safetensors: no such file" in found
     file = tmp_path / "med3d-resnet18.safetensors"
     file.write_bytes(b"weights")
-    (found,) = texts(look_at_encoders(site, study), "encoders", Verdict.OK)
+    (found,) = texts(check_encoders(site, study), "encoders", Verdict.OK)
     assert "sha256:" in found
     file.write_bytes(b"other weights")
-    (found,) = texts(look_at_encoders(site, study), "encoders", Verdict.PROBLEM)
+    (found,) = texts(check_encoders(site, study), "encoders", Verdict.PROBLEM)
     assert "has changed: sha256 is " in found
     assert PINS in found
 
@@ -287,13 +287,13 @@ def test_weights_that_this_user_may_not_read_are_a_warning(site, tmp_path, monke
         raise PermissionError(13, "Permission denied", str(path))
 
     monkeypatch.setattr(Path, "is_file", closed)  # as for any user but root
-    (row,) = look_at_encoders(replace(site, weights=tmp_path), volumes("med3d-resnet18"))
+    (row,) = check_encoders(replace(site, weights=tmp_path), volumes("med3d-resnet18"))
     assert row.verdict is Verdict.WARNING
     assert "cannot be read by this user (Permission denied)" in row.found
 
 
 def test_an_encoder_of_another_version_is_a_problem(site):
-    (row,) = look_at_encoders(site, volumes("med4d"))
+    (row,) = check_encoders(site, volumes("med4d"))
     assert row.verdict is Verdict.PROBLEM
     assert "med4d" in row.found
 
@@ -301,36 +301,36 @@ def test_an_encoder_of_another_version_is_a_problem(site):
 # The machine
 
 
-def test_little_room_is_a_warning_and_none_a_problem(site, monkeypatch):
-    assert {row.verdict for row in look_at_disk(site)} == {Verdict.OK}
+def test_little_disk_space_is_a_warning_and_none_a_problem(site, monkeypatch):
+    assert {row.verdict for row in check_disk(site)} == {Verdict.OK}
     monkeypatch.setattr(machine, "NOTED_DISK_GIB", 1e9)
-    assert [row.verdict for row in look_at_disk(site)] == [Verdict.WARNING]  # once for each disk
+    assert [row.verdict for row in check_disk(site)] == [Verdict.WARNING]  # once for each disk
     monkeypatch.setattr(machine, "LEAST_DISK_GIB", 1e9)
-    assert [row.verdict for row in look_at_disk(site)] == [Verdict.PROBLEM]
+    assert [row.verdict for row in check_disk(site)] == [Verdict.PROBLEM]
 
 
 def test_a_folder_that_cannot_be_written_to_is_a_warning(site, monkeypatch):
     monkeypatch.setattr(os, "access", lambda _path, mode: mode == os.R_OK)  # as for any user but root
-    rows = [row for row in look_at_disk(site) if row.verdict is Verdict.WARNING]
+    rows = [row for row in check_disk(site) if row.verdict is Verdict.WARNING]
     assert len(rows) == 2  # not the kit, which may be the relay's user's
     assert all("cannot be written to by this user" in row.found for row in rows)
     monkeypatch.setattr(os, "access", lambda *_: False)  # as for the relay's user
-    assert not [row for row in look_at_disk(site) if row.verdict is Verdict.WARNING]
+    assert not [row for row in check_disk(site) if row.verdict is Verdict.WARNING]
 
 
 @pytest.mark.parametrize(("gib", "verdict"), [(0.5, "problem"), (2, "warning"), (64, "ok")])
 def test_memory_is_compared_with_what_an_encoder_needs(gib, verdict):
-    (row,) = look_at_memory(int(gib * 2**30))
+    (row,) = check_memory(int(gib * 2**30))
     assert row.verdict.value == verdict
 
 
 def test_memory_of_this_machine_is_read():
-    (row,) = look_at_memory()
+    (row,) = check_memory()
     assert 0 < float(row.found.split()[0]) < 1e5
 
 
 def test_the_installed_versions_fit():
-    (row,) = look_at_versions()
+    (row,) = check_versions()
     assert row.verdict is Verdict.OK, row.found
     assert re.match(r"federated-mmare \S+, flwr 1\.4\d\.\d+, torch \S+, grpcio \S+, Python 3\.", row.found)
 
@@ -339,7 +339,7 @@ def test_versions_that_do_not_fit_are_named(monkeypatch):
     wanted = ["flwr<1", "no-such-thing>=2", 'never>=1; extra == "site"']
     monkeypatch.setattr(machine, "requires", lambda _name: wanted)
     monkeypatch.setattr(machine, "metadata", lambda _name: {"Requires-Python": ">=9"})
-    (row,) = look_at_versions()
+    (row,) = check_versions()
     assert row.verdict is Verdict.PROBLEM
     parts = row.found.split("; ")
     assert re.fullmatch(r"flwr is \S+, expected <1", parts[0])
@@ -348,7 +348,7 @@ def test_versions_that_do_not_fit_are_named(monkeypatch):
 
 
 def test_the_processor_is_a_device():
-    (row,) = look_at_device("cpu")
+    (row,) = check_device("cpu")
     assert row.verdict is Verdict.OK
     assert row.found.startswith("cpu (cpu)")
 
@@ -359,7 +359,7 @@ def test_a_device_that_is_not_there_is_a_problem(name):
 
     if name == "cuda" and torch.cuda.is_available():
         pytest.skip("this machine has a GPU")
-    (row,) = look_at_device(name)
+    (row,) = check_device(name)
     assert row.verdict is Verdict.PROBLEM
     assert repr(name) in row.found
     assert 'device = "cpu"' in row.advice
@@ -367,15 +367,15 @@ def test_a_device_that_is_not_there_is_a_problem(name):
 
 @pytest.mark.gpu
 def test_a_gpu_computes_and_one_that_is_not_there_is_a_problem():
-    (row,) = look_at_device("auto")
+    (row,) = check_device("auto")
     assert row.verdict is Verdict.OK
     assert re.search(r"\S, \d+\.\d of \d+\.\d GiB free$", row.found)
-    (row,) = look_at_device("cuda:99")
+    (row,) = check_device("cuda:99")
     assert row.verdict is Verdict.PROBLEM
     assert row.found.startswith("cuda:99 cannot be used: ")
 
 
-# Doors
+# Ports
 
 
 @pytest.mark.parametrize(
@@ -387,24 +387,24 @@ def test_a_gpu_computes_and_one_that_is_not_there_is_a_problem():
         pytest.param(socket.AF_INET6, "::", Verdict.PROBLEM, id="every address of IPv6"),
     ],
 )
-def test_a_port_that_others_reach_is_a_problem(site, family, address, verdict):
-    with socket.socket(family) as door:
-        door.bind((address, 0))
-        door.listen()
-        port = door.getsockname()[1]
-        (row,) = look_at_doors(replace(site, coordinator=CoordinatorConfig(site.coordinator.kit, port)))
+def test_a_port_that_others_can_reach_is_a_problem(site, family, address, verdict):
+    with socket.socket(family) as listener:
+        listener.bind((address, 0))
+        listener.listen()
+        port = listener.getsockname()[1]
+        (row,) = check_ports(replace(site, coordinator=CoordinatorConfig(site.coordinator.kit, port)))
         assert port in [each.port for each in listening()]
     assert row.verdict is verdict
     assert f"{port}" in row.found
     assert port not in [each.port for each in listening()]
 
 
-def test_an_open_port_names_the_program_of_ours_that_holds_it(tmp_path):
+def test_an_open_port_names_our_program(tmp_path):
     script = tmp_path / "mmare-site"
     script.write_text(
         "import socket\n"
-        "door = socket.create_server(('127.0.0.1', 0))\n"
-        "print(door.getsockname()[1], flush=True)\n"
+        "listener = socket.create_server(('127.0.0.1', 0))\n"
+        "print(listener.getsockname()[1], flush=True)\n"
         "input()\n"
     )
     command, pipe = [sys.executable, str(script)], subprocess.PIPE
@@ -417,11 +417,11 @@ def test_an_open_port_names_the_program_of_ours_that_holds_it(tmp_path):
 
 def test_metrics_for_others_are_a_warning(site):
     watched = replace(site, metrics=MetricsConfig(free_port(), "0.0.0.0"))  # noqa: S104 - the point
-    rows = look_at_doors(watched)
+    rows = check_ports(watched)
     assert [row.verdict for row in rows] == [Verdict.OK, Verdict.WARNING]
     assert "[metrics] address is 0.0.0.0" in rows[1].found
     inside = replace(site, metrics=MetricsConfig(free_port()))
-    assert [row.verdict for row in look_at_doors(inside)] == [Verdict.OK]
+    assert [row.verdict for row in check_ports(inside)] == [Verdict.OK]
 
 
 # The worker
@@ -432,48 +432,48 @@ def running(site, name=SITE):
     return serving(Worker(lambda header, payload: (header, payload), status), site.worker)
 
 
-def test_a_worker_that_runs_says_who_it_is(site):
+def test_a_running_worker_is_identified(site):
     with running(site):
-        (row,) = look_at_worker(site)
+        (row,) = check_worker(site)
     assert row.verdict is Verdict.OK
     assert f"runs for ash, process {os.getpid()}, version " in row.found
 
 
 def test_a_worker_of_another_site_is_a_problem(site):
     with running(site, "birch"):
-        (row,) = look_at_worker(site)
+        (row,) = check_worker(site)
     assert row.verdict is Verdict.PROBLEM
     assert row.found.endswith("not for ash")
 
 
-def test_a_worker_that_is_older_than_what_is_installed_is_a_warning(site, monkeypatch):
+def test_an_outdated_worker_is_a_warning(site, monkeypatch):
     with running(site):
         monkeypatch.setattr("client.doctor.running.version", lambda _name: "99")
-        (row,) = look_at_worker(site)
+        (row,) = check_worker(site)
     assert row.verdict is Verdict.WARNING
     assert row.found.endswith("installed is 99")
 
 
 def test_no_worker_is_a_warning(site):
-    (row,) = look_at_worker(site)
+    (row,) = check_worker(site)
     assert (row.verdict, row.found) == (Verdict.WARNING, f"does not run: {site.worker.socket} is not there")
     with socket.socket(socket.AF_UNIX) as dead:
         dead.bind(str(site.worker.socket))
-    (row,) = look_at_worker(site)
+    (row,) = check_worker(site)
     assert (row.verdict, row.found) == (Verdict.WARNING, f"nothing answers on {site.worker.socket}")
 
 
 def test_a_socket_of_other_users_is_a_warning(site, monkeypatch):
     site.worker.socket.touch()
     monkeypatch.setattr(os, "access", lambda *_: False)  # as for any user but root
-    (row,) = look_at_worker(site)
+    (row,) = check_worker(site)
     assert row.verdict is Verdict.WARNING
     assert "[worker] group" in row.advice
 
 
 def test_a_path_that_is_too_long_for_a_socket_is_a_problem(site):
     long = replace(site, worker=WorkerConfig(Path("/run") / ("x" * 120)))
-    (row,) = look_at_worker(long)
+    (row,) = check_worker(long)
     assert row.verdict is Verdict.PROBLEM
     assert "at most 107" in row.found
 
@@ -495,9 +495,9 @@ def relay(site, contact_s=1.0, **supernode):
     shutil.rmtree(folder.folder)
 
 
-def test_a_relay_that_runs_says_when_it_heard_from_the_coordinator(site):
+def test_a_running_relay_names_its_last_contact(site):
     with relay(site, contact_s=7):
-        (row,) = look_at_relay(site)
+        (row,) = check_relay(site)
     assert row.verdict is Verdict.OK
     assert re.fullmatch(r"runs; the coordinator answered [78] s ago", row.found)
 
@@ -505,43 +505,43 @@ def test_a_relay_that_runs_says_when_it_heard_from_the_coordinator(site):
 @pytest.mark.parametrize(
     ("contact_s", "words"), [(None, "has not reached the coordinator yet"), (400, "coordinator for 400 s")]
 )
-def test_a_relay_that_hears_nothing_is_a_warning(site, contact_s, words):
+def test_a_relay_without_contact_is_a_warning(site, contact_s, words):
     with relay(site, contact_s=contact_s):
-        (row,) = look_at_relay(site)
+        (row,) = check_relay(site)
     assert row.verdict is Verdict.WARNING
     assert words in row.found
 
 
 def test_a_relay_whose_programs_end_is_a_warning_with_their_log(site):
     with relay(site, pid=None, ended="ended with exit code 49"):
-        (row,) = look_at_relay(site)
+        (row,) = check_relay(site)
     assert (row.verdict, row.found) == (Verdict.WARNING, "supernode ended with exit code 49")
     assert str(RelayFolder.of(site).log("supernode")) in row.advice
 
 
-def test_no_relay_is_a_warning_and_one_of_another_user_is_none(site, monkeypatch):
-    (row,) = look_at_relay(site)
+def test_no_relay_is_a_warning_but_another_users_is_not(site, monkeypatch):
+    (row,) = check_relay(site)
     assert (row.verdict, row.found) == (Verdict.WARNING, "does not run")
 
     def closed(_folder):
         raise PermissionError
 
     monkeypatch.setattr("client.doctor.running.read_state", closed)  # as for any user but root
-    (row,) = look_at_relay(site)
+    (row,) = check_relay(site)
     assert row.verdict is Verdict.OK
     assert "another user" in row.found
 
 
-def test_whether_a_study_is_approved_is_not_guessed(site, monkeypatch):
+def test_an_unreadable_approval_is_not_guessed(site, monkeypatch):
     monkeypatch.setattr(os, "access", lambda *_: False)  # as for the relay's user
-    (row,) = look_at_study(site, tiny_study(), Path("study.toml"))
+    (row,) = check_study(site, tiny_study(), Path("study.toml"))
     assert row.verdict is Verdict.OK
-    assert row.found.endswith("is not for this user to see")
+    assert row.found.endswith("this user cannot see whether it is approved")
 
 
-def test_rows_fold_and_are_not_cut(site):
+def test_long_rows_are_folded(site):
     console = Console(width=60, record=True, file=io.StringIO())
-    console.print(findings_table(look_at_worker(site)))
+    console.print(findings_table(check_worker(site)))
     said = console.export_text()
     assert all(len(line) <= 60 for line in said.splitlines())
     assert "".join(str(site.worker.socket).split()) in "".join(said.split())

@@ -1,4 +1,4 @@
-"""The way to the coordinator: each step's sentence against real servers and proxies on loopback."""
+"""The connection to the coordinator: each step's row against real servers and proxies on loopback."""
 
 import os
 import socket
@@ -10,12 +10,12 @@ from datetime import UTC, datetime, timedelta
 import httpx
 import pytest
 
-from client.doctor import way_out
-from client.doctor.certificates import EXPIRED, Certificate, why_refused
+from client.doctor import route
+from client.doctor.certificates import EXPIRED, Certificate, certificate_obstacle
 from client.doctor.findings import Obstacle, Verdict
-from client.doctor.network import clock_finding, look_at_network
+from client.doctor.network import check_network, clock_finding
 from client.doctor.proxies import proxy_for
-from client.doctor.way_out import Answer
+from client.doctor.route import Answer
 from mmare.wire.joining import Coordinator
 from server.membership.certificates import new_authority, new_server
 from tests.strange_servers import connect_proxy, flower, free_port, https_server, plain_server
@@ -38,12 +38,12 @@ def ca(authority, tmp_path):
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch):
-    monkeypatch.setattr(way_out, "STEP_S", 0.5)  # loopback answers at once, or never
+    monkeypatch.setattr(route, "STEP_S", 0.5)  # loopback answers at once, or never
 
 
 def look(port, ca, proxies=None, host="localhost"):
     with environment(proxies or {}):
-        return look_at_network(Coordinator("north", host, port, "elm"), ca, RUNTIME_PORT)
+        return check_network(Coordinator("north", host, port, "elm"), ca, RUNTIME_PORT)
 
 
 @contextmanager
@@ -99,7 +99,7 @@ def test_a_good_coordinator_has_seven_good_rows(authority, ca, tmp_path):
         pytest.param(NOW + timedelta(days=2), 397, "is valid only from", id="not yet valid"),
     ],
 )
-def test_a_certificate_out_of_its_time_names_the_clock(authority, ca, tmp_path, start, days, words):
+def test_an_expired_certificate_names_the_clock(authority, ca, tmp_path, start, days, words):
     pair = new_server(authority, "localhost", days=days, start=start)
     with https_server(tmp_path, pair) as port:
         row = only_problem(look(port, ca))
@@ -109,13 +109,13 @@ def test_a_certificate_out_of_its_time_names_the_clock(authority, ca, tmp_path, 
     assert "mmare-server kit renew" in row.advice
 
 
-def test_an_authority_out_of_its_time_asks_for_a_new_bundle():
+def test_an_expired_authority_asks_for_a_new_bundle():
     error = ssl.SSLCertVerificationError("verify failed")
     error.verify_code = EXPIRED
     year = timedelta(days=365)
     shown = Certificate("CN=localhost", "CN=north authority", NOW - year, NOW + year, ("localhost",))
     authority = Certificate("CN=north authority", "CN=north authority", NOW - 10 * year, NOW - year, ())
-    row = why_refused(error, shown, authority, "localhost")
+    row = certificate_obstacle(error, shown, authority, "localhost")
     assert "the federation's authority in the kit expired" in row.found
     assert "new bundle" in row.advice
 
@@ -153,7 +153,7 @@ def test_another_name_than_the_certificates_is_named(authority, ca, tmp_path):
     )
 
 
-def test_a_firewall_that_opens_tls_is_named(ca, tmp_path):
+def test_a_firewall_that_intercepts_tls_is_named(ca, tmp_path):
     firewall = new_authority("Gate Inspection")
     asked = []
     with https_server(tmp_path, new_server(firewall, "localhost"), lambda *it: asked.append(it)) as port:
@@ -172,7 +172,7 @@ def test_a_new_authority_of_the_same_name_asks_for_a_new_bundle(ca, tmp_path):
 
 
 @pytest.mark.parametrize("content", [None, b"", b"not a certificate"], ids=["missing", "empty", "text"])
-def test_a_kit_without_an_authority_says_so(authority, tmp_path, content):
+def test_a_kit_without_an_authority_is_reported(authority, tmp_path, content):
     ca = tmp_path / "ca.crt"
     if content is not None:
         ca.write_bytes(content)
@@ -182,33 +182,33 @@ def test_a_kit_without_an_authority_says_so(authority, tmp_path, content):
     assert "mmare-site kit install" in row.advice
 
 
-def test_a_port_without_tls_says_so(ca):
+def test_a_port_without_tls_is_reported(ca):
     with plain_server(b"SSH-2.0-OpenSSH_9.2\r\n") as port:
         row = only_problem(look(port, ca))
-    assert (row.check, row.found) == ("TLS", "what answers there does not speak TLS")
+    assert (row.check, row.found) == ("TLS", "the program that answers does not speak TLS")
 
 
-def test_a_connection_that_is_held_says_so(ca):
+def test_a_silent_server_is_reported(ca):
     with plain_server(b"", hold=True) as port:
         row = only_problem(look(port, ca))
-    assert row.found == "the connection opens, but TLS gets no answer"
+    assert row.found == "the connection opens, but the TLS handshake gets no answer"
     assert "inspects TLS" in row.advice
 
 
-def test_a_closed_port_says_so(ca):
+def test_a_closed_port_is_reported(ca):
     row = only_problem(look(free_port(), ca))
     assert row.check == "connection"
     assert "refuses the connection" in row.found
     assert "mmare-server start" in row.advice
 
 
-def test_an_unknown_name_says_so(ca):
+def test_an_unknown_name_is_reported(ca):
     row = only_problem(look(443, ca, host="nobody.invalid"))
     assert row.check == "name"
     assert row.found.startswith(("nobody.invalid has no address", "no name server answers"))
 
 
-def test_a_name_server_that_does_not_answer_is_not_waited_for(ca, monkeypatch):
+def test_a_silent_name_server_times_out(ca, monkeypatch):
     monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: time.sleep(5) or [])
     before = time.monotonic()
     row = only_problem(look(443, ca, host="fed.example.org"))
@@ -321,7 +321,7 @@ def test_the_tolerance_is_flowers():
     assert MOST_BEHIND_S == TIMESTAMP_TOLERANCE + SYSTEM_TIME_TOLERANCE
 
 
-def test_a_date_that_is_none_is_a_warning():
+def test_an_invalid_date_is_a_warning():
     row = clock_finding(Answer(200, {"date": "yesterday"}, b"", 0.0, 0.0))
     assert row.verdict is Verdict.WARNING
 
@@ -336,7 +336,7 @@ def test_everything_goes_through_the_proxy(authority, ca, tmp_path):
     ):
         findings = look(8443, ca, through(proxy, "mary:s3%40%20pw@"), host="fed.example.org")
     assert {finding.verdict for finding in findings} == {Verdict.OK}
-    assert by_check(findings)["way out"].found == "the proxy connects to fed.example.org:8443"
+    assert by_check(findings)["tunnel"].found == "the proxy connects to fed.example.org:8443"
     assert all(head.startswith("CONNECT fed.example.org:8443 HTTP/1.1\r\n") for head in proxy.asked)
     assert len(proxy.asked) == 2  # questions, each on a connection of its own
     said = " ".join(f"{finding.found} {finding.advice}" for finding in findings)
@@ -367,13 +367,13 @@ def answered(status, headers=b""):
 def test_a_proxy_that_refuses_is_explained(ca, refusal, login, words, advice):
     with connect_proxy(None, refusal) as proxy:
         row = only_problem(look(443, ca, through(proxy, login), host="fed.example.org"))
-    assert row.check == "way out"
+    assert row.check == "tunnel"
     assert words in row.found
     assert advice in row.advice
     assert "mary" not in row.found + row.advice
 
 
-def test_a_proxy_that_says_nothing_is_not_waited_for(ca):
+def test_a_silent_proxy_times_out(ca):
     with plain_server(b"", hold=True) as port:
         row = only_problem(look(443, ca, {"HTTPS_PROXY": f"http://127.0.0.1:{port}"}, host="fed.example.org"))
     assert "accepts the connection but does not answer (no answer)" in row.found
@@ -385,7 +385,7 @@ def test_a_proxy_that_hangs_up_is_explained(ca):
     assert "accepts the connection but does not answer" in row.found
 
 
-def test_a_proxy_that_is_not_there_is_explained(ca):
+def test_an_unreachable_proxy_is_explained(ca):
     gone = {"HTTPS_PROXY": f"http://127.0.0.1:{free_port()}"}
     row = only_problem(look(443, ca, gone, host="fed.example.org"))
     assert row.check == "connection"
@@ -395,7 +395,7 @@ def test_a_proxy_that_is_not_there_is_explained(ca):
 @pytest.mark.parametrize(
     ("address", "words"),
     [
-        pytest.param("socks5://127.0.0.1:1080", "names a proxy of the kind socks5", id="socks"),
+        pytest.param("socks5://127.0.0.1:1080", "names a proxy of type socks5", id="socks"),
         pytest.param("http://127.0.0.1:port", "does not hold an address", id="port"),
     ],
 )
@@ -408,10 +408,10 @@ def test_a_variable_that_names_no_http_proxy_is_a_problem(ca, address, words):
 def test_a_proxy_behind_tls_is_not_tried(ca):
     with plain_server(b"") as port:
         row = only_problem(look(443, ca, {"HTTPS_PROXY": f"https://127.0.0.1:{port}"}, host="a.example.org"))
-    assert "reached over TLS, which is not tried here" in row.found
+    assert "reached over TLS, which this check does not support" in row.found
 
 
-def test_loopback_behind_a_proxy_and_ranges_are_told(authority, ca, tmp_path):
+def test_loopback_behind_a_proxy_and_ranges_are_reported(authority, ca, tmp_path):
     around = {"HTTP_PROXY": "http://proxy.example.org:3128", "NO_PROXY": "10.0.0.0/8"}
     with https_server(tmp_path, new_server(authority, "localhost")) as port:
         rows = [row for row in look(port, ca, around) if row.check == "proxy"]
