@@ -1,12 +1,12 @@
-"""``mmare-site start``: a hospital's processes, started, watched and started again.
+"""``mmare-site start``: runs and supervises a hospital's processes.
 
 ::
 
-    mmare-site start ─┬─ worker      reads patient data, asks nobody
+    mmare-site start ─┬─ worker      reads patient data, opens no connections
       (this process)  ├─ supernode   connects outwards to the coordinator
                       └─ superexec ─ one short-lived process per message, which asks the worker
 
-Each part can run alone, as another user: ``--part worker`` and ``--part relay``. The relay never reads
+Each part can run alone as a separate user: ``--part worker`` and ``--part relay``. The relay never reads
 patient data, not even the manifest.
 """
 
@@ -45,8 +45,8 @@ __all__ = ["WORKER", "has_joined", "keep_site", "worker_program"]
 LOG = logging.getLogger(__name__)
 
 WORKER: Final = "worker"
-LOOK_S: Final = 0.1
-KILLED_S: Final = 10.0  # that the worker has on top of its own time to stop
+POLL_S: Final = 0.1
+KILL_AFTER_S: Final = 10.0  # beyond the worker's own grace time
 
 
 def has_joined(site: SiteConfig) -> bool:
@@ -55,12 +55,7 @@ def has_joined(site: SiteConfig) -> bool:
 
 
 def worker_program(site: SiteConfig, file: Path) -> Program:
-    """The site worker as a program that is kept running.
-
-    Args:
-        site: Whose it is.
-        file: Its ``site.toml``.
-    """
+    """The site worker as a supervised program; ``file`` is the site's ``site.toml``."""
     return Program(
         WORKER,
         (
@@ -74,33 +69,33 @@ def worker_program(site: SiteConfig, file: Path) -> Program:
             WORKER,
         ),
         site.folder.absolute() / "worker.log",
-        stop_s=site.worker.grace_s + KILLED_S,
+        stop_s=site.worker.grace_s + KILL_AFTER_S,
     )
 
 
 def keep_site(site: SiteConfig, file: Path, *, worker: bool = True, stop: Stop | None = None) -> bool:
-    """Keep a site's programs running until told to stop.
+    """Run a site's programs until stopped.
 
     Args:
-        site: With a bundle installed.
+        site: A site with an installed bundle.
         file: Its ``site.toml``.
-        worker: Whether its worker is one of them; somebody else starts it otherwise.
-        stop: Tells to stop; by default SIGTERM and SIGINT do, and the caller must be the main thread.
+        worker: Whether to run the worker too; otherwise it is started separately.
+        stop: By default SIGTERM or SIGINT, which needs the main thread.
 
     Returns:
-        Whether the message in hand was finished.
+        Whether the current message was finished.
 
     Raises:
-        RunError: If this site's programs are kept already.
-        InputError: If the kit cannot be used.
+        RunError: If the site's programs are running already.
+        InputError: If the kit is unusable.
     """
     folder = RelayFolder.of(site)
-    SiteKit(site.coordinator.kit).coordinator()  # before a folder is made for it
+    SiteKit(site.coordinator.kit).coordinator()  # checked before the folder is created
     folder.make()
     already = RunError(f"{folder.lock}: mmare-site start of this site is running already")
     with (
         locked(folder.lock, already, mode=0o600),
-        stop_on_signals(stop) as told,
+        stop_on_signals(stop) as stopping,
         ProcessSupervisor() as processes,
     ):
         relay = relay_programs(site)
@@ -109,23 +104,23 @@ def keep_site(site: SiteConfig, file: Path, *, worker: bool = True, stop: Stop |
                 raise RunError(f"{site.worker.socket}: a site worker is running there already")
             processes.keep(worker_program(site, file))
         keeper = _Keeper(site, processes, [WORKER] * worker, relay)
-        keeper.say()
+        keeper.write_state()
         LOG.info("the relay to %s starts once the site worker answers", keeper.address)
-        while not told.wait(LOOK_S):
-            keeper.look()
+        while not stopping.wait(POLL_S):
+            keeper.poll()
         finished = keeper.finish(site.worker.grace_s)
         folder.state.unlink(missing_ok=True)
         return finished
 
 
 @dataclass
-class _Seen:
+class _Observed:
     state: ProgramState
-    said: int = 0  # bytes of its log that were there when it was started
+    log_start: int = 0  # size of its log at its last start
 
 
 class _Keeper:
-    """Watches a site's processes, says what happens in it, and keeps SuperNode and SuperExec in step."""
+    """Watches a site's processes, reports their state, and keeps SuperNode and SuperExec in sync."""
 
     def __init__(
         self, site: SiteConfig, processes: ProcessSupervisor, kept: Sequence[str], relay: Sequence[Program]
@@ -138,68 +133,61 @@ class _Keeper:
         self.address = self._coordinator.address
         self._began = time.time()
         names = [*kept, *self._relay]
-        self._seen = {name: _Seen(ProgramState(name, 0, self._began)) for name in names}
-        self._waiting = True
+        self._observed = {name: _Observed(ProgramState(name, 0, self._began)) for name in names}
+        self._waiting = True  # for the worker
 
-    def look(self) -> None:
-        """Notice what ended and what started."""
+    def poll(self) -> None:
+        """Handle programs that ended or started."""
         if self._waiting and listens(self._site.worker.socket):
-            self._waiting = False  # who asks before would be told that this site has no worker
+            self._waiting = False  # earlier messages would be refused for lack of a worker
             for program in self._relay.values():
                 self._processes.keep(program)
         changes = self._processes.poll()
         for change in changes:
             self._note(change)
         if any(change.name == SUPEREXEC and change.code is not None for change in changes):
-            self._begin_anew(SUPERNODE)
+            self._processes.stop([SUPERNODE])  # it would wait for the message that SuperExec has lost
+            self._processes.keep(self._relay[SUPERNODE])
         if changes:
-            self.say()
-
-    def _begin_anew(self, name: str) -> None:
-        """Start a program again because what it waits for is gone: a message that SuperExec had in hand."""
-        self._processes.stop([name])
-        self._processes.keep(self._relay[name])
+            self.write_state()
 
     def _note(self, change: Change) -> None:
-        seen, name = self._seen[change.name], change.name
+        observed, name = self._observed[change.name], change.name
         if change.code is None:
             LOG.info("%s started (process %s)", name, change.pid)
-            seen.state = replace(seen.state, starts=seen.state.starts + 1, since=time.time(), pid=change.pid)
+            state = observed.state
+            observed.state = replace(state, starts=state.starts + 1, since=time.time(), pid=change.pid)
             log = self._log(name)
-            seen.said = log.stat().st_size if log.exists() else 0
+            observed.log_start = log.stat().st_size if log.exists() else 0
             return
         contact = last_contact(self._folder)
         contact_s = None if contact is None else (datetime.now(UTC) - contact).total_seconds()
-        reason = exit_reason(name, change.code, log_tail(self._log(name), seen.said), contact_s)
-        LOG.warning("%s: %s; trying again in %.3g s; %s", name, reason, change.again_s, self._log(name))
-        seen.state = replace(seen.state, pid=None, ended=reason)
+        reason = exit_reason(name, change.code, log_tail(self._log(name), observed.log_start), contact_s)
+        LOG.warning("%s: %s; restarting in %.3g s; %s", name, reason, change.again_s, self._log(name))
+        observed.state = replace(observed.state, pid=None, ended=reason)
 
     def _log(self, name: str) -> Path:
         return self._relay[name].log if name in self._relay else worker_program(self._site, Path()).log
 
-    def say(self) -> None:
-        """Write what ``mmare-site status`` shows."""
+    def write_state(self) -> None:
+        """Write the state for ``mmare-site status``."""
         state = RelayState(
             os.getpid(),
             self._began,
             self._coordinator.federation,
             self.address,
-            tuple(seen.state for seen in self._seen.values()),
+            tuple(observed.state for observed in self._observed.values()),
         )
         try:
             write_state(self._folder.state, state)
-        except OSError as error:  # a full disk: the programs matter more
+        except OSError as error:  # such as a full disk, which must not stop the programs
             LOG.warning("%s: cannot be written (%s)", self._folder.state, type(error).__name__)
 
     def finish(self, grace_s: float) -> bool:
-        """Take no message more, wait for the one in hand, then stop everything.
-
-        Returns:
-            Whether it was finished.
-        """
+        """Stop everything after the current message; returns whether that was finished."""
         finished = self._drain(grace_s)
         worker = self._processes.running().get(WORKER)
-        if not finished and worker is not None:  # nobody waits for its answer any more
+        if not finished and worker is not None:  # its answer is no longer wanted
             with suppress(ProcessLookupError):
                 os.kill(worker, signal.SIGKILL)
         self._processes.stop()
@@ -209,11 +197,11 @@ class _Keeper:
         pid = self._processes.running().get(SUPERNODE)
         if pid is None:
             return True
-        LOG.info("told to stop; the message in hand has %s s", grace_s)
+        LOG.info("stopping; the current message may take %s s", grace_s)
         os.kill(pid, signal.SIGUSR1)
         end = time.monotonic() + grace_s + PICKUP_S
         while SUPERNODE in self._processes.running():
             if time.monotonic() > end:
                 return False
-            time.sleep(LOOK_S)
+            time.sleep(POLL_S)
         return True

@@ -1,4 +1,4 @@
-"""A screenful about a site's worker and relay: ``mmare-site status``."""
+"""Text of ``mmare-site status``: a site's worker and relay."""
 
 from __future__ import annotations
 
@@ -17,32 +17,19 @@ if TYPE_CHECKING:
 
 __all__ = ["RelayText", "relay_text", "status_text"]
 
-RECENT_S: Final = 60.0  # a coordinator that has not answered for longer may not be reached
+RECENT_S: Final = 60.0  # a longer silence suggests that the coordinator is unreachable
 
 
 @dataclass(frozen=True)
 class RelayText:
-    """What there is to say of a relay.
+    """State of a relay."""
 
-    Args:
-        lines: For people; empty where the site has joined no federation.
-        runs: Whether all that should run does.
-    """
-
-    lines: str = ""
-    runs: bool = True
+    lines: str = ""  # empty if the site has joined no federation
+    runs: bool = True  # whether all of its programs run
 
 
 def relay_text(site: SiteConfig, now: datetime) -> RelayText:
-    """What ``mmare-site start`` says of SuperNode and SuperExec.
-
-    Args:
-        site: Of the relay.
-        now: To say for how long.
-
-    Raises:
-        InputError: If the kit's files cannot be used.
-    """
+    """State of SuperNode and SuperExec; raises `InputError` if the kit's files are unusable."""
     try:
         if not SiteKit(site.coordinator.kit).joined.exists():
             return RelayText()
@@ -50,7 +37,9 @@ def relay_text(site: SiteConfig, now: datetime) -> RelayText:
         folder = RelayFolder.of(site)
         state, contact = read_state(folder), last_contact(folder)
     except PermissionError:
-        return RelayText(f"relay: {site.coordinator.kit} is another user's; ask as that user")
+        return RelayText(
+            f"relay: {site.coordinator.kit} belongs to another user; run this command as that user"
+        )
     where = f"coordinator: {coordinator.address}, federation {coordinator.federation}"
     if state is None:
         return RelayText(f"{where}\nrelay: not running", runs=False)
@@ -63,7 +52,7 @@ def _ago(then: datetime | None, now: datetime) -> str:
     if then is None:
         return "none yet"
     seconds = (now - then).total_seconds()
-    late = "; the coordinator may not be reached" if seconds > RECENT_S else ""
+    late = "; the coordinator may be unreachable" if seconds > RECENT_S else ""
     return f"{then:%Y-%m-%d %H:%M:%S} UTC, {_span(seconds)} ago{late}"
 
 
@@ -77,20 +66,15 @@ def _program(program: ProgramState, now: datetime) -> str:
 
 
 def status_text(status: StatusAnswer, now: datetime) -> str:
-    """What a worker says of itself, as lines.
-
-    Args:
-        status: Of the worker.
-        now: To say how long ago the last contact was.
-    """
+    """State of a worker."""
     lines = [
         f"site {status.site}, running for {_span(status.uptime_s)} (process {status.pid}, {status.software})",
         f"messages since the start: {status.messages}",
         f"last contact: {_contact(status, now)}",
-        f"now: {f'at work for {_span(status.busy_s)}' if status.HasField('busy_s') else 'waiting'}",
+        f"now: {f'at work for {_span(status.busy_s)}' if status.HasField('busy_s') else 'idle'}",
         "",
     ]
-    lines += [_study(tally) for tally in status.studies] or ["no study is approved, none has been asked for"]
+    lines += [_study(tally) for tally in status.studies] or ["no study is approved, none has been requested"]
     return "\n".join(lines)
 
 
@@ -105,10 +89,10 @@ def _study(tally: StudyTally) -> str:
     name = tally.name or ("a study" if tally.study_hash else "messages that name no study")
     most = f" of {tally.max_releases:,}" if tally.HasField("max_releases") else ""
     kind = "approved" if tally.approved else "not approved"
-    left = f"{tally.released:,} answers{most} ({tally.released_bytes / 1e6:.1f} MB)"
+    released = f"{tally.released:,} answers{most} ({tally.released_bytes / 1e6:.1f} MB)"
     since = " since the approval" if tally.approved else ""
     return f"{kind}: {name} {tally.study_hash[:12]}".rstrip() + (
-        f"\n  left{since}: {left}; refused: {tally.refused:,}"
+        f"\n  released{since}: {released}; refused: {tally.refused:,}"
     )
 
 

@@ -285,7 +285,8 @@ def _refused(status: int, headers: Sequence[tuple[bytes, bytes]], proxy: Proxy, 
     if status in NOT_REACHED:
         return Obstacle(
             f"{proxy} answers {status}: it does not reach {target} itself",
-            f"check the address with the coordinator, and with the proxy's administrator that it is allowed",
+            "check the address with the coordinator, and with the proxy's administrator whether "
+            f"{target} is allowed",
         )
     return Obstacle(
         f"{proxy} answers {status}: it does not connect to {target}",

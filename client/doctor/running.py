@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 from client.doctor.findings import fine, problem, warning
 from client.relay.programs import RelayFolder
 from client.relay.status_file import last_contact, read_state
-from client.relay.worker_link import WorkerLink
+from client.relay.worker_link import LONGEST_PATH, WorkerLink
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 __all__ = ["check_relay", "check_worker"]
 
 START: Final = "start it with mmare-site start, or by its systemd unit"
-LONGEST_PATH: Final = 107  # bytes; the kernel's limit for a Unix socket
 SILENT_S: Final = 90.0  # three heartbeats of a SuperNode
 
 

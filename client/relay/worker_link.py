@@ -18,11 +18,12 @@ if TYPE_CHECKING:
 
     from client.worker_pb.site_worker_pb2 import StatusAnswer
 
-__all__ = ["CHANNEL_OPTIONS", "WorkerLink", "address_of"]
+__all__ = ["CHANNEL_OPTIONS", "LONGEST_PATH", "WorkerLink", "address_of"]
 
 LOG = logging.getLogger(__name__)
 
 MOST_BYTES: Final = 1 << 30  # per message; gRPC's default of 4 MiB is less than most models
+LONGEST_PATH: Final = 107  # bytes; the kernel's limit for a Unix socket
 CHANNEL_OPTIONS: Final = (
     ("grpc.max_receive_message_length", MOST_BYTES),
     ("grpc.max_send_message_length", MOST_BYTES),

@@ -49,7 +49,7 @@ def option(program, name: str) -> str:
     return program.command[program.command.index(name) + 1]
 
 
-def test_the_programs_say_what_the_kit_says(tmp_path):
+def test_the_programs_get_the_kit_s_settings(tmp_path):
     site = joined(tmp_path / "a hospital", port=(port := free_port()))
     kit = SiteKit(site.coordinator.kit)
     supernode, superexec = relay_programs(site)
@@ -71,7 +71,7 @@ def test_the_programs_say_what_the_kit_says(tmp_path):
     assert " " in told["socket"]
 
 
-def test_the_worker_is_this_very_program(tmp_path):
+def test_the_worker_is_started_by_this_command(tmp_path):
     program = worker_program(joined(tmp_path), tmp_path / "site.toml")
     assert program.command[-2:] == ("--part", "worker")
     assert program.command[1:6] == ("-P", "-m", "client.cli", "start", str(tmp_path / "site.toml"))
@@ -97,7 +97,7 @@ def test_the_worker_is_this_very_program(tmp_path):
         ),
     ],
 )
-def test_a_kit_that_is_not_complete_is_said(spoil, said, tmp_path):
+def test_an_incomplete_kit_is_an_error(spoil, said, tmp_path):
     site = joined(tmp_path)
     spoil(SiteKit(site.coordinator.kit))
     with pytest.raises(InputError) as error:
@@ -105,7 +105,7 @@ def test_a_kit_that_is_not_complete_is_said(spoil, said, tmp_path):
     assert said in str(error.value)
 
 
-def test_a_port_that_is_taken_is_said(tmp_path):
+def test_a_port_in_use_is_an_error(tmp_path):
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
         other.listen()
@@ -115,13 +115,13 @@ def test_a_port_that_is_taken_is_said(tmp_path):
             relay_programs(site)
 
 
-def test_a_socket_that_flower_cannot_name_is_said(tmp_path):
+def test_a_socket_path_that_flower_cannot_express_is_an_error(tmp_path):
     site = joined(tmp_path / "St. James's")
     with pytest.raises(InputError, match="without quotation marks"):
         relay_programs(site)
 
 
-def test_the_environment_lets_nothing_out_but_the_way_to_the_coordinator(tmp_path):
+def test_the_environment_allows_only_the_connection_to_the_coordinator(tmp_path):
     around = {"PATH": "/usr/bin", "HTTPS_PROXY": "http://proxy:3128", "HTTP_PROXY": "http://proxy:3128"}
     found = relay_environment(RelayFolder(tmp_path), around)
     assert found["PATH"].split(os.pathsep)[-1] == "/usr/bin"
@@ -133,7 +133,7 @@ def test_the_environment_lets_nothing_out_but_the_way_to_the_coordinator(tmp_pat
         found[f"FLWR_{name}"] for name in ("DISABLE_UPDATE_CHECK", "DISABLE_RUNTIME_DEPENDENCY_INSTALLATION")
     } == {"1"}
     assert found["FLWR_TELEMETRY_ENABLED"] == "0"
-    assert int(found["FLWR_PRIVATE_MAX_ARRAY_CHUNK_SIZE"]) < 16 << 20  # what the coordinator's door lets in
+    assert int(found["FLWR_PRIVATE_MAX_ARRAY_CHUNK_SIZE"]) < 16 << 20  # the coordinator's limit
 
 
 @pytest.mark.parametrize(
@@ -147,7 +147,7 @@ def test_the_environment_lets_nothing_out_but_the_way_to_the_coordinator(tmp_pat
         pytest.param({"NO_PROXY": "localhost,127.0.0.1"}, "localhost,127.0.0.1", id="there already"),
     ],
 )
-def test_this_machine_is_reached_past_every_proxy(around, expected):
+def test_this_machine_is_reached_without_a_proxy(around, expected):
     assert no_proxy_value(around) == expected
 
 
@@ -199,11 +199,11 @@ REFUSED = "Exit Code: 305\nFailed to initialize\n[code: 2004] Failed to activate
         pytest.param("worker", 2, "", None, "ended with exit code 2", id="worker"),
     ],
 )
-def test_why_a_program_ended_is_said_in_plain_words(name, code, said, contact_s, expected):
+def test_the_reason_of_an_exit_is_explained(name, code, said, contact_s, expected):
     assert expected in exit_reason(name, code, said, contact_s)
 
 
-def test_the_last_words_are_those_since_the_start_and_bounded(tmp_path):
+def test_the_tail_of_a_log_begins_at_the_start_and_is_bounded(tmp_path):
     log = tmp_path / "x.log"
     assert log_tail(log) == ""
     log.write_text("old\nnew\n")
@@ -236,7 +236,7 @@ def test_a_site_that_has_joined_no_federation_has_no_relay(tmp_path):
     assert relay_text(site, NOW) == relay_text(site, NOW).__class__()
 
 
-def test_status_tells_of_every_program(tmp_path):
+def test_the_status_covers_every_program(tmp_path):
     site = joined(tmp_path)
     folder = RelayFolder.of(site)
     since = (NOW - timedelta(minutes=5)).timestamp()
@@ -254,7 +254,7 @@ def test_status_tells_of_every_program(tmp_path):
         os.utime(folder.contact, (since, since))
         text = relay_text(site, NOW)
         assert "join.example.org:443, federation mmist" in text.lines
-        assert "11:55:00 UTC, 0:05:00 ago; the coordinator may not be reached" in text.lines
+        assert "11:55:00 UTC, 0:05:00 ago; the coordinator may be unreachable" in text.lines
         assert (
             "supernode: running for 0:05:00 (process 12), started 3 times; before that: the coor"
             in text.lines
@@ -271,10 +271,10 @@ def test_status_tells_of_every_program(tmp_path):
     assert not is_held(folder.lock)
 
 
-# Supervision, with a worker that somebody else runs
+# Supervision, with a worker that runs separately
 
 
-def test_a_second_one_of_a_site_does_not_start(tmp_path):
+def test_a_second_start_of_a_site_is_refused(tmp_path):
     site = joined(tmp_path)
     folder = RelayFolder.of(site)
     folder.make()
@@ -286,7 +286,7 @@ def test_a_second_one_of_a_site_does_not_start(tmp_path):
         os.close(number)
 
 
-def test_a_worker_of_somebody_else_is_not_run_twice(tmp_path):
+def test_a_worker_that_runs_already_is_not_started_twice(tmp_path):
     site = joined(tmp_path)
     site.worker.socket.parent.mkdir()
     number = held(Path(f"{site.worker.socket}.lock"))
@@ -299,7 +299,7 @@ def test_a_worker_of_somebody_else_is_not_run_twice(tmp_path):
 
 
 @pytest.mark.slow
-def test_the_relay_waits_for_the_worker_and_what_ends_is_started_again(tmp_path):
+def test_the_relay_waits_for_the_worker_and_is_restarted(tmp_path):
     """Without a coordinator: the key is none, so Flower's SuperNode ends at once, with its own code."""
     with tempfile.TemporaryDirectory(prefix="mmare-") as short:
         site = joined(tmp_path)

@@ -106,7 +106,7 @@ def test_only_the_owner_can_reach_the_socket(config):
     assert not config.socket.exists()
 
 
-def test_a_group_can_be_let_in(config):
+def test_a_group_can_be_given_access(config):
     name = grp.getgrgid(os.getegid()).gr_name
     with serving(Worker(echo), WorkerConfig(config.socket, group=name)):
         assert stat.S_IMODE(config.socket.stat().st_mode) == 0o660
@@ -123,7 +123,7 @@ def test_a_folder_that_others_can_enter_is_refused(config, mode):
         serve(Worker(echo), config, stop=threading.Event())
 
 
-def test_a_second_worker_is_refused_and_the_first_goes_on(config):
+def test_a_second_worker_is_refused_and_the_first_continues(config):
     with serving(Worker(echo), config):
         with pytest.raises(RunError, match="a site worker is running there already"):
             serve(Worker(echo), config, stop=threading.Event())
@@ -139,26 +139,26 @@ def test_the_socket_of_a_dead_worker_is_replaced(config):
         assert WorkerLink(config.socket)("x", b"")[0] == "X"
 
 
-def test_a_file_that_is_no_socket_is_left_alone(config):
+def test_a_file_that_is_not_a_socket_is_kept(config):
     config.socket.parent.mkdir(mode=0o700)
     config.socket.write_text("precious")
-    with pytest.raises(InputError, match="something else than a socket"):
+    with pytest.raises(InputError, match="exists but is not a socket"):
         serve(Worker(echo), config, stop=threading.Event())
     assert config.socket.read_text() == "precious"
 
 
-def test_a_path_that_no_socket_can_have_is_refused(tmp_path):
+def test_a_path_too_long_for_a_socket_is_refused(tmp_path):
     config = WorkerConfig(tmp_path / ("x" * 108))
     with pytest.raises(InputError, match="a socket's path has at most 107"):
         serve(Worker(echo), config, stop=threading.Event())
 
 
-def test_a_group_that_nobody_knows_is_refused(config):
+def test_an_unknown_group_is_refused(config):
     with pytest.raises(InputError, match="which this machine does not have"):
         serve(Worker(echo), WorkerConfig(config.socket, group="no-such-group"), stop=threading.Event())
 
 
-def test_whatever_a_service_raises_is_a_code(config):
+def test_any_exception_of_the_service_becomes_a_code(config):
     errors = [FileNotFoundError(2, "TCGA-07-1234", "/data/oncology/patients.csv"), SystemExit("TCGA-07-1234")]
 
     def raising(_header, _payload):
@@ -169,7 +169,7 @@ def test_whatever_a_service_raises_is_a_code(config):
             assert code_of(WorkerLink(config.socket)(asking(), b"")) is SiteCode.INTERNAL
 
 
-def test_no_worker_is_a_code(config):
+def test_a_missing_worker_is_a_code(config):
     assert code_of(WorkerLink(config.socket)(asking(), b"")) is SiteCode.WORKER
     assert WorkerLink(config.socket).status() is None
 
@@ -193,7 +193,7 @@ def other_server(folder, ask):
         server.stop(0).wait(5)
 
 
-def test_a_worker_that_breaks_off_is_a_code_without_its_words(short_path):
+def test_a_worker_that_dies_is_a_code_without_detail(short_path):
     def breaking(_request, context):
         context.abort(grpc.StatusCode.UNKNOWN, "/data/oncology: patient TCGA-07-1234")
 
@@ -204,7 +204,7 @@ def test_a_worker_that_breaks_off_is_a_code_without_its_words(short_path):
     assert "TCGA" not in answer[0]
 
 
-def test_a_worker_that_hangs_is_given_up_at_the_study_s_deadline(config):
+def test_a_worker_that_hangs_times_out_at_the_study_s_deadline(config):
     go_on, calls = threading.Event(), []
 
     def hanging(header, _payload):
@@ -244,7 +244,7 @@ def test_one_message_at_a_time(config):
 
 
 @pytest.mark.parametrize(("takes_s", "grace_s", "finished"), [(0.6, 5, True), (3.0, 0, False)])
-def test_the_message_in_hand_is_finished_or_given_up(config, takes_s, grace_s, finished):
+def test_the_current_message_is_finished_or_abandoned(config, takes_s, grace_s, finished):
     started, answers = threading.Event(), []
 
     def slow(_header, _payload):
@@ -299,7 +299,7 @@ def test_a_worker_answers_approved_studies_only_and_logs_both(site):
     ]
 
 
-def test_a_worker_computes_with_the_threads_that_its_site_gives(site, monkeypatch):
+def test_a_worker_uses_the_threads_of_its_site(site, monkeypatch):
     study = load_study(site.folder.parent / "study.toml")
     approvals, log = ApprovalFolder(site.folder), AuditLog(site.folder / "audit.jsonl")
     approvals.record(study, None)
@@ -367,14 +367,14 @@ def test_the_status_counts_from_the_approval_and_names_studies(site):
     for words in (
         "site ash, running for 0:00:0",
         "messages since the start: 1",
-        f"approved: tiny {study.hash[:12]}\n  left since the approval: 1 answers of 1,020 (2.5 MB)",
-        "not approved: messages that name no study\n  left: 0 answers (0.0 MB); refused: 1",
+        f"approved: tiny {study.hash[:12]}\n  released since the approval: 1 answers of 1,020 (2.5 MB)",
+        "not approved: messages that name no study\n  released: 0 answers (0.0 MB); refused: 1",
         "not approved: a study ffffffffffff",
     ):
         assert words in shown.stdout
 
 
-def test_a_status_says_when_and_for_how_long():
+def test_the_status_names_times_and_durations():
     now = datetime(2026, 5, 1, 12, 0, 0, tzinfo=UTC)
     status = StatusAnswer(site="ash", uptime_s=3661, busy_s=75.2, last_contact=now.timestamp() - 90)
     status.studies.append(StudyTally(study_hash="a" * 64, name="vital", approved=True))
@@ -385,7 +385,7 @@ def test_a_status_says_when_and_for_how_long():
     assert "no study is approved" in status_text(StatusAnswer(), now)
 
 
-def test_no_worker_is_said_and_not_a_success(site):
+def test_the_status_of_no_worker_is_a_failure(site):
     result = RUNNER.invoke(app, ["status", str(site.folder / "site.toml")])
     assert (result.exit_code, result.stdout) == (1, "not running\n")
 
@@ -396,7 +396,7 @@ def test_help_has_an_example(command):
     assert f"Example: mmare-site {command} hospital/site.toml" in " ".join(result.stdout.split())
 
 
-def test_data_that_cannot_be_read_do_not_keep_a_worker_from_starting(site, caplog):
+def test_a_worker_starts_even_if_its_data_are_unreadable(site, caplog):
     ApprovalFolder(site.folder).record(load_study(site.folder.parent / "study.toml"), None)
     site.manifest.unlink()
     stop, ready = threading.Event(), threading.Event()
@@ -447,7 +447,7 @@ def test_policy_and_worker_are_read(tmp_path):
         "[worker]\nport = 9",
     ],
 )
-def test_settings_that_are_none_are_refused(tmp_path, text):
+def test_invalid_settings_are_refused(tmp_path, text):
     with pytest.raises(DataError):
         settings(tmp_path, text)
 

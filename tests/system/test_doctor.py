@@ -152,6 +152,6 @@ def test_a_firewall_that_drops_is_told_within_half_a_minute(tmp_path):
             assert time.monotonic() - began < LONGEST_S
     assert done.returncode == 1
     said = " ".join(done.stdout.split())
-    assert f"no answer from {COORDINATOR}:443: what is sent there vanishes" in said
-    assert f"let this machine out to {COORDINATOR}, TCP port 443" in said
+    assert f"no answer from {COORDINATOR}:443: packets are dropped" in said
+    assert f"allow this machine to reach {COORDINATOR}, TCP port 443" in said
     assert {check for check, verdict in worst.items() if verdict == "problem"} == {"connection"}

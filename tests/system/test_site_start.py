@@ -175,7 +175,7 @@ def test_a_run_gives_the_same_bits_and_its_relay_is_light(tmp_path):
 
         told = command("mmare-site", "status", site.file)
         assert f"localhost:{found.coordinator.port}, federation test" in told
-        assert "the coordinator may not be reached" not in told
+        assert "the coordinator may be unreachable" not in told
         assert all(f"{name}: running for" in told for name in ("worker", "supernode", "superexec"))
         second = command("mmare-site", "start", site.file, expect=1)
         assert "mmare-site start of this site is running already" in second
