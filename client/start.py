@@ -56,21 +56,9 @@ def has_joined(site: SiteConfig) -> bool:
 
 def worker_program(site: SiteConfig, file: Path) -> Program:
     """The site worker as a supervised program; ``file`` is the site's ``site.toml``."""
-    return Program(
-        WORKER,
-        (
-            sys.executable,
-            "-P",
-            "-m",
-            "client.cli",
-            "start",
-            str(file.absolute()),
-            "--part",
-            WORKER,
-        ),
-        site.folder.absolute() / "worker.log",
-        stop_s=site.worker.grace_s + KILL_AFTER_S,
-    )
+    command = (sys.executable, "-P", "-m", "client.cli", "start", str(file.absolute()), "--part", "worker")
+    log = site.folder.absolute() / "worker.log"
+    return Program(WORKER, command, log, stop_s=site.worker.grace_s + KILL_AFTER_S)
 
 
 def keep_site(site: SiteConfig, file: Path, *, worker: bool = True, stop: Stop | None = None) -> bool:

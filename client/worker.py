@@ -211,10 +211,7 @@ def _monitoring(
 
 
 def serve(
-    worker: Worker,
-    config: WorkerConfig,
-    begin: Callable[[], None] = lambda: None,
-    stop: Stop | None = None,
+    worker: Worker, config: WorkerConfig, begin: Callable[[], None] = lambda: None, stop: Stop | None = None
 ) -> bool:
     """Serve on a socket until stopped.
 

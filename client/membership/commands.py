@@ -10,8 +10,7 @@ import typer
 __all__ = ["app"]
 
 app = typer.Typer(
-    no_args_is_help=True,
-    help="Join a federation: send a request, install the coordinator's bundle.",
+    no_args_is_help=True, help="Join a federation: send a request, install the coordinator's bundle."
 )
 
 

@@ -236,7 +236,7 @@ def _comparison(comparison: Comparison, study: Study, facts: Facts) -> tuple[str
 def _update(update: Update, request: Request, study: Study, facts: Facts) -> tuple[str, ...]:
     _require(update.round == request.round, "the update of another round")
     found = tuple(evaluation.split for evaluation in update.evaluations)
-    _require(found == request.splits, "metrics of other splits than those asked for")
+    _require(found == request.splits, "metrics of other splits than those requested")
     for evaluation in update.evaluations:
         _evaluation(evaluation, request, study, facts.limit)
     _require(update.norm is None, "a norm, which only the gate measures")
