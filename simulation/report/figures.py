@@ -1,8 +1,8 @@
 """Figures of a report: matplotlib drawings as inline SVG that takes its colours from the page.
 
-Colours are drawn as place-holders and become CSS variables (``--ink``, ``--site-0``), so that one drawing
-fits light, dark and paper. Sites are told apart by colour and, past eight, by dash; both come from the page's
-order of sites, so that a site looks the same in every figure.
+Colours are drawn as placeholders and become CSS variables (``--ink``, ``--site-0``), so that one drawing
+fits light, dark and print. A site's colour and (past eight sites) dash follow from its position in the page's
+order of sites, so it looks the same in every figure.
 """
 
 from __future__ import annotations
@@ -66,11 +66,12 @@ PALETTE = (
 _MARKERS = {"local": "o", "federated": "D", "centralised": "s"}
 _DASHES: tuple[tuple[float, ...], ...] = ((), (5.0, 2.0), (1.5, 1.5), (6.0, 2.0, 1.5, 2.0))
 _NAMED = ("ink", "muted", "grid", "surface", "federated", "centralised")
+_CURVES = {"balanced_accuracy": "Validation balanced accuracy", "log_loss": "Validation loss"}
 _HOLDER = re.compile(r"#51([0-9a-f]{2})a7")  # what `colour_holder` writes
-_SITE_BASE = 64  # place-holder numbers below are `_NAMED`, from here on sites
+_SITE_BASE = 64  # smaller placeholder numbers are `_NAMED`, from here on sites
 _LABEL_CHARS = 20
 _WIDTH_IN = 5.0
-_TEXT_STYLE = re.compile(r"font-family: [^;]*;? ?")  # the page's own font is used
+_TEXT_STYLE = re.compile(r"font-family: [^;]*;? ?")  # removed: the page sets the font
 STYLE: dict[Any, Any] = {  # Any: matplotlib types the keys as a literal of every setting
     "svg.fonttype": "none",
     "svg.hashsalt": "mmare",
@@ -84,49 +85,35 @@ STYLE: dict[Any, Any] = {  # Any: matplotlib types the keys as a literal of ever
 
 @dataclass(frozen=True)
 class Drawing:
-    """A figure of a page: its heading, what a screen reader says of it, and the ``<svg>`` element."""
+    """A figure of a page."""
 
     title: str
-    label: str
-    svg: str
+    label: str  # for screen readers
+    svg: str  # the <svg> element
 
 
 @dataclass(frozen=True)
 class Line:
-    """Points of one site over rounds, or of the pooled rows.
+    """A metric over rounds."""
 
-    Args:
-        points: (round, value); undefined values are gaps.
-        site: Position in the page's order of sites; ``None`` for pooled.
-    """
-
-    points: Sequence[tuple[int, float | None]]
-    site: int | None
+    points: Sequence[tuple[int, float | None]]  # (round, value); None is a gap
+    site: int | None  # position in the page's order of sites; None for pooled
 
 
 @dataclass(frozen=True)
 class Interval:
-    """One value with its interval.
+    """A value with its interval, if it has one."""
 
-    Args:
-        row: Label of the row it is drawn in; values with the same label share the row.
-        value: ``None`` leaves the row empty.
-        low: Lower end, or ``None`` for a value without an interval.
-        high: Upper end, likewise.
-        colour: CSS variable without its dashes.
-        marker: Of matplotlib.
-    """
-
-    row: str
-    value: float | None
+    row: str  # label; intervals with the same label share a row
+    value: float | None  # None is drawn as "not defined"
     low: float | None
     high: float | None
-    colour: str
-    marker: str = "o"
+    colour: str  # CSS variable without its dashes
+    marker: str = "o"  # of matplotlib
 
 
 def site_variable(position: int) -> str:
-    """CSS variable of a site's colour, from its position in the page's order of sites."""
+    """CSS variable of a site's colour."""
     return f"site-{position % len(PALETTE)}"
 
 
@@ -136,13 +123,10 @@ def site_dash(position: int) -> tuple[float, ...]:
 
 
 def curves_of_run(record: RunRecord, sites: Sequence[str]) -> list[Drawing]:
-    """Draw validation balanced accuracy and loss, pooled and per site, and train loss per site."""
+    """Validation balanced accuracy and loss, pooled and per site, and train loss per site."""
     chosen = record.result.get("best_round")
     drawn = []
-    for metric, title in (
-        ("balanced_accuracy", "Validation balanced accuracy"),
-        ("log_loss", "Validation loss"),
-    ):
+    for metric, title in _CURVES.items():
         curves = validation_curves(record.state, metric)
         lines = [Line(points, sites.index(site)) for site, points in curves.sites.items()]
         lines += [Line(curves.pooled, None)] if curves.pooled else []
@@ -161,12 +145,9 @@ def curves_of_run(record: RunRecord, sites: Sequence[str]) -> list[Drawing]:
 
 
 def curves_alone(journals: Mapping[str, RunState], sites: Sequence[str]) -> list[Drawing]:
-    """Draw how each site's own model did on its own validation rows, over rounds."""
+    """Validation metrics over rounds, each site's own model on its own rows."""
     drawn = []
-    for metric, title in (
-        ("balanced_accuracy", "Validation balanced accuracy"),
-        ("log_loss", "Validation loss"),
-    ):
+    for metric, title in _CURVES.items():
         lines = []
         for site, state in journals.items():
             curves = validation_curves(state, metric)
@@ -179,7 +160,7 @@ def curves_alone(journals: Mapping[str, RunState], sites: Sequence[str]) -> list
 
 
 def figures_of_test(test: Mapping[str, Any], sites: Sequence[str]) -> list[Drawing]:
-    """Draw the test metrics of a run with their intervals, pooled and per site."""
+    """Test metrics of a run with their intervals, pooled and per site."""
     measured = test.get("sites") or {}
     rows = [("All sites", test.get("pooled"), "ink", "D")]
     rows += [
@@ -199,7 +180,7 @@ def figures_of_test(test: Mapping[str, Any], sites: Sequence[str]) -> list[Drawi
 
 
 def comparison_figures(comparison: Comparison) -> list[Drawing]:
-    """Draw each way to train on the pooled test rows, then on the rows of each site."""
+    """Each way to train on the pooled test rows, then on the rows of each site."""
 
     def interval(row: str, contender: Contender, rows: str | None, metric: str) -> Interval:
         value = contender.on(rows, metric)
@@ -227,35 +208,27 @@ def comparison_figures(comparison: Comparison) -> list[Drawing]:
 
 @mpl.rc_context(STYLE)
 def line_figure(name: str, title: str, lines: Sequence[Line], marked: int | None = None) -> str:
-    """Draw curves over rounds.
+    """Draw curves over rounds, pooled ones thicker and on top, as an ``<svg>`` element.
 
     Args:
-        name: Unique in the page; ids in the drawing start with it.
-        title: What a screen reader says of it.
-        lines: Pooled lines are drawn thicker and on top.
+        name: Prefix of the ids in the drawing, unique in the page.
+        title: For screen readers.
+        lines: What to draw.
         marked: The selected round.
-
-    Returns:
-        An ``<svg>`` element.
     """
     figure = Figure(figsize=(_WIDTH_IN, 3.2))
     axes = figure.subplots()
     figure.subplots_adjust(left=0.09, right=0.97, top=0.91, bottom=0.15)
     dress(axes, grid="y")
-    told = sorted({number for line in lines for number, _ in line.points})
+    rounds = sorted({number for line in lines for number, _ in line.points})
     for line in sorted(lines, key=lambda line: line.site is None):
-        points = dict(line.points)  # a round that says nothing of a site is a gap in its line
-        _draw(axes, Line([(number, points.get(number)) for number in told], line.site))
+        points = dict(line.points)  # a round without the site is a gap in its line
+        _draw(axes, Line([(number, points.get(number)) for number in rounds], line.site))
     if marked is not None:
-        axes.axvline(marked, color=colour_holder("muted"), linewidth=1.0, dashes=(3, 3), zorder=1.5)
-        here = (marked, 1.02)
+        muted, above = colour_holder("muted"), axes.get_xaxis_transform()
+        axes.axvline(marked, color=muted, linewidth=1.0, dashes=(3, 3), zorder=1.5)
         axes.annotate(
-            f"round {marked}",
-            here,
-            xycoords=axes.get_xaxis_transform(),
-            ha="center",
-            fontsize=10,
-            color=colour_holder("muted"),
+            f"round {marked}", (marked, 1.02), xycoords=above, ha="center", fontsize=10, color=muted
         )
     axes.set_xlabel("round")
     axes.xaxis.set_major_locator(MaxNLocator(nbins=7, steps=[1, 2, 5, 10], integer=True))
@@ -265,16 +238,7 @@ def line_figure(name: str, title: str, lines: Sequence[Line], marked: int | None
 
 @mpl.rc_context(STYLE)
 def interval_figure(name: str, title: str, intervals: Sequence[Interval]) -> str:
-    """Draw values with intervals, one row per label, in order from the top.
-
-    Args:
-        name: Unique in the page; ids in the drawing start with it.
-        title: What a screen reader says of it.
-        intervals: Long labels are shortened.
-
-    Returns:
-        An ``<svg>`` element.
-    """
+    """Draw values with intervals, one row per label from the top; arguments as of `line_figure`."""
     rows = list(dict.fromkeys(interval.row for interval in intervals))
     members = {row: [interval for interval in intervals if interval.row == row] for row in rows}
     most = max(map(len, members.values()))
@@ -286,7 +250,7 @@ def interval_figure(name: str, title: str, intervals: Sequence[Interval]) -> str
         left=(0.25 + 0.092 * longest) / _WIDTH_IN, right=0.96, top=1 - 0.1 / height, bottom=0.3 / height
     )
     dress(axes, grid="x")
-    step = 0.62 / most  # of a row's height, between the marks that share it
+    step = 0.62 / most  # between marks that share a row, in row heights
     for number, row in enumerate(rows):
         for position, interval in enumerate(members[row]):
             _whisker(axes, interval, number + (position - (len(members[row]) - 1) / 2) * step)
@@ -313,14 +277,8 @@ def _draw(axes: Axes, line: Line) -> None:
 
 def _whisker(axes: Axes, interval: Interval, height: float) -> None:
     if interval.value is None:
-        axes.annotate(
-            "not defined",
-            (0.02, height),
-            xycoords=axes.get_yaxis_transform(),
-            va="center",
-            fontsize=9.5,
-            color=colour_holder("muted"),
-        )
+        muted, left = colour_holder("muted"), axes.get_yaxis_transform()
+        axes.annotate("not defined", (0.02, height), xycoords=left, va="center", fontsize=9.5, color=muted)
         return
     colour = colour_holder(interval.colour)
     if interval.low is not None and interval.high is not None:
@@ -331,7 +289,7 @@ def _whisker(axes: Axes, interval: Interval, height: float) -> None:
 
 
 def dress(axes: Axes, grid: str) -> None:
-    """Quiet axes in the page's colours."""
+    """Reduce axes to one line and a grid, in the page's colours."""
     axes.set_facecolor("none")
     for side, spine in axes.spines.items():
         spine.set_visible(side == "bottom")
@@ -344,7 +302,7 @@ def dress(axes: Axes, grid: str) -> None:
 
 
 def colour_holder(variable: str | int) -> str:
-    """The place-holder of a CSS variable; a number is a site's position."""
+    """The placeholder of a CSS variable; a number is a site's position."""
     if isinstance(variable, str) and variable.startswith("site-"):
         variable = int(variable.removeprefix("site-"))
     number = _NAMED.index(variable) if isinstance(variable, str) else _SITE_BASE + variable % len(PALETTE)
@@ -357,17 +315,17 @@ def _variable(holder: re.Match[str]) -> str:
 
 
 def shorten(label: str, most: int = _LABEL_CHARS) -> str:
-    """A label that fits beside a figure, without letters that cannot be drawn."""
+    """Cut a label to fit beside a figure; letters that cannot be drawn become dots."""
     label = "".join(letter if letter.isprintable() else "·" for letter in label)
     return label if len(label) <= most else f"{label[: most - 1]}…"
 
 
 def to_svg(figure: Figure, name: str, title: str) -> str:
-    """Save without metadata, and fit the drawing into a page: own ids, the page's colours, a title."""
+    """Save without metadata, with unique ids, the page's colours and a title for screen readers."""
     figure.patch.set_alpha(0.0)
     written = io.StringIO()
     with warnings.catch_warnings():
-        # The browser draws the text in its own font; that matplotlib's lacks a letter does not matter.
+        # The browser draws the text, so letters missing from matplotlib's font do not matter.
         warnings.filterwarnings("ignore", message="Glyph .* missing from", category=UserWarning)
         figure.savefig(written, format="svg", metadata={"Date": None, "Creator": None})
     root = ET.fromstring(written.getvalue())  # noqa: S314 - written by matplotlib just now
@@ -386,7 +344,7 @@ def to_svg(figure: Figure, name: str, title: str) -> str:
 
 
 def _local(key: str, value: str, name: str) -> str:
-    """An attribute with ids made the figure's own, and place-holders made CSS variables."""
+    """An attribute with ids prefixed by the figure's name, and placeholders turned into CSS variables."""
     if key == "id":
         return f"{name}-{value}"
     if key == "href":

@@ -1,7 +1,6 @@
-"""A page as text: templates filled, values as people write them, files replaced as a whole.
+"""Render page templates, format values for readers, and replace pages atomically.
 
-Runs (`simulation.report.run_report`) and grids (`simulation.grid_report.report`) bring their own templates.
-jinja2 is imported when a page is written, so that importing this module stays cheap.
+jinja2 is imported when a page is rendered, so that importing this module stays cheap.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from mmare.host.files import replacing
 
 __all__ = ["REASONS", "render_page", "replace_page"]
 
-REASONS = {  # what the codes of `mmare.errors.SiteCode` mean to a reader
+REASONS = {  # `mmare.errors.SiteCode`, explained to a reader
     "S101": "the message could not be understood",
     "S102": "the study is not the one it approved",
     "S201": "its data cannot be used for this study",
@@ -27,7 +26,7 @@ REASONS = {  # what the codes of `mmare.errors.SiteCode` mean to a reader
 
 
 def render_page(view: Mapping[str, Any], template: str = "report_template.html.j2") -> str:
-    """Fill a template of ``templates/``; whatever a name holds is escaped."""
+    """Render a template of ``templates/``; all values are HTML-escaped."""
     import jinja2  # noqa: PLC0415 - loaded only when a page is written
 
     environment = jinja2.Environment(
@@ -45,7 +44,7 @@ def render_page(view: Mapping[str, Any], template: str = "report_template.html.j
 
 
 def replace_page(path: Path, page: str) -> Path:
-    """Replace the page as a whole, so that a reader never meets half of it."""
+    """Replace a page atomically: a reader never sees half of one."""
     with replacing(path) as partial:
         partial.write_text(page, encoding="utf-8")
     return path
@@ -69,7 +68,7 @@ def _setting(value: Any) -> str:  # noqa: ANN401 - any value of a TOML file
 
 
 def _moment(time: str) -> str:
-    """An ISO time of the journal, to the minute."""
+    """An ISO time, to the minute."""
     try:
         return f"{datetime.fromisoformat(time).astimezone(UTC):%Y-%m-%d %H:%M} UTC"
     except ValueError:

@@ -1,7 +1,4 @@
-"""Read finished run folders, and line up the runs of one study on the same test rows.
-
-A run folder is trusted no further than its format: what is missing or damaged is named in one sentence.
-"""
+"""Read finished run folders, and compare the runs of one study on the same test rows."""
 
 from __future__ import annotations
 
@@ -39,7 +36,7 @@ __all__ = [
 ]
 
 HEADLINE = {"balanced_accuracy": "Balanced accuracy", "auc": "AUC", "macro_f1": "Macro F1"}
-# In the order in which a comparison shows them.
+# In the order of a comparison.
 MODES = {"local": "Each site alone", "federated": "Federated", "centralised": "Centralised"}
 
 Points = list[tuple[int, float | None]]
@@ -47,19 +44,12 @@ Points = list[tuple[int, float | None]]
 
 @dataclass(frozen=True)
 class RunRecord:
-    """What a finished run left behind.
-
-    Args:
-        folder: The run folder.
-        study: ``study.toml``, defaults filled in.
-        result: ``result.json``.
-        state: What ``rounds.jsonl`` says.
-    """
+    """The files of a finished run."""
 
     folder: Path
-    study: Study
-    result: dict[str, Any]
-    state: RunState
+    study: Study  # study.toml, defaults filled in
+    result: dict[str, Any]  # result.json
+    state: RunState  # from rounds.jsonl
 
     @property
     def mode(self) -> str:
@@ -68,13 +58,13 @@ class RunRecord:
 
     @property
     def seed(self) -> int:
-        """The seed of the run, which may differ from other runs of the same study."""
+        """Seed of the run; runs of one study may differ in it."""
         return int(self.result.get("seed", self.study.seed))
 
 
 @dataclass(frozen=True)
 class Curves:
-    """One validation metric over rounds: of the pooled rows, and of each site's."""
+    """A validation metric over rounds, pooled and per site."""
 
     pooled: Points
     sites: dict[str, Points]
@@ -82,7 +72,7 @@ class Curves:
 
 @dataclass(frozen=True)
 class Absence:
-    """A site that was left out for one reason, over consecutive rounds; round 0 is the roll call."""
+    """A site left out for one reason over consecutive rounds; round 0 is the roll call."""
 
     site: str
     first: int
@@ -93,60 +83,38 @@ class Absence:
 
 @dataclass(frozen=True)
 class Estimate:
-    """A metric over one or several runs.
+    """A metric over one or several runs."""
 
-    Args:
-        value: Of the one run, or the mean of several; ``None`` if it is defined in none.
-        low: Lower end of the 95 % interval, or mean - sd of several runs.
-        high: Upper end, likewise.
-        sd: Sample standard deviation over runs; ``None`` for fewer than two.
-        runs: How many runs it is taken over.
-    """
-
-    value: float | None
-    low: float | None = None
+    value: float | None  # of several runs the mean; None if no run defines it
+    low: float | None = None  # of the 95 % interval; of several runs mean - sd
     high: float | None = None
-    sd: float | None = None
-    runs: int = 0
+    sd: float | None = None  # sample standard deviation over at least two runs
+    runs: int = 0  # that define the metric
 
 
 @dataclass(frozen=True)
 class Contender:
-    """A way to train, and how it did on the test rows in each of its runs.
-
-    Args:
-        mode: As in `RunRecord`.
-        site: The hospital that trained alone, for mode ``local``.
-        runs: One per seed: ``{"pooled": metrics, "sites": {site: metrics}}``.
-    """
+    """A way to train, with its test metrics in each run."""
 
     mode: str
-    site: str | None
-    runs: tuple[Mapping[str, Any], ...]
+    site: str | None  # the hospital that trained alone, for mode local
+    runs: tuple[Mapping[str, Any], ...]  # one per seed: {"pooled": metrics, "sites": {site: metrics}}
 
     def on(self, rows: str | None, metric: str) -> Estimate:
-        """The metric on the test rows of one site, or of all sites together for ``None``."""
+        """The metric on the test rows of one site, or (``None``) of all sites together."""
         blocks = [run.get("pooled") if rows is None else run["sites"].get(rows) for run in self.runs]
         return estimate(blocks, metric)
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Runs of one study side by side.
-
-    Args:
-        study: Of the first run.
-        records: Every run that is counted, by mode and seed.
-        sites: Whose test rows are compared, sorted.
-        contenders: Each hospital alone, then federated, then centralised, as far as there are runs.
-        notes: What a reader must know before trusting the table, in sentences.
-    """
+    """Runs of one study side by side."""
 
     study: Study
-    records: tuple[RunRecord, ...]
-    sites: tuple[str, ...]
-    contenders: tuple[Contender, ...]
-    notes: tuple[str, ...]
+    records: tuple[RunRecord, ...]  # by mode and seed
+    sites: tuple[str, ...]  # sorted
+    contenders: tuple[Contender, ...]  # each hospital alone, federated, centralised
+    notes: tuple[str, ...]  # caveats, in sentences
 
 
 def load_run(path: Path) -> RunRecord:
@@ -158,14 +126,13 @@ def load_run(path: Path) -> RunRecord:
     study = load_study(path / STUDY_FILE)
     result = _read_result(path / RESULT)
     journal = path / JOURNAL
-    alone = result["mode"] == "local"  # then the journals lie beside each site's own model
-    if not alone and not journal.is_file():
+    if result["mode"] != "local" and not journal.is_file():  # local: one journal beside each site's model
         raise InputError(f"{journal}: no such file")
     return RunRecord(folder=path, study=study, result=result, state=read_run(path))
 
 
 def find_runs(path: Path) -> list[Path]:
-    """Find finished runs: the folder itself, else those one or two levels below it, sorted.
+    """The folder itself if it is a finished run, else those one or two levels below it, sorted.
 
     Raises:
         InputError: If there is none.
@@ -181,13 +148,13 @@ def find_runs(path: Path) -> list[Path]:
 
 
 def local_journals(record: RunRecord) -> dict[str, RunState]:
-    """What the journal of each site that trained alone says, as far as the run folder has them."""
+    """The state of each site that trained alone and left a journal."""
     folders = {site: record.folder / "local" / site for site in site_names(record)}
     return {site: read_run(folder) for site, folder in folders.items() if (folder / JOURNAL).is_file()}
 
 
 def site_names(record: RunRecord) -> tuple[str, ...]:
-    """Every site that the run speaks of, whether it took part or not, sorted by id."""
+    """Every site that the run mentions, whether or not it took part, sorted by id."""
     metrics = record.result.get("metrics") or {}
     names = set(record.result.get("local") or {})
     for split in metrics.values():
@@ -199,7 +166,7 @@ def site_names(record: RunRecord) -> tuple[str, ...]:
 
 
 def validation_curves(state: RunState, metric: str) -> Curves:
-    """Follow a validation metric over rounds."""
+    """A validation metric over rounds."""
     pooled: Points = []
     sites: dict[str, Points] = {}
     for number, row in sorted(state.rounds.items()):
@@ -211,13 +178,11 @@ def validation_curves(state: RunState, metric: str) -> Curves:
 
 
 def absences(record: RunRecord) -> list[Absence]:
-    """Who was left out, when and why: refused at the roll call, or in a round; runs of rounds are joined."""
+    """Sites left out at the roll call or in rounds, and why; consecutive rounds are joined."""
     noted = record.result.get("left_out")
-    if noted is None:  # of an earlier version
+    if noted is None:  # written by an earlier version
         noted = [vars(each) for each in record.state.misses]
-    entries = {
-        (str(entry["site"]), str(entry.get("reason")), entry.get("round") or 0): entry for entry in noted
-    }
+    entries = {(str(each["site"]), str(each.get("reason")), each.get("round") or 0): each for each in noted}
     known = {key[:2] for key in entries}
     for event in record.state.absences:
         if not isinstance(event, SiteLeftOut) and (event.site, str(event.reason)) not in known:
@@ -228,16 +193,13 @@ def absences(record: RunRecord) -> list[Absence]:
         if before and (before.site, before.reason) == (site, reason) and 0 < before.last == number - 1:
             joined[-1] = replace(before, last=number)
         else:
-            joined.append(
-                Absence(
-                    site, number, number, reason, str(entries[site, reason, number].get("code") or reason)
-                )
-            )
+            code = str(entries[site, reason, number].get("code") or reason)
+            joined.append(Absence(site, number, number, reason, code))
     return sorted(joined, key=lambda absence: (absence.first, absence.site))
 
 
 def estimate(blocks: Sequence[Mapping[str, Any] | None], metric: str) -> Estimate:
-    """Summarise a metric over runs: one run with its 95 % interval, several as mean and sd.
+    """Summarise a metric: one run with its 95 % interval, several as mean and sd.
 
     Example:
         >>> estimate([{"auc": 0.7}, {"auc": 0.8}, {"auc": None}], "auc").value
@@ -255,9 +217,9 @@ def estimate(blocks: Sequence[Mapping[str, Any] | None], metric: str) -> Estimat
 
 
 def line_up(records: Sequence[RunRecord]) -> Comparison:
-    """Put runs of one study side by side: each hospital alone, federated, centralised.
+    """Compare runs of one study: each hospital alone, federated, centralised.
 
-    A mode that was run twice with one seed is counted once, and a note says so.
+    Of two runs with the same mode and seed only the first counts, and a note says so.
 
     Raises:
         InputError: If the runs are of different studies.
@@ -280,13 +242,8 @@ def line_up(records: Sequence[RunRecord]) -> Comparison:
     contenders = tuple(_contenders(ordered))
     tested = {site for contender in contenders for run in contender.runs for site in run["sites"]}
     sites = sorted(tested | {contender.site for contender in contenders if contender.site is not None})
-    return Comparison(
-        study=ordered[0].study,
-        records=ordered,
-        sites=tuple(sites),
-        contenders=contenders,
-        notes=(*notes, *_warnings(ordered)),
-    )
+    notes += _warnings(ordered)
+    return Comparison(ordered[0].study, ordered, tuple(sites), contenders, tuple(notes))
 
 
 def _contenders(records: Sequence[RunRecord]) -> list[Contender]:
@@ -307,7 +264,7 @@ def _test(metrics: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _alone(entry: Mapping[str, Any], site: str) -> dict[str, Any]:
-    """Test metrics of a site trained alone; its own rows stand under its own name."""
+    """Test metrics of a site trained alone, those on its own rows under its name."""
     metrics = entry.get("metrics") or {}
     test = _test(metrics)
     own = (metrics.get("test") or {}).get("own")
@@ -315,7 +272,7 @@ def _alone(entry: Mapping[str, Any], site: str) -> dict[str, Any]:
 
 
 def _warnings(records: Sequence[RunRecord]) -> list[str]:
-    """Say what makes runs hard to compare or believe: other test rows, missing seeds, what sites noted."""
+    """Caveats of a comparison: different test rows, missing seeds, notes of the runs."""
     rows: dict[int, set[int]] = {}
     seeds: dict[str, list[int]] = {}
     for record in records:
@@ -329,8 +286,8 @@ def _warnings(records: Sequence[RunRecord]) -> list[str]:
         if len(n) > 1
     ]
     if len({tuple(numbers) for numbers in seeds.values()}) > 1:
-        told = "; ".join(f"{mode}: {', '.join(map(str, numbers))}" for mode, numbers in seeds.items())
-        found.append(f"Not every mode was run with the same seeds ({told}).")
+        listed = "; ".join(f"{mode}: {', '.join(map(str, numbers))}" for mode, numbers in seeds.items())
+        found.append(f"Not every mode was run with the same seeds ({listed}).")
     notes = (str(note) for record in records for note in record.result.get("notes") or [])
     return [*found, *dict.fromkeys(notes)]
 

@@ -1,7 +1,7 @@
 """Write ``report.html``: one self-contained page for a run, or for the runs of one study side by side.
 
-The page's words and layout are in ``report_template.html.j2``, its figures in `simulation.report.figures`;
-here is what it shows. matplotlib is imported when a page is written, so that importing stays cheap.
+This module prepares the values; text and layout are in ``report_template.html.j2``, figures in
+`simulation.report.figures`. matplotlib is imported when a page is written, so that importing stays cheap.
 """
 
 from __future__ import annotations
@@ -63,32 +63,18 @@ View = dict[str, Any]
 
 
 def write_report(run: Path) -> Path:
-    """Write the report of one finished run.
-
-    Args:
-        run: A run folder.
-
-    Returns:
-        The page, ``report.html`` in the run folder; a page that was there is replaced.
+    """Write (or replace) ``report.html`` in the folder of a finished run.
 
     Raises:
-        InputError: If the folder lacks a file of a finished run, or one is damaged.
+        InputError: If a file of a finished run is missing or damaged.
     """
     record = load_run(run)
-    return replace_page(
-        run / "report.html", render_page(_local_view(record) if record.mode == "local" else _run_view(record))
-    )
+    view = _local_view(record) if record.mode == "local" else _run_view(record)
+    return replace_page(run / "report.html", render_page(view))
 
 
 def write_comparison(folder: Path) -> Path:
-    """Write a page that sets the runs of one study side by side on the same test rows.
-
-    Args:
-        folder: Holds run folders, one or two levels below: each site alone, federated, centralised, as many
-            seeds as there are.
-
-    Returns:
-        The page, ``report.html`` in ``folder``; a page that was there is replaced.
+    """Write (or replace) ``report.html``, which compares the runs one or two levels below a folder.
 
     Raises:
         InputError: If there is no finished run, one is damaged, or they are of different studies.
@@ -101,7 +87,7 @@ def write_comparison(folder: Path) -> Path:
 
 
 def _run_view(record: RunRecord) -> View:
-    """What the page of a federated or centralised run shows."""
+    """The page of a federated or centralised run."""
     from simulation.report import figures  # noqa: PLC0415 - matplotlib is loaded only when a page is written
 
     sites = site_names(record)
@@ -124,7 +110,7 @@ def _run_view(record: RunRecord) -> View:
 
 
 def _local_view(record: RunRecord) -> View:
-    """What the page of sites that each trained alone shows."""
+    """The page of a run in which each site trained alone."""
     from simulation.report import figures  # noqa: PLC0415 - matplotlib is loaded only when a page is written
 
     journals = local_journals(record)
@@ -141,7 +127,7 @@ def _local_view(record: RunRecord) -> View:
 
 
 def _comparison_view(comparison: Comparison, folder: Path) -> View:
-    """What the page of several runs shows."""
+    """The page of several runs."""
     from simulation.report import figures  # noqa: PLC0415 - matplotlib is loaded only when a page is written
 
     return {
@@ -156,18 +142,12 @@ def _comparison_view(comparison: Comparison, folder: Path) -> View:
 
 
 def _page(study: Study, sites: Sequence[str]) -> View:
-    """What every page shows."""
+    """What all pages have in common."""
     from simulation.report import figures  # noqa: PLC0415 - matplotlib is loaded only when a page is written
 
-    options = {**study.model.options}
     settings = {
-        "study": {
-            "name": study.name,
-            "classes": study.classes,
-            "positive": study.positive,
-            "seed": study.seed,
-        },
-        "model": {"name": study.model.name, **options},
+        "study": {name: getattr(study, name) for name in ("name", "classes", "positive", "seed")},
+        "model": {"name": study.model.name, **study.model.options},
         "training": asdict(study.training),
         "federation": asdict(study.federation),
         "privacy": asdict(study.privacy),
@@ -193,10 +173,10 @@ def _page(study: Study, sites: Sequence[str]) -> View:
 
 
 def _common(record: RunRecord, sites: Sequence[str], alone: Sequence[RunState]) -> View:
-    """What the page of any one run shows."""
+    """What the pages of single runs have in common; ``alone`` are the states of sites that trained alone."""
     page = _page(record.study, sites)
     state = record.state
-    # The journal's settings also tell the options that the model filled in itself.
+    # The journal also has the options that the model filled in itself.
     written = {} if state.first is None else state.first.settings.get("model", {})
     page["settings"]["model"] = {**written, **page["settings"]["model"]}
     page["settings"]["study"]["seed"] = record.seed
@@ -212,14 +192,14 @@ def _common(record: RunRecord, sites: Sequence[str], alone: Sequence[RunState]) 
         "absences": absences(record),
         "selected_by": SELECTED_BY[record.study.training.select],
         "least": record.study.privacy.min_count,
-        "rows": {site: told.get("splits") or {} for site, told in counts.items()},
+        "rows": {site: each.get("splits") or {} for site, each in counts.items()},
         "patterns": _patterns(counts),
         "scaling": state.scaling,
     }
 
 
 def _gain(record: RunRecord) -> View | None:
-    """What each site gains by joining, where ``mmare-sim gain`` has compared."""
+    """What each site gains by joining, if ``mmare-sim gain`` has measured it."""
     path = record.folder / GAIN
     if not path.exists():
         return None
@@ -231,10 +211,10 @@ def _gain(record: RunRecord) -> View | None:
 
 
 def _patterns(counts: Mapping[str, Mapping[str, Any]]) -> list[View]:
-    """Presence patterns, commonest first; per site the counts of each split and the share of train rows."""
+    """Presence patterns, most frequent first; per site the counts by split and the share of train rows."""
     found: dict[str, dict[str, dict[str, int | None]]] = {}
-    for site, told in counts.items():
-        for split, patterns in (told.get("patterns") or {}).items():
+    for site, reported in counts.items():
+        for split, patterns in (reported.get("patterns") or {}).items():
             for pattern, n in (patterns or {}).items():
                 found.setdefault(pattern, {}).setdefault(site, {})[split] = n
     train = {
@@ -256,7 +236,7 @@ def _patterns(counts: Mapping[str, Mapping[str, Any]]) -> list[View]:
 
 
 def _withheld_rows(test: Mapping[str, Any], sites: Sequence[str]) -> dict[str, list[str]]:
-    """Per class, the sites of the test table whose rows the pooled values do not cover."""
+    """Per class, the tested sites whose rows the pooled values leave out."""
     tested = [site for site in sites if site in (test.get("sites") or {})]
     over = test.get("over") or {}
     missing = {name: [site for site in tested if site not in covered] for name, covered in over.items()}
@@ -264,7 +244,7 @@ def _withheld_rows(test: Mapping[str, Any], sites: Sequence[str]) -> dict[str, l
 
 
 def _spread(test: Mapping[str, Any]) -> View | None:
-    """Best and worst site by balanced accuracy, where at least two have one."""
+    """Best and worst site by balanced accuracy, if at least two have one."""
     values = {
         site: metrics["balanced_accuracy"]
         for site, metrics in sorted((test.get("sites") or {}).items())
@@ -277,16 +257,12 @@ def _spread(test: Mapping[str, Any]) -> View | None:
     if not worst or len(values) < 2:  # noqa: PLR2004 - one site has no spread
         return None
     best = max(values, key=values.__getitem__)
-    return {
-        "worst": worst,
-        "best": best,
-        "value": values[best],
-        "gap": values[best] - worst["balanced_accuracy"],
-    }
+    gap = values[best] - worst["balanced_accuracy"]
+    return {"worst": worst, "best": best, "value": values[best], "gap": gap}
 
 
 def _times(record: RunRecord) -> list[View]:
-    """Where the seconds of a run went, with each phase's share of the total."""
+    """Seconds of each phase of a run, and its share of the total."""
     seconds = record.result.get("seconds") or {}
     phases = {"setup": float(seconds.get("setup") or 0)}
     for row in record.state.rounds.values():
@@ -301,7 +277,7 @@ def _times(record: RunRecord) -> list[View]:
 
 
 def _traffic(state: RunState) -> dict[str, View]:
-    """Per site: rounds taken part in, and means per round of samples, seconds, update norm and bytes."""
+    """Per site: number of rounds, and means per round of samples, seconds, update norm and bytes."""
     rounds: dict[str, list[SiteUpdate]] = {}
     for row in state.rounds.values():
         for site, update in row.updates.items():
@@ -309,15 +285,15 @@ def _traffic(state: RunState) -> dict[str, View]:
     keys = ("samples", "seconds", "norm", "bytes_up", "bytes_down")
     return {
         site: {
-            "rounds": len(told),
-            **{key: sum(float(getattr(update, key) or 0) for update in told) / len(told) for key in keys},
+            "rounds": len(updates),
+            **{key: sum(float(getattr(each, key) or 0) for each in updates) / len(updates) for key in keys},
         }
-        for site, told in sorted(rounds.items())
+        for site, updates in sorted(rounds.items())
     }
 
 
 def _tiles(comparison: Comparison) -> list[tuple[str, Estimate]]:
-    """Pooled test balanced accuracy of each mode; of the sites alone, the best and the worst."""
+    """Pooled test balanced accuracy of each mode; of sites trained alone, the best and the worst."""
     found = [(way, way.on(None, "balanced_accuracy")) for way in reversed(comparison.contenders)]
     tiles = [(MODES[way.mode], value) for way, value in found if way.mode != "local"]
     alone = [(way, value) for way, value in found if way.mode == "local" and value.value is not None]

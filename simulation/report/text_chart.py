@@ -1,4 +1,4 @@
-"""A comparison of runs as a bar chart of text."""
+"""Compare runs in a bar chart of text."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ CHANCE = 0.5  # AUC of guessing, where the bars begin
 
 
 def auc_chart(comparison: Comparison) -> Table:
-    """One bar per way to train, from chance to 1: AUC on the test rows of all sites, with its interval."""
+    """One bar per way to train: AUC on the test rows of all sites, from chance to 1, with its interval."""
     counts = {way.runs[0]["pooled"]["n"] for way in comparison.contenders if way.runs[0]["pooled"]}
     rows = "-".join(map(str, sorted(counts)))
     chart = Table(
