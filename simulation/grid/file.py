@@ -1,4 +1,4 @@
-"""GRID.toml as a file: which are ready, reading one, and what is refused in it."""
+"""Find, read and validate GRID.toml."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ from simulation.grid.plan import (
 __all__ = ["find_grid", "load_grid", "ready_grids", "resolve"]
 
 READY: Final = Path(__file__).parents[1] / "grids"
-DATA_ROOT: Final = "MMARE_DATA"  # environment variable, and a name that every grid may use
-_PLACE = re.compile(r"\{(\w+)\}")
+DATA_ROOT: Final = "MMARE_DATA"  # environment variable; also a source of every grid
+_PLACEHOLDER = re.compile(r"\{(\w+)\}")
 
 
 def ready_grids() -> dict[str, Path]:
@@ -35,10 +35,10 @@ def ready_grids() -> dict[str, Path]:
 
 
 def find_grid(name: str) -> Path:
-    """A path, or the bare name of a grid that comes with the program.
+    """Find a grid by path, or by name if it comes with the program.
 
     Raises:
-        InputError: If there is neither.
+        InputError: If there is none.
     """
     path = Path(name)
     if path.is_file():
@@ -53,25 +53,24 @@ def load_grid(path: Path) -> Grid:
     """Read GRID.toml.
 
     Raises:
-        InputError: If it is missing, a key is unknown or missing, a value is of the wrong kind, a source has
-            no name, an exclusion matches nothing, or two cells are the same.
+        InputError: If it is missing, a key is unknown or missing, a value has the wrong type, a source is
+            unknown, an entry of ``skip`` matches no cell, or two cells are the same.
 
     Example:
         >>> len(load_grid(find_grid("mmist-vital12")).cells) > 100
         True
     """
     try:
-        grid = _from_tables(read_toml(path, "grid"), path.read_text(encoding="utf-8-sig"))
+        return _from_tables(read_toml(path, "grid"), path.read_text(encoding="utf-8-sig"))
     except TableError as error:
         place = "" if str(error).startswith(str(path)) else f"{path}: "
         raise InputError(f"{place}{error}") from None
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
-    return grid
 
 
 def resolve(words: Sequence[str], sources: Mapping[str, str]) -> list[str]:
-    """Words with ``{name}`` replaced by where the source lies on this machine.
+    """Replace each ``{name}`` by the path of that source on this machine.
 
     ``{MMARE_DATA}`` is the environment variable of that name, by default ``../shared/data``.
 
@@ -91,9 +90,9 @@ def resolve(words: Sequence[str], sources: Mapping[str, str]) -> list[str]:
         if name not in sources:
             known = ", ".join([*sources, DATA_ROOT])
             raise InputError(f"prepare names the source {name!r}, expected one of {known} ([sources])")
-        return _PLACE.sub(lambda inner: root if inner[1] == DATA_ROOT else inner[0], sources[name])
+        return _PLACEHOLDER.sub(lambda inner: root if inner[1] == DATA_ROOT else inner[0], sources[name])
 
-    return [_PLACE.sub(place, word) for word in words]
+    return [_PLACEHOLDER.sub(place, word) for word in words]
 
 
 def _from_tables(content: Mapping[str, Any], text: str) -> Grid:
@@ -129,7 +128,7 @@ def _entries(content: Mapping[str, Any], name: str, kind: type[Any]) -> Iterator
 
 
 def _check(grid: Grid) -> None:
-    """Refuse what would quietly give other cells than were meant."""
+    """Refuse what would silently give other cells than intended."""
     if not grid.head.name:
         raise InputError("[grid] name is empty")
     if not grid.head.seeds or not grid.head.modes:

@@ -1,7 +1,7 @@
-"""What a grid is: the tables of GRID.toml as frozen dataclasses, and the cells that come of them.
+"""The tables of GRID.toml as frozen dataclasses, and the cells that follow from them.
 
-A cell is one run: data x missing x model x ablation x strategy x mode x seed. Its id is a hash of everything
-that determines its result, and of nothing else: labels can be reworded and data can lie elsewhere.
+A cell is one run: data x missing x model x ablation x strategy x mode x seed. Its id is a hash of exactly
+what determines its result: labels can be reworded and data can be moved.
 """
 
 from __future__ import annotations
@@ -36,61 +36,38 @@ _ID_DIGITS = 12
 
 @dataclass(frozen=True)
 class GridHead:
-    """``[grid]``: what holds for all cells.
+    """``[grid]``: what holds for all cells."""
 
-    Args:
-        name: Of the grid; results in a folder are of one grid.
-        title: Of the report.
-        tables: Tables of the thesis whose layout the report follows.
-        seeds: Of split, amputation and training.
-        modes: Where the rows that train lie.
-        subsets: Whether every subset of modalities is tested, too.
-        set: ``section.key=value`` for all cells.
-        skip: Cells that match all keys of an entry are left out.
-    """
-
-    name: str
-    title: str = ""
-    tables: tuple[str, ...] = ()
-    seeds: tuple[int, ...] = (0,)
+    name: str  # a folder holds results of one grid
+    title: str = ""  # of the report
+    tables: tuple[str, ...] = ()  # of the thesis, whose layout the report follows
+    seeds: tuple[int, ...] = (0,)  # of split, amputation and training
     modes: tuple[Mode, ...] = (Mode.FEDERATED,)
-    subsets: bool = False
-    set: tuple[str, ...] = ()
-    skip: tuple[Mapping[str, Any], ...] = ()
+    subsets: bool = False  # whether every subset of modalities is tested, too
+    set: tuple[str, ...] = ()  # section.key=value
+    skip: tuple[Mapping[str, Any], ...] = ()  # cells that match all keys of an entry are left out
 
 
 @dataclass(frozen=True)
 class DataChoice:
-    """``[[data]]``: data set and task.
-
-    Args:
-        name: Label.
-        prepare: Arguments of ``mmare-sim prepare``, where ``{name}`` stands for a source.
-        task: What is predicted, for the report.
-    """
+    """``[[data]]``: data set and task."""
 
     name: str
-    prepare: tuple[str, ...]
-    task: str = ""
+    prepare: tuple[str, ...]  # arguments of mmare-sim prepare; {name} stands for a source
+    task: str = ""  # what is predicted, for the report
 
 
 @dataclass(frozen=True)
 class MissingChoice:
-    """``[[missing]]``: what is taken away; by default nothing.
+    """``[[missing]]``: what is removed; by default nothing."""
 
-    Args:
-        mechanism: ``--mechanism`` of ``mmare-sim prepare``.
-        rate: ``--missing-rate``.
-        arguments: Further ones, such as ``--pattern exclusive``.
-    """
-
-    mechanism: str | None = None
-    rate: float | None = None
-    arguments: tuple[str, ...] = ()
+    mechanism: str | None = None  # --mechanism of mmare-sim prepare
+    rate: float | None = None  # --missing-rate
+    arguments: tuple[str, ...] = ()  # others, such as --pattern exclusive
 
     @property
     def flags(self) -> tuple[str, ...]:
-        """As `mmare-sim prepare` takes them."""
+        """Arguments of ``mmare-sim prepare``."""
         mechanism = () if self.mechanism is None else ("--mechanism", self.mechanism)
         rate = () if self.rate is None else ("--missing-rate", f"{self.rate:g}")
         return (*mechanism, *rate, *self.arguments)
@@ -129,12 +106,12 @@ class Cell:
 
     @property
     def prepare(self) -> tuple[str, ...]:
-        """Arguments of ``mmare-sim prepare`` but ``--out``, sources as written."""
+        """Arguments of ``mmare-sim prepare`` except ``--out``, with sources unresolved."""
         return (*self.data.prepare, *self.missing.flags, "--seed", str(self.seed))
 
     @property
     def assignments(self) -> tuple[str, ...]:
-        """``section.key=value`` over the prepared study, later ones over earlier ones."""
+        """``section.key=value`` that override the prepared study; later ones win."""
         named = any(text.partition("=")[0].strip() == "federation.strategy" for text in self.strategy.set)
         strategy = () if named or not self.strategy.name else (f"federation.strategy={self.strategy.name}",)
         return (
@@ -148,7 +125,7 @@ class Cell:
 
     @cached_property
     def settings(self) -> dict[str, Any]:
-        """What a line of results says of the cell."""
+        """The cell in a line of results."""
         return {
             "data": self.data.name,
             "task": self.data.task,
@@ -167,14 +144,8 @@ class Cell:
     @cached_property
     def id(self) -> str:
         """Hash of everything that determines the result."""
-        return _hash(
-            {
-                "prepare": self.prepare,
-                "set": self.assignments,
-                "mode": self.mode.value,
-                "subsets": self.subsets,
-            }
-        )
+        choices = {"prepare": self.prepare, "set": self.assignments, "mode": self.mode.value}
+        return _hash({**choices, "subsets": self.subsets})
 
     @cached_property
     def federation(self) -> str:
@@ -183,12 +154,12 @@ class Cell:
 
     @property
     def study_key(self) -> tuple[Any, ...]:
-        """What the study depends on, apart from who lacks what: equal where one check does for both."""
+        """What the study depends on, missingness aside: for cells with equal keys one check is enough."""
         return (self.data.prepare, self.assignments, self.mode)
 
     @property
     def words(self) -> str:
-        """The cell in a few words."""
+        """The cell in words, for people."""
         found = self.settings
         rate = None if self.missing.rate is None else f"{self.missing.mechanism} {self.missing.rate:g}"
         parts = [
@@ -206,7 +177,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Grid:
-    """A grid and the text that it was read from."""
+    """A grid and the text it was read from."""
 
     head: GridHead
     data: tuple[DataChoice, ...]
@@ -219,7 +190,7 @@ class Grid:
 
     @cached_property
     def cells(self) -> tuple[Cell, ...]:
-        """All cells, seed by seed, so that a grid that is stopped early has whole tables of fewer seeds."""
+        """All cells, seed by seed: a grid stopped early has complete tables of fewer seeds."""
         head = self.head
         axes = product(
             head.seeds, self.data, self.missing, self.model, self.ablation, self.strategy, head.modes
@@ -232,10 +203,10 @@ class Grid:
 
 
 def select(cells: Sequence[Cell], only: Sequence[str]) -> tuple[Cell, ...]:
-    """The cells that ``KEY=VALUE`` words ask for: of one key any value, of different keys all.
+    """Select cells by ``KEY=VALUE``: any of the values of a key, all of the keys.
 
     Raises:
-        InputError: If a word names no setting, or a value that no cell has.
+        InputError: If a key is no setting, or no cell has the value.
     """
     wanted: dict[str, list[str]] = {}
     for word in only:
@@ -254,7 +225,7 @@ def select(cells: Sequence[Cell], only: Sequence[str]) -> tuple[Cell, ...]:
 
 
 def matches(cell: Cell, entry: Mapping[str, Any]) -> bool:
-    """Whether a cell has every setting of an entry."""
+    """Whether a cell has all settings of an entry."""
     return all(cell.settings[key] == value for key, value in entry.items())
 
 
@@ -268,7 +239,7 @@ def _same(found: object, wanted: str) -> bool:
 
 
 def _written(value: object) -> str:
-    """A setting as a person types it."""
+    """A setting as typed on the command line."""
     return "none" if value is None else str(value)
 
 

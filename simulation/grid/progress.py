@@ -1,4 +1,4 @@
-"""How far a grid is: cells done, time left, and where the running ones are."""
+"""Progress of a grid: cells done, time left, and state of the running cells."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ _KINDS = (("data", "label", "ablation", "strategy", "mode"), ("model", "mode"), 
 
 
 class Estimate:
-    """How long cells take, from those that have ended: alike ones first, else the same model, else any."""
+    """Predict how long a cell takes from finished ones: alike if any, else of the same model, else all."""
 
     def __init__(self) -> None:
         self._seconds: dict[tuple[Any, ...], list[float]] = defaultdict(list)
 
     def add(self, settings: Mapping[str, Any], seconds: float) -> None:
-        """Note a cell that has ended."""
+        """Add a finished cell."""
         for kind in _KINDS:
             self._seconds[kind, *(settings.get(key) for key in kind)].append(seconds)
 
     def of(self, settings: Mapping[str, Any]) -> float | None:
-        """Seconds that such a cell takes, or nothing where none has ended yet."""
+        """Seconds that such a cell takes; ``None`` if no cell has finished yet."""
         for kind in _KINDS:
             found = self._seconds.get((kind, *(settings[key] for key in kind)))
             if found:
@@ -42,15 +42,9 @@ class Estimate:
         return None
 
     def left(self, waiting: Iterable[Cell], running: Mapping[Cell, float], jobs: int) -> float | None:
-        """Seconds until all cells have ended.
+        """Seconds until all cells have finished, ``jobs`` at a time; ``None`` if none has finished yet.
 
-        Args:
-            waiting: Cells that have not begun.
-            running: Cells that have, with the seconds that they took so far.
-            jobs: Cells that run at once.
-
-        Returns:
-            Nothing where none has ended yet.
+        ``running`` has the seconds that each cell took so far.
         """
         seconds = [self.of(cell.settings) for cell in waiting]
         for cell, so_far in running.items():
@@ -61,12 +55,12 @@ class Estimate:
 
 
 class GridProgress:
-    """Told what happens; `render` draws it on a terminal, elsewhere each cell is a line.
+    """Tracks cells; `render` draws the state on a terminal, elsewhere each finished cell is a line.
 
     Args:
-        cells: Of the grid, those that are done among them.
-        done: Cells that are.
-        estimate: Knows those already.
+        cells: Number of cells, including those done before.
+        done: Cells done before.
+        estimate: Has those already.
         jobs: Cells that run at once.
         console: Where lines go.
     """
@@ -88,35 +82,35 @@ class GridProgress:
         self._task = self._bar.add_task("", total=cells, completed=done)
 
     def queue(self, cells: Iterable[Cell]) -> None:
-        """What is still to be run."""
+        """Set the cells that are still to be run."""
         self._waiting = list(cells)
 
     def begin(self, cell: Cell) -> None:
-        """A cell was handed to a worker."""
+        """A worker has started on a cell."""
         self._waiting = [other for other in self._waiting if other is not cell]
         self._running[cell] = (time.monotonic(), "")
 
     def say(self, cell: Cell, text: str) -> None:
-        """Where a cell is."""
+        """Set the progress text of a cell."""
         began, _ = self._running.get(cell, (time.monotonic(), ""))
         self._running[cell] = (began, text)
 
     def pause(self, cell: Cell) -> None:
-        """A cell is no longer looked at, and not done either."""
+        """A cell was checked; it is not done yet."""
         self._running.pop(cell, None)
 
     def end(self, cell: Cell, entry: Mapping[str, Any] | None) -> None:
-        """A cell has ended, with a line of results or without."""
+        """A cell has ended, with a line of results or (``None``) without."""
         self._running.pop(cell, None)
         if entry is not None:
             self._estimate.add(cell.settings, entry["seconds"])
         self._bar.advance(self._task)
         if not self._console.is_terminal:
-            told = "failed" if entry is None else f"{_score(entry['result'])}{entry['seconds']:.1f} s"
+            outcome = "failed" if entry is None else f"{_score(entry['result'])}{entry['seconds']:.1f} s"
             left = self._left()
             task = self._bar.tasks[0]
             self._console.print(
-                f"{task.completed:.0f} of {task.total:.0f}: {escape(cell.words)}: {told}"
+                f"{task.completed:.0f} of {task.total:.0f}: {escape(cell.words)}: {outcome}"
                 + (f"; {left}" if left else ""),
                 highlight=False,
                 soft_wrap=True,
@@ -143,7 +137,7 @@ class GridProgress:
 
 @contextmanager
 def live_grid(progress: GridProgress, console: Console) -> Iterator[None]:
-    """Redraws itself on a terminal."""
+    """Keep the progress redrawn on a terminal."""
     if not console.is_terminal:
         yield
         return
@@ -152,7 +146,7 @@ def live_grid(progress: GridProgress, console: Console) -> Iterator[None]:
 
 
 def duration(seconds: float) -> str:
-    """Seconds as a person says them.
+    """Format seconds for people.
 
     Example:
         >>> duration(42), duration(150), duration(9000)
@@ -165,6 +159,6 @@ def duration(seconds: float) -> str:
 
 
 def _score(result: Mapping[str, Any]) -> str:
-    """The headline of a result; of sites that trained alone there is none."""
+    """The headline of a result; sites that trained alone have none."""
     value = result["metrics"]["test"]["pooled"]["balanced_accuracy"] if "metrics" in result else None
     return "" if value is None else f"balanced accuracy {value:.3f}, "

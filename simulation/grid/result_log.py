@@ -1,4 +1,4 @@
-"""``results.jsonl`` and ``failures.jsonl``: one JSON object a line, each line whole or dropped."""
+"""``results.jsonl`` and ``failures.jsonl``: one JSON object per line; a torn last line is dropped."""
 
 from __future__ import annotations
 
@@ -23,29 +23,23 @@ _BEGIN = b'{"cell": "'  # of every line that we write
 
 @dataclass(frozen=True)
 class Lines:
-    """What a file holds.
+    """Content of a file."""
 
-    Args:
-        entries: One per whole line.
-        whole_bytes: Where the last whole line ends.
-        torn: Whether there is something behind it: a line that a power cut has torn.
-    """
-
-    entries: tuple[dict[str, Any], ...] = ()
-    whole_bytes: int = 0
-    torn: bool = False
+    entries: tuple[dict[str, Any], ...] = ()  # one per whole line
+    whole_bytes: int = 0  # where the last whole line ends
+    torn: bool = False  # whether a line cut off by a crash follows
 
 
 def read_lines(path: Path, grid: str, keys: Sequence[str] = ("settings", "seconds", "result")) -> Lines:
-    """The lines of a grid's file; a torn last line does not count.
+    """Read a grid's file, if it exists, without a torn last line.
 
     Args:
-        path: The file, which need not be there.
-        grid: Name that every line must have.
-        keys: That every line has beside.
+        path: The file.
+        grid: Name that every line must carry.
+        keys: Further keys that every line must have.
 
     Raises:
-        InputError: If a line before the last is torn, or a line is of something else.
+        InputError: If a line before the last is torn, or a line is not of this grid.
     """
     if not path.exists():
         return Lines()
@@ -62,18 +56,13 @@ def read_lines(path: Path, grid: str, keys: Sequence[str] = ("settings", "second
 
 
 def cut_torn_line(path: Path, lines: Lines) -> None:
-    """Drop what a power cut has torn, so that the next line begins on its own."""
+    """Remove a torn last line, so that the next one starts on its own."""
     if lines.torn:
         os.truncate(path, lines.whole_bytes)
 
 
 def append_line(path: Path, entry: Mapping[str, Any]) -> None:
-    """Write one line at once and wait for the disk.
-
-    Args:
-        path: The file.
-        entry: Its first key is ``cell``; numbers are finite.
-    """
+    """Write one line at once and sync it; the first key must be ``cell``, numbers must be finite."""
     line = json.dumps(entry, allow_nan=False).encode() + b"\n"
     with path.open("ab", buffering=0) as file:
         file.write(line)
@@ -81,7 +70,7 @@ def append_line(path: Path, entry: Mapping[str, Any]) -> None:
 
 
 def keep_lines(path: Path, entries: list[dict[str, Any]]) -> None:
-    """Replace a file by these lines, whole or not at all; without a line there is no file."""
+    """Replace a file by these lines atomically; remove it if there are none."""
     if not entries:
         path.unlink(missing_ok=True)
         return
@@ -104,6 +93,6 @@ def _entry(line: bytes, where: str, grid: str, keys: Sequence[str]) -> dict[str,
 
 
 def _ours(torn: bytes) -> bool:
-    """Whether bytes can be the beginning of one of our lines; a power cut may leave zeros, too."""
+    """Whether bytes can be the start of one of our lines; a power cut may leave zero bytes, too."""
     text = torn.rstrip(b"\0")
     return text.startswith(_BEGIN) or _BEGIN.startswith(text)

@@ -1,12 +1,12 @@
-"""``mmare-sim grid``: many runs in worker processes; what has ended is kept, and a rerun goes on.
+"""``mmare-sim grid``: many runs in worker processes; a rerun keeps finished cells and resumes the rest.
 
 ::
 
     GRID.toml ─► cells ─┬─► a check of each study          ─► failures.jsonl
                         └─► worker processes, one thread each ─► one line each in results.jsonl
 
-Only this process writes the two files, a line at once. A worker that is killed costs its cell, which is tried
-again on the next call; a grid that is killed loses at most the rounds since the last checkpoint.
+Only this process writes the two files, line by line. A killed worker costs its cell, which the next call
+retries; a killed grid loses at most the rounds since the last checkpoint.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import shutil
 import sys
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from typing import TYPE_CHECKING, Any, Final
@@ -30,7 +30,7 @@ from simulation.grid.cell import FEDERATIONS
 from simulation.grid.plan import KEYS, select
 from simulation.grid.progress import Estimate, GridProgress, live_grid
 from simulation.grid.result_log import FAILURES, RESULTS, append_line, cut_torn_line, keep_lines, read_lines
-from simulation.grid.worker import Answer, Doing, Task, serve
+from simulation.grid.worker import Answer, Task, TaskKind, serve
 
 if TYPE_CHECKING:
     from multiprocessing.process import BaseProcess
@@ -44,32 +44,27 @@ if TYPE_CHECKING:
 __all__ = ["list_cells", "run_grid"]
 
 COPY: Final = "grid.toml"
-LOOK_S: Final = 0.5  # longest that one look at the workers blocks
+POLL_S: Final = 0.5  # longest wait for an answer of a worker
 ONE_THREAD: Final = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 
 def list_cells(grid: Grid, out: Path, only: Sequence[str] = ()) -> None:
-    """Print the cells of a grid, whether they are done, and how many there are of what.
-
-    Args:
-        grid: Which.
-        out: Folder of the grid, which need not be there.
-        only: As of `run_grid`.
+    """Print the cells of a grid, whether each is done, and counts by setting.
 
     Raises:
-        InputError: If the folder holds results of something else, or a word selects nothing.
+        InputError: If the folder holds results of something else, or ``only`` selects nothing.
     """
     cells = select(grid.cells, only)
     done = {entry["cell"] for entry in read_lines(out / RESULTS, grid.head.name).entries}
-    told = [f"{cell.id}  {'done' if cell.id in done else '    '}  {cell.words}" for cell in cells]
+    lines = [f"{cell.id}  {'done' if cell.id in done else '    '}  {cell.words}" for cell in cells]
     for key in KEYS:
         counts = Counter("none" if (value := cell.settings[key]) is None else str(value) for cell in cells)
         if len(counts) > 1:
-            told.append(f"{key}: " + ", ".join(f"{value} ({number})" for value, number in counts.items()))
+            lines.append(f"{key}: " + ", ".join(f"{value} ({number})" for value, number in counts.items()))
     finished = sum(cell.id in done for cell in cells)
     federations = len({cell.federation for cell in cells})
-    told.append(f"{len(cells)} cells on {federations} federations, {finished} done")
-    sys.stdout.write("\n".join(told) + "\n")
+    lines.append(f"{len(cells)} cells on {federations} federations, {finished} done")
+    sys.stdout.write("\n".join(lines) + "\n")
 
 
 def run_grid(
@@ -81,74 +76,67 @@ def run_grid(
         grid: What to run.
         place: Folder and sources.
         console: For progress and failures.
-        jobs: Worker processes.
-        only: ``KEY=VALUE`` words of `simulation.grid.plan.select`.
+        jobs: Number of worker processes.
+        only: ``KEY=VALUE`` as of `simulation.grid.plan.select`.
 
     Returns:
-        How many cells have results now.
+        The number of cells with results.
 
     Raises:
-        InputError: If the folder is another grid's or cannot be used, or a word selects nothing.
-        RunError: If a cell failed, or the grid was interrupted; the same call goes on.
+        InputError: If the folder is another grid's or cannot be used, or ``only`` selects nothing.
+        RunError: If a cell failed, or the grid was interrupted; the same call resumes it.
     """
     cells = select(grid.cells, only)
     if jobs < 1:
         raise InputError(f"--jobs is {jobs}, expected at least 1")
-    with _alone(place.out, grid):
+    with _locked_folder(place.out, grid):
         results = place.out / RESULTS
         lines = read_lines(results, grid.head.name)
         if lines.torn:
             console.print(f"{results}: the last line was cut short; its cell is run again", soft_wrap=True)
         cut_torn_line(results, lines)
-        _tidy(place.out)
+        _remove_partial_federations(place.out)
         done = {entry["cell"]: entry for entry in lines.entries}
         estimate = Estimate()
         for entry in lines.entries:
             estimate.add(entry["settings"], entry["seconds"])
         todo = [cell for cell in cells if cell.id not in done]
-        _forget_failures(place.out / FAILURES, grid, {cell.id for cell in cells} | done.keys())
+        _drop_failures(place.out / FAILURES, grid, {cell.id for cell in cells} | done.keys())
         progress = GridProgress(len(cells), len(cells) - len(todo), estimate, jobs, console)
-        errand = _Errand(grid.head.name, place, progress)
+        recorder = _Recorder(grid.head.name, place, progress)
         try:
             with (
                 live_grid(progress, console),
                 _one_thread(),
-                _crew(min(jobs, max(len(todo), 1)), place) as crew,
+                closing(_WorkerPool(min(jobs, max(len(todo), 1)), place)) as pool,
             ):
-                _check(todo, crew, errand)
-                left = [cell for cell in todo if cell.id not in errand.failed]
+                _check(todo, pool, recorder)
+                left = [cell for cell in todo if cell.id not in recorder.failed]
                 progress.queue(left)
-                for task, answer in crew.work(Task(Doing.RUN, cell) for cell in left):
-                    errand.take(task.cell, answer)
+                for task, answer in pool.work(Task(TaskKind.RUN, cell) for cell in left):
+                    recorder.take(task.cell, answer)
         except KeyboardInterrupt:
             raise RunError("interrupted; the same command goes on") from None
-    if errand.failed:
-        _tell(errand.failed, console)
+    if recorder.failed:
+        _print_failures(recorder.failed, console)
         raise RunError(
-            f"{len(errand.failed)} of {len(cells)} cells failed, see {place.out / FAILURES}; "
+            f"{len(recorder.failed)} of {len(cells)} cells failed, see {place.out / FAILURES}; "
             "the same command tries them again"
         )
     return len(cells)
 
 
 @dataclass
-class _Errand:
-    """Keeps what workers answer.
-
-    Args:
-        grid: Name.
-        place: Where.
-        progress: Told of it.
-        failed: Cell and sentence by id.
-    """
+class _Recorder:
+    """Writes what workers answer to the files of the grid, and updates the progress."""
 
     grid: str
     place: Workplace
     progress: GridProgress
-    failed: dict[str, tuple[Cell, str]] = field(default_factory=dict)
+    failed: dict[str, tuple[Cell, str]] = field(default_factory=dict)  # cell and reason, by id
 
     def take(self, cell: Cell, answer: Answer | None) -> None:
-        """Take what a worker says of a running cell; ``None`` where it has just begun."""
+        """Record an answer about a running cell; ``None`` means that it has just begun."""
         if answer is None:
             self.progress.begin(cell)
         elif not answer.ended:
@@ -160,7 +148,7 @@ class _Errand:
             self.progress.end(cell, answer.entry)
 
     def fail(self, cell: Cell, answer: Answer) -> None:
-        """Note why a cell has no result."""
+        """Record why a cell has no result."""
         self.failed[cell.id] = (cell, answer.text)
         entry: dict[str, Any] = {"cell": cell.id, "settings": cell.settings, "reason": answer.text}
         if answer.trace:
@@ -173,45 +161,40 @@ def _with_grid(entry: dict[str, Any], grid: str) -> dict[str, Any]:
     return {"cell": entry["cell"], "grid": grid, **entry}
 
 
-def _check(todo: Sequence[Cell], crew: _Crew, errand: _Errand) -> None:
-    """Look at each study once before anything is run: what can never work fails now, with all its cells."""
+def _check(todo: Sequence[Cell], pool: _WorkerPool, recorder: _Recorder) -> None:
+    """Check each study once before anything is run: one that can never work fails now, with all its cells."""
     alike: dict[Any, list[Cell]] = {}
     for cell in todo:
         alike.setdefault(cell.study_key, []).append(cell)
-    for task, answer in crew.work(Task(Doing.CHECK, cells[0]) for cells in alike.values()):
+    for task, answer in pool.work(Task(TaskKind.CHECK, cells[0]) for cells in alike.values()):
         if answer is None:
             continue
         if not answer.ended:
-            errand.progress.say(task.cell, f"check: {answer.text}")
+            recorder.progress.say(task.cell, f"check: {answer.text}")
             continue
-        errand.progress.pause(task.cell)
+        recorder.progress.pause(task.cell)
         if answer.text:
             for cell in alike[task.cell.study_key]:
-                errand.fail(cell, answer)
+                recorder.fail(cell, answer)
 
 
 @dataclass
 class _Worker:
-    """A process, the way to it, and what it is at."""
+    """A process, the connection to it, and its current task."""
 
     process: BaseProcess
     connection: Connection
     task: Task | None = None
 
     def stop(self) -> None:
-        """End it now; what it has on the disk is whole or resumable."""
+        """Kill it; what it has on disk is complete or resumable."""
         self.connection.close()
         self.process.kill()
         self.process.join()
 
 
-class _Crew:
-    """Worker processes; one that dies or is worn out is replaced.
-
-    Args:
-        size: How many.
-        place: Where they work.
-    """
+class _WorkerPool:
+    """Worker processes; one that dies or is worn out is replaced."""
 
     def __init__(self, size: int, place: Workplace) -> None:
         self._size = size
@@ -219,29 +202,29 @@ class _Crew:
         self._workers: list[_Worker] = []
 
     def work(self, tasks: Iterable[Task]) -> Iterator[tuple[Task, Answer | None]]:
-        """Have tasks done in order; yields ``None`` where one begins, then what its worker says of it."""
+        """Do tasks in order; yields ``None`` when one begins, then the answers of its worker."""
         waiting = deque(tasks)
         while waiting or any(worker.task for worker in self._workers):
             while waiting and (worker := self._idle()) is not None:
                 worker.task = waiting.popleft()
-                with suppress(OSError):  # it died while it waited: a look at it will say so
+                with suppress(OSError):  # it died while idle; `_receive` notices
                     worker.connection.send(worker.task)
                 yield worker.task, None
             busy = {worker.connection: worker for worker in self._workers if worker.task}
-            for connection in wait(list(busy), LOOK_S):
-                worker = busy[connection]  # type: ignore[index] # wait gives back what it was given
+            for connection in wait(list(busy), POLL_S):
+                worker = busy[connection]  # type: ignore[index] # wait returns what it was given
                 task = worker.task
-                answer = self._hear(worker)
+                answer = self._receive(worker)
                 if task is not None:
                     yield task, answer
 
-    def stop(self) -> None:
-        """End all workers."""
+    def close(self) -> None:
+        """Stop all workers."""
         for worker in self._workers:
             worker.stop()
         self._workers.clear()
 
-    def _hear(self, worker: _Worker) -> Answer:
+    def _receive(self, worker: _Worker) -> Answer:
         try:
             answer: Answer = worker.connection.recv()
         except (EOFError, OSError):
@@ -262,7 +245,7 @@ class _Crew:
                 return worker
         if len(self._workers) == self._size:
             return None
-        context = multiprocessing.get_context("spawn")  # a fork would copy threads of torch half
+        context = multiprocessing.get_context("spawn")  # a fork would copy the threads of torch only in part
         ours, theirs = context.Pipe()
         process = context.Process(target=serve, args=(theirs, self._place), daemon=True)
         process.start()
@@ -272,17 +255,8 @@ class _Crew:
 
 
 @contextmanager
-def _crew(size: int, place: Workplace) -> Iterator[_Crew]:
-    crew = _Crew(size, place)
-    try:
-        yield crew
-    finally:
-        crew.stop()
-
-
-@contextmanager
 def _one_thread() -> Iterator[None]:
-    """Let processes that start meanwhile compute in one thread each."""
+    """Limit processes started meanwhile to one thread each."""
     before = {name: os.environ.get(name) for name in ONE_THREAD}
     os.environ.update(dict.fromkeys(ONE_THREAD, "1"))
     try:
@@ -296,11 +270,11 @@ def _one_thread() -> Iterator[None]:
 
 
 @contextmanager
-def _alone(out: Path, grid: Grid) -> Iterator[None]:
-    """Hold a grid's folder, with a copy of the grid in it.
+def _locked_folder(out: Path, grid: Grid) -> Iterator[None]:
+    """Lock a grid's folder and copy the grid into it.
 
     Raises:
-        InputError: If the folder is something else, another grid's, or another process works on it.
+        InputError: If the folder is something else, another grid's, or in use by another process.
     """
     if out.exists() and not out.is_dir():
         raise InputError(f"{out}: is a file, expected a folder")
@@ -323,24 +297,24 @@ def _alone(out: Path, grid: Grid) -> Iterator[None]:
         yield
 
 
-def _tidy(out: Path) -> None:
-    """Remove federations that a kill has left half prepared."""
+def _remove_partial_federations(out: Path) -> None:
+    """Remove federations that a killed grid was preparing."""
     for path in (out / FEDERATIONS).glob(".*"):
         if path.is_dir():
             shutil.rmtree(path, ignore_errors=True)
 
 
-def _forget_failures(path: Path, grid: Grid, cells: set[str]) -> None:
-    """Drop the failures of cells that are tried again, or done."""
+def _drop_failures(path: Path, grid: Grid, cells: set[str]) -> None:
+    """Drop the failures of these cells, which are retried or done."""
     entries = read_lines(path, grid.head.name, ("settings", "reason")).entries
     keep_lines(path, [entry for entry in entries if entry["cell"] not in cells])
 
 
-def _tell(failed: dict[str, tuple[Cell, str]], console: Console) -> None:
-    """Each sentence once, with the cells that it is about."""
-    about: dict[str, list[Cell]] = {}
-    for cell, why in failed.values():
-        about.setdefault(why, []).append(cell)
-    for why, cells in about.items():
+def _print_failures(failed: dict[str, tuple[Cell, str]], console: Console) -> None:
+    """Print each reason once, with the number of cells."""
+    by_reason: dict[str, list[Cell]] = {}
+    for cell, reason in failed.values():
+        by_reason.setdefault(reason, []).append(cell)
+    for reason, cells in by_reason.items():
         more = f" and {len(cells) - 1} more cells" if len(cells) > 1 else ""
-        console.print(f"{cells[0].words}{more}: {why}", style="red", markup=False, soft_wrap=True)
+        console.print(f"{cells[0].words}{more}: {reason}", style="red", markup=False, soft_wrap=True)

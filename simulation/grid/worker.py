@@ -1,6 +1,6 @@
-"""The processes that run cells: one task after the other, so that torch is imported once, in one thread.
+"""Processes that run cells one after the other, so that torch is imported once, and in one thread.
 
-A worker says where it is, ignores Ctrl-C (the parent's business) and ends as soon as its parent is gone.
+A worker reports its progress, ignores Ctrl-C (the parent handles it) and ends as soon as its parent is gone.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ if TYPE_CHECKING:
     from simulation.grid.cell import Say, Workplace
     from simulation.grid.plan import Cell
 
-__all__ = ["CELLS_PER_WORKER", "Answer", "Doing", "Task", "answer", "serve"]
+__all__ = ["CELLS_PER_WORKER", "Answer", "Task", "TaskKind", "answer", "serve"]
 
-CELLS_PER_WORKER: Final = 25  # then a fresh one takes over: what runs leave in memory goes with the old one
-WORN_OUT_KIB: Final = 2 * 1024**2  # of memory at its peak, from which a worker is replaced, too
-SAY_EVERY_S: Final = 0.5
+CELLS_PER_WORKER: Final = 25  # then it is replaced, which frees the memory that runs leave behind
+WORN_OUT_KIB: Final = 2 * 1024**2  # peak memory from which it is replaced, too
+REPORT_EVERY_S: Final = 0.5
 
 
-class Doing(StrEnum):
-    """What a worker is asked to do with a cell."""
+class TaskKind(StrEnum):
+    """What a worker does with a cell."""
 
     CHECK = "check"
     RUN = "run"
@@ -40,41 +40,28 @@ class Doing(StrEnum):
 
 @dataclass(frozen=True)
 class Task:
-    """One thing to do."""
+    """One job of a worker."""
 
-    doing: Doing
+    kind: TaskKind
     cell: Cell
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What a worker says: where it is, or, with ``ended``, what came of the task.
+    """Progress of a task or, with ``ended``, its outcome."""
 
-    Args:
-        text: Where it is; at the end why it failed, or nothing.
-        ended: Whether the task is over.
-        entry: Line of results.
-        trace: Of an error that is none of ours.
-        worn_out: Whether another worker should take over.
-    """
-
-    text: str = ""
+    text: str = ""  # progress; at the end the reason of a failure
     ended: bool = False
-    entry: dict[str, Any] | None = None
-    trace: str = ""
-    worn_out: bool = False
+    entry: dict[str, Any] | None = None  # line of results
+    trace: str = ""  # of an unexpected error
+    worn_out: bool = False  # whether the worker should be replaced
 
 
 def serve(connection: Connection, place: Workplace) -> None:
-    """Take tasks and answer them; the body of a worker process.
-
-    Args:
-        connection: To the parent.
-        place: Where cells are run.
-    """
+    """Serve tasks until the parent closes the connection; the body of a worker process."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    import torch  # noqa: PLC0415 - takes seconds, and its threads are counted when it is imported
+    import torch  # noqa: PLC0415 - takes seconds; reads its number of threads on import
 
     torch.set_num_threads(1)
     cells = 0
@@ -83,23 +70,16 @@ def serve(connection: Connection, place: Workplace) -> None:
             task: Task = connection.recv()
         except EOFError:
             return
-        cells += task.doing is Doing.RUN
-        connection.send(answer(task, place, _seldom(connection), cells))
+        cells += task.kind is TaskKind.RUN
+        connection.send(answer(task, place, _throttled(connection), cells))
 
 
 def answer(task: Task, place: Workplace, say: Say, cells: int) -> Answer:
-    """Do one task; whatever goes wrong with a cell is an answer.
-
-    Args:
-        task: What to do.
-        place: Where.
-        say: Told where it is.
-        cells: That this process has run, this one among them.
-    """
+    """Do one task; any error becomes an answer. ``cells`` counts those run by this process so far."""
     entry: dict[str, Any] | None = None
     why = trace = ""
     try:
-        if task.doing is Doing.CHECK:
+        if task.kind is TaskKind.CHECK:
             check_cell(task.cell, place, say)
         else:
             entry = run_cell(task.cell, place, say)
@@ -115,17 +95,17 @@ def _end_with_parent() -> None:
     parent = multiprocessing.parent_process()
     if parent is not None:
         wait([parent.sentinel])
-        os._exit(1)  # in the middle of whatever it is: everything on the disk is whole or resumable
+        os._exit(1)  # at any point: everything on disk is complete or resumable
 
 
-def _seldom(connection: Connection) -> Say:
-    """Says where a task is, not more often than a person can read."""
-    last = -SAY_EVERY_S
+def _throttled(connection: Connection) -> Say:
+    """Report progress no more often than a person can read it."""
+    last = -REPORT_EVERY_S
 
     def say(text: str) -> None:
         nonlocal last
         now = time.monotonic()
-        if now - last >= SAY_EVERY_S:
+        if now - last >= REPORT_EVERY_S:
             last = now
             connection.send(Answer(text))
 

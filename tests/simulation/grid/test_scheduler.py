@@ -24,7 +24,7 @@ from simulation.grid.file import load_grid
 from simulation.grid.plan import select
 from simulation.grid.progress import Estimate, GridProgress, live_grid
 from simulation.grid.scheduler import run_grid
-from simulation.grid.worker import CELLS_PER_WORKER, Doing, Task, answer
+from simulation.grid.worker import CELLS_PER_WORKER, Task, TaskKind, answer
 from sites.datasets.phantoms import prepare_synthetic_scans
 from sites.federation import site_folders
 
@@ -348,10 +348,10 @@ def test_a_killed_worker_costs_its_cell_and_ctrl_c_is_one_sentence(tmp_path):
 
 def test_a_worker_that_has_done_many_cells_is_replaced(one_cell):
     cell, place, _, _ = one_cell
-    task = Task(Doing.CHECK, cell)
+    task = Task(TaskKind.CHECK, cell)
     first, last = (answer(task, place, lambda _text: None, cells) for cells in (1, CELLS_PER_WORKER))
     assert (first.ended, first.text, last.worn_out) == (True, "", True)
-    other = Task(Doing.RUN, replace(cell, data=replace(cell.data, prepare=("synthetic", "--sites", "0"))))
+    other = Task(TaskKind.RUN, replace(cell, data=replace(cell.data, prepare=("synthetic", "--sites", "0"))))
     refused = answer(other, place, lambda _text: None, 1)
     assert (refused.entry, refused.text) == (None, "--sites is 0, expected at least one hospital")
 
@@ -359,7 +359,7 @@ def test_a_worker_that_has_done_many_cells_is_replaced(one_cell):
 def test_an_error_that_is_none_of_ours_costs_one_cell_too(one_cell, monkeypatch):
     cell, place, _, _ = one_cell
     monkeypatch.setattr("simulation.grid.cell._federation", lambda _cell, _place: 1 / 0)
-    found = answer(Task(Doing.RUN, cell), place, lambda _text: None, 1)
+    found = answer(Task(TaskKind.RUN, cell), place, lambda _text: None, 1)
     assert (found.ended, found.text) == (True, "ZeroDivisionError: division by zero")
     assert "_federation" in found.trace
 
