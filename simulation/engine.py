@@ -1,4 +1,4 @@
-"""Backends of a simulation: a Grid in this process, or Flower's Ray engine. The apps are the same."""
+"""Backends of a simulation: a Grid in this process, or Flower's Ray engine, both with the same apps."""
 
 from __future__ import annotations
 
@@ -33,31 +33,31 @@ __all__ = ["InProcessGrid", "held_up_s", "run_in_process", "run_with_ray"]
 
 SERVER_NODE: Final = 1
 CLIENT_APP_RAISED: Final = 2  # flwr.common.constant.ErrorCode.CLIENT_APP_RAISED_EXCEPTION
-HELD_UP_S: Final = 2.0  # a moment, for a simulated site
-HELD_UP_SHARE: Final = 0.1  # of the deadline, where that is shorter
-WAIT_S: Final = 0.05  # longest that one look for replies blocks
+HELD_UP_S: Final = 2.0
+HELD_UP_SHARE: Final = 0.1  # of the deadline, if that is shorter
+WAIT_S: Final = 0.05  # longest wait for a reply in one pull
 
 
 @dataclass
 class _Node:
-    """A simulated node: its configuration, Flower's context, and one message at a time."""
+    """A simulated node."""
 
     context: Context
-    turn: threading.Lock = field(default_factory=threading.Lock)
+    turn: threading.Lock = field(default_factory=threading.Lock)  # one message at a time
 
 
 class InProcessGrid(Grid):
     """A Grid whose nodes call the ClientApp in this process, one after the other.
 
-    A site that takes longer than a moment stops keeping the others waiting: the next starts beside it. So a
-    site that hangs costs its own round only, as it would in a hospital.
+    After ``held_up_s`` of a site's work the next one starts beside it, so a site that hangs costs only its
+    own round, as in a real federation.
 
     Args:
         app: The ClientApp.
         node_configs: One per node, in partition order.
         run_config: Of the run.
-        workers: Sites that compute side by side from the start.
-        held_up_s: After which a site that is still at work no longer keeps the next one from starting.
+        workers: Sites that compute in parallel from the start.
+        held_up_s: Seconds that a site may keep the next one waiting.
     """
 
     def __init__(
@@ -71,18 +71,10 @@ class InProcessGrid(Grid):
         TaskIdentity.run_id, TaskIdentity.task_id, TaskIdentity.node_id = 1, 1, SERVER_NODE
         self._app = app
         self._nodes = {
-            SERVER_NODE + 1 + index: _Node(
-                Context(
-                    run_id=1,
-                    node_id=SERVER_NODE + 1 + index,
-                    node_config=dict(config),
-                    state=RecordDict(),
-                    run_config=dict(run_config),
-                )
-            )
-            for index, config in enumerate(node_configs)
+            node: _Node(Context(1, node, dict(config), RecordDict(), dict(run_config)))
+            for node, config in enumerate(node_configs, start=SERVER_NODE + 1)
         }
-        self._side_by_side = workers
+        self._parallel = workers
         self._held_up_s = held_up_s
         self._workers: list[_Worker] = []
         self._todo: SimpleQueue[Message] = SimpleQueue()
@@ -105,7 +97,7 @@ class InProcessGrid(Grid):
         group_id: str,
         ttl: float | None = None,
     ) -> Message:
-        """Flower's old way of making a message."""
+        """Create a message, as Flower's deprecated method does."""
         return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
 
     def get_node_ids(self) -> list[int]:
@@ -113,7 +105,7 @@ class InProcessGrid(Grid):
         return list(self._nodes)
 
     def push_messages(self, messages: Iterable[Message]) -> list[str]:
-        """Queue messages; what was queued and not started before is dropped, its deadline has passed."""
+        """Queue messages; earlier ones not yet started are dropped, as their deadline has passed."""
         with suppress(Empty):
             while True:
                 self._todo.get_nowait()
@@ -126,7 +118,7 @@ class InProcessGrid(Grid):
         return ids
 
     def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
-        """Replies that are there; waits a moment for the first."""
+        """Replies received so far; waits up to `WAIT_S` for the first."""
         wanted = set(message_ids)
         self._keep_working()
         replies: list[Message] = []
@@ -141,7 +133,7 @@ class InProcessGrid(Grid):
                 replies.append(reply)
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> list[Message]:
-        """Push, then pull until all replies are in or the timeout has passed."""
+        """Push messages and pull until all replies are in or the timeout has passed."""
         waiting = set(self.push_messages(messages))
         end = None if timeout is None else time.monotonic() + timeout
         replies: list[Message] = []
@@ -152,22 +144,19 @@ class InProcessGrid(Grid):
         return replies
 
     def _keep_working(self) -> None:
-        """Replace workers that are held up while messages wait."""
+        """Replace workers whose site holds up waiting messages."""
         now = time.monotonic()
         for worker in self._workers:
             worker.retired |= not self._todo.empty() and now - worker.since > self._held_up_s
         self._workers = [worker for worker in self._workers if not worker.retired]
-        while len(self._workers) < self._side_by_side:
+        while len(self._workers) < self._parallel:
             worker = _Worker(self._app, self._nodes, self._todo, self._done)
             self._workers.append(worker)
             worker.start()
 
 
 class _Worker(threading.Thread):
-    """Takes messages and answers them until it is retired.
-
-    One thread does all rounds: memory that a round frees serves the next.
-    """
+    """Answers messages until it is retired; one thread for all rounds, so that memory is reused."""
 
     def __init__(
         self,
@@ -178,7 +167,7 @@ class _Worker(threading.Thread):
     ) -> None:
         super().__init__(daemon=True)
         self._app, self._nodes, self._todo, self._done = app, nodes, todo, done
-        self.since = math.inf  # when the message in hand was taken
+        self.since = math.inf  # start of the current message
         self.retired = False
 
     def run(self) -> None:
@@ -189,19 +178,15 @@ class _Worker(threading.Thread):
             with node.turn:
                 try:
                     reply = self._app(message, node.context)
-                except Exception as error:  # as Flower's engines do: the node answers with an error
+                except Exception as error:  # as in Flower's engines, the node answers with an error
                     reply = Message(Error(CLIENT_APP_RAISED, str(error)), reply_to=message)
             self.since = math.inf
             self._done.put(reply)
 
 
 def held_up_s(deadline_s: float) -> float:
-    """Seconds after which a simulated site that is still at work no longer holds up the next one."""
+    """Seconds that a simulated site may keep the next one waiting."""
     return min(HELD_UP_S, HELD_UP_SHARE * deadline_s)
-
-
-def _partitions(nodes: int) -> list[dict[str, Any]]:
-    return [{"partition-id": index, "num-partitions": nodes} for index in range(nodes)]
 
 
 def run_in_process(
@@ -214,33 +199,32 @@ def run_in_process(
     Args:
         request: Of as many nodes as it says.
         listeners: Called with every event of the journal.
-        node_configs: Instead of one partition per node.
+        node_configs: By default one for each partition.
 
     Raises:
-        MmareError: Whatever the run raises.
+        MmareError: If the run fails.
     """
-    grid = InProcessGrid(
-        client_app,
-        node_configs or _partitions(request.nodes),
-        request.to_config(),
-        held_up_s=held_up_s(request.study.federation.deadline_s),
-    )
+    node_configs = node_configs or [
+        {"partition-id": index, "num-partitions": request.nodes} for index in range(request.nodes)
+    ]
+    patience_s = held_up_s(request.study.federation.deadline_s)
+    grid = InProcessGrid(client_app, node_configs, request.to_config(), held_up_s=patience_s)
     execute(GridFleet(grid, poll_s=0.0), replace(request, backend=Backend.INPROCESS), listeners)
 
 
 @dataclass(frozen=True)
 class _ConfiguredClient:
-    """A ClientApp with its run configuration, which Flower's engine leaves empty; can be pickled."""
+    """A picklable ClientApp with its run configuration, which Flower's engine leaves empty."""
 
     run_config: dict[str, Any]
 
     def __call__(self, message: Message, context: Context) -> Message:
-        given = context.run_config
+        original = context.run_config
         context.run_config = dict(self.run_config)
         try:
             return client_app(message, context)
         finally:
-            context.run_config = given  # the engine refuses a changed one
+            context.run_config = original  # the engine refuses a changed one
 
 
 def run_with_ray(
@@ -253,16 +237,16 @@ def run_with_ray(
     Args:
         request: Of as many nodes as it says.
         listeners: Called with every event of the journal.
-        backend_config: Of Flower's engine; one CPU per client by default.
+        backend_config: Of Flower's engine; by default one CPU per client.
 
     Raises:
-        MmareError: Whatever the run raises.
+        MmareError: If the run fails.
     """
     for name, value in _RAY_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     from flwr.simulation import run_simulation  # noqa: PLC0415 - imports Ray, which takes seconds
 
-    logging.getLogger("flwr").addFilter(_expected)
+    logging.getLogger("flwr").addFilter(_not_deprecation)
     failures: list[BaseException] = []
     server = ServerApp()
 
@@ -284,8 +268,8 @@ def run_with_ray(
         raise failures[0]
 
 
-def _expected(record: logging.LogRecord) -> bool:
-    """Drop the notice that `run_simulation` is deprecated: it is what this engine is built on."""
+def _not_deprecation(record: logging.LogRecord) -> bool:
+    """Drop the notice that `run_simulation`, which this backend needs, is deprecated."""
     return "`run_simulation` function is deprecated" not in record.getMessage()
 
 

@@ -1,4 +1,4 @@
-"""``mmare-sim gain``: what each site gains by joining, on its own test rows, paired."""
+"""``mmare-sim gain``: what each site gains by joining, paired on its own test rows."""
 
 from __future__ import annotations
 
@@ -35,29 +35,23 @@ __all__ = ["compare_runs"]
 
 
 class _Sites:
-    """The simulated sites of a federation, asked by a direct call."""
+    """The simulated sites of a federation as a fleet, called directly."""
 
     def __init__(self, services: Sequence[Endpoint]) -> None:
         self._services = services
 
     def nodes(self, at_least: int, deadline_s: float) -> Sequence[int]:  # noqa: ARG002 - of the protocol
-        """All are there at once."""
+        """All nodes, at once."""
         return range(len(self._services))
 
     def ask(self, requests: Mapping[int, str], payload: bytes, deadline_s: float) -> Iterator[Answer]:  # noqa: ARG002 - of the protocol
-        """Ask one after the other."""
+        """Ask the nodes one after the other."""
         for node, header in requests.items():
             yield Answer(node, *self._services[node](header, payload))
 
 
 def compare_runs(joined: Path, alone: Path) -> dict[str, Any]:
-    """Compare a federated run with a local one of the same study.
-
-    Writes ``gain.json`` into the first, and its report anew.
-
-    Args:
-        joined: Run folder of mode federated (or centralised).
-        alone: Run folder of mode local.
+    """Compare a federated (or centralised) run with a local one; write its ``gain.json`` and report.
 
     Raises:
         InputError: If a folder is no such run, or they are of different studies or federations.

@@ -1,4 +1,4 @@
-"""A live table of rounds: what the journal says, as it is written."""
+"""A live table of rounds, from the events of the journal."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = ["RoundTable", "live_rounds"]
 
-SHOWN: Final = 12  # rounds that the table keeps in sight
+SHOWN: Final = 12  # last rounds that the table shows
 
 
 class RoundTable:
@@ -27,8 +27,8 @@ class RoundTable:
 
     Args:
         rounds: Upper bound of a run's rounds.
-        console: Where lines go while the output is no terminal.
-        brief: Whether rounds have no lines there.
+        console: Without a terminal, each round prints a line on it.
+        brief: Whether to print no such lines.
     """
 
     def __init__(self, rounds: int, console: Console, *, brief: bool = False) -> None:
@@ -46,8 +46,8 @@ class RoundTable:
         self._task = self._bar.add_task("roll call", total=rounds)
 
     def __call__(self, entry: Mapping[str, Any]) -> None:
-        """Take a line of the journal."""
-        if entry["event"] == name_of(RunStarted):  # also of the next site that trains alone
+        """Take an event of the journal."""
+        if entry["event"] == name_of(RunStarted):  # once per site that trains alone
             self._state = RunState(whole=True)
         match self._state.take(entry):
             case RunStarted(run=run, site=site, mode=mode):
@@ -73,7 +73,7 @@ class RoundTable:
             )
 
     def render(self) -> Group:
-        """The table and the bar under it."""
+        """The table above the progress bar."""
         table = Table(title=self._title, title_justify="left", box=None, padding=(0, 2))
         for heading in ("round", "train loss", "val. bal. acc.", "sites in", "left out", "seconds"):
             table.add_column(heading, justify="right" if heading != "left out" else "left")
@@ -94,9 +94,9 @@ class RoundTable:
 
 @contextmanager
 def live_rounds(rounds: int, console: Console, *, brief: bool = False) -> Iterator[RoundTable]:
-    """A table that redraws itself on a terminal, and prints a line a round elsewhere.
+    """A table that redraws itself on a terminal, and prints a line per round elsewhere.
 
-    With ``brief`` the table goes away at the end, and rounds have no lines.
+    With ``brief`` the table disappears at the end, and rounds print no lines.
     """
     table = RoundTable(rounds, console, brief=brief)
     if not console.is_terminal:

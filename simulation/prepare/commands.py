@@ -1,6 +1,6 @@
-"""``mmare-sim prepare``: data sets become federation folders.
+"""``mmare-sim prepare``: turn data sets into federation folders.
 
-Commands import what reads tables, so that ``--help`` is quick.
+pandas and scikit-learn are imported inside the commands, so that ``--help`` is fast.
 """
 
 from __future__ import annotations
@@ -35,39 +35,41 @@ _MED3D = "med3d-resnet18"
 
 app = typer.Typer(no_args_is_help=True, help="Make a federation folder: study.toml and one folder per site.")
 
-Out = Annotated[Path, typer.Option(help="Federation folder to write, whole or not at all.")]
-Seed = Annotated[int, typer.Option(help="Of the split; also written as the study's seed.")]
+Out = Annotated[Path, typer.Option(help="Federation folder to write, completely or not at all.")]
+Seed = Annotated[int, typer.Option(help="Seed of the split, and of the study.")]
 Without = Annotated[
-    list[str] | None, typer.Option(help="Modality to leave out, such as clinical; commas or repeat.")
+    list[str] | None,
+    typer.Option(help="Modality to leave out, such as clinical; comma-separated or repeated."),
 ]
-Overwrite = Annotated[
-    bool, typer.Option("--overwrite", help="Replace a federation folder that is there already.")
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an existing federation folder.")]
+Prompts = Annotated[
+    PromptMode, typer.Option(help="Leave missing fields out of the prompt, or say that they are missing.")
 ]
 Mechanisms = Annotated[
     Mechanism | None,
     typer.Option(
-        help="Take modalities away: at random (mcar), by a column of the table (mar), or by the label or "
-        "what the modality shows (mnar)."
+        help="Remove modalities: at random (mcar), by a column of the table (mar), or by the label or what "
+        "the modality shows (mnar)."
     ),
 ]
 Rate = Annotated[
     float | None,
-    typer.Option(help="Mean probability that a modality is taken away; one is always left."),
+    typer.Option(help="Mean probability that a modality is removed; one always remains."),
 ]
 Drivers = Annotated[
     list[str] | None,
-    typer.Option(help="Of mar: a column. Of mnar: pc1, the first principal component, or label."),
+    typer.Option(help="For mar a column; for mnar pc1, the first principal component, or label."),
 ]
 Slope = Annotated[
     float | None,
-    typer.Option(help="Of mar and mnar: of the logit per standard deviation of the driver; 2 by default."),
+    typer.Option(help="For mar and mnar: logit per standard deviation of the driver; 2 by default."),
 ]
 SiteMissing = Annotated[
     list[str] | None,
-    typer.Option(metavar="SITE=MECHANISM:RATE", help="Another mechanism, or only RATE, at a site; repeat."),
+    typer.Option(metavar="SITE=MECHANISM:RATE", help="Other mechanism, or only RATE, at a site; repeatable."),
 ]
 Patterns = Annotated[
-    Pattern, typer.Option(help="Exclusive: every site goes without a modality that another site keeps.")
+    Pattern, typer.Option(help="Exclusive: every site lacks a modality that another site keeps.")
 ]
 
 
@@ -89,11 +91,9 @@ def mmist(  # noqa: PLR0913, PLR0917 - one parameter per flag
     seed: Seed = 0,
     without: Without = None,
     min_patients: Annotated[
-        int, typer.Option(help="Fewest patients of a hospital that is its own site; the rest is tcga-other.")
+        int, typer.Option(help="Fewest patients of a hospital with its own site; the others form tcga-other.")
     ] = 30,
-    prompt_mode: Annotated[
-        PromptMode, typer.Option(help="Leave missing fields out of the prompt, or say that they are missing.")
-    ] = PromptMode.OMIT,
+    prompt_mode: Prompts = PromptMode.OMIT,
     mechanism: Mechanisms = None,
     missing_rate: Rate = None,
     driver: Drivers = None,
@@ -131,7 +131,7 @@ def mmist(  # noqa: PLR0913, PLR0917 - one parameter per flag
 )
 def ixi(  # noqa: PLR0913, PLR0917 - one parameter per flag
     source: Annotated[
-        Path, typer.Option(help="Folder with IXI.xls and, in any sub-folders, IXI012-HH-1211-T1.nii.gz, ….")
+        Path, typer.Option(help="Folder with IXI.xls and, in any subfolders, IXI012-HH-1211-T1.nii.gz, ….")
     ],
     task: Annotated[IxiTask, typer.Option(help="What is predicted: sex, or epoch of the life span.")],
     out: Out,
@@ -145,25 +145,27 @@ def ixi(  # noqa: PLR0913, PLR0917 - one parameter per flag
     site_missing: SiteMissing = None,
     pattern: Patterns = Pattern.NATURAL,
     seed: Annotated[
-        int, typer.Option(help="Of split and amputation; also the study's. 42 splits as the thesis did.")
+        int, typer.Option(help="Seed of split, amputation and study; 42 splits as the thesis did.")
     ] = 0,
-    prompt_mode: Annotated[
-        PromptMode, typer.Option(help="Leave missing fields out of the prompt, or say that they are missing.")
-    ] = PromptMode.OMIT,
+    prompt_mode: Prompts = PromptMode.OMIT,
     keep_incomplete: Annotated[
         bool,
-        typer.Option("--keep-incomplete", help="Subjects with any contrast, not only those with all four."),
+        typer.Option(
+            "--keep-incomplete", help="Take subjects with any contrast, not only those with all four."
+        ),
     ] = False,
-    encoder: Annotated[str, typer.Option(help="Of the four contrasts.")] = _MED3D,
+    encoder: Annotated[str, typer.Option(help="Encoder of the four contrasts.")] = _MED3D,
     weights: Annotated[
         Path | None,
-        typer.Option(help="Folder of the encoder's weights, for mnar on pc1; ./weights where there is one."),
+        typer.Option(
+            help="Folder of the encoder's weights, for mnar on pc1; by default ./weights, if it exists."
+        ),
     ] = None,
     overwrite: Overwrite = False,
 ) -> None:
     """Turn the IXI brain scans into a federation of their three hospitals.
 
-    Opens no image, but for mnar on pc1, which embeds all scans first.
+    Images are opened for mnar on pc1 only, which embeds all scans first.
     """
     must_exist(source, "a folder with IXI.xls and the IXI volumes")
     from sites.datasets.ixi import prepare_ixi
@@ -193,21 +195,23 @@ def ixi(  # noqa: PLR0913, PLR0917 - one parameter per flag
 def synthetic(  # noqa: PLR0913, PLR0917 - one parameter per flag
     out: Out,
     kind: Annotated[
-        SyntheticKind, typer.Option(help="What the hospitals hold: features, or NIfTI head phantoms.")
+        SyntheticKind, typer.Option(help="Data of the hospitals: features, or NIfTI head phantoms.")
     ] = SyntheticKind.FEATURES,
-    patients: Annotated[int | None, typer.Option(help="Per hospital. By default 200, of scans 130.")] = None,
+    patients: Annotated[
+        int | None, typer.Option(help="Patients per hospital; by default 200, of scans 130.")
+    ] = None,
     sites: Annotated[int | None, typer.Option(help="Hospitals; by default three.")] = None,
     pattern: Annotated[
         SyntheticPattern,
         typer.Option(
-            help="The hospitals' own gaps, no gap, every hospital without a modality that another keeps, or "
-            "flair at the first hospital alone."
+            help="The hospitals' own gaps, no gaps, every hospital without a modality that another keeps, or "
+            "flair at the first hospital only."
         ),
     ] = SyntheticPattern.NATURAL,
     signal: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="NAME=WEIGHT", help="Weight of a modality's cause in the disease; 1 by default."
+            metavar="NAME=WEIGHT", help="Weight of a modality's cause in the disease; by default 1."
         ),
     ] = None,
     without: Without = None,
@@ -252,26 +256,26 @@ def table(  # noqa: PLR0913, PLR0917 - one parameter per flag
     id_column: Annotated[str, typer.Option(help="Column with the patient id.")],
     site_column: Annotated[str, typer.Option(help="Column with the hospital.")],
     label_column: Annotated[str, typer.Option(help="Column with the class name.")],
-    classes: Annotated[str, typer.Option(help="Class names in label order, with commas.")],
+    classes: Annotated[str, typer.Option(help="Class names in label order, comma-separated.")],
     modality: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME=COL,COL…", help="A modality: a group of columns; repeat."),
+        typer.Option(metavar="NAME=COL,COL…", help="A modality: a group of columns; repeatable."),
     ] = None,
     features: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME=FILE", help="A modality: vectors by id (npz, csv, parquet); repeat."),
+        typer.Option(metavar="NAME=FILE", help="A modality: vectors by id (npz, csv, parquet); repeatable."),
     ] = None,
     categorical: Annotated[
-        list[str] | None, typer.Option(help="Columns that hold words; commas or repeat.")
+        list[str] | None, typer.Option(help="Categorical columns; comma-separated or repeated.")
     ] = None,
     missing_values: Annotated[
-        str, typer.Option(help="Cells that mean missing, beside blank ones, with commas.")
+        str, typer.Option(help="Values that mean missing, besides blanks; comma-separated.")
     ] = "",
     split_column: Annotated[
-        str | None, typer.Option(help="Column with train, val or test; else drawn by label and site.")
+        str | None, typer.Option(help="Column with train, val or test; by default drawn by label and site.")
     ] = None,
     positive: Annotated[
-        str | None, typer.Option(help="Class of F1, precision and recall; of two classes the last.")
+        str | None, typer.Option(help="Class of F1, precision and recall; by default the last of two.")
     ] = None,
     mechanism: Mechanisms = None,
     missing_rate: Rate = None,
@@ -321,12 +325,8 @@ def _missing(
 
 
 def _check_encoder(name: str) -> None:
-    """Refuse an encoder that no brain scan goes through; the usual one is not looked up, which takes seconds.
-
-    Raises:
-        StudyError: Naming those that there are.
-    """
-    if name == _MED3D:
+    """Raise `StudyError` for an encoder that cannot encode brain scans."""
+    if name == _MED3D:  # the registry takes seconds to import
         return
     from client.encoders.registry import ENCODERS
     from sites.datasets.ixi import WIDTH
@@ -345,16 +345,12 @@ def _number(text: str, flag: str) -> float:
 
 
 def _commas(words: Sequence[str]) -> list[str]:
-    """Words given with commas, by repeating the flag, or both."""
+    """Split words at commas."""
     return [part.strip() for word in words for part in word.split(",") if part.strip()]
 
 
 def _named(pairs: Sequence[str], flag: str) -> dict[str, str]:
-    """``NAME=VALUE`` pairs.
-
-    Raises:
-        StudyError: If one has no name or value, or a name occurs twice.
-    """
+    """Parse ``NAME=VALUE`` pairs; raises `StudyError` if one is malformed or a name occurs twice."""
     named: dict[str, str] = {}
     for pair in pairs:
         name, _, value = (part.strip() for part in pair.partition("="))

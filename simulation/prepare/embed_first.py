@@ -1,8 +1,7 @@
-"""Embeddings before there is a federation: mnar hangs on what a modality shows, so somebody must look first.
+"""Embed modalities before a federation exists, because mnar depends on what a modality shows.
 
-The complete federation is written to a folder beside the one that is wanted, its scans and texts go through
-the study's encoders as they would at a hospital, and the folder is thrown away. What it cost is kept: the
-embeddings of scans move into the caches of the sites.
+The complete federation is written to a temporary folder, and its scans and texts go through the study's
+encoders as at a hospital. The folder is removed, but embeddings of scans move into the caches of the sites.
 """
 
 from __future__ import annotations
@@ -31,39 +30,31 @@ if TYPE_CHECKING:
     from sites.federation import SiteTables
     from sites.missing.amputate import Embed
 
-    Held = dict[str, NDArray[float32]]  # vectors by patient id
+    Vectors = dict[str, NDArray[float32]]  # by patient id
 
 __all__ = ["embedding_first"]
 
-_CACHE = "cache"  # of a site, unless its site.toml says otherwise
+_CACHE = "cache"  # default of site.toml
 
 
 @contextmanager
 def embedding_first(out: Path, console: Console, weights: Path | None = None) -> Iterator[Embed]:
-    """What makes embeddings while a federation folder is prepared.
+    """Yield the ``embed`` of `sites.missing.amputate.take_away`; on success, scans end in the sites' caches.
 
     Args:
-        out: The federation folder; the complete one lies beside it for a while.
-        console: Shows how far the scans are.
-        weights: Folder that ``mmare-site weights import`` has filled.
-
-    Yields:
-        For `sites.missing.amputate.take_away`. When the block ends well, embeddings of scans are in the
-        caches of the sites of ``out``.
+        out: The federation folder; the temporary one lies beside it.
+        console: For progress.
+        weights: Folder filled by ``mmare-site weights import``.
     """
     folder = out.parent / f".{out.name}.{uuid.uuid4().hex}.embed"
 
-    def embed(study: Study, sites: Sequence[SiteTables], names: Sequence[str]) -> dict[str, Held]:
+    def embed(study: Study, sites: Sequence[SiteTables], names: Sequence[str]) -> dict[str, Vectors]:
         from sites.federation import site_folders, write_federation  # noqa: PLC0415 - pandas takes seconds
 
-        looked_at = replace(
-            study, modalities=tuple(entry for entry in study.modalities if entry.name in names)
-        )
-        _check_weights(looked_at, weights)
-        write_federation(folder, looked_at, [left for site in sites if (left := _reduced(site, looked_at))])
-        return _embedded(
-            [replace(site, weights=weights) for site in site_folders(folder)], looked_at, console
-        )
+        reduced = replace(study, modalities=tuple(entry for entry in study.modalities if entry.name in names))
+        _check_weights(reduced, weights)
+        write_federation(folder, reduced, [left for site in sites if (left := _reduced(site, reduced))])
+        return _embedded([replace(site, weights=weights) for site in site_folders(folder)], reduced, console)
 
     try:
         yield embed
@@ -91,7 +82,7 @@ def _check_weights(study: Study, weights: Path | None) -> None:
 
 
 def _reduced(site: SiteTables, study: Study) -> SiteTables | None:
-    """A site's tables less what needs no encoder, and the patients who have nothing else."""
+    """A site's tables without modalities that need no encoder, and without patients who then have nothing."""
     from sites.federation import having  # noqa: PLC0415 - pandas takes seconds
     from sites.manifest import ID  # noqa: PLC0415 - as above
 
@@ -109,8 +100,8 @@ def _reduced(site: SiteTables, study: Study) -> SiteTables | None:
     )
 
 
-def _embedded(sites: Sequence[SiteConfig], study: Study, console: Console) -> dict[str, Held]:
-    """By modality, ``(W,)`` vectors by patient id, of all sites; a scan that is refused has none."""
+def _embedded(sites: Sequence[SiteConfig], study: Study, console: Console) -> dict[str, Vectors]:
+    """Per modality, ``(W,)`` vectors of all sites; a refused scan has none."""
     from client.data.dataset import load_data  # noqa: PLC0415 - torch takes seconds
     from client.data.embed import embed_site  # noqa: PLC0415 - as above
     from sites.manifest import load_manifest  # noqa: PLC0415 - pandas takes seconds
@@ -120,7 +111,7 @@ def _embedded(sites: Sequence[SiteConfig], study: Study, console: Console) -> di
             for site in sites:
                 task = bar.add_task(f"scans of {site.id}", total=None)
                 embed_site(site, study, partial(_advance, bar, task))
-    vectors: dict[str, Held] = {modality.name: {} for modality in study.modalities}
+    vectors: dict[str, Vectors] = {modality.name: {} for modality in study.modalities}
     for site in sites:
         ids = load_manifest(site.manifest, study.classes, study.seed).patient_ids
         data = load_data(site, study)

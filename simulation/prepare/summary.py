@@ -1,4 +1,4 @@
-"""What ``mmare-sim prepare`` wrote, as tables and sentences on a console."""
+"""Print what ``mmare-sim prepare`` wrote."""
 
 from __future__ import annotations
 
@@ -25,12 +25,7 @@ def show(prepared: Prepared) -> None:
     study = prepared.study
     modalities = [modality.name for modality in study.modalities]
     classes = escape(" / ".join(study.classes))
-    view = Table(
-        title=f"{escape(study.name)}: {classes} by split, share that has a modality",
-        box=box.SIMPLE,
-        padding=(0, 1, 0, 0),
-        pad_edge=False,
-    )
+    view = _table(f"{escape(study.name)}: {classes} by split, share that has a modality")
     for heading in ("site", "patients", *Split, *modalities):
         view.add_column(escape(heading), justify="left" if heading == "site" else "right", overflow="fold")
     for site in prepared.sites:
@@ -38,7 +33,7 @@ def show(prepared: Prepared) -> None:
         view.add_row(site.id, str(site.n_patients), *counts, *(_share(site, name) for name in modalities))
     console.print(view)
     if prepared.amputation is not None:
-        console.print(_taken(prepared.amputation, modalities))
+        console.print(_removed(prepared.amputation, modalities))
     for note in prepared.notes:
         console.print(escape(f"- {note}"), soft_wrap=True)
     folder = shlex.quote(str(prepared.folder))
@@ -47,14 +42,9 @@ def show(prepared: Prepared) -> None:
     console.print(f"  mmare-sim run {escape(folder)} --out {escape(run)}", soft_wrap=True)
 
 
-def _taken(amputation: Mapping[str, Any], modalities: Sequence[str]) -> Table:
-    """What was taken away at each site: the target, and for each modality what was achieved."""
-    view = Table(
-        title="taken away, of those who had it",
-        box=box.SIMPLE,
-        padding=(0, 1, 0, 0),
-        pad_edge=False,
-    )
+def _removed(amputation: Mapping[str, Any], modalities: Sequence[str]) -> Table:
+    """Share of each modality removed at each site: target and achieved."""
+    view = _table("removed, of those who had it")
     for heading in ("site", "mechanism", "target", *modalities):
         view.add_column(escape(heading), justify="left" if heading in {"site", "mechanism"} else "right")
     for name, site in amputation["sites"].items():
@@ -66,6 +56,10 @@ def _taken(amputation: Mapping[str, Any], modalities: Sequence[str]) -> Table:
         ]
         view.add_row(name, escape(f"{site['mechanism'] or '-'}{driver}"), target, *achieved)
     return view
+
+
+def _table(title: str) -> Table:
+    return Table(title=title, box=box.SIMPLE, padding=(0, 1, 0, 0), pad_edge=False)
 
 
 def _achieved(cell: Mapping[str, Any] | None) -> str:

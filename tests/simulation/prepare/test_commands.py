@@ -156,7 +156,7 @@ def test_synthetic_for_trials_of_aggregation(tmp_path):
         raise wrong.exception
 
 
-def test_what_was_taken_away_is_shown_and_written(tmp_path):
+def test_what_was_removed_is_shown_and_written(tmp_path):
     loss = ("--mechanism", "mnar", "--missing-rate", "0.4", "--slope", "3", "--site-missing", "west=mar:0.1")
     driven = ("--driver", "pc1", "--driver", "age")
     results = [
@@ -192,7 +192,7 @@ def test_what_was_taken_away_is_shown_and_written(tmp_path):
     assert not (tmp_path / "a" / "amputation.json").exists()
 
 
-def test_table_takes_modalities_away(heart):
+def test_table_removes_modalities(heart):
     heart.write_text(heart.read_text().replace("-9", "9"))
     groups = ("--modality", "a=age", "--modality", "b=age")
     loss = ("--mechanism", "mnar", "--missing-rate", "0.3", "--driver", "label")
