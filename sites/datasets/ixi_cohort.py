@@ -1,6 +1,6 @@
-"""Who of the IXI volunteers takes part, from file names and the demographic table alone.
+"""Select IXI subjects from file names and the demographic table alone.
 
-The selection is that of the thesis, section 5.1.4, as inferred from its counts: 516 subjects.
+The selection is that of the thesis (section 5.1.4), inferred from its counts: 516 subjects.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ __all__ = [
 CONTRASTS = ("t1", "t2", "pd", "mra")
 SEXES = ("male", "female")
 
-# Names of the thesis's Table 5.1; its text calls them adolescence, adulthood and early aging.
+# As in the thesis's Table 5.1; its text says adolescence, adulthood and early aging.
 EPOCHS = ("young", "mid", "old")
 EPOCH_STARTS = (32.0, 66.0)  # years: turning points of the brain's topology; the first epoch has no lower end
 
-# What a person can be. Values outside are slips of whoever typed the table, and are treated as missing.
+# Values outside are typing errors and are treated as missing.
 PLAUSIBLE: Mapping[str, tuple[float, float]] = {
     "HEIGHT": (100.0, 230.0),  # cm; the table has 75, 1520 and 1850
     "WEIGHT": (30.0, 250.0),  # kg; the table has 710 and 960
@@ -103,38 +103,30 @@ _EXAMPLE = "IXI012-HH-1211-T1.nii.gz"
 
 @dataclass(frozen=True)
 class Subject:
-    """What the file names say of one subject.
+    """One subject, from its file names."""
 
-    Args:
-        hospital: ``Guys``, ``HH`` or ``IOP``.
-        volumes: By contrast, the file.
-    """
-
-    hospital: str
-    volumes: Mapping[str, Path]
+    hospital: str  # Guys, HH or IOP
+    volumes: Mapping[str, Path]  # by contrast
 
 
 @dataclass(frozen=True)
 class Cohort:
-    """The subjects that take part, in the order of the table.
+    """The selected subjects, in the order of the table.
 
-    Args:
-        rows: One per subject: ``patient_id``, ``site``, ``sex``, ``epoch``, each contrast with a `Path` or
-            ``None``, and the fields of the prompts with text or ``None``.
-        steps: What each step of the selection left: how many rows, and which.
-        notes: Sentences about values that were treated as missing.
+    A row has ``patient_id``, ``site``, ``sex``, ``epoch``, a `Path` or ``None`` per contrast, and text or
+    ``None`` per field of the prompts.
     """
 
     rows: pd.DataFrame
-    steps: tuple[tuple[int, str], ...]
-    notes: tuple[str, ...]
+    steps: tuple[tuple[int, str], ...]  # of the selection: rows left, and the rule
+    notes: tuple[str, ...]  # on values treated as missing
 
 
 def read_demographics(source: Path) -> TextTable:
-    """The demographic table of an IXI folder: sheet ``Table`` of ``IXI.xls``, or ``IXI.csv``.
+    """Read the demographic table of an IXI folder: sheet ``Table`` of ``IXI.xls``, or ``IXI.csv``.
 
     Raises:
-        DataError: If there is none, it cannot be read, or a column is missing.
+        DataError: If it is missing or unreadable, or lacks a column.
     """
     if not source.is_dir():
         raise DataError(f"{source}: no such folder, expected one with {_TABLES[0]} and the IXI volumes")
@@ -149,9 +141,7 @@ def read_demographics(source: Path) -> TextTable:
 
 
 def find_volumes(source: Path) -> tuple[Path, ...]:
-    """Every file below a folder that is named like a volume of the four contrasts, sorted.
-
-    Links are followed.
+    """Find all files below a folder, links included, that are named like an IXI volume; sorted.
 
     Raises:
         DataError: If there is none, or a folder cannot be read.
@@ -164,7 +154,7 @@ def find_volumes(source: Path) -> tuple[Path, ...]:
         raise DataError(f"{error.filename}: cannot be read ({error.strerror})")
 
     for folder, folders, files in os.walk(source, onerror=refuse, followlinks=True):
-        if os.path.realpath(folder) in entered:  # a link that leads back
+        if os.path.realpath(folder) in entered:  # a link cycle
             folders.clear()
             continue
         entered.add(os.path.realpath(folder))
@@ -179,7 +169,7 @@ def find_volumes(source: Path) -> tuple[Path, ...]:
 
 
 def index_volumes(files: Iterable[Path]) -> dict[int, Subject]:
-    """Volumes by IXI number, from their names; other names are passed over.
+    """Group volumes by IXI number, from their names; other names are ignored.
 
     Raises:
         DataError: If a subject has two volumes of one contrast, or volumes of two hospitals.
@@ -208,27 +198,26 @@ def index_volumes(files: Iterable[Path]) -> dict[int, Subject]:
 
 
 def select_cohort(table: TextTable, subjects: Mapping[int, Subject], *, complete: bool = True) -> Cohort:
-    """Who takes part: a pure function of table and names.
+    """Select the subjects that take part.
 
     Args:
         table: With the columns `IXI_COLUMNS`.
         subjects: By IXI number.
         complete: Only subjects with all four contrasts and a known ethnicity, as in the thesis; otherwise
-            everybody with a contrast. Ages and numbers of one's own are needed either way.
+            those with any contrast. An age and a unique number are always required.
 
     Raises:
-        DataError: If nobody is left, or a cell cannot be understood.
+        DataError: If no subject is left, or a cell is invalid.
     """
     numbers = [_whole(table, row, cell) for row, cell in enumerate(table.require(_ID))]
     ages, odd_ages = _measure(table, _AGE)
     ethnic = table.column(_ETHNIC)
     held = [subjects[number].volumes if number in subjects else {} for number in numbers]
     times = Counter(numbers)
-    rules: tuple[tuple[bool, str, Callable[[int], bool]], ...] = (  # applied in this order, if at all
+    rules: tuple[tuple[bool, str, Callable[[int], bool]], ...] = (  # (applies, what is kept, rule), in order
         (True, "rows of the table have volumes", lambda row: bool(held[row])),
         (complete, "of them all four contrasts", lambda row: len(held[row]) == len(CONTRASTS)),
-        # Of two rows of one id, which is right?
-        (True, "an id that is in one row only", lambda row: times[numbers[row]] == 1),
+        (True, "an id that is in one row only", lambda row: times[numbers[row]] == 1),  # else which is right?
         (True, "an age", lambda row: ages[row] is not None),
         (complete, "an ethnicity", lambda row: ethnic[row] not in _MISSING),
     )
@@ -241,9 +230,8 @@ def select_cohort(table: TextTable, subjects: Mapping[int, Subject], *, complete
     if not rows:
         raise _nobody(table, steps, complete=complete)
     content, notes = _fields(table, rows)
-    strangers = len(set(subjects) - set(numbers))
-    if strangers:
-        notes.append(f"subjects with volumes that are not in the table: {strangers}")
+    if unlisted := len(set(subjects) - set(numbers)):
+        notes.append(f"subjects with volumes that are not in the table: {unlisted}")
     notes += [
         f"IXI{numbers[row]:03d}: {_AGE} {cell} is impossible, treated as missing"
         for row, cell in odd_ages.items()
@@ -253,7 +241,7 @@ def select_cohort(table: TextTable, subjects: Mapping[int, Subject], *, complete
         ID: [f"IXI{numbers[row]:03d}" for row in rows],
         "site": [subjects[numbers[row]].hospital for row in rows],
         "epoch": [EPOCHS[int(np.searchsorted(EPOCH_STARTS, age, side="right"))] for age in known],
-        "age": [str(math.floor(age)) for age in known],  # completed years, as people say it
+        "age": [str(math.floor(age)) for age in known],  # completed years
     }
     content |= {name: [held[row].get(name) for row in rows] for name in CONTRASTS}
     return Cohort(pd.DataFrame(content, dtype=object), tuple(steps), tuple(notes))
@@ -268,7 +256,7 @@ def _nobody(table: TextTable, steps: Sequence[tuple[int, str]], *, complete: boo
 
 
 def _fields(table: TextTable, rows: Sequence[int]) -> tuple[dict[str, list[object]], list[str]]:
-    """Sex, measures and decoded columns of some rows, and what was treated as missing in them."""
+    """Sex, measures and decoded columns of some rows, with notes on values treated as missing."""
     content: dict[str, list[object]] = {}
     notes: list[str] = []
     sexes = table.column(_SEX)
@@ -289,17 +277,17 @@ def _fields(table: TextTable, rows: Sequence[int]) -> tuple[dict[str, list[objec
     for name, (column, words) in _CODES.items():
         codes = table.column(column)
         content[name] = [words.get(str(codes[row])) for row in rows]
-        strange = [code for row in rows if (code := codes[row]) not in _MISSING and code not in words]
+        unknown = [code for row in rows if (code := codes[row]) not in _MISSING and code not in words]
         notes += [
             f"{column} {code}: no meaning in the code book, "
             f"treated as missing in {number} of {len(rows)} subjects"
-            for code, number in sorted(Counter(strange).items())
+            for code, number in sorted(Counter(unknown).items())
         ]
     return content, notes
 
 
 def _measure(table: TextTable, column: str) -> tuple[list[float | None], dict[int, str]]:
-    """A column of numbers, ``None`` where missing or impossible, and the impossible cells by row."""
+    """A column of numbers (``None`` if missing or impossible), and the impossible cells by row."""
     low, high = PLAUSIBLE[column]
     values: list[float | None] = []
     odd: dict[int, str] = {}
@@ -324,14 +312,14 @@ def _whole(table: TextTable, row: int, cell: str) -> int:
 
 
 def _read_sheet(path: Path) -> TextTable:
-    """The sheet ``Table`` as text. pandas alone cannot read the old ``.xls``; calamine can."""
+    """Read the sheet ``Table`` as text. pandas needs calamine for the old ``.xls``."""
     try:
         frame = pd.read_excel(path, sheet_name=_SHEET, dtype=object, engine="calamine")
     except ImportError:
         raise DataError(
             f"{path}: reading it needs the package python-calamine, expected it installed"
         ) from None
-    except Exception as error:  # calamine has a family of errors of its own
+    except Exception as error:  # calamine has its own errors
         raise DataError(
             f"{path}: cannot be read, expected an Excel file with a sheet {_SHEET!r} "
             f"({type(error).__name__}: {error})"

@@ -1,7 +1,7 @@
-"""An IXI-shaped folder of head phantoms, and the federation that `sites.datasets.ixi` makes of it.
+"""Head phantoms in a folder shaped like IXI, and the federation that `sites.datasets.ixi` makes of it.
 
-A head is a nest of ellipsoids: scalp, CSF, grey matter, white matter, ventricles, and a few arteries that
-only MRA shows bright. What the anatomy knows::
+A head is nested ellipsoids: scalp, CSF, grey matter, white matter, ventricles, and a few arteries that are
+bright in MRA only. The anatomy depends on sex and age::
 
     size of the head         1.06 (male) or 0.94 (female), times 1 + 0.035 N(0, 1)
     cortex, share of radius  0.200 at 20 years, less 0.0012 per year
@@ -9,10 +9,10 @@ only MRA shows bright. What the anatomy knows::
     CSF around the brain     0.03 at 20 years, plus 0.0006 per year
 
 So a head's volume alone predicts sex with an AUC of about 0.99 (`expected_volume_auc`) in any contrast, and
-the size of the ventricles tells the age, in T1 and T2 above all. (The sexes differ by about twice as much as
-in people.) Hospitals differ in gain, bias field, noise and storage order (`SCANNERS`), and each takes two of
-the four contrasts only (`MISSING`); none of that tells sex or age. Untrained features show the size among
-much else: the rows of one hospital are too few to find it, those of three are enough.
+the size of the ventricles predicts age, best in T1 and T2. (The sexes differ about twice as much as in
+people.) Hospitals differ in gain, bias field, noise and storage order (`SCANNERS`), and each takes only two
+of the four contrasts (`MISSING`), all independent of sex and age. Untrained features carry the size among
+much else: one hospital has too few rows to learn it, three together have enough.
 """
 
 from __future__ import annotations
@@ -46,14 +46,14 @@ Array = NDArray[np.float64]
 SIZE = (16, 32, 32)  # slices, rows, columns
 SPACING_MM = (6.75, 6.75, 11.25)  # of x, y, z
 SUBJECTS = 130  # per hospital; three in ten are test rows
-ENCODER = "med3d-resnet18-random"  # needs no download; what it computes is untrained, and said to be
+ENCODER = "med3d-resnet18-random"  # untrained, needs no download
 
 _RADII_MM = (72.0, 90.0, 66.0)  # half axes of a head of size 1, left-right, back-front, foot-head
 _SIZE = {"male": 1.06, "female": 0.94}
 _SIZE_SD = 0.035
 _AXIS_SD = 0.015  # of each half axis on its own
 _SKULL = 0.88  # inner radius of the scalp and skull, in units of the head
-_EDGE = 0.03  # softness of a boundary, likewise
+_EDGE = 0.03  # softness of boundaries, likewise
 _VENTRICLE_AT = ((-0.16, -0.05, 0.08), (0.16, -0.05, 0.08))  # centres, likewise
 _VENTRICLE_SHAPE = (0.55, 1.4, 0.8)
 _ARTERY_MM = 5.0
@@ -65,7 +65,7 @@ _ARTERIES = (  # from, to, in units of the head: carotids, basilar, middle and a
     ((0.15, 0.1, -0.2), (0.6, 0.05, 0.0)),
     ((0.0, 0.1, -0.2), (0.0, 0.5, 0.2)),
 )
-_SHIFT_MM = 3.0  # standard deviation of where a head lies in the scanner
+_SHIFT_MM = 3.0  # standard deviation of a head's position in the scanner
 
 # Brightness of scalp, CSF, grey matter, white matter, arteries.
 _BRIGHTNESS: Mapping[str, tuple[float, float, float, float, float]] = {
@@ -76,48 +76,31 @@ _BRIGHTNESS: Mapping[str, tuple[float, float, float, float, float]] = {
 }
 _WHITE = 200.0  # stored value of brightness 1 at gain 1; 255 is the largest
 
-_STREAM = 3_207  # sets these draws apart from others made with the same seed
+_STREAM = 3_207  # separates these draws from others with the same seed
 _FEWEST = 10
 
 
 @dataclass(frozen=True)
 class Scanner:
-    """How a hospital's machine distorts what it sees.
-
-    Args:
-        gain: Factor of all intensities.
-        bias: Relative change of the intensity from the centre to the edge of the field, along x, y, z.
-        noise: Standard deviation, in units of the brightness.
-        axes: Storage order of the voxels, as nibabel's axis codes.
-    """
+    """How a hospital's scanner distorts images."""
 
     gain: float
-    bias: tuple[float, float, float]
-    noise: float
-    axes: str
+    bias: tuple[float, float, float]  # relative intensity change from centre to edge, along x, y, z
+    noise: float  # standard deviation, in units of brightness
+    axes: str  # storage order of the voxels, as nibabel's axis codes
 
 
 @dataclass(frozen=True)
 class Person:
-    """One subject.
+    """One subject."""
 
-    Args:
-        number: IXI number.
-        hospital: A key of `SCANNERS`.
-        sex: ``male`` or ``female``.
-        age: In years.
-        contrasts: The volumes that there are.
-        seed: Of everything that is drawn of this person's body and scans.
-        codes: Cells of the demographic table, in the order of `IXI_COLUMNS` after the sex, before the age.
-    """
-
-    number: int
-    hospital: str
-    sex: str
-    age: float
-    contrasts: tuple[str, ...]
-    seed: tuple[int, ...]
-    codes: tuple[int, ...]
+    number: int  # IXI number
+    hospital: str  # a key of SCANNERS
+    sex: str  # male or female
+    age: float  # years
+    contrasts: tuple[str, ...]  # present volumes
+    seed: tuple[int, ...]  # of anatomy and scans
+    codes: tuple[int, ...]  # cells of the demographic table between sex and age, in the order of IXI_COLUMNS
 
 
 SCANNERS: Mapping[str, Scanner] = {
@@ -126,7 +109,7 @@ SCANNERS: Mapping[str, Scanner] = {
     "IOP": Scanner(gain=0.7, bias=(0.00, -0.15, 0.20), noise=0.07, axes="ASR"),
 }
 
-# Probability that a subject of the hospital lacks the contrast: 1 means that the hospital never takes it.
+# Probability that a subject lacks the contrast; 1: the hospital never takes it.
 MISSING: Mapping[str, Mapping[str, float]] = {
     "Guys": {"t1": 0.1, "t2": 0.2, "pd": 1.0, "mra": 1.0},
     "HH": {"t1": 1.0, "t2": 1.0, "pd": 0.1, "mra": 0.2},
@@ -137,16 +120,16 @@ MISSING: Mapping[str, Mapping[str, float]] = {
 def prepare_synthetic_scans(
     out: Path, subjects: int = SUBJECTS, seed: int = 0, overwrite: bool = False
 ) -> Prepared:
-    """Write the phantoms of this module, and a federation folder around them, for the task sex.
+    """Write phantoms and a federation folder around them, for the task sex.
 
-    The folder of IXI's shape is ``scans`` in the federation folder; `sites.datasets.ixi.prepare_ixi` reads it
-    too, for the other task, say, with ``complete=False``.
+    The IXI-shaped folder is ``scans`` in the federation folder; `sites.datasets.ixi.prepare_ixi` with
+    ``complete=False`` can read it for the other task.
 
     Args:
         out: Federation folder to write.
-        subjects: Per hospital, at least 10; there are three.
-        seed: Of the subjects and their split; also written as the study's. Same seed, same bytes.
-        overwrite: Replace a federation folder that is there already.
+        subjects: Per hospital (of three), at least 10.
+        seed: Of subjects, split and study. Same seed, same bytes.
+        overwrite: Replace an existing federation folder.
 
     Raises:
         StudyError: If an option is out of range.
@@ -174,12 +157,7 @@ def prepare_synthetic_scans(
 
 
 def draw_people(subjects: int, seed: int) -> list[Person]:
-    """Draw the subjects of all hospitals, their numbers taken in turn.
-
-    Args:
-        subjects: Per hospital.
-        seed: Same numbers, same people.
-    """
+    """Draw the subjects of all hospitals, ``subjects`` each, numbered in turn."""
     if seed < 0:
         raise StudyError(f"--seed is {seed}, expected a whole number from 0 up")
     generator = np.random.default_rng([seed, _STREAM])
@@ -203,13 +181,10 @@ def draw_people(subjects: int, seed: int) -> list[Person]:
 
 
 def draw_head(person: Person) -> dict[str, NDArray[np.uint8]]:
-    """The volumes of one subject, background exactly 0.
-
-    Args:
-        person: Who; the same person always looks the same.
+    """The volumes of one subject, deterministic, background exactly 0.
 
     Returns:
-        By contrast, ``(32, 32, 16)`` uint8 along left-right, back-front, foot-head, to the right, front, top.
+        By contrast, ``(32, 32, 16)`` uint8 in RAS orientation.
     """
     generator = np.random.default_rng(person.seed)
     scale = _SIZE[person.sex] * (1 + _SIZE_SD * generator.standard_normal())
@@ -235,31 +210,31 @@ def draw_head(person: Person) -> dict[str, NDArray[np.uint8]]:
     field = 1 + np.tensordot(scanner.bias, grid / np.abs(grid).max(axis=(1, 2, 3), keepdims=True), axes=1)
     head = radius < 1
     volumes = {}
-    for name in CONTRASTS:  # all are drawn, so that a missing one changes no other
+    for name in CONTRASTS:  # draw all, so that a missing one changes no other
         scalp, csf, grey_matter, white_matter, blood = _BRIGHTNESS[name]
         soft = csf + (grey_matter - csf) * grey + (white_matter - csf) * white
         image = scalp + (soft - scalp) * inner
         image = image + (blood - image) * artery
         image = image * field + scanner.noise * generator.standard_normal(image.shape)
-        stored = np.clip(np.rint(_WHITE * scanner.gain * image), 1, 255)  # 0 is for the background alone
+        stored = np.clip(np.rint(_WHITE * scanner.gain * image), 1, 255)  # 0 is background
         volumes[name] = np.where(head, stored, 0).astype(np.uint8)
     return {name: volumes[name] for name in person.contrasts}
 
 
 def expected_volume_auc() -> float:
-    """The AUC of a head's volume for its sex: two normal distributions of the logarithm of the volume."""
+    """AUC of head volume for sex: two normal distributions of the log volume."""
     apart = 3 * math.log(_SIZE["male"] / _SIZE["female"])
     sd = math.sqrt((3 * _SIZE_SD) ** 2 + 3 * _AXIS_SD**2)
     return 0.5 * (1 + math.erf(apart / (2 * sd)))
 
 
 def _inside(depth: Array) -> Array:
-    """1 where the depth below a surface is positive, 0 above it, soft in between."""
+    """1 below a surface (positive depth), 0 above it, with a soft edge."""
     return np.asarray(0.5 * (1 + np.tanh(depth / _EDGE)), dtype=np.float64)
 
 
 def _distance(at: Array, centre: tuple[float, ...], shape: tuple[float, ...]) -> Array:
-    """From a centre, in units that make an ellipsoid of the given half axes a sphere."""
+    """Distance from a centre, scaled by the half axes of an ellipsoid."""
     offset = at - np.array(centre).reshape(3, 1, 1, 1)
     return np.asarray(np.sqrt(((offset / np.array(shape).reshape(3, 1, 1, 1)) ** 2).sum(axis=0)))
 
@@ -273,7 +248,7 @@ def _to_segment(at: Array, start: tuple[float, ...], end: tuple[float, ...]) -> 
 
 
 def _grid() -> Array:
-    """``(3, X, Y, Z)``: where voxels are, in mm from the centre of the field."""
+    """``(3, X, Y, Z)``: voxel positions in mm from the centre of the field."""
     axes = [
         spacing * (np.arange(length) - (length - 1) / 2)
         for spacing, length in zip(SPACING_MM, reversed(SIZE), strict=True)
@@ -292,12 +267,12 @@ def _codes(female: bool, age: float, generator: np.random.Generator) -> tuple[in
         5 if age > 65 else int(generator.choice([1, 2, 3, 4, 6, 7, 8])),  # noqa: PLR2004 - most are retired
         int(generator.integers(1, 6)),
     ]
-    unknown = generator.random(len(cells)) < 0.1  # noqa: PLR2004 - as often as one likes
+    unknown = generator.random(len(cells)) < 0.1  # noqa: PLR2004 - arbitrary
     return tuple(0 if gone else cell for cell, gone in zip(cells, unknown.tolist(), strict=True))
 
 
 def _write_folder(folder: Path, people: list[Person]) -> None:
-    """The folder of IXI's shape: one sub-folder per contrast, and the table."""
+    """Write an IXI-shaped folder: one subfolder per contrast, and the table."""
     folder.mkdir(parents=True)
     (folder / SYNTHETIC_FILE).write_text(
         "Head phantoms drawn by `mmare-sim prepare synthetic --kind scans`: no person's data.\n"
@@ -320,7 +295,7 @@ def _write_folder(folder: Path, people: list[Person]) -> None:
 
 
 def _nifti(voxels: NDArray[np.uint8], axes: str) -> bytes:
-    """A compressed NIfTI file, with the voxels stored in the order of a scanner."""
+    """A compressed NIfTI file with the voxels in a scanner's storage order."""
     affine = np.diag([*SPACING_MM, 1.0])
     affine[:3, 3] = [
         -spacing * (length - 1) / 2 for spacing, length in zip(SPACING_MM, voxels.shape, strict=True)
@@ -329,4 +304,4 @@ def _nifti(voxels: NDArray[np.uint8], axes: str) -> bytes:
     image.header.set_xyzt_units("mm")  # type: ignore[no-untyped-call]  # nibabel has no types here
     order = ornt_transform(axcodes2ornt("RAS"), axcodes2ornt(axes))  # type: ignore[no-untyped-call]  # nibabel has no types here
     stored = image.as_reoriented(order)  # type: ignore[no-untyped-call]  # nibabel has no types here
-    return gzip.compress(stored.to_bytes(), compresslevel=6, mtime=0)  # no time: same seed, same bytes
+    return gzip.compress(stored.to_bytes(), compresslevel=6, mtime=0)  # mtime=0: same seed, same bytes
