@@ -1,1 +1,1 @@
-"""One run: what was asked for, its folder, its result."""
+"""One run: request, folder and result."""

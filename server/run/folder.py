@@ -1,4 +1,4 @@
-"""One run in its folder: begin, resume or refuse; journal, checkpoints, model, result."""
+"""Start, resume or refuse a run in its folder: journal, checkpoints, model, result."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ from server.rounds.loop import Plan, RoundLoop
 from server.rounds.roll_call import roll_call
 from server.rounds.update_checks import Upload
 from server.run.result import (
+    TIMED,
     common_facts,
     left_out,
     local_metrics,
@@ -44,12 +45,12 @@ if TYPE_CHECKING:
 __all__ = ["check_run", "execute", "finished_result"]
 
 LOCK: Final = ".lock"
-MOST_MODALITIES: Final = 6  # whose subsets are tested: 63
+MOST_MODALITIES: Final = 6  # to test subsets of: 63
 _OWN: Final = (JOURNAL, RESULT, STUDY_FILE, "report.html", "checkpoints", "model", "spool", "local", LOCK)
 
 
 def finished_result(request: RunRequest) -> dict[str, Any] | None:
-    """The result of a run that is finished with the same settings, or nothing.
+    """The result of a finished run with the same settings, if there is one.
 
     Raises:
         InputError: If the folder holds a run with other settings, or something that is not a run.
@@ -79,15 +80,15 @@ def finished_result(request: RunRequest) -> dict[str, Any] | None:
     try:
         result: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except ValueError:
-        return None  # the run is taken up again and writes it anew
+        return None  # the run is resumed and rewrites it
     return result
 
 
 def check_run(request: RunRequest) -> None:
-    """Refuse a study that cannot be run as it is asked, before anything is written.
+    """Validate what is asked for, before anything is written.
 
     Raises:
-        StudyError: If model, strategy or local parts cannot be.
+        StudyError: If model, strategy, subsets or local parts cannot be used.
     """
     study = request.study
     Upload(build_model(study), study)
@@ -104,15 +105,12 @@ def check_run(request: RunRequest) -> None:
 
 
 def execute(fleet: Fleet, request: RunRequest, listeners: tuple[Listener, ...] = ()) -> dict[str, Any]:
-    """Run to the end, from wherever an earlier attempt got, and write the result.
+    """Run, or resume an earlier attempt, to the end; write and return ``result.json``.
 
     Args:
         fleet: The nodes.
         request: Of the run.
         listeners: Called with every event of the journal.
-
-    Returns:
-        The content of ``result.json``.
 
     Raises:
         InputError: If the request cannot be run.
@@ -151,19 +149,11 @@ def _run(fleet: Fleet, request: RunRequest, journal: Journal, run: str) -> dict[
     study, out = request.study, request.out
     common = common_facts(request)
     if request.mode is not Mode.LOCAL:
-        loop = RoundLoop(
-            fleet,
-            study,
-            out,
-            journal,
-            run,
-            Plan(request.mode, request.trainer, request.nodes, request.subsets),
-        )
-        outcome = loop.run()
+        plan = Plan(request.mode, request.trainer, request.nodes, request.subsets)
+        outcome = RoundLoop(fleet, study, out, journal, run, plan).run()
         facts = {"run": run, "round": outcome.best_round, "notes": notes_of_model(study)}
         save_model(out / "model", study, outcome.tensors, facts)
-        told = {"left_out": left_out(out), "notes": [*notes_of_sites(out), *notes_of_model(study)]}
-        return {**common, **outcome_facts(outcome), "metrics": outcome.metrics, **told}
+        return {**common, **outcome_facts(outcome), "metrics": outcome.metrics, **_remarks(study, out)}
     members = roll_call(fleet, study, run, journal, request.nodes or 1)
     trainers = [site for site, member in members.items() if member.call.samples > 0]
     if not trainers:
@@ -177,32 +167,25 @@ def _run(fleet: Fleet, request: RunRequest, journal: Journal, run: str) -> dict[
             partial.write_text(tomli_w.dumps(study.to_dict()), encoding="utf-8")
         own = Journal(folder / JOURNAL, f"{run}-{site}", journal.listeners)
         own.write(replace(_started(request), site=site))
-        loop = RoundLoop(
-            fleet,
-            study,
-            folder,
-            own,
-            f"{run}-{site}",
-            Plan(Mode.LOCAL, site, len(members), request.subsets),
-        )
-        outcome = loop.run()
+        plan = Plan(Mode.LOCAL, site, len(members), request.subsets)
+        outcome = RoundLoop(fleet, study, folder, own, f"{run}-{site}", plan).run()
         outcomes.append(outcome)
         save_model(folder / "model", study, outcome.tensors, {"run": run, "round": outcome.best_round})
         own.write(RunFinished(**outcome_facts(outcome)))
         local[site] = {**outcome_facts(outcome), "metrics": local_metrics(outcome, site)}
-    totals = {
-        phase: sum(outcome.progress.seconds.get(phase, 0.0) for outcome in outcomes)
-        for phase in ("total", "setup", "rounds", "train")
-    }
+    totals = {phase: sum(outcome.progress.seconds.get(phase, 0.0) for outcome in outcomes) for phase in TIMED}
     longest = max(outcomes, key=lambda outcome: outcome.progress.round)
     return {
         **common,
         **outcome_facts(longest),
         "seconds": totals,
         "local": local,
-        "left_out": left_out(out),
-        "notes": [*notes_of_sites(out), *notes_of_model(study)],
+        **_remarks(study, out),
     }
+
+
+def _remarks(study: Study, out: Path) -> dict[str, Any]:
+    return {"left_out": left_out(out), "notes": [*notes_of_sites(out), *notes_of_model(study)]}
 
 
 def _started(request: RunRequest) -> RunStarted:
@@ -226,7 +209,7 @@ def _settings_table(request: RunRequest) -> dict[str, Any]:
         "federation": str(request.federation.resolve()),
         "subsets": request.subsets,
     }
-    plain: dict[str, Any] = json.loads(json.dumps(table))  # as the journal gives it back
+    plain: dict[str, Any] = json.loads(json.dumps(table))  # as read back from the journal
     return plain
 
 

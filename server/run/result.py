@@ -1,10 +1,10 @@
-"""What a run ends with: the content of ``result.json``."""
+"""The content of ``result.json``."""
 
 from __future__ import annotations
 
 import platform
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from mmare.models.registry import MODELS, build_model
 from mmare.wire.tensors import global_tensors
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from server.run.request import RunRequest
 
 __all__ = [
+    "TIMED",
     "common_facts",
     "left_out",
     "local_metrics",
@@ -30,8 +31,11 @@ __all__ = [
 ]
 
 
+TIMED: Final = ("total", "setup", "rounds", "train")  # phases
+
+
 def local_metrics(outcome: Outcome, site: str) -> dict[str, Any]:
-    """Metrics of a site that trained alone: on its own test rows and on all."""
+    """Metrics of a site that trained alone, on its own test rows and on all."""
     test = outcome.metrics["test"]
     return {
         "validation": outcome.metrics["validation"]["pooled"],
@@ -43,9 +47,10 @@ def local_metrics(outcome: Outcome, site: str) -> dict[str, Any]:
 
 
 def common_facts(request: RunRequest) -> dict[str, Any]:
-    """What every ``result.json`` says, whatever the mode."""
+    """The part of ``result.json`` that all modes have."""
     study = request.study
     model = build_model(study)
+    trainable = sum(value.numel() for value in model.parameters())
     return {
         "study": study.name,
         "model": study.model.name,
@@ -54,30 +59,27 @@ def common_facts(request: RunRequest) -> dict[str, Any]:
         "seed": study.seed,
         "backend": request.backend,
         "parameters": {
-            "trainable": sum(value.numel() for value in model.parameters()),
+            "trainable": trainable,
             "federated": sum(value.numel() for value in Upload(model, study).tensors.values()),
-            "buffers": sum(value.numel() for value in global_tensors(model).values())
-            - sum(value.numel() for value in model.parameters()),
+            "buffers": sum(value.numel() for value in global_tensors(model).values()) - trainable,
         },
         "versions": versions(),
     }
 
 
 def outcome_facts(outcome: Outcome) -> dict[str, Any]:
-    """Rounds, bytes and seconds of one training."""
+    """Rounds, bytes and seconds of a training run."""
     progress = outcome.progress
     return {
         "rounds_run": progress.round,
         "best_round": outcome.best_round,
         "bytes": {"down_per_round": progress.bytes_down, "up_per_round": progress.bytes_up},
-        "seconds": {
-            phase: progress.seconds.get(phase, 0.0) for phase in ("total", "setup", "rounds", "train")
-        },
+        "seconds": {phase: progress.seconds.get(phase, 0.0) for phase in TIMED},
     }
 
 
 def left_out(out: Path) -> list[dict[str, Any]]:
-    """Who was left out when and why, from the journals; round 0 is the roll call."""
+    """Sites left out, with round and reason, from the journals; round 0 is the roll call."""
     found = []
     for folder in [out, *sorted((out / "local").glob("*"))]:
         for event in read_run(folder).absences:
@@ -94,19 +96,19 @@ def left_out(out: Path) -> list[dict[str, Any]]:
 
 
 def notes_of_sites(out: Path) -> list[str]:
-    """What sites said of their features at the roll call, each once."""
+    """Notes of sites on their features at the roll call, each once."""
     calls = read_run(out).calls.values()
     return list(dict.fromkeys(note for call in calls for note in call.notes))
 
 
 def notes_of_model(study: Study) -> list[str]:
-    """What a reader must know of the model and its figures: what it stands for, what stayed at the sites."""
+    """Caveats on the model and its metrics: what it stands for, what stayed at the sites."""
     parts = ", ".join(study.federation.local)
     stay = f"{parts} stay at each site: metrics are with the sites' own, the model has their starting values"
     return [note for note in (MODELS[study.model.name].NOTE, stay if parts else "") if note]
 
 
 def versions() -> dict[str, str]:
-    """Of Python and the packages that numbers depend on."""
+    """Versions of Python and of the packages that results depend on."""
     packages = {name: version(name) for name in ("federated-mmare", "flwr", "numpy", "torch")}
     return {**packages, "python": platform.python_version()}
