@@ -154,14 +154,14 @@ def test_a_faulty_site_is_left_out_of_that_round_and_asked_again(federation, tmp
     rounds = 2 * len(faults) + 1
     settings = (f"training.rounds={rounds}", f"training.patience={rounds}")
     result = run_nodes(federation, out, settings=settings, faults={1: fault})
-    told = {event["round"]: (event["reason"], event["code"]) for event in events(out, "site_left_out")}
-    assert list(told) == list(faults)
+    left_out = {event["round"]: (event["reason"], event["code"]) for event in events(out, "site_left_out")}
+    assert list(left_out) == list(faults)
     for number, (_, reason, code) in faults.items():
-        assert reason in told[number][0]
-        assert told[number][1] == code
+        assert reason in left_out[number][0]
+        assert left_out[number][1] == code
     assert [
         (entry["round"], entry["site"], entry["reason"], entry["code"]) for entry in result["left_out"]
-    ] == [(number, "birch", *words) for number, words in told.items()]
+    ] == [(number, "birch", *words) for number, words in left_out.items()]
     updates = [
         (event["round"], event["site"])
         for event in events(out, "site_update")
@@ -207,7 +207,7 @@ def test_a_fault_changes_the_model_only_through_the_missing_update(federation, h
     assert checkpoints[0] == checkpoints[1] != checkpoints[2]
 
 
-def test_nothing_of_a_site_s_failure_reaches_the_run_folder(federation, tmp_path):
+def test_nothing_of_a_sites_failure_reaches_the_run_folder(federation, tmp_path):
     run_nodes(federation, tmp_path / "run", settings=SHORT, faults={1: while_training(raises)})
     for path in (tmp_path / "run").rglob("*"):
         if path.is_file():

@@ -139,7 +139,7 @@ def test_a_second_process_on_the_same_folder_is_refused(federation, tmp_path):
     ("setting", "permanent"),
     [pytest.param("", False, id="busy"), pytest.param("model.width=0", True, id="bad input")],
 )
-def test_flower_s_record_of_a_run_says_whether_trying_again_is_of_use(
+def test_flowers_record_of_a_run_says_whether_a_retry_can_help(
     federation, tmp_path, monkeypatch, setting, permanent
 ):
     monkeypatch.setattr("server.app.hurry", lambda: None)

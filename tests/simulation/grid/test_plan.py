@@ -90,7 +90,7 @@ def test_a_strategy_may_name_its_own(tmp_path):
     assert drift.assignments[-2:] == ("federation.strategy=fedavg", "federation.untouched=drift")
 
 
-def test_the_id_hangs_on_what_determines_the_result_alone(tmp_path):
+def test_the_id_depends_only_on_what_determines_the_result(tmp_path):
     cell = grid_of(tmp_path).cells[0]
     reworded = replace(cell, model=replace(cell.model, label="ours"), data=replace(cell.data, name="b"))
     assert (reworded.id, reworded.federation) == (cell.id, cell.federation)
@@ -111,7 +111,7 @@ def test_the_id_hangs_on_what_determines_the_result_alone(tmp_path):
 
 
 def test_the_id_is_the_hash_of_this_text(tmp_path):
-    """Whoever changes how it is made loses the results of old grids."""
+    """Another hash would orphan the results of old grids."""
     text = (
         '{"mode":"federated","prepare":["table","--table","{here}/a.csv","--seed","0"],'
         '"set":["training.rounds=2","model.name=mmare","federation.strategy=exposure"],"subsets":false}'
@@ -179,7 +179,7 @@ def test_a_selection_of_nothing_is_refused(tmp_path, word, expected):
     assert expected in str(caught.value)
 
 
-def test_sources_lie_where_the_machine_has_them(monkeypatch):
+def test_sources_resolve_to_paths_of_this_machine(monkeypatch):
     monkeypatch.setenv("MMARE_DATA", "/data")
     assert resolve(["{a}/x", "{MMARE_DATA}"], {"a": "{MMARE_DATA}/ixi"}) == ["/data/ixi/x", "/data"]
     monkeypatch.delenv("MMARE_DATA")
@@ -214,7 +214,7 @@ def _study_of(arguments, studies):
 
 
 @pytest.mark.parametrize("name", ready_grids())
-def test_studies_of_ready_grids_are_studies(name, studies):
+def test_ready_grids_have_valid_studies(name, studies):
     grid = load_grid(find_grid(name))
     assert grid.head.name == name
     checked = 0
@@ -236,7 +236,7 @@ def test_hypermm_of_the_ready_grids_fits_its_scans(studies):
 @pytest.mark.parametrize(
     "name", ["mmist-vital12", "ablation-mmist", "aggregation", "future-work", "recipes-mmist"]
 )
-def test_studies_of_ready_grids_on_mmist_are_studies(name, tmp_path):
+def test_ready_grids_on_mmist_have_valid_studies(name, tmp_path):
     source = data_folder("mmist")
     for without in ((), ("clinical",)):
         prepare_mmist(source, tmp_path / str(len(without)), without=without)

@@ -73,7 +73,7 @@ def test_foreign_files_are_refused_and_left_alone(tmp_path, content, words):
     assert path.read_text() == content
 
 
-def test_numbers_that_are_none_are_not_written(tmp_path):
+def test_non_finite_numbers_are_not_written(tmp_path):
     with pytest.raises(ValueError, match="JSON compliant"):
         append_line(tmp_path / "results.jsonl", {"cell": "a", "value": float("nan")})
     assert not (tmp_path / "results.jsonl").exists()

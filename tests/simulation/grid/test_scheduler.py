@@ -60,7 +60,7 @@ def write(folder: Path, text: str = GRID, rounds: int = 2) -> Path:
 
 
 def results(out: Path) -> dict[str, dict]:
-    """Lines by cell, less what differs from machine to machine and time to time."""
+    """Lines by cell, without what differs between machines and runs."""
     found = {}
     for line in (out / "results.jsonl").read_text().splitlines():
         entry = json.loads(line)
@@ -147,7 +147,7 @@ def test_models_are_kept_on_demand_and_a_run_of_other_defaults_is_replaced(one_c
         ),
     ],
 )
-def test_what_can_never_work_is_refused_before_it_is_run(tmp_path, old, new, words):
+def test_an_impossible_cell_is_refused_before_any_run(tmp_path, old, new, words):
     assert old in GRID
     text = GRID.replace(old, new).replace(', "model.width=16"', "")
     cell = load_grid(write(tmp_path, text)).cells[0]
@@ -198,7 +198,7 @@ def test_scans_are_encoded_once_for_all_cells(tmp_path, monkeypatch):
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory):
-    """A grid with a model that cannot be, on two workers."""
+    """A grid with an impossible model, on two workers."""
     folder = tmp_path_factory.mktemp("grid")
     log = StringIO()
     grid = load_grid(write(folder, GRID + TOO_DEEP, rounds=12))
@@ -328,10 +328,10 @@ def test_a_killed_worker_costs_its_cell_and_ctrl_c_is_one_sentence(tmp_path):
     failure = json.loads((out / "failures.jsonl").read_text())
     assert (failure["cell"], failure["reason"]) == (first.id, "the worker process ended by signal 9")
     os.killpg(process.pid, signal.SIGINT)
-    _, told = process.communicate(timeout=20)
+    _, output = process.communicate(timeout=20)
     assert process.returncode == 1
-    assert told.rstrip().endswith("error: interrupted; the same command goes on")
-    assert "Traceback" not in told
+    assert output.rstrip().endswith("error: interrupted; the same command goes on")
+    assert "Traceback" not in output
     assert ends(process)
     rounds = out / "runs" / first.id / "rounds.jsonl"
     before = rounds.stat().st_size
@@ -356,7 +356,7 @@ def test_a_worker_that_has_done_many_cells_is_replaced(one_cell):
     assert (refused.entry, refused.text) == (None, "--sites is 0, expected at least one hospital")
 
 
-def test_an_error_that_is_none_of_ours_costs_one_cell_too(one_cell, monkeypatch):
+def test_an_unexpected_error_costs_only_its_cell(one_cell, monkeypatch):
     cell, place, _, _ = one_cell
     monkeypatch.setattr("simulation.grid.cell._federation", lambda _cell, _place: 1 / 0)
     found = answer(Task(TaskKind.RUN, cell), place, lambda _text: None, 1)
@@ -395,7 +395,7 @@ def test_two_grids_do_not_share_a_folder(tmp_path, quiet):
             run_grid(load_grid(write(tmp_path)), Workplace.make({}, out), quiet)
 
 
-def test_flags_that_cannot_be(tmp_path, quiet):
+def test_bad_flags_are_refused(tmp_path, quiet):
     grid = load_grid(write(tmp_path))
     with pytest.raises(InputError, match="--source is 'a=/x', expected NAME=PATH with one of none"):
         Workplace.make(grid.sources, tmp_path, ["a=/x"])

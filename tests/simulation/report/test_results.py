@@ -53,14 +53,14 @@ def write_events(folder: Path, events: list[dict[str, Any]], tail: str = "") -> 
 
 
 def rounds(*numbers: int, auc: float = 0.5) -> list[dict[str, Any]]:
-    told = []
+    events = []
     for number in numbers:
-        told.append({"event": "round_started", "round": number})
+        events.append({"event": "round_started", "round": number})
         seconds = {"wait": 1.0, "aggregate": 0.25}
-        told.append({"event": "aggregated", "round": number, "seconds": seconds})
+        events.append({"event": "aggregated", "round": number, "seconds": seconds})
         block = {"pooled": metrics(9, auc), "sites": {"x": metrics(9, None)}}
-        told.append({"event": "validated", "round": number, "metrics": block})
-    return told
+        events.append({"event": "validated", "round": number, "metrics": block})
+    return events
 
 
 def start() -> dict[str, Any]:
@@ -136,8 +136,8 @@ def test_absences_are_joined_and_refusals_added(tmp_path):
     expected = [Absence("z", 0, 0, "S102"), Absence("x", 2, 3, "late"), Absence("x", 5, 5, "late")]
     assert absences(load_run(run)) == expected
     result = json.loads((run / "result.json").read_text())
-    told = [{"site": "z", "round": None, "reason": "S102"}, *late]
-    (run / "result.json").write_text(json.dumps({**result, "left_out": told}))
+    left_out = [{"site": "z", "round": None, "reason": "S102"}, *late]
+    (run / "result.json").write_text(json.dumps({**result, "left_out": left_out}))
     assert absences(load_run(run)) == expected
     assert site_names(load_run(run)) == ("x", "y", "z")
 

@@ -117,7 +117,7 @@ def alone(plan: Plan, rng: random.Random, site: str) -> dict[str, Any]:
     return {**tested, "own": tested["sites"][site]}
 
 
-def told(plan: Plan, rng: random.Random) -> dict[str, Any]:
+def reported(plan: Plan, rng: random.Random) -> dict[str, Any]:
     """Counts of a roll call; small ones withheld."""
 
     def count(high: int) -> int | None:
@@ -139,7 +139,7 @@ def write_journal(folder: Path, plan: Plan, rng: random.Random) -> None:
 
     say("run_started", settings={"model": {"fusion": "pairwise"}}, resumed_from=None)
     for site in plan.sites:
-        say("roll_call", site=site, accepted=True, reason=None, counts=told(plan, rng))
+        say("roll_call", site=site, accepted=True, reason=None, counts=reported(plan, rng))
     say("scaling", modality="ct", n=431, sites=list(plan.sites))
     size = 5_935_624
     for number in range(1, plan.rounds + 1):
@@ -225,7 +225,7 @@ def check_page(page: Page) -> None:
     assert len(ids) == len(set(ids))
     assert {ref[1:] for ref in page.all("href")} <= set(ids)
     assert {ref for refs in page.all("aria-labelledby") for ref in refs.split()} <= set(ids)
-    assert not re.search(r"#51[0-9a-f]{2}a7", page.source), "a place-holder colour was left"
+    assert not re.search(r"#51[0-9a-f]{2}a7", page.source), "a placeholder colour was left"
     levels = [int(tag[1]) for tag, _ in page.tags if re.fullmatch("h[1-6]", tag)]
     assert levels[0] == 1
     assert levels.count(1) == 1
@@ -330,13 +330,13 @@ def test_escapes_odd_names(tmp_path, mode):
     assert "&lt;b&gt;&amp;" in page.source
 
 
-def test_tells_who_was_left_out(tmp_path):
+def test_lists_sites_left_out(tmp_path):
     late = [{"site": "cptac", "round": r, "reason": "no answer before the deadline"} for r in (4, 5, 6, 9)]
     refused = [{"site": "kirc", "round": 0, "reason": "S102"}]
     run = make_run(tmp_path / "run", Plan(left_out=late + refused))
-    told_nothing = {"event": "roll_call", "site": "kirc", "accepted": False, "reason": "S102", "counts": None}
+    refused = {"event": "roll_call", "site": "kirc", "accepted": False, "reason": "S102", "counts": None}
     with (run / "rounds.jsonl").open("a") as journal:
-        journal.write(json.dumps(told_nothing) + "\n")
+        journal.write(json.dumps(refused) + "\n")
     page = Page(write_report(run))
     check_page(page)
     assert not any(row[0].strip() == "kirc" and len(row) > 4 for row in page.rows)  # no zeros made up for it
@@ -350,7 +350,7 @@ def test_tells_who_was_left_out(tmp_path):
     assert "No site was left out." not in page.text
 
 
-def test_withheld_counts_are_not_told(tmp_path):
+def test_withheld_counts_are_not_shown(tmp_path):
     run = make_run(tmp_path / "run", Plan(withheld=True))
     events = [json.loads(line) for line in (run / "rounds.jsonl").read_text().splitlines()]
     for event in events:
