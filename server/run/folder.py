@@ -38,6 +38,7 @@ from server.store.model_file import save_model
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from mmare.study.study import Study
     from server.rounds.fleet import Fleet
     from server.run.request import RunRequest
     from server.store.journal import Listener
