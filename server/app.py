@@ -10,7 +10,7 @@ from flwr.serverapp import Grid, ServerApp
 
 from mmare.errors import BusyError, InputError
 from server.deployment.retry_policy import BAD_INPUT
-from server.rounds.flower_fleet import GridFleet, hurry
+from server.rounds.flower_fleet import GridFleet, shorten_polling
 from server.run.folder import execute
 from server.run.request import RunRequest
 
@@ -24,7 +24,7 @@ app = ServerApp()
 @app.main()
 def main(grid: Grid, context: Context) -> None:
     """Run the study that the run configuration names, and write its report where one is installed."""
-    hurry()
+    shorten_polling()
     try:
         request = RunRequest.from_config(context.run_config)
         result = execute(GridFleet(grid), request)

@@ -1,4 +1,4 @@
-"""The sites as the round loop sees them: nodes that are asked and may answer."""
+"""The sites as the round loop sees them: nodes that receive requests and may answer."""
 
 from __future__ import annotations
 
@@ -18,30 +18,20 @@ Header = TypeVar("Header")
 
 @dataclass(frozen=True)
 class Answer:
-    """What came back from a node.
-
-    Args:
-        node: Its number.
-        header: Of the site's message; nothing where the node failed.
-        payload: Flat run of bytes; may be empty.
-        failure: Why there is no header.
-        code: The same for programs.
-        name: Under which the coordinator admitted the node; empty where nodes have no names.
-    """
+    """A node's answer, or why there is none."""
 
     node: int
-    header: str | None
+    header: str | None  # None if the node failed
     payload: bytes = b""
-    failure: str = ""
-    code: Reason = Reason.OTHER
-    name: str = ""
+    failure: str = ""  # why there is no header
+    code: Reason = Reason.OTHER  # of the failure
+    name: str = ""  # the site that the node was admitted as; empty if nodes have no names
 
     def read(self, kind: type[Header]) -> Header:
-        """The header.
+        """Decode the header.
 
         Raises:
-            WireError: Why it is not of this kind: what happened to the node, the site's code, or what is
-                wrong with it.
+            WireError: The node's failure, the site's refusal, or what is wrong with the header.
         """
         if self.header is None:
             raise WireError(self.failure, self.code)
@@ -56,14 +46,14 @@ class Answer:
 
 
 class Fleet(Protocol):
-    """Whoever carries messages to nodes; `server.rounds.flower_fleet` does it over a Flower Grid."""
+    """Carries messages to nodes; `server.rounds.flower_fleet` does so over a Flower Grid."""
 
     def nodes(self, at_least: int, deadline_s: float) -> Sequence[int]:
-        """Nodes that are there, after waiting for ``at_least`` of them for at most ``deadline_s``."""
+        """Online nodes, after waiting up to ``deadline_s`` for ``at_least`` of them."""
 
     def ask(self, requests: Mapping[int, str], payload: bytes, deadline_s: float) -> Iterator[Answer]:
-        """Send a header per node, the same payload to all, and give the answers as they come.
+        """Send each node its header and the common payload; yield answers as they arrive.
 
-        Ends when all have answered or the deadline has passed; who did not answer is not in it, or in it with
-        `LATE` as its failure.
+        Ends when all have answered or at the deadline. A node that did not answer is missing, or its answer
+        has `LATE` as its failure.
         """

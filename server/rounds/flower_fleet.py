@@ -1,4 +1,4 @@
-"""The nodes of a Flower Grid: messages out, replies in, and what got lost on the way asked for again."""
+"""The nodes of a Flower Grid: messages out, replies in, lost ones requested again."""
 
 from __future__ import annotations
 
@@ -28,22 +28,20 @@ if TYPE_CHECKING:
 
     from flwr.serverapp import Grid
 
-__all__ = ["POLL_S", "GridFleet", "hurry"]
+__all__ = ["POLL_S", "GridFleet", "shorten_polling"]
 
-LOG = logging.getLogger("flwr.mmare")  # under Flower's own, which shows what a run says
+LOG = logging.getLogger("flwr.mmare")  # below Flower's own logger, which prints a run's output
 
-POLL_S: Final = 0.2  # between looks for replies; the in-process Grid waits by itself
-SETTLED_S: Final = 1.0  # that the number of nodes must stay the same where it is not known
-BLOCKED_S: Final = 2.0  # a look for replies that took longer waited for tensors still on their way
-LEFT_S: Final = 1.0  # for tensors that were announced, once the deadline has passed
-PUSHES: Final = 2  # of the same message; SuperLink, killed in the middle of one, does not know what it took
-LOST: Final = (3, 4)  # of Flower's codes: the message, or the reply to it, is unavailable
-AWAY: Final = 5  # of Flower's codes: the node is offline
-BACK_S: Final = 30.0  # for a node that went away just now; one that a hospital starts again needs half of it
-LOOK_S: Final = 0.5  # between looks for nodes that may come back
-OUTLIVES_S: Final = (
-    60.0  # a message its deadline, so that clocks may differ; then no node is given it any more
-)
+POLL_S: Final = 0.2  # between polls for replies; the in-process Grid waits by itself
+SETTLED_S: Final = 1.0  # for which the set of nodes must not change
+BLOCKED_S: Final = 2.0  # a poll for replies that took longer was waiting for tensors in transit
+GRACE_S: Final = 1.0  # after the deadline, for tensors that were announced
+PUSHES: Final = 2  # attempts per message: a SuperLink killed during a push forgets what it accepted
+LOST: Final = (3, 4)  # Flower's codes: the message, or the reply to it, is unavailable
+OFFLINE: Final = 5  # Flower's code: the node is offline
+RETURN_S: Final = 30.0  # for a node to come back; a hospital's restart takes half of it
+ONLINE_POLL_S: Final = 0.5  # between polls for nodes that may come back
+TTL_MARGIN_S: Final = 60.0  # of a message beyond its deadline, since clocks differ
 _TYPES: Final = {
     Task.TRAIN: "train",
     Task.EVALUATE: "evaluate",
@@ -53,12 +51,12 @@ _TYPES: Final = {
 }
 
 
-class _Tensors:
-    """How long replies whose tensors are still on their way are waited for.
+class _TensorPolling:
+    """Limits how long Flower waits for tensors in transit.
 
-    Flower looks for them again after 1, 2, 4, … 10 s and, of a site that died in the middle, for minutes
-    beyond every deadline. It has no setting for that, so the function that its Grid calls is replaced, where
-    it is the one known here.
+    Flower polls after 1, 2, 4, … 10 s and, if the site died during the transfer, for minutes beyond any
+    deadline. There is no setting for it, so the function that its Grid calls is replaced if its signature is
+    as expected.
     """
 
     FIRST_S, LONGEST_S = 0.05, 1.0
@@ -68,8 +66,8 @@ class _Tensors:
         self.end = 0.0
         self._stock: Callable[..., Any] | None = None
 
-    def hurry(self) -> None:
-        """Replace Flower's function, once."""
+    def shorten(self) -> None:
+        """Replace Flower's function; does nothing the second time."""
         if self._stock is not None:
             return
         settings = {"max_time", "max_tries_per_object", "initial_backoff", "backoff_cap"}
@@ -80,7 +78,7 @@ class _Tensors:
         except (ImportError, AttributeError, TypeError):
             known = False
         if not known:
-            LOG.warning("this Flower fetches tensors in a way that is not known here: rounds take longer")
+            LOG.warning("this version of Flower fetches tensors in an unknown way: rounds take longer")
             return
         self._stock = found
         setattr(module, self.FUNCTION, self._pull)
@@ -88,7 +86,7 @@ class _Tensors:
     def _pull(self, *arguments: Any, **options: Any) -> Any:  # noqa: ANN401 - Flower's
         assert self._stock is not None  # noqa: S101 - set before this is called
         own = {
-            "max_time": max(self.end - time.monotonic(), LEFT_S),
+            "max_time": max(self.end - time.monotonic(), GRACE_S),
             "max_tries_per_object": None,
             "initial_backoff": self.FIRST_S,
             "backoff_cap": self.LONGEST_S,
@@ -96,21 +94,16 @@ class _Tensors:
         return self._stock(*arguments, **{**options, **own})
 
 
-_TENSORS = _Tensors()
+_TENSOR_POLLING = _TensorPolling()
 
 
-def hurry() -> None:
-    """Let Flower's Grid of this process look for tensors often, and no longer than until a deadline."""
-    _TENSORS.hurry()
+def shorten_polling() -> None:
+    """Make this process's Flower Grid poll for tensors often, and only until a round's deadline."""
+    _TENSOR_POLLING.shorten()
 
 
 class GridFleet:
-    """Carries headers and payloads as Flower messages.
-
-    Args:
-        grid: Flower's.
-        poll_s: Pause between looks for replies.
-    """
+    """Carries headers and payloads as Flower messages."""
 
     def __init__(self, grid: Grid, poll_s: float = POLL_S) -> None:
         self._grid = grid
@@ -119,12 +112,12 @@ class GridFleet:
         self._online = _Online()
 
     def nodes(self, at_least: int, deadline_s: float) -> Sequence[int]:
-        """Node ids, once ``at_least`` are there and no more come."""
+        """Online nodes, once at least ``at_least`` are and their set has settled."""
         end = time.monotonic() + deadline_s
         found: list[int] = []
         since = time.monotonic()
         while True:
-            now = sorted(self._look())
+            now = sorted(self._poll_online())
             if now != found:
                 found, since = now, time.monotonic()
             settled = not self._poll_s or time.monotonic() - since >= SETTLED_S
@@ -133,14 +126,14 @@ class GridFleet:
             time.sleep(self._poll_s)
 
     def ask(self, requests: Mapping[int, str], payload: bytes, deadline_s: float) -> Iterator[Answer]:
-        """Push one message per node and yield replies as they come, until all are in or the deadline.
+        """Push one message per node and yield replies as they arrive.
 
-        Where SuperLink has lost a message or its reply, as when it was killed in the middle, the node is
-        asked once more. So is a node that went offline and is back within `BACK_S`: what it had in hand is
-        lost, too. A site that does the same work again gives the same answer.
+        A node is asked a second time if SuperLink lost the message or its reply (it was killed meanwhile), or
+        if the node went offline, losing its work, and returned within `RETURN_S`. Repeated work gives the
+        same answer.
         """
-        _TENSORS.end = end = time.monotonic() + deadline_s
-        self._look()
+        _TENSOR_POLLING.end = end = time.monotonic() + deadline_s
+        self._poll_online()
         question = _Question(requests, payload, deadline_s)
         waiting: dict[str, int] = {}
         yield from self._send(question, set(requests), waiting)
@@ -149,62 +142,62 @@ class GridFleet:
             began = time.monotonic()
             replies = list(self._grid.pull_messages(set(waiting))) if waiting else []
             now = time.monotonic()
-            blocked = began < end < now and now - began > BLOCKED_S  # others came meanwhile: one more look
+            blocked = began < end < now and now - began > BLOCKED_S  # more may have arrived: poll once more
             for reply in replies:
-                node = waiting.pop(reply.metadata.reply_to_message_id, 0)
-                if node and not self._is_to_repeat(question, node, reply, now):
-                    yield self._answer(node, reply)  # a second answer to the same message is none
-            for node in self._given_up(question, now):
-                yield self._failed(node, AWAY)
+                node = waiting.pop(reply.metadata.reply_to_message_id, 0)  # 0: a duplicate reply
+                if node and not self._must_repeat(question, node, reply, now):
+                    yield self._answer(node, reply)
+            for node in self._give_up(question, now):
+                yield self._failed(node, OFFLINE)
             if question.again and now < end:
                 yield from self._send(question, question.again, waiting)
                 question.again.clear()
             if not replies:
                 time.sleep(self._poll_s)
         for node in sorted(question.away):
-            yield self._failed(node, AWAY)
+            yield self._failed(node, OFFLINE)
         for node in sorted({*waiting.values(), *question.again}):
-            yield self._none(node, LATE, Reason.LATE)
+            yield self._no_answer(node, LATE, Reason.LATE)
 
     def _send(self, question: _Question, nodes: set[int], waiting: dict[str, int]) -> Iterator[Answer]:
-        """Push to nodes, note what is waited for, and say who is not there any more."""
-        taken = self._pushed(question.to(nodes))
-        waiting |= taken
-        for node in sorted(nodes - set(taken.values())):
-            yield self._none(node, "node failed (no longer admitted)", Reason.NODE_FAILED)
+        """Push to nodes and add the pending messages to ``waiting``; yields failures of rejected nodes."""
+        accepted = self._push(question.to(nodes))
+        waiting |= accepted
+        for node in sorted(nodes - set(accepted.values())):
+            yield self._no_answer(node, "node failed (no longer admitted)", Reason.NODE_FAILED)
 
-    def _is_to_repeat(self, question: _Question, node: int, reply: Message, now: float) -> bool:
-        """Whether a reply says no more than that the message was lost, in a way that calls for another."""
+    def _must_repeat(self, question: _Question, node: int, reply: Message, now: float) -> bool:
+        """Whether a reply only reports a lost message or an absent node; marks the node to be asked again."""
         if _is(reply, *LOST) and node not in question.lost:
             question.lost.add(node)
             question.again.add(node)
             return True
-        if _is(reply, AWAY) and self._online.may_come_back(node, now):
+        if _is(reply, OFFLINE) and self._online.may_return(node, now):
             question.away.add(node)
             return True
         return False
 
-    def _given_up(self, question: _Question, now: float) -> list[int]:
+    def _give_up(self, question: _Question, now: float) -> list[int]:
         """Nodes that were away too long; those that are back will be asked again."""
         if not question.away:
             return []
-        back = question.away & self._look(LOOK_S)
-        gone = {node for node in question.away - back if not self._online.may_come_back(node, now)}
+        back = question.away & self._poll_online(ONLINE_POLL_S)
+        gone = {node for node in question.away - back if not self._online.may_return(node, now)}
         question.away -= back | gone
         question.again |= back
         return sorted(gone)
 
-    def _look(self, pause_s: float = 0.0) -> set[int]:
-        """Nodes that are online now, or were at the last look if that was less than a pause ago."""
+    def _poll_online(self, max_age_s: float = 0.0) -> set[int]:
+        """Nodes that are online, or were at the last poll if that is recent enough."""
         now = time.monotonic()
-        if now - self._online.looked >= pause_s:
+        if now - self._online.polled >= max_age_s:
             names = {node.node_id: node.name for node in self._grid.get_nodes()}
             self._names |= names
-            self._online.see(names, now)
-        return self._online.there
+            self._online.update(names, now)
+        return self._online.nodes
 
-    def _pushed(self, messages: Mapping[int, Message]) -> dict[str, int]:
-        """Push messages; gives the nodes of those that were taken by what identifies the message."""
+    def _push(self, messages: Mapping[int, Message]) -> dict[str, int]:
+        """Push messages; returns the node of each accepted message by message id."""
         for left in reversed(range(PUSHES)):
             try:
                 identities = list(self._grid.push_messages(list(messages.values())))
@@ -212,74 +205,68 @@ class GridFleet:
             except Exception:
                 if not left:
                     raise
-                LOG.warning("SuperLink did not take all of a message, it is pushed again", exc_info=True)
+                LOG.warning("SuperLink did not accept all of a message; pushing again", exc_info=True)
         return {identity: node for identity, node in zip(identities, messages, strict=True) if identity}
 
-    def _none(self, node: int, why: str, code: Reason = Reason.OTHER) -> Answer:
+    def _no_answer(self, node: int, why: str, code: Reason = Reason.OTHER) -> Answer:
         return Answer(node, None, failure=why, code=code, name=self._names.get(node, ""))
 
     def _failed(self, node: int, flower: int) -> Answer:
-        return self._none(node, f"node failed (Flower error {flower})", Reason.NODE_FAILED)
+        return self._no_answer(node, f"node failed (Flower error {flower})", Reason.NODE_FAILED)
 
     def _answer(self, node: int, reply: Message) -> Answer:
-        if reply.has_error():  # where it is Flower that says so, the source is none of the nodes
+        if reply.has_error():  # checked first: an error that Flower itself made names no node as its source
             return self._failed(node, reply.error.code)
         if reply.metadata.src_node_id != node:
-            return self._none(node, "an answer of another node")
+            return self._no_answer(node, "an answer from another node")
         try:
             header = str(reply.content.config_records[HEADER_RECORD][HEADER_KEY])
         except KeyError:
-            return self._none(node, "an answer without a header")
+            return self._no_answer(node, "an answer without a header")
         tensors = reply.content.array_records.get(PAYLOAD_RECORD)
         if tensors is not None and (
             list(tensors) != [PAYLOAD_KEY] or tensors[PAYLOAD_KEY].stype != PAYLOAD_STYPE
         ):
-            return self._none(node, "tensors in another form", Reason.LAYOUT)
+            return self._no_answer(node, "tensors in an unexpected form", Reason.LAYOUT)
         payload = b"" if tensors is None else tensors[PAYLOAD_KEY].data
         return Answer(node, header, payload, name=self._names.get(node, ""))
 
 
 class _Question:
-    """What nodes are asked, and who has to be asked again.
-
-    Args:
-        requests: Headers by node.
-        payload: For all of them.
-        deadline_s: Of the question.
-    """
+    """A request to nodes, and which of them must be asked again."""
 
     def __init__(self, requests: Mapping[int, str], payload: bytes, deadline_s: float) -> None:
         self._requests = requests
         array = Array("uint8", (len(payload),), PAYLOAD_STYPE, payload)
         self._tensors = ArrayRecord({PAYLOAD_KEY: array}) if payload else None
-        self._ttl_s = deadline_s + OUTLIVES_S
+        self._ttl_s = deadline_s + TTL_MARGIN_S
         self.lost: set[int] = set()  # whose message SuperLink has lost once
-        self.away: set[int] = set()  # that may come back
-        self.again: set[int] = set()  # to be asked at the next opportunity
+        self.away: set[int] = set()  # that may return
+        self.again: set[int] = set()  # to ask again
 
     def to(self, nodes: Collection[int]) -> dict[int, Message]:
-        """A new message to each."""
+        """A new message for each node."""
         return {node: _message(node, self._requests[node], self._tensors, self._ttl_s) for node in nodes}
 
 
 class _Online:
-    """Who was there at the last look, and when each node was there last."""
+    """The nodes online at the last poll, and when each was last online."""
 
     def __init__(self) -> None:
-        self.there: set[int] = set()
-        self.looked = float("-inf")
+        self.nodes: set[int] = set()
+        self.polled = float("-inf")
         self._last: dict[int, float] = {}
 
-    def see(self, nodes: Collection[int], now: float) -> None:
-        self.there, self.looked = set(nodes), now
+    def update(self, nodes: Collection[int], now: float) -> None:
+        self.nodes, self.polled = set(nodes), now
         self._last |= dict.fromkeys(nodes, now)
 
-    def may_come_back(self, node: int, now: float) -> bool:
-        """Whether a node that is offline was there a moment ago."""
-        if node in self.there:  # it left after the last look, which may be a long training ago
-            self.there.remove(node)
+    def may_return(self, node: int, now: float) -> bool:
+        """Whether an offline node was online a moment ago."""
+        if node in self.nodes:  # it left after the last poll, which may be a whole training ago
+            self.nodes.remove(node)
             self._last[node] = now
-        return now - self._last.get(node, float("-inf")) < BACK_S
+        return now - self._last.get(node, float("-inf")) < RETURN_S
 
 
 def _is(reply: Message, *codes: int) -> bool:

@@ -1,7 +1,7 @@
-"""What a site gains by joining: two models on the same test rows, compared where the rows are.
+"""What a site gains by joining: two models compared on the same test rows, at the sites.
 
-Each site counts, per class, the rows that only one of the two models predicts right. Counts can be added, so
-the pooled difference is that of all rows, and its interval needs no row (McNemar's table, per class).
+Each site counts, per class, the rows that only one of the two models predicts correctly (McNemar's table).
+Counts add up, so the pooled difference and its interval need no rows.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ __all__ = ["gain_of", "gains"]
 
 CELLS: Final = 4  # both, the first alone, the second alone, neither
 RESAMPLES: Final = 2000
-LARGEST: Final = 2**40  # rows of a class at a site: more than mankind
+LARGEST: Final = 2**40  # rows of a class at a site: more than people on earth
 
 
 def gains(
@@ -41,18 +41,10 @@ def gains(
     joined: Mapping[str, Tensor],
     alone: Mapping[str, Mapping[str, Tensor]],
 ) -> dict[str, Any]:
-    """Compare a model with the one that each site trained alone, on the site's own test rows.
-
-    Args:
-        fleet: The nodes.
-        study: Of both.
-        run: Its name.
-        members: From the roll call.
-        joined: Tensors of the federated model.
-        alone: Per site, tensors of its own.
+    """Compare the federated model with each site's own (``alone``), on that site's test rows.
 
     Returns:
-        ``sites``: per site, and ``pooled``: over all, as `gain_of` gives them; ``left_out``: reason per site.
+        ``sites`` and ``pooled``, as `gain_of` returns them; ``left_out``: reason per site.
 
     Raises:
         RunError: If no site could compare.
@@ -88,16 +80,16 @@ def gains(
 
 
 def gain_of(cells: Mapping[str, Sequence[int]], classes: Sequence[str]) -> dict[str, Any]:
-    """Paired difference of balanced accuracy, first less second, with a 95 % bootstrap interval.
+    """Paired difference of balanced accuracy, first minus second, with a 95 % bootstrap interval.
 
     Rows are drawn within each class, as in `mmare.metrics.intervals`.
 
     Args:
-        cells: Per class: rows that both, the first alone, the second alone, neither predicted right.
-        classes: All names; with one missing nothing is defined.
+        cells: Per class, how many rows both, only the first, only the second and neither predicted correctly.
+        classes: All names; if ``cells`` lacks one, every value but ``n`` is ``None``.
 
     Returns:
-        ``n``, ``first``, ``second``, ``difference``, ``ci95``; ``None`` where not defined.
+        ``n``, ``first``, ``second``, ``difference``, ``ci95``.
 
     Example:
         >>> found = gain_of({"ill": (5, 3, 0, 2), "well": (8, 1, 1, 0)}, ["ill", "well"])
@@ -136,14 +128,14 @@ def _add(parts: Sequence[Sequence[int]]) -> tuple[int, ...]:
 
 
 def _read(answer: Answer, site: str, study: Study) -> dict[str, tuple[int, ...]]:
-    """The cells of an answer.
+    """The cells of an answer, validated.
 
     Raises:
-        WireError: If they cannot be.
+        WireError: If they are impossible.
     """
     found = answer.read(Comparison)
     if found.site != site:
-        raise WireError(f"an answer of {found.site!r}")
+        raise WireError(f"an answer of site {found.site!r}, expected {site!r}")
     for name, cells in found.cells.items():
         if name not in study.classes or len(cells) != CELLS or not all(0 <= n <= LARGEST for n in cells):
             raise WireError("a comparison that no rows could give")

@@ -1,7 +1,8 @@
-"""From the updates of a round to the next model: the model in hand, and the strategy with its memory."""
+"""From the updates of a round to the next model: the global model, and the strategy with its state."""
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Final
@@ -26,59 +27,53 @@ if TYPE_CHECKING:
 
 __all__ = ["Averaging", "GlobalModel"]
 
-STRATEGY: Final = "strategy/"  # of a checkpoint: prefix of what the strategy remembers
+STRATEGY: Final = "strategy/"  # prefix of the strategy's state in a checkpoint
 
 
 class GlobalModel:
-    """The model in hand at the server, and what of it travels.
-
-    Args:
-        study: Of the run.
-    """
+    """The server's model, and which of its tensors are sent to the sites."""
 
     def __init__(self, study: Study) -> None:
         self.model = build_model(study)
-        self.tensors = global_tensors(self.model, without=local_parameters(self.model, study))  # of the model
+        self.tensors = global_tensors(self.model, without=local_parameters(self.model, study))  # views
         self.upload = Upload(self.model, study)
         self.layout = layout_of(self.tensors)
         self._flat: Tensor | None = None
 
     def packed(self) -> Tensor:
-        """What is sent to the sites as a flat run, made once per model."""
+        """The tensors for the sites as flat bytes, cached until the model changes."""
         if self._flat is None:
             self._flat = pack(self.tensors)
         return self._flat
 
-    def restore(self, run: Tensor) -> None:
-        """Put the model of a flat run in hand."""
-        copy_tensors(self.tensors, unpack(run, self.layout))
-        self._flat = None
+    def restore(self, flat: Tensor) -> None:
+        """Load what `packed` returned."""
+        copy_tensors(self.tensors, unpack(flat, self.layout))
+        self.invalidate()
 
-    def step(self, changed: Mapping[str, Tensor]) -> None:
-        """Put other federated tensors (`Upload.tensors`) in hand."""
+    def update(self, changed: Mapping[str, Tensor]) -> None:
+        """Replace the federated tensors (`Upload.tensors`)."""
         copy_tensors(self.upload.tensors, changed)
-        self._flat = None
+        self.invalidate()
 
-    def scaled(self) -> None:
-        """Say that buffers of the model were set."""
+    def invalidate(self) -> None:
+        """Clear the cache after the model's buffers were set directly."""
         self._flat = None
 
     def copy(self) -> dict[str, Tensor]:
-        """All tensors, with the starting values of parts that stay at the sites."""
+        """All tensors; parts that stay at the sites have their initial values."""
         return {name: value.clone() for name, value in global_tensors(self.model).items()}
 
 
 class Averaging:
-    """Brings the updates of a round together by the study's strategy.
+    """Aggregates the updates of a round by the study's strategy.
 
     Args:
-        hand: The model in hand, changed by every round.
-        study: Of the run.
-        federated: Whether more than one site trains; else there is nothing to bring together, and the update
-            is the next model.
+        model: Updated in every round.
+        federated: Whether several sites train; if not, the only update becomes the next model.
     """
 
-    def __init__(self, hand: GlobalModel, study: Study, *, federated: bool) -> None:
+    def __init__(self, model: GlobalModel, study: Study, *, federated: bool) -> None:
         federation = study.federation
         if not federated:
             federation = replace(federation, strategy="fedavg", options={})
@@ -86,15 +81,15 @@ class Averaging:
         self.measures_gap = getattr(options, "gap_step", 0.0) > 0
         self._strategy = strategy_of(federation)
         self._state: dict[str, Tensor] = {}
-        self._hand = hand
+        self._model = model
         self._study = study
 
     def tensors(self) -> dict[str, Tensor]:
-        """What the strategy remembers, for a checkpoint."""
+        """The strategy's state, for a checkpoint."""
         return {f"{STRATEGY}{name}": value for name, value in self._state.items()}
 
     def restore(self, tensors: Mapping[str, Tensor]) -> None:
-        """Take what a checkpoint holds of it."""
+        """Load the strategy's state from a checkpoint's tensors."""
         own = {name for name in tensors if name.startswith(STRATEGY)}
         self._state = {name.removeprefix(STRATEGY): tensors[name] for name in own}
 
@@ -103,10 +98,10 @@ class Averaging:
 
         Args:
             trained: Updates with tensors, by site id.
-            own_losses: Of the round before, as `own_losses` gave them.
+            own_losses: Result of `own_losses` in the previous round.
 
         Returns:
-            Exposure per block, over all sites.
+            Exposure per block, summed over sites.
         """
         contributions = [
             Contribution(
@@ -119,35 +114,34 @@ class Averaging:
             )
             for site, reply in trained.items()
         ]
-        upload = self._hand.upload
+        upload = self._model.upload
         changed, self._state = self._strategy(
             Gathered(upload.tensors, upload.parts, contributions, self._state)
         )
-        self._hand.step(changed)
-        total: dict[str, int] = {}
+        self._model.update(changed)
+        total = Counter[str]()
         for each in contributions:
-            for block, count in each.exposures.items():
-                total[block] = total.get(block, 0) + count
-        return total
+            total.update(each.exposures)
+        return dict(total)
 
     def own_losses(self, trained: Mapping[str, Reply]) -> dict[str, float]:
-        """Validation loss of the model that each site trained, where it was asked for and told."""
-        told = {site: reply.update for site, reply in trained.items() if reply.update.trained is not None}
+        """Validation loss of the model that each site trained, if the site was asked and disclosed it."""
         losses = {
-            site: trained_state(update, self._study).compute(None)["log_loss"]
-            for site, update in told.items()
+            site: trained_state(reply.update, self._study).compute(None)["log_loss"]
+            for site, reply in trained.items()
+            if reply.update.trained is not None
         }
         return {site: loss for site, loss in losses.items() if loss is not None}
 
     def _gap(self, reply: Reply, own: float | None) -> float | None:
-        """How much the site's validation loss rose by averaging, where both are known."""
+        """By how much averaging raised the site's validation loss, if both losses are known."""
         updates = {reply.update.site: reply.update}
         received = collect_states(updates, Split.VAL, self._study).sites.get(reply.update.site)
         loss = None if received is None else received.compute(None)["log_loss"]
         return None if own is None or loss is None else loss - own
 
     def _read(self, reply: Reply) -> dict[str, Tensor]:
-        """The tensors of a spooled update, as tensors of the model."""
-        assert reply.spooled is not None  # noqa: S101 - only updates with tensors are gathered
-        upload = self._hand.upload
+        """The tensors of a spooled update, in the model's form."""
+        assert reply.spooled is not None  # noqa: S101 - only updates with tensors are aggregated
+        upload = self._model.upload
         return upload.read(read_spooled(reply.spooled, upload.layout(reply.update.blocks)))

@@ -38,49 +38,34 @@ __all__ = ["Outcome", "Plan", "RoundLoop"]
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a finished loop knows.
+    """The result of a finished loop."""
 
-    Args:
-        tensors: Of the selected model.
-        progress: After the last round.
-        best_round: That was selected.
-        metrics: Of validation and test, as in ``result.json``.
-    """
-
-    tensors: dict[str, Tensor]
+    tensors: dict[str, Tensor]  # of the selected model
     progress: Progress
     best_round: int
-    metrics: dict[str, Any]
+    metrics: dict[str, Any]  # validation and test, as in result.json
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Who does what in a run.
+    """Which sites train and validate; every site tests.
 
-    Args:
-        mode: Federated: every site trains. Centralised and local: ``trainer`` alone does; validation is on
-            the other sites' rows (centralised) or its own (local). The test is on every site's rows.
-        trainer: Site id; not used by federated.
-        expected_nodes: Nodes to wait for; 0 where unknown.
-        subsets: Whether to test every subset of modalities too.
+    Federated: all sites train. Otherwise only ``trainer`` does, and validation runs on the other sites' rows
+    (centralised) or on its own (local).
     """
 
     mode: Mode = Mode.FEDERATED
-    trainer: str = ""
-    expected_nodes: int = 0
-    subsets: bool = False
+    trainer: str = ""  # site id; unused by federated
+    expected_nodes: int = 0  # to wait for; 0 if unknown
+    subsets: bool = False  # also test every subset of modalities
 
 
 class RoundLoop:
     """One run over a fleet.
 
     Args:
-        fleet: The nodes.
-        study: What is learned.
-        folder: Of the run; checkpoints and spooled updates go here.
-        journal: Of the run.
-        run: Its name, under which sites keep their state.
-        plan: Who trains, and what is tested.
+        folder: Run folder, for checkpoints and spooled updates.
+        run: Name under which sites keep their state.
     """
 
     def __init__(
@@ -98,48 +83,43 @@ class RoundLoop:
         self._run = run
         self._plan = plan
         self._checkpoints = CheckpointStore(folder / "checkpoints")
-        self._spool = folder / "spool"  # site updates on their way into the average
-        self._hand = GlobalModel(study)
-        self._averaging = Averaging(self._hand, study, federated=plan.mode is Mode.FEDERATED)
-        self._selectable = last_phase_start(self._hand.model.phases())
+        self._spool = folder / "spool"  # site updates waiting to be averaged
+        self._global = GlobalModel(study)
+        self._averaging = Averaging(self._global, study, federated=plan.mode is Mode.FEDERATED)
+        self._selectable = last_phase_start(self._global.model.phases())
         self._calls = RollCalls(fleet, study, run, journal)
         self._inquiry: Inquiry
-        self._began = self._before = 0.0
+        self._began = self._seconds_before = 0.0
 
     def run(self) -> Outcome:
-        """Run to the end, from wherever an earlier attempt got.
+        """Run to the end, resuming where an earlier attempt stopped.
 
         Raises:
-            RunError: If too few sites can take part or answer; what was finished is kept.
+            RunError: If too few sites take part or answer; finished rounds are kept.
         """
         self._began = time.perf_counter()
         self._spool.mkdir(parents=True, exist_ok=True)
         expected = self._plan.expected_nodes or self._quorum(self._study.federation.min_sites)
         self._calls.begin(expected)
         self._inquiry = Inquiry(
-            self._fleet,
-            self._study,
-            self._calls,
-            self._journal,
-            self._spool,
-            self._hand.upload,
+            self._fleet, self._study, self._calls, self._journal, self._spool, self._global.upload
         )
         self._require_quorum(len(self._trainers()), "took part in the roll call")
         progress = self._resume()
         if progress.round == 0:
             self._scale()
-        self._before = progress.seconds.get("total", 0.0)
+        self._seconds_before = progress.seconds.get("total", 0.0)
         progress = _add_seconds(progress, {"setup": time.perf_counter() - self._began})
         if not progress.trained:
             progress = self._train(progress)
         outcome = self._test(progress)
-        outcome = replace(outcome, progress=self._timed(outcome.progress))
+        outcome = replace(outcome, progress=self._timed(progress))
         for path in self._spool.iterdir():
             path.unlink()
         self._spool.rmdir()
         return outcome
 
-    # Who does what
+    # Roles
 
     def _trainers(self) -> dict[str, Member]:
         with_rows = {site: member for site, member in self._calls.members.items() if member.call.samples > 0}
@@ -148,13 +128,11 @@ class RoundLoop:
         return {site: member for site, member in with_rows.items() if site == self._plan.trainer}
 
     def _evaluators(self) -> dict[str, Member]:
-        """Sites whose rows count: all but the one that only pools the others' train rows."""
-        pools = self._plan.mode is Mode.CENTRALISED and len(self._calls.members) > 1
-        return {
-            site: member
-            for site, member in self._calls.members.items()
-            if not (pools and site == self._plan.trainer)
-        }
+        """All sites but the one that only pools the others' training rows."""
+        members = self._calls.members
+        if self._plan.mode is not Mode.CENTRALISED or len(members) == 1:
+            return members
+        return {site: member for site, member in members.items() if site != self._plan.trainer}
 
     def _validators(self) -> dict[str, Member]:
         return self._trainers() if self._plan.mode is Mode.LOCAL else self._evaluators()
@@ -174,38 +152,37 @@ class RoundLoop:
     # Before the rounds
 
     def _resume(self) -> Progress:
-        """Load the newest whole checkpoint that the sites can go on from too."""
+        """Load the newest intact checkpoint whose optimiser states the sites still hold."""
         damaged = self._checkpoints.damaged()
         if damaged:
             self._journal.write(events.CheckpointDamaged(files=tuple(damaged)))
         usable = self._checkpoints.usable()
         chosen = next((pair for pair in usable if self._sites_hold(pair[1])), None)
-        if chosen is None and usable and usable[0][1].round > 1:  # after one a fresh start costs no more
+        if chosen is None and usable and usable[0][1].round > 1:  # repeating a single round costs no more
             chosen = usable[0]
         if chosen is None:
-            if self._journal.taken_up:
+            if self._journal.existed:
                 self._journal.write(events.Resumed(round=0, resumed_from=0))
             return Progress()
         tensors, progress = chosen
-        self._hand.restore(tensors["model"])
+        self._global.restore(tensors["model"])
         self._averaging.restore(tensors)
         self._journal.write(events.Resumed(round=progress.round, resumed_from=progress.round))
         if progress.trained:
             return progress
-        return self._forget(
-            progress, {site for site, held in self._held_rounds(progress).items() if not held}
-        )
+        lost = {site for site, held in self._holds_state(progress).items() if not held}
+        return self._without_states(progress, lost)
 
-    def _forget(self, progress: Progress, lost: set[str]) -> Progress:
-        """Count no longer on optimiser states that sites have lost: they go on with a fresh optimiser."""
+    def _without_states(self, progress: Progress, lost: set[str]) -> Progress:
+        """Drop optimiser states that sites have lost; these sites continue with a fresh optimiser."""
         if not lost:
             return progress
         self._journal.write(events.OptimizerStateLost(round=progress.round, sites=tuple(sorted(lost))))
         kept = {site: number for site, number in progress.state_rounds.items() if site not in lost}
         return replace(progress, state_rounds=kept)
 
-    def _held_rounds(self, progress: Progress) -> dict[str, bool]:
-        """Per trainer whether it kept the state that the checkpoint counts on."""
+    def _holds_state(self, progress: Progress) -> dict[str, bool]:
+        """Per trainer, whether it kept the optimiser state that the checkpoint relies on."""
         if not keeps_state(self._study):
             return {}
         return {
@@ -215,7 +192,7 @@ class RoundLoop:
         }
 
     def _sites_hold(self, progress: Progress) -> bool:
-        return progress.trained or all(self._held_rounds(progress).values())
+        return progress.trained or all(self._holds_state(progress).values())
 
     def _scale(self) -> None:
         trainers = self._trainers()
@@ -229,18 +206,18 @@ class RoundLoop:
 
         self._inquiry.ask(dict.fromkeys(trainers, request), b"", 0, check)
         self._require_quorum(len(found), "released scaling moments")
-        set_scaling(self._hand.model, found, self._study, self._journal)
-        self._hand.scaled()
+        set_scaling(self._global.model, found, self._study, self._journal)
+        self._global.invalidate()
 
     # Rounds
 
     def _train(self, progress: Progress) -> Progress:
-        """Rounds until the last one or until patience runs out, then the selection is final."""
+        """Train until the last round or until patience runs out; the selection is final afterwards."""
         training = self._study.training
         selection = Selection.from_dict(progress.selection) if progress.selection else Selection()
         while progress.round < training.rounds:
             number = progress.round + 1
-            progress = self._let_in(number, progress)
+            progress = self._admit_late(number, progress)
             self._journal.write(events.RoundStarted(round=number))
             began = time.perf_counter()
             replies, bytes_down = self._round(number, progress)
@@ -250,7 +227,7 @@ class RoundLoop:
                 if selection.exhausted(training.patience):
                     break
             evaluated = time.perf_counter()
-            progress = self._forget(progress, self._inquiry.without_state)
+            progress = self._without_states(progress, self._inquiry.without_state)
             trained = {site: reply for site, reply in replies.items() if reply.spooled is not None}
             self._require_quorum(len(trained), f"sent a good update in round {number}")
             exposure = self._averaging.step(trained, progress.own_losses)
@@ -287,23 +264,21 @@ class RoundLoop:
         self._save(progress)
         return progress
 
-    def _let_in(self, number: int, progress: Progress) -> Progress:
-        """Take in sites that were away at the roll call, as after a cut or a restart of theirs."""
-        late = self._calls.look(number)
-        held = self._held_rounds(progress)
-        return self._forget(progress, {site for site in late if not held.get(site, True)})
+    def _admit_late(self, number: int, progress: Progress) -> Progress:
+        """Admit sites that were away at the roll call."""
+        late = self._calls.admit_late(number)
+        holds = self._holds_state(progress)
+        return self._without_states(progress, {site for site in late if not holds.get(site, True)})
 
     def _save(self, progress: Progress) -> None:
         began = time.perf_counter()
-        file, size = self._checkpoints.save(
-            {"model": self._hand.packed(), **self._averaging.tensors()},
-            self._timed(progress),
-        )
+        tensors = {"model": self._global.packed(), **self._averaging.tensors()}
+        file, size = self._checkpoints.save(tensors, self._timed(progress))
         seconds = time.perf_counter() - began
         self._journal.write(events.Checkpoint(round=progress.round, file=file, bytes=size, seconds=seconds))
 
     def _round(self, number: int, progress: Progress) -> tuple[dict[str, Reply], int]:
-        """One message to every site: evaluate what it receives, then train where it trains."""
+        """Ask every site to evaluate the received model and, if it is a trainer, to train from it."""
         splits = (Split.VAL,) if number > self._selectable else ()
         factor = rate_factor(self._study.training, number, Plateau.from_dict(progress.plateau))
         trainers, validators = self._trainers(), self._validators()
@@ -328,17 +303,17 @@ class RoundLoop:
             self._run,
             self._study.to_dict(),
             round=number,
-            layout=self._hand.layout.fingerprint,
+            layout=self._global.layout.fingerprint,
             **details,
         )
 
     def _collect(self, requests: Mapping[str, Request], number: int) -> tuple[dict[str, Reply], int]:
-        return self._inquiry.updates(requests, self._hand.packed().numpy().tobytes(), number)
+        return self._inquiry.updates(requests, self._global.packed().numpy().tobytes(), number)
 
     def _validated(
         self, progress: Progress, selection: Selection, replies: Mapping[str, Reply]
     ) -> tuple[Progress, Selection]:
-        """Note how the model after a round did; keep it if it is the best."""
+        """Log the validation of the last round's model; keep the model if it is the best."""
         number = progress.round
         updates = {site: reply.update for site, reply in replies.items()}
         metrics = headline(collect_states(updates, Split.VAL, self._study), self._study)
@@ -352,31 +327,27 @@ class RoundLoop:
         return progress, chosen
 
     def _timed(self, progress: Progress) -> Progress:
-        """With the seconds since the very start, earlier attempts included."""
-        total = self._before + time.perf_counter() - self._began
+        """With the total seconds of all attempts so far."""
+        total = self._seconds_before + time.perf_counter() - self._began
         return replace(progress, seconds={**progress.seconds, "total": total})
 
     # After the rounds
 
     def _test(self, progress: Progress) -> Outcome:
-        """The selected model on every site's test rows; sites then forget what they kept for the run."""
+        """Test the selected model at every site; sites then delete what they kept for the run."""
         best = Selection.from_dict(progress.selection).round
         try:
-            self._hand.restore(self._checkpoints.load_best(best)["model"])
+            self._global.restore(self._checkpoints.load_best(best)["model"])
         except DamagedCheckpointError as error:
             raise RunError(
                 f"the selected model cannot be read ({error}); run again to resume", Ending.CHECKPOINT
             ) from None
-        validators, testers = self._validators(), self._evaluators()
+        roles = ((Split.VAL, self._validators()), (Split.TEST, self._evaluators()))
         requests = {
             site: self._request(
                 Task.EVALUATE,
                 best,
-                splits=tuple(
-                    split
-                    for split, sites in ((Split.VAL, validators), (Split.TEST, testers))
-                    if site in sites
-                ),
+                splits=tuple(split for split, sites in roles if site in sites),
                 patterns=True,
                 subsets=self._plan.subsets,
                 state_round=progress.best_states.get(site),
@@ -394,12 +365,7 @@ class RoundLoop:
         }
         self._journal.write(events.Selected(round=best, metrics=metrics["validation"]))
         self._journal.write(events.Tested(round=best, metrics=metrics["test"]))
-        return Outcome(
-            self._hand.copy(),
-            progress,
-            best,
-            metrics,
-        )
+        return Outcome(self._global.copy(), progress, best, metrics)
 
 
 def _train_seconds(replies: Mapping[str, Reply]) -> float:

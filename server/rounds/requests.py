@@ -1,4 +1,4 @@
-"""Asking sites: one message to each, answers checked at the door, tensors spooled to disk as they arrive."""
+"""Requests to sites: answers are validated and their tensors spooled to disk as they arrive."""
 
 from __future__ import annotations
 
@@ -28,33 +28,24 @@ if TYPE_CHECKING:
 
 __all__ = ["Inquiry", "Reply", "read_spooled"]
 
-MOST_SECONDS = 1e9  # 30 years: sums of what sites claim stay finite
+MOST_SECONDS = 1e9  # 30 years: sums of reported times stay finite
 
 
 @dataclass(frozen=True)
 class Reply:
-    """A checked answer.
-
-    Args:
-        update: Its header.
-        spooled: Where its tensors lie, if it has any.
-        size: Of header and tensors in bytes.
-    """
+    """A validated answer."""
 
     update: Update
-    spooled: Path | None
-    size: int
+    spooled: Path | None  # file of its tensors, if any
+    size: int  # of header and tensors in bytes
 
 
 class Inquiry:
-    """Asks the members of a run and keeps what is wrong or late out of it, by name.
+    """Sends requests to the members of a run; logs late and invalid answers and leaves them out.
 
     Args:
-        fleet: The nodes.
-        study: Of the run.
-        calls: Know the sites that take part.
-        journal: Of the run.
-        spool: Folder for tensors on their way; a file per node, overwritten each round.
+        calls: Know the members.
+        spool: Folder for tensors, one file per node, overwritten each round.
         upload: What sites may return.
     """
 
@@ -74,10 +65,10 @@ class Inquiry:
         self._spool = spool
         self._upload = upload
         self._phase = ""
-        self.without_state: set[str] = set()  # sites that lost what an accepted round left with them
+        self.without_state: set[str] = set()  # sites that lost their optimiser state
 
     def begin_test(self) -> None:
-        """From here on, events of the journal say that they are of the test."""
+        """Mark all later journal events as part of the test."""
         self._phase = "test"
 
     def ask(
@@ -87,13 +78,12 @@ class Inquiry:
         round_number: int,
         accept: Callable[[str, Answer], None],
     ) -> None:
-        """Ask sites and hand over each answer; name those that are late or wrong.
+        """Send requests and pass each answer to ``accept``, which raises `WireError` to reject it.
 
         Args:
             requests: By site id.
-            payload: Tensors for all of them.
+            payload: Tensors, the same for all.
             round_number: For the journal; 0 before the rounds.
-            accept: Takes an answer or raises `WireError`.
         """
         self.without_state.clear()
         nodes = {self._calls.members[site].node: site for site in requests}
@@ -122,7 +112,7 @@ class Inquiry:
         """Ask for evaluation and training.
 
         Returns:
-            Good replies by site id in order, and the bytes that were sent to all.
+            Valid replies, sorted by site id, and the bytes sent in total.
         """
         replies: dict[str, Reply] = {}
         down = {site: len(encode(request)) + len(payload) for site, request in requests.items()}
@@ -148,23 +138,28 @@ class Inquiry:
         return dict(sorted(replies.items())), sum(down.values())
 
     def _check(self, site: str, request: Request, answer: Answer) -> Reply:
-        """Check an answer against what was asked, and spool its tensors.
+        """Validate an answer against its request, and spool its tensors.
 
         Raises:
-            WireError: If it is not an answer to it.
+            WireError: If they do not match.
         """
         update = answer.read(Update)
         size = len((answer.header or "").encode()) + len(answer.payload)
         if update.site != site or update.round != request.round:
-            raise WireError(f"an answer of {update.site!r} to round {update.round}")
+            raise WireError(
+                f"an answer of site {update.site!r} to round {update.round}, "
+                f"expected {site!r} and {request.round}"
+            )
         if tuple(evaluation.split for evaluation in update.evaluations) != request.splits:
-            raise WireError("evaluations of other splits than asked", Reason.METRICS)
-        _check_numbers(update)
+            raise WireError("evaluations of other splits than requested", Reason.METRICS)
+        if not all(0 <= seconds <= MOST_SECONDS for seconds in update.seconds.values()):
+            raise WireError(f"seconds outside 0 to {MOST_SECONDS:g}")
         for split in request.splits:
             collect_states({site: update}, split, self._study)
-        if (update.trained is not None) != (request.gap and request.train):
+        wanted = request.gap and request.train
+        if (update.trained is not None) != wanted:
             raise WireError(
-                "an evaluation of the trained model that was not asked for, or none that was", Reason.METRICS
+                f"{'no' if wanted else 'an unrequested'} evaluation of the trained model", Reason.METRICS
             )
         if update.trained is not None:
             trained_state(update, self._study)
@@ -182,25 +177,15 @@ class Inquiry:
         return Reply(replace(update, norm=norm), path, size)
 
 
-def _check_numbers(update: Update) -> None:
-    """Refuse what no site can have measured.
-
-    Raises:
-        WireError: Naming it.
-    """
-    if not all(0 <= seconds <= MOST_SECONDS for seconds in update.seconds.values()):
-        raise WireError(f"seconds that are not from 0 to {MOST_SECONDS:g}")
-
-
 def _write_over(path: Path, payload: bytes) -> None:
-    """Write a file, over the one of the round before where that has the same size: its pages serve again."""
-    again = path.exists() and path.stat().st_size == len(payload)
-    with path.open("r+b" if again else "wb") as file:
+    """Write a file in place if the previous round's has the same size, which reuses its cached pages."""
+    same_size = path.exists() and path.stat().st_size == len(payload)
+    with path.open("r+b" if same_size else "wb") as file:
         file.write(payload)
 
 
 def read_spooled(path: Path, layout: Layout) -> dict[str, Tensor]:
-    """Tensors of a spooled update, mapped from its file."""
+    """Tensors of a spooled update, memory-mapped."""
     if layout.size == 0:
         return {}
     return unpack(torch.from_file(str(path), size=layout.size, dtype=torch.uint8), layout)

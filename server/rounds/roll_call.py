@@ -1,4 +1,4 @@
-"""Roll call: who is there, with what, and who cannot take part and why."""
+"""Roll call: which sites take part, with which data, and which cannot and why."""
 
 from __future__ import annotations
 
@@ -24,28 +24,26 @@ if TYPE_CHECKING:
 
 __all__ = ["Member", "RollCalls", "roll_call"]
 
-ABSENT_S: Final = 60.0  # Flower takes back a node that was killed after so long
+ABSENT_S: Final = 60.0  # after which Flower accepts a killed node again
 AGAIN_S: Final = 60.0  # until a node that does not take part is asked again
-LATE_CALL_S: Final = 15.0  # that a round is held up at most by one who comes late
-_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")  # it names folders; one that pools others joins theirs by +
+LATE_CALL_S: Final = 15.0  # longest delay of a round by a late site
+_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")  # names folders; + joins the ids of pooled sites
 
 
 @dataclass(frozen=True)
 class Member:
-    """A site that takes part: its node and what it said of itself."""
+    """A site that takes part: its node and its answer to the roll call."""
 
     node: int
     call: RollCall
 
 
 class RollCalls:
-    """Asks nodes what they have, at the start and whenever one comes that was away then.
+    """Asks nodes what they have, at the start and again for those that arrive late.
+
+    Logs one ``roll_call`` event per node asked.
 
     Args:
-        fleet: The nodes.
-        study: Of the run.
-        run: Name of the run.
-        journal: Gets one ``roll_call`` event per node that is asked.
         now: Monotonic time in seconds.
     """
 
@@ -62,36 +60,33 @@ class RollCalls:
         self._journal = journal
         self._request = encode(Request(Task.DESCRIBE, run, study.to_dict()))
         self._now = now
-        self._asked: dict[int, float] = {}  # nodes that do not take part, and when they were asked last
-        self._there: set[int] = set()
+        self._asked: dict[int, float] = {}  # nodes that do not take part, and when they were last asked
+        self._online: set[int] = set()
         self.members: dict[str, Member] = {}
 
     def begin(self, expected: int) -> None:
-        """Ask every node; refuse what does not match, by site and reason.
+        """Ask every node; refuse sites that do not match the study.
 
-        A run that begins waits for all who are expected until the deadline; one that is taken up waits a
-        minute for who is away, then goes on with those who are there, if they are enough.
-
-        Args:
-            expected: Nodes to wait for.
+        A new run waits for the ``expected`` number of nodes until the deadline. A resumed one waits a minute,
+        then continues without absent nodes if enough are online.
         """
         nodes = _present(self._fleet, self._study, self._journal, expected)
-        self._there = set(nodes)
+        self._online = set(nodes)
         self._ask(nodes, self._study.federation.deadline_s)
 
-    def look(self, round_number: int) -> dict[str, Member]:
-        """Let in who was away, or could not answer, when the others were asked.
+    def admit_late(self, round_number: int) -> dict[str, Member]:
+        """Admit sites that were away, or could not answer, at an earlier roll call.
 
         Args:
-            round_number: The one about to begin, for the journal.
+            round_number: Of the next round, for the journal.
 
         Returns:
-            Those who are new, by site id in order.
+            New members, sorted by site id.
         """
         known = {member.node for member in self.members.values()}
-        soon = self._now() - AGAIN_S
-        self._there = set(self._fleet.nodes(0, 0.0))
-        nodes = [node for node in sorted(self._there - known) if self._asked.get(node, -math.inf) <= soon]
+        latest = self._now() - AGAIN_S
+        self._online = set(self._fleet.nodes(0, 0.0))
+        nodes = [node for node in sorted(self._online - known) if self._asked.get(node, -math.inf) <= latest]
         if not nodes:
             return {}
         before = dict(self.members)
@@ -110,10 +105,10 @@ class RollCalls:
             except WireError as error:
                 failures[answer.node] = error
         ordered = sorted(calls.items(), key=lambda item: (item[1].site, item[0]))
-        inside = [member.call for member in self.members.values()]
-        reference = _common_encoders(inside or [call for _, call in ordered])
+        admitted = [member.call for member in self.members.values()]
+        reference = _common_encoders(admitted or [call for _, call in ordered])
         for node, call in ordered:
-            self._hear(node, call, reference, round_number)
+            self._decide(node, call, reference, round_number)
         for node, failure in sorted(failures.items()):
             site = names.get(node) or f"node {node}"
             self._journal.write(
@@ -125,9 +120,10 @@ class RollCalls:
         self._asked |= dict.fromkeys((node for node in nodes if node not in taking_part), self._now())
         self.members = dict(sorted(self.members.items()))
 
-    def _hear(self, node: int, call: RollCall, reference: dict[str, str], round_number: int) -> None:
+    def _decide(self, node: int, call: RollCall, reference: dict[str, str], round_number: int) -> None:
+        """Admit or refuse a site."""
         error = _mismatch(call, self._study, reference)
-        if call.site in self.members and self.members[call.site].node in self._there:
+        if call.site in self.members and self.members[call.site].node in self._online:
             error = WireError("another node has the same site id", Reason.DUPLICATE)
         if error is None:
             self.members[call.site] = Member(node, call)
@@ -148,17 +144,17 @@ class RollCalls:
 
 
 def roll_call(fleet: Fleet, study: Study, run: str, journal: Journal, expected: int) -> dict[str, Member]:
-    """Those who take part of the nodes that are there, by site id in order; as `RollCalls.begin`."""
+    """Members of one roll call, sorted by site id; see `RollCalls.begin`."""
     calls = RollCalls(fleet, study, run, journal)
     calls.begin(expected)
     return calls.members
 
 
 def _present(fleet: Fleet, study: Study, journal: Journal, expected: int) -> Sequence[int]:
-    """Nodes that are there."""
+    """Online nodes, after waiting."""
     deadline_s = study.federation.deadline_s
     end = time.monotonic() + deadline_s
-    nodes = fleet.nodes(expected, min(deadline_s, ABSENT_S) if journal.taken_up else deadline_s)
+    nodes = fleet.nodes(expected, min(deadline_s, ABSENT_S) if journal.existed else deadline_s)
     enough = min(expected, study.federation.min_sites)
     if len(nodes) < enough and time.monotonic() < end:
         nodes = fleet.nodes(enough, end - time.monotonic())
@@ -166,21 +162,24 @@ def _present(fleet: Fleet, study: Study, journal: Journal, expected: int) -> Seq
 
 
 def _read(answer: Answer) -> RollCall:
-    """What a site says of itself.
+    """A site's answer to the roll call.
 
     Raises:
-        WireError: If it is no roll call, the site's id is none, or not the one that its node was admitted as.
+        WireError: If it is another message, or its site id is invalid or not the one its node was admitted
+            as.
     """
     call = answer.read(RollCall)
     if not _ID.fullmatch(call.site):
-        raise WireError("a site id of other signs than letters, digits, dot, dash, underscore and plus")
+        raise WireError(
+            "a site id with other characters than letters, digits, dot, dash, underscore and plus"
+        )
     if answer.name and call.site != answer.name:
         raise WireError(f"answers as the site {call.site!r}, but its key was admitted for {answer.name!r}")
     return call
 
 
 def _common_encoders(calls: list[RollCall]) -> dict[str, str]:
-    """Per modality the fingerprint that most sites have; of equals the one of the first site id."""
+    """Per modality, the most frequent fingerprint; ties go to the first site id."""
     marks: dict[str, Counter[str]] = {}
     for call in calls:
         for modality, mark in call.encoders.items():
@@ -189,7 +188,7 @@ def _common_encoders(calls: list[RollCall]) -> dict[str, str]:
 
 
 def _mismatch(call: RollCall, study: Study, encoders: dict[str, str]) -> WireError | None:
-    """Why a site cannot take part, or nothing."""
+    """Why a site cannot take part, if so."""
     own = version("federated-mmare")
     if call.study_hash != study.hash:
         return WireError(f"study hash {call.study_hash[:12]}, expected {study.hash[:12]}", Reason.STUDY_HASH)

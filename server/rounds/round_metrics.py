@@ -16,17 +16,11 @@ if TYPE_CHECKING:
 
 __all__ = ["SplitStates", "collect_states", "headline", "metrics_of", "trained_state"]
 
-INTERVALS_SEED: Final = 0  # of the bootstrap: the same result file for the same states
+INTERVALS_SEED: Final = 0  # fixed, so that the same states give the same result file
 
 
 class SplitStates:
-    """States of one split: of all rows per site, and of groups of rows over sites.
-
-    Args:
-        sites: State per site id.
-        patterns: Per presence pattern, state per site id.
-        subsets: Per subset of modalities, state per site id.
-    """
+    """Metric states of one split, sorted by site id: of all rows, per presence pattern and per subset."""
 
     def __init__(
         self,
@@ -40,10 +34,10 @@ class SplitStates:
 
 
 def collect_states(updates: Mapping[str, Update], split: Split, study: Study) -> SplitStates:
-    """The states that sites sent of one split.
+    """The states of one split that sites sent.
 
     Raises:
-        WireError: If a state is not one.
+        WireError: If a state or pattern is invalid.
     """
     sites: dict[str, MetricState] = {}
     patterns: dict[str, dict[str, MetricState]] = {}
@@ -52,31 +46,26 @@ def collect_states(updates: Mapping[str, Update], split: Split, study: Study) ->
         for evaluation in update.evaluations:
             if evaluation.split is split:
                 sites[site] = _state(evaluation.state, study)
-                for groups, told in ((patterns, evaluation.patterns), (subsets, evaluation.subsets)):
-                    for name, state in told.items():
-                        groups.setdefault(_pattern(name, study), {})[site] = _state(state, study)
+                for groups, sent in ((patterns, evaluation.patterns), (subsets, evaluation.subsets)):
+                    for name, state in sent.items():
+                        _check_pattern(name, study)
+                        groups.setdefault(name, {})[site] = _state(state, study)
     return SplitStates(sites, patterns, subsets)
 
 
-def _pattern(name: str, study: Study) -> str:
-    """The name of a presence pattern, once it is one of the study.
-
-    Raises:
-        WireError: If it is none.
-    """
+def _check_pattern(name: str, study: Study) -> None:
     if len(name) != len(study.modalities) or set(name) - {"0", "1"} or "1" not in name:
         raise WireError("a presence pattern that the study does not have")
-    return name
 
 
 def trained_state(update: Update, study: Study) -> MetricState:
     """The validation state of the model that a site trained.
 
     Raises:
-        WireError: If it is not one, or of another split.
+        WireError: If it is missing, invalid or of another split.
     """
     if update.trained is None or update.trained.split is not Split.VAL:
-        raise WireError("an evaluation of the trained model on another split than validation", Reason.METRICS)
+        raise WireError("no evaluation of the trained model on the validation split", Reason.METRICS)
     return _state(update.trained.state, study)
 
 
@@ -88,7 +77,7 @@ def _state(content: Mapping[str, Any], study: Study) -> MetricState:
 
 
 def headline(states: SplitStates, study: Study) -> dict[str, Any]:
-    """Pooled and per-site metrics without intervals: what a round needs."""
+    """Pooled and per-site metrics without intervals, as logged each round."""
     positive = study.positive_index
     pooled = merge_all(list(states.sites.values()), len(study.classes))
     return {
@@ -98,11 +87,11 @@ def headline(states: SplitStates, study: Study) -> dict[str, Any]:
 
 
 def metrics_of(states: SplitStates, study: Study) -> dict[str, Any]:
-    """Everything a result says of one split, with 95 % intervals.
+    """All metrics of one split, with 95 % intervals, as in ``result.json``.
 
-    ``spread`` is the largest less the smallest balanced accuracy of a site, ``subsets`` what the model does
-    with only some modalities. ``over`` names, per class, the sites whose rows of that class are in the pooled
-    value: a class that is too small at a site is withheld there.
+    ``spread`` is the largest minus the smallest balanced accuracy of a site; ``subsets`` evaluate the model
+    on only some modalities. ``over`` lists, per class, the sites whose rows of it are pooled: a class that is
+    too small at a site is withheld there.
     """
     classes = len(study.classes)
     pooled = merge_all(list(states.sites.values()), classes)
@@ -136,6 +125,6 @@ def _with_intervals(state: MetricState, study: Study) -> dict[str, Any]:
     positive = study.positive_index
     return {
         **state.compute(positive),
-        "auc_error_bound": state.auc_error_bound(),  # the AUC is of binned scores
+        "auc_error_bound": state.auc_error_bound(),  # since scores are binned
         "ci95": bootstrap_intervals(state, positive, INTERVALS_SEED),
     }

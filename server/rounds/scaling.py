@@ -1,4 +1,4 @@
-"""Pooled scaling moments: summed over sites, set as buffers of the model."""
+"""Pooled scaling moments, summed over sites and set as buffers of the model."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Final
 
 from mmare.errors import Reason
 from mmare.models.adapters import pooled_moments
-from mmare.wire.messages import Moments, WireError
+from mmare.wire.messages import WireError
 from server.store import events
 
 if TYPE_CHECKING:
@@ -17,19 +17,14 @@ if TYPE_CHECKING:
     from mmare.wire.messages import Statistics
     from server.store.journal import Journal
 
-LARGEST: Final = 1e30  # sums of float32 features stay far below, and their squares do not overflow
-SLACK, TINY = 1 + 1e-9, 1e-12  # rounding: (sum)^2 <= n * sum of squares holds for real rows
+LARGEST: Final = 1e30  # far above any sum of float32 features; its square does not overflow
+SLACK, TINY = 1 + 1e-9, 1e-12  # for rounding: real rows satisfy sum^2 <= n * sum of squares
 
 __all__ = ["check_statistics", "set_scaling"]
 
 
 def check_statistics(statistics: Statistics, study: Study, samples: int) -> None:
-    """Refuse moments that no rows could have.
-
-    Args:
-        statistics: From a site.
-        study: Of the run.
-        samples: Train rows that the site said it has.
+    """Reject moments that no rows can have; ``samples`` is the site's number of training rows.
 
     Raises:
         WireError: Naming the modality.
@@ -40,25 +35,27 @@ def check_statistics(statistics: Statistics, study: Study, samples: int) -> None
     for modality, moments in zip(study.modalities, statistics.moments, strict=True):
         what = f"moments of {modality.name}"
         if len(moments.total) != modality.width or len(moments.squares) != modality.width:
-            raise WireError(f"{what} have another width than {modality.width}", Reason.MOMENTS)
+            raise WireError(
+                f"{what} of width {len(moments.total)} and {len(moments.squares)}, expected {modality.width}",
+                Reason.MOMENTS,
+            )
         if not 0 <= moments.n <= samples:
-            raise WireError(f"{what} are of {moments.n} rows, expected 0 to {samples}", Reason.MOMENTS)
+            raise WireError(f"{what} over {moments.n} rows, expected 0 to {samples}", Reason.MOMENTS)
         for total, squares in zip(moments.total, moments.squares, strict=True):
-            if not (abs(total) < LARGEST and total**2 <= max(moments.n, 0) * squares * SLACK + TINY):
-                raise WireError(f"{what} that no rows have", Reason.MOMENTS)
+            if not (abs(total) < LARGEST and total**2 <= moments.n * squares * SLACK + TINY):
+                raise WireError(f"{what} that no rows can have", Reason.MOMENTS)
 
 
 def set_scaling(
     model: MultimodalModel, statistics: Mapping[str, Statistics], study: Study, journal: Journal
 ) -> None:
-    """Fill the model's scaling buffers from the moments of all sites, summed in the order of site ids."""
+    """Set the model's scaling buffers from the moments of all sites, summed in the order of site ids."""
     for slot, modality in enumerate(study.modalities):
-        parts = [statistics[site].moments[slot] for site in sorted(statistics)]
-        told: list[Moments] = [part for part in parts if part.n > 0]
-        n = sum(part.n for part in told)
-        total = [sum(values) for values in zip(*(part.total for part in told), strict=True)]
-        squares = [sum(values) for values in zip(*(part.squares for part in told), strict=True)]
+        moments = {site: statistics[site].moments[slot] for site in sorted(statistics)}
+        parts = {site: part for site, part in moments.items() if part.n > 0}
+        n = sum(part.n for part in parts.values())
+        total = [sum(values) for values in zip(*(part.total for part in parts.values()), strict=True)]
+        squares = [sum(values) for values in zip(*(part.squares for part in parts.values()), strict=True)]
         zeros = [0.0] * modality.width
         model.scaling.set_moments(slot, *pooled_moments(n, total or zeros, squares or zeros))
-        sites = [site for site in sorted(statistics) if statistics[site].moments[slot].n > 0]
-        journal.write(events.Scaling(modality=modality.name, n=n, sites=tuple(sites)))
+        journal.write(events.Scaling(modality=modality.name, n=n, sites=tuple(parts)))

@@ -1,4 +1,4 @@
-"""Step sizes over rounds: the factor that the server sends with every request."""
+"""Learning rates over rounds: the factor that the server sends with every request."""
 
 from __future__ import annotations
 
@@ -14,20 +14,15 @@ if TYPE_CHECKING:
 
 __all__ = ["Plateau", "rate_factor"]
 
-COSINE_END: Final = 0.005  # of the step size, as DRIM ends: 1e-3 to 5e-6
-PLATEAU_PATIENCE: Final = 3  # rounds, as HyperMM
+COSINE_END: Final = 0.005  # final factor, as in DRIM: 1e-3 to 5e-6
+PLATEAU_PATIENCE: Final = 3  # rounds, as in HyperMM
 PLATEAU_FACTOR: Final = 0.3
-PLATEAU_THRESHOLD: Final = 1e-4  # relative: a loss must be lower by more to count
+PLATEAU_THRESHOLD: Final = 1e-4  # relative improvement that counts
 
 
 @dataclass(frozen=True)
 class Plateau:
-    """Lower the step size where the validation loss stopped falling (torch's ReduceLROnPlateau).
-
-    Args:
-        best: Lowest loss so far; nothing before the first.
-        bad: Rounds since.
-        factor: Of the step size.
+    """Lower the learning rate when the validation loss stops falling (torch's ReduceLROnPlateau).
 
     Example:
         >>> state = Plateau()
@@ -37,12 +32,12 @@ class Plateau:
         0.3
     """
 
-    best: float | None = None
-    bad: int = 0
+    best: float | None = None  # lowest loss so far
+    bad: int = 0  # rounds since
     factor: float = 1.0
 
     def after(self, loss: float | None) -> Plateau:
-        """The state once a round's pooled validation loss is known."""
+        """The state after a round with this pooled validation loss."""
         if loss is not None and (self.best is None or loss < self.best * (1 - PLATEAU_THRESHOLD)):
             return Plateau(loss, 0, self.factor)
         if self.bad + 1 > PLATEAU_PATIENCE:
@@ -55,12 +50,12 @@ class Plateau:
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> Plateau:
-        """What `to_dict` gave; the beginning where there is nothing."""
+        """Reverse `to_dict`; an empty mapping gives the initial state."""
         return cls(**content)
 
 
 def rate_factor(training: TrainingSpec, round_number: int, plateau: Plateau) -> float:
-    """Of the study's step sizes in a round, counted from 1."""
+    """Factor of the study's learning rates in a round, counted from 1."""
     if training.schedule is Schedule.COSINE:
         done = (round_number - 1) / training.rounds
         return COSINE_END + (1 - COSINE_END) * 0.5 * (1 + math.cos(math.pi * done))

@@ -1,4 +1,4 @@
-"""What a site may return of a round: blocks of the phase that its samples exercised, and nothing else."""
+"""What a site may return from a round: only blocks of the phase that its samples exercised."""
 
 from __future__ import annotations
 
@@ -29,11 +29,7 @@ __all__ = ["Upload"]
 
 
 class Upload:
-    """The federated tensors of the model in hand, and the rules for what comes back.
-
-    Args:
-        model: Of the server; its tensors are read when they are needed.
-        study: Of the run.
+    """The federated tensors of the server's model, and the rules for updates to them.
 
     Raises:
         StudyError: If the study's local parts leave nothing to federate.
@@ -52,21 +48,20 @@ class Upload:
         self.layout = cache(self._layout)
 
     def of_round(self, round_number: int) -> tuple[str, ...]:
-        """Names of the blocks that are federated in a round, in the model's order."""
+        """Blocks that are federated in a round, in the model's order."""
         trained = phase_at(self._phases, round_number).blocks
         return tuple(name for name in self._federated if name in trained)
 
     def _layout(self, blocks: tuple[str, ...]) -> Layout:
-        """The layout of what a site sends for these blocks."""
+        """Layout of what a site sends for these blocks."""
         tensors = {name: self.tensors[name] for block in blocks for name in self.parts[block]}
         return layout_of(on_wire(tensors, tensors, self._study.federation.wire))
 
     def check(self, update: Update, round_number: int) -> Layout:
-        """The layout of an update's tensors, once its blocks and exposures are possible.
+        """Validate an update's header and return the layout of its tensors.
 
         Raises:
-            WireError: If blocks are not the study's, exposures no draws could have given, or the tensors
-                those of other blocks.
+            WireError: If an exposure is impossible, or blocks or layout are not those expected.
         """
         expected = phase_at(self._phases, round_number).blocks
         if set(update.exposures) != expected:
@@ -84,18 +79,18 @@ class Upload:
             )
         layout = self.layout(wanted)
         if update.layout != layout.fingerprint:
-            raise WireError("tensors of another layout", Reason.LAYOUT)
+            raise WireError("tensors in another layout", Reason.LAYOUT)
         return layout
 
     def read(self, received: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """A site's tensors as tensors of the model."""
+        """A site's tensors in the model's form."""
         return from_wire(received, self.tensors, self._study.federation.wire)
 
     def check_step(self, received: Mapping[str, Tensor]) -> float:
-        """L2 norm of the change that a site's tensors bring, measured here: what a site claims is no rule.
+        """L2 norm of a site's change, measured here rather than taken from the site's report.
 
         Raises:
-            WireError: If a value is not finite, or the change longer than the study allows.
+            WireError: If a value is not finite or the norm exceeds ``federation.max_norm``.
         """
         if not is_finite(received):
             raise WireError("values that are not finite", Reason.NON_FINITE)

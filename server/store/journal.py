@@ -36,7 +36,7 @@ class Journal:
         self._path = path
         self._run = run
         self.listeners = listeners
-        self.taken_up = path.exists()  # by an earlier attempt at the run
+        self.existed = path.exists()  # left by an earlier attempt
         if path.exists() and not (found := path.read_bytes()).endswith(b"\n"):
             with path.open("ab") as file:
                 file.truncate(found.rfind(b"\n") + 1)

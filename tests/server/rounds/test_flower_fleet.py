@@ -10,7 +10,7 @@ from flwr.supercore.task_identity import TaskIdentity
 
 from mmare.wire.messages import HEADER_KEY, HEADER_RECORD, Request, Task, encode
 from server.rounds import flower_fleet as grid_fleet
-from server.rounds.flower_fleet import OUTLIVES_S, GridFleet
+from server.rounds.flower_fleet import TTL_MARGIN_S, GridFleet
 from tests.federations import tiny_study
 
 HEADER = encode(Request(Task.DESCRIBE, "run", tiny_study().to_dict()))
@@ -128,15 +128,15 @@ class Leaving(Grid):
 
 
 def test_a_node_that_went_away_is_asked_again_once_it_is_back(monkeypatch):
-    monkeypatch.setattr(grid_fleet, "LOOK_S", 0.02)
+    monkeypatch.setattr(grid_fleet, "ONLINE_POLL_S", 0.02)
     grid = Leaving(back_at_look=3)
     assert asked(grid)[13] == ("cedar", "header", "")
     assert (grid.pushes, grid.looks) == (2, 3)
 
 
 def test_a_node_that_stays_away_is_given_up_and_not_waited_for_again(monkeypatch):
-    monkeypatch.setattr(grid_fleet, "LOOK_S", 0.02)
-    monkeypatch.setattr(grid_fleet, "BACK_S", 0.3)
+    monkeypatch.setattr(grid_fleet, "ONLINE_POLL_S", 0.02)
+    monkeypatch.setattr(grid_fleet, "RETURN_S", 0.3)
     grid = Leaving(back_at_look=10**9)
     fleet = GridFleet(grid, poll_s=0.01)
     nodes = fleet.nodes(3, 5.0)
@@ -151,13 +151,13 @@ def test_a_node_that_stays_away_is_given_up_and_not_waited_for_again(monkeypatch
 
 
 def test_a_node_that_is_away_at_the_deadline_is_told_as_such(monkeypatch):
-    monkeypatch.setattr(grid_fleet, "LOOK_S", 0.02)
+    monkeypatch.setattr(grid_fleet, "ONLINE_POLL_S", 0.02)
     found = asked(Leaving(back_at_look=10**9), deadline_s=0.3)
     assert found[13] == ("cedar", None, "node failed (Flower error 5)")
 
 
 def test_a_node_that_comes_back_but_is_not_admitted_any_more_is_told_as_such(monkeypatch):
-    monkeypatch.setattr(grid_fleet, "LOOK_S", 0.02)
+    monkeypatch.setattr(grid_fleet, "ONLINE_POLL_S", 0.02)
     grid = Leaving(back_at_look=2)
     push = grid.push_messages
 
@@ -186,7 +186,7 @@ def test_a_second_answer_to_a_message_is_passed_over():
 
 def test_an_answer_in_another_node_s_name_is_none():
     found = asked(Grid({11: answer(12), 12: answer(12), 13: answer(13)}))
-    assert found[11] == ("ash", None, "an answer of another node")
+    assert found[11] == ("ash", None, "an answer from another node")
 
 
 def test_who_is_late_is_told_by_name_when_the_deadline_has_passed():
@@ -204,7 +204,7 @@ def test_a_node_that_is_no_longer_admitted_is_not_waited_for():
 def test_a_message_is_not_given_to_a_node_long_after_its_deadline():
     grid = Grid({node: answer(node) for node in NODES})
     asked(grid, deadline_s=7.0)
-    assert {message.metadata.ttl for message in grid.sent.values()} == {7.0 + OUTLIVES_S}
+    assert {message.metadata.ttl for message in grid.sent.values()} == {7.0 + TTL_MARGIN_S}
 
 
 def test_after_a_look_that_was_held_up_beyond_the_deadline_others_are_still_taken(monkeypatch):
@@ -238,9 +238,9 @@ def module(monkeypatch):
 
 
 def test_tensors_on_their_way_are_looked_for_often_and_until_the_deadline(module):
-    tensors = grid_fleet._Tensors()
-    tensors.hurry()
-    tensors.hurry()  # once is enough
+    tensors = grid_fleet._TensorPolling()
+    tensors.shorten()
+    tensors.shorten()  # once is enough
     tensors.end = time.monotonic() + 5.0
     module.pull_objects(object_ids=["a"], pull_object_fn="function")
     tensors.end = time.monotonic() - 100.0
@@ -248,7 +248,7 @@ def test_tensors_on_their_way_are_looked_for_often_and_until_the_deadline(module
     (first, left, *rest), (second, late, *_) = module.calls
     assert (first, second) == (["a"], ["b"])
     assert 4.5 < left <= 5.0
-    assert late == grid_fleet.LEFT_S
+    assert late == grid_fleet.GRACE_S
     assert rest == [None, 0.05, 1.0]
 
 
@@ -264,7 +264,7 @@ def test_a_flower_that_is_not_known_is_left_as_it_is_with_a_warning(monkeypatch,
     before = dict(vars(other))
     monkeypatch.setattr(grid_fleet, "import_module", lambda _: other)
     monkeypatch.setattr(grid_fleet.LOG, "handlers", [caplog.handler])
-    grid_fleet._Tensors().hurry()
+    grid_fleet._TensorPolling().shorten()
     assert vars(other) == before
     assert "rounds take longer" in caplog.text
 
@@ -272,10 +272,10 @@ def test_a_flower_that_is_not_known_is_left_as_it_is_with_a_warning(monkeypatch,
 def test_this_flower_is_known():
     from flwr.superlink.grid import http_grid
 
-    tensors = grid_fleet._Tensors()
+    tensors = grid_fleet._TensorPolling()
     stock = http_grid.pull_objects
     try:
-        tensors.hurry()
+        tensors.shorten()
         assert http_grid.pull_objects == tensors._pull
     finally:
         http_grid.pull_objects = stock

@@ -110,7 +110,7 @@ def test_pooled_counts_are_added_over_sites():
     ("answer", "reason"),
     [
         pytest.param("{}", "not a message", id="garbage"),
-        pytest.param(told("cedar", {}), "an answer of 'cedar'", id="other-site"),
+        pytest.param(told("cedar", {}), "an answer of site 'cedar'", id="other-site"),
         pytest.param(told("birch", {"ghost": (1, 1, 1, 1)}), "no rows could give", id="no-such-class"),
         pytest.param(told("birch", {"yes": (1, 1, 1)}), "no rows could give", id="three-cells"),
         pytest.param(told("birch", {"yes": (1, -1, 1, 1)}), "no rows could give", id="negative"),

@@ -213,14 +213,14 @@ def test_who_was_away_is_let_in_later_and_who_was_refused_is_asked_again_in_a_mi
     calls.begin(1)
     assert list(calls.members) == ["ash"]
     fleet.there = ["birch", "ash", "odd"]
-    assert list(calls.look(3)) == ["birch"]
+    assert list(calls.admit_late(3)) == ["birch"]
     assert fleet.asked == ["birch"]
     assert list(calls.members) == ["ash", "birch"]
     fleet.asked = []
-    assert calls.look(4) == {}
+    assert calls.admit_late(4) == {}
     assert fleet.asked == []
     clock[0] += AGAIN_S
-    assert calls.look(5) == {}
+    assert calls.admit_late(5) == {}
     assert fleet.asked == ["odd"]
     events = read_journal(tmp_path / "rounds.jsonl")
     told = [(event["site"], event["accepted"], event["round"]) for event in events]
@@ -233,13 +233,13 @@ def test_a_site_comes_back_on_another_node_only_once_the_first_is_gone(tmp_path)
     fleet.there = ["ash"]
     calls.begin(1)
     fleet.there = ["ash", "again"]
-    assert calls.look(1) == {}
+    assert calls.admit_late(1) == {}
     assert calls.members["ash"].node == 0
     late = RollCalls(fleet, STUDY, "run", Journal(tmp_path / "rounds.jsonl", "run"))
     fleet.there = ["ash"]
     late.begin(1)
     fleet.there = ["again"]
-    assert late.look(1)["ash"].node == late.members["ash"].node == 1
+    assert late.admit_late(1)["ash"].node == late.members["ash"].node == 1
 
 
 def test_one_who_comes_late_must_have_the_encoders_of_those_inside(tmp_path):
@@ -248,5 +248,5 @@ def test_one_who_comes_late_must_have_the_encoders_of_those_inside(tmp_path):
     fleet.there = ["ash"]
     calls.begin(1)
     fleet.there = ["ash", "other"]
-    assert calls.look(2) == {}
+    assert calls.admit_late(2) == {}
     assert read_journal(tmp_path / "rounds.jsonl")[-1]["reason"] == "encoder of ct is another, expected given"

@@ -74,24 +74,26 @@ def test_a_constant_feature_does_not_divide_by_zero(tmp_path):
         pytest.param((moments("ash", "wsi"), moments("ash", "ct")), "other modalities", id="order"),
         pytest.param((moments("ash", "ct"),), "other modalities", id="too-few"),
         pytest.param(
-            (moments("ash", "ct"), Moments("wsi", 3, (1.0,), (1.0,))), "wsi have another width", id="width"
+            (moments("ash", "ct"), Moments("wsi", 3, (1.0,), (1.0,))),
+            "wsi of width 1 and 1, expected 16",
+            id="width",
         ),
         pytest.param(
             (moments("ash", "ct"), Moments("wsi", -3, (1.0,) * 16, (1.0,) * 16)), "wsi", id="negative"
         ),
         pytest.param(
             (moments("ash", "ct"), Moments("wsi", 51, (1.0,) * 16, (1.0,) * 16)),
-            "of 51 rows, expected 0 to 50",
+            "over 51 rows, expected 0 to 50",
             id="more-rows-than-it-has",
         ),
         pytest.param(
             (moments("ash", "ct"), Moments("wsi", 2, (9.0,) * 16, (1.0,) * 16)),
-            "wsi that no rows have",
+            "wsi that no rows can have",
             id="impossible",
         ),
         pytest.param(
             (moments("ash", "ct"), Moments("wsi", 2, (1e200,) * 16, (1e308,) * 16)),
-            "wsi that no rows have",
+            "wsi that no rows can have",
             id="overflow",
         ),
     ],

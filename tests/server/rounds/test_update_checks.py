@@ -111,8 +111,8 @@ def with_exposure(**changes: int):
             r"blocks .*expected",
             id="twice",
         ),
-        pytest.param(update_of(layout="0" * 16), r"tensors of another layout", id="layout"),
-        pytest.param(update_of(layout=""), r"tensors of another layout", id="no-layout"),
+        pytest.param(update_of(layout="0" * 16), r"tensors in another layout", id="layout"),
+        pytest.param(update_of(layout=""), r"tensors in another layout", id="no-layout"),
     ],
 )
 def test_what_cannot_be_is_refused_by_name(update, sentence):

@@ -142,7 +142,7 @@ def test_a_second_process_on_the_same_folder_is_refused(federation, tmp_path):
 def test_flowers_record_of_a_run_says_whether_a_retry_can_help(
     federation, tmp_path, monkeypatch, setting, permanent
 ):
-    monkeypatch.setattr("server.app.hurry", lambda: None)
+    monkeypatch.setattr("server.app.shorten_polling", lambda: None)
     context = SimpleNamespace(
         run_config={"federation": str(federation), "out": str(tmp_path), "set": setting}
     )
