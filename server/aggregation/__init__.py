@@ -1,1 +1,1 @@
-"""Strategies as pure functions: how updates become the next model."""
+"""Strategies as pure functions from updates to the next model."""

@@ -1,4 +1,4 @@
-"""Aggregation as pure functions: weighted means per block, in an order that no network decides."""
+"""Weighted means per block, independent of the order in which sites reply."""
 
 from __future__ import annotations
 
@@ -17,42 +17,34 @@ __all__ = ["BlockWeights", "Contribution", "to_dtype", "weighted_mean"]
 
 @dataclass(frozen=True)
 class Contribution:
-    """One site's tensors, read when they are needed.
+    """One site's update, its tensors loaded on demand.
+
+    ``load`` is called at most once per aggregation. Means hold one site's tensors at a time; strategies that
+    compare sites hold all of them.
 
     Args:
-        site: Id.
-        samples: Draws of training samples.
-        exposures: Draws per block.
-        blocks: That its tensors are of.
-        load: Reads the tensors; called once per aggregation at most. Means let go of one site's before they
-            read the next; what compares sites holds all of them.
-        gap: How much higher the site's validation loss is with the average than it was with its own model
-            that went into it, in nats; nothing where it was not measured.
+        gap: Validation loss of the average minus that of the site's own model, in nats; ``None`` if not
+            measured.
     """
 
     site: str
-    samples: int
-    exposures: Mapping[str, int]
-    blocks: tuple[str, ...]
+    samples: int  # draws of training samples
+    exposures: Mapping[str, int]  # draws per block
+    blocks: tuple[str, ...]  # whose tensors were sent
     load: Callable[[], Mapping[str, Tensor]]
     gap: float | None = None
 
 
 @dataclass(frozen=True)
 class BlockWeights:
-    """Who has which say in a block.
-
-    Args:
-        sites: Per site id, not negative.
-        stay: Of the block as it is.
-    """
+    """Non-negative weights in the mean of a block."""
 
     sites: Mapping[str, float]
-    stay: float = 0.0
+    stay: float = 0.0  # of the block's current value
 
     @property
     def moves(self) -> bool:
-        """Whether any site has a say."""
+        """Whether any site has a positive weight."""
         return any(weight > 0 for weight in self.sites.values())
 
 
@@ -64,23 +56,21 @@ def weighted_mean(
 ) -> dict[str, Tensor]:
     """Average the tensors of blocks over the sites that sent them.
 
-    Summed in float64 in the order of site ids, whichever replied first; a site of weight zero is not read.
+    Summed in float64 in the order of site ids; sites of weight zero are not loaded.
 
     Args:
-        current: The tensors that the sites started from.
+        current: Tensors that the sites started from.
         parts: Names of the tensors of each block.
-        contributions: Of different sites.
-        weights: Per block, of sites that sent it; only their proportions count.
+        weights: Per block, normalised here.
 
     Returns:
-        As ``current``, in its dtypes, whole numbers rounded; blocks in which no site has a say are as they
-        were.
+        As ``current``, in its dtypes, integers rounded; blocks to which no site contributes are unchanged.
 
     Example:
         >>> one = Contribution("b", 1, {}, ("all",), lambda: {"w": torch.tensor([1.0])})
         >>> two = Contribution("a", 3, {}, ("all",), lambda: {"w": torch.tensor([5.0])})
-        >>> say = {"all": BlockWeights({"a": 3, "b": 1})}
-        >>> weighted_mean({"w": torch.zeros(1)}, {"all": ["w"]}, [one, two], say)
+        >>> weights = {"all": BlockWeights({"a": 3, "b": 1})}
+        >>> weighted_mean({"w": torch.zeros(1)}, {"all": ["w"]}, [one, two], weights)
         {'w': tensor([4.])}
     """
     totals = {block: _total(each) for block, each in weights.items() if each.moves}
@@ -97,7 +87,7 @@ def weighted_mean(
         for block, share in shares.items():
             for name in parts[block] if share > 0 else ():
                 _add(sums, name, tensors[name], share)
-        del tensors  # before the next site's are read
+        del tensors  # before the next site's are loaded
     for block, total in totals.items():
         for name in parts[block] if weights[block].stay > 0 else ():
             _add(sums, name, current[name], weights[block].stay / total)
@@ -108,7 +98,7 @@ def weighted_mean(
 
 
 def to_dtype(value: Tensor, dtype: torch.dtype) -> Tensor:
-    """A result in the dtype of the tensor that it replaces; whole numbers are rounded.
+    """Cast, rounding for integer dtypes.
 
     Example:
         >>> to_dtype(torch.tensor([1.75]), torch.int64)

@@ -1,4 +1,4 @@
-"""What is needed to compare the models of sites with each other in bounded memory."""
+"""Comparing the models of sites with each other in bounded memory."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ if TYPE_CHECKING:
 
 __all__ = ["changes_gram", "points_of", "runs"]
 
-VALUES_AT_ONCE: Final = 2**20  # of all sites together: 8 MiB in float64
+VALUES_AT_ONCE: Final = 2**20  # over all sites: 8 MiB in float64
 
 
 def runs(
     values: Sequence[Tensor], values_at_once: int = VALUES_AT_ONCE
 ) -> Iterator[tuple[slice, list[Tensor]]]:
-    """The same tensor of several sites, flat, a run of coordinates at a time.
+    """Iterate over a tensor of several sites, flattened, a run of coordinates at a time.
 
     Args:
-        values: Of one shape.
-        values_at_once: Most values of a run, over all sites; at least one of each.
+        values: The tensor at each site, all of one shape.
+        values_at_once: Limit per run, over all sites; a run has at least one value per site.
 
     Example:
         >>> [run for run, _ in runs([torch.zeros(5), torch.zeros(5)], values_at_once=4)]
@@ -37,11 +37,11 @@ def runs(
 
 
 def changes_gram(current: Mapping[str, Tensor], sent: Sequence[Mapping[str, Tensor]]) -> Tensor:
-    """Inner products of the changes that sites made, all tensors together.
+    """Inner products of the sites' changes over all tensors.
 
     Args:
-        current: The tensors that the sites started from.
-        sent: Per site; a tensor that it lacks has not changed.
+        current: Tensors that the sites started from.
+        sent: Tensors per site; a missing one is unchanged.
 
     Returns:
         ``(sites, sites)`` float64.
@@ -56,13 +56,7 @@ def changes_gram(current: Mapping[str, Tensor], sent: Sequence[Mapping[str, Tens
 
 
 def points_of(gram: Tensor) -> Tensor:
-    """Points with the inner products ``gram``, and so with the distances: its rows, in as many dimensions.
-
-    Args:
-        gram: ``(N, N)`` float64.
-
-    Returns:
-        ``(N, N)``.
+    """Points, as rows ``(N, N)``, that have the inner products ``gram`` and hence the same distances.
 
     Example:
         >>> points = points_of(torch.tensor([[4.0, 2.0], [2.0, 1.0]]))
@@ -70,5 +64,5 @@ def points_of(gram: Tensor) -> Tensor:
         True
     """
     values, vectors = torch.linalg.eigh(gram)
-    points: Tensor = vectors * values.clamp_min(0).sqrt()  # what is below zero is rounding
+    points: Tensor = vectors * values.clamp_min(0).sqrt()  # negative values are rounding errors
     return points

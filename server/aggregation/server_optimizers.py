@@ -1,6 +1,6 @@
-"""Steps of a server that takes the sites' mean change for a gradient: FedAvgM, FedAdam, FedYogi.
+"""Server optimisers that use the sites' mean change as a gradient: FedAvgM, FedAdam, FedYogi.
 
-Pure functions of one tensor; who keeps the moments is `server.aggregation.strategies`.
+Pure functions of one tensor; `server.aggregation.strategies` keeps the moments.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ Step = Callable[["Tensor", "Tensor", Sequence["Tensor"], int], "tuple[Tensor, tu
 
 @dataclass(frozen=True)
 class ServerOptimizer:
-    """How a server steps.
+    """A server's step.
 
     Args:
-        moments: Names of the tensors that it keeps of each parameter, zero at first.
-        step: From a parameter, its mean change, its moments and how many steps it has made with this one, to
-            the parameter and the moments after it.
+        moments: Names of the tensors kept per parameter, initially zero.
+        step: Maps a parameter, its mean change, its moments and the number of steps including this one to the
+            new parameter and moments.
     """
 
     moments: tuple[str, ...]
@@ -37,7 +37,7 @@ class ServerOptimizer:
 def fedavgm(options: FedAvgMOptions) -> ServerOptimizer:
     """Momentum (Hsu et al. 2019, "Measuring the effects of non-identical data distribution", section 4.2).
 
-    v ← βv + Δ, θ ← θ + ηv. Without momentum and with step 1 it is the mean.
+    v ← βv + Δ, θ ← θ + ηv. With β = 0 and η = 1 it is the mean.
 
     Example:
         >>> import torch
@@ -59,9 +59,9 @@ def fedavgm(options: FedAvgMOptions) -> ServerOptimizer:
 def fedadam(options: FedAdamOptions) -> ServerOptimizer:
     """Adam (Reddi et al. 2021, "Adaptive federated optimization", algorithm 2).
 
-    m ← β₁m + (1 - β₁)Δ, v ← β₂v + (1 - β₂)Δ², θ ← θ + η_t m / (√v + τ). Different from the paper and as in
-    Flower 1.41, so that runs compare: v starts at 0, not τ², and η_t = η √(1 - β₂^(t + 1)) / (1 - β₁^(t + 1))
-    in step t = 1, 2, …. Steps are counted block by block: a block that no site sent makes none.
+    m ← β₁m + (1 - β₁)Δ, v ← β₂v + (1 - β₂)Δ², θ ← θ + η_t m / (√v + τ). Unlike the paper, but as in Flower
+    1.41 for comparable runs, v starts at 0, not τ², and η_t = η √(1 - β₂^(t + 1)) / (1 - β₁^(t + 1)) in step
+    t = 1, 2, …. Steps are counted per block: a block that no site sent makes none.
     """
 
     def step(
@@ -79,7 +79,7 @@ def fedadam(options: FedAdamOptions) -> ServerOptimizer:
 def fedyogi(options: FedAdamOptions) -> ServerOptimizer:
     """Yogi (Reddi et al. 2021, algorithm 2).
 
-    As `fedadam` with v ← v - (1 - β₂)Δ² sign(v - Δ²) and η as it is. As in Flower 1.41, v starts at 0.
+    As `fedadam`, with v ← v - (1 - β₂)Δ² sign(v - Δ²) and a constant η. As in Flower 1.41, v starts at 0.
     """
 
     def step(

@@ -1,4 +1,4 @@
-"""Who has which say in which block: by samples or exposure, moved by generalisation gap."""
+"""Site weights per block: by samples or exposure, adjusted by generalisation gap."""
 
 from __future__ import annotations
 
@@ -20,19 +20,17 @@ def site_weights(
     options: FedAvgOptions,
     factors: Mapping[str, float],
 ) -> dict[str, BlockWeights]:
-    """Who has which say in which block.
+    """Weights of the sites and of the current value in each block.
 
-    By samples, a site that sent nothing of a block votes for it to stay: its step is damped by the share of
-    the sites that exercised it. By exposure, only those who exercised it vote, and damping is explicit: of
-    exposures e with sum E, a site weighs e**a and the block as it is weighs κ/E of them all together, which
-    makes the step E / (E + κ) of the mean step.
+    By samples, a site that did not send a block adds its weight to the current value, which damps the step by
+    the share of samples at the sites that exercised the block. By exposure, only those sites have a weight,
+    and damping is explicit: with exposures e of sum E, a site has the weight e**a and the current value κ/E
+    of their sum, so the step is E / (E + κ) of the mean step.
 
     Args:
-        blocks: Of the model.
-        contributions: Of different sites.
+        blocks: Names of the model's blocks.
         options: Weighting, exponent a and damping κ.
-        factors: Of the weights, per site; where nobody with a say in a block has a positive one, they say
-            nothing about it and are left out.
+        factors: Multiply the weights, per site; ignored in a block in which all would become zero.
 
     Example:
         >>> sent = [Contribution("a", 8, {"ct": 2}, ("ct",), dict), Contribution("b", 4, {"ct": 0}, (), dict)]
@@ -58,9 +56,11 @@ def _weights(
         for each in contributions
         if each.site in senders and each.exposures[block] > 0
     }
-    say = _with_factors({site: float(count) ** options.exponent for site, count in exposed.items()}, factors)
+    votes = _with_factors(
+        {site: float(count) ** options.exponent for site, count in exposed.items()}, factors
+    )
     exposure = sum(exposed.values())
-    return BlockWeights(say, sum(say.values()) * options.damping / exposure if exposure else 0.0)
+    return BlockWeights(votes, sum(votes.values()) * options.damping / exposure if exposure else 0.0)
 
 
 def _with_factors(votes: Mapping[str, float], factors: Mapping[str, float]) -> dict[str, float]:
@@ -71,22 +71,20 @@ def _with_factors(votes: Mapping[str, float], factors: Mapping[str, float]) -> d
 def gap_factors(
     gaps: Mapping[str, float | None], factors: Mapping[str, float], step: float
 ) -> dict[str, float]:
-    """Move the factors of site weights towards sites that averaging serves worse than their own model.
+    """Shift the factors of site weights towards sites that the average serves worse than their own model.
 
     Generalisation adjustment (FedDG-GA, Zhang et al., CVPR 2023; github.com/MediaBrain-SJTU/FedDG-GA, commit
     b54ffd8, ``utils/weight_adjust.py``): a factor moves by step · gap / max |gap|, is clipped at 0, and all
-    are normalised. Different from the repository: factors have mean 1 and multiply the weights by samples or
-    exposure, where its weights have sum 1 and replace them; nothing is clipped from above, which the
-    normalisation bounds anyway.
+    are normalised. Unlike the repository, whose weights have sum 1 and replace those by samples, factors have
+    mean 1 and multiply the weights; nothing is clipped from above, which the normalisation bounds anyway.
 
     Args:
-        gaps: Per site that contributes; without a finite gap a site does not move.
-        factors: Of the rounds before; a site that is new starts at 1.
-        step: Of the site with the largest gap.
+        gaps: Per contributing site; a site without a finite gap does not move.
+        factors: Of the previous round; a new site starts at 1.
+        step: Change of the site with the largest gap.
 
     Returns:
-        Factors of mean 1 of every site known so far; those of before where no site moved or none would be
-        left above 0.
+        Factors of mean 1 for every site known so far; unchanged if no site moves or all would become 0.
 
     Example:
         >>> gap_factors({"a": 0.2, "b": -0.1, "c": -0.1}, {}, 0.5)

@@ -1,7 +1,7 @@
 """The strategies that a study can name. A new one is one function and one line here.
 
-A strategy is pure: what the sites sent and its own state in, the next model and the next state out. The state
-is part of every checkpoint, so that a resumed run goes on bit for bit.
+A strategy is a pure function from the sites' updates and its own state to the next model and state. The state
+is part of every checkpoint, so a resumed run is bit-identical.
 """
 
 from __future__ import annotations
@@ -38,33 +38,26 @@ if TYPE_CHECKING:
 
 __all__ = ["STRATEGIES", "Gathered", "Strategy", "Tensors", "strategy_of"]
 
-# Keys of the state: what is kept, then of what.
+# Prefixes of the keys of the state.
 GAP: Final = "gap/"  # factor of a site's weight
-STEPS: Final = "steps/"  # that a block has made; the moments of parameters are named by the optimiser
+STEPS: Final = "steps/"  # number of steps of a block; the optimiser names the moments of parameters
 
 _VALUE: Final = "value"
 _SAMPLES: Final = "num-examples"  # Flower's default key of weights
-_PLACE: Final = "place"  # of a site in the list that Flower chooses from
-_AT_HAND: Final = Metadata(0, "", 0, 0, "", "", 0.0, 1.0, MessageType.TRAIN)  # of replies that do not travel
+_PLACE: Final = "place"  # index of a site in the list that Flower selects from
+_LOCAL: Final = Metadata(0, "", 0, 0, "", "", 0.0, 1.0, MessageType.TRAIN)  # of replies that are never sent
 
 Tensors = dict[str, "Tensor"]
 
 
 @dataclass(frozen=True)
 class Gathered:
-    """What a round brought.
+    """The input of a strategy: one round's updates and the strategy's state."""
 
-    Args:
-        current: Federated tensors that the sites started from.
-        parts: Names of the tensors of each block.
-        contributions: Of different sites.
-        state: What the strategy kept of the rounds before; empty in the first.
-    """
-
-    current: Mapping[str, Tensor]
-    parts: Mapping[str, Sequence[str]]
+    current: Mapping[str, Tensor]  # federated tensors that the sites started from
+    parts: Mapping[str, Sequence[str]]  # names of the tensors of each block
     contributions: Sequence[Contribution]
-    state: Mapping[str, Tensor] = field(default_factory=dict)
+    state: Mapping[str, Tensor] = field(default_factory=dict)  # empty in the first round
 
 
 Strategy = Callable[[Gathered], tuple[Tensors, Tensors]]
@@ -73,12 +66,8 @@ Strategy = Callable[[Gathered], tuple[Tensors, Tensors]]
 def strategy_of(federation: FederationSpec) -> Strategy:
     """Make the strategy that a study names, with its options.
 
-    What all of them keep is kept here: a site without samples changes nothing, the order of contributions
-    does not matter, and neither the model nor the state gets a value that is not finite. That sites send none
-    is checked where updates arrive; a server optimiser can still overflow.
-
-    Returns:
-        A strategy that raises `RunError` where no site has samples or the result is not finite.
+    It ignores sites without samples and the order of contributions, and raises `RunError` if no site has
+    samples or a result is not finite: updates were checked on arrival, but a server optimiser can overflow.
 
     Raises:
         StudyError: If the strategy or an option does not exist.
@@ -87,18 +76,17 @@ def strategy_of(federation: FederationSpec) -> Strategy:
     step = STRATEGIES[federation.strategy](options)
 
     def checked(gathered: Gathered) -> tuple[Tensors, Tensors]:
-        heard = sorted(
+        contributions = sorted(
             (each for each in gathered.contributions if each.samples > 0), key=lambda each: each.site
         )
-        if not heard:
+        if not contributions:
             raise RunError(
-                "no site sent an update with training samples: there is nothing to bring together",
-                Ending.QUORUM,
+                "no site sent an update with training samples: there is nothing to aggregate", Ending.QUORUM
             )
-        changed, state = step(replace(gathered, contributions=heard))
+        changed, state = step(replace(gathered, contributions=contributions))
         if not is_finite(changed) or not is_finite(state):
             raise RunError(
-                f"strategy {federation.strategy} made values that are not finite; its options are too bold",
+                f"strategy {federation.strategy} made values that are not finite; its options are too large",
                 Ending.NON_FINITE,
             )
         return changed, {name: value.contiguous() for name, value in state.items()}
@@ -110,7 +98,7 @@ def strategy_of(federation: FederationSpec) -> Strategy:
 
 
 def _mean(gathered: Gathered, options: FedAvgOptions) -> tuple[Tensors, dict[str, BlockWeights], Tensors]:
-    """The weighted mean, the weights that made it, and the factors of site weights as state."""
+    """The weighted mean, its weights, and the factors of site weights as state."""
     factors: dict[str, float] = {}
     if options.gap_step > 0:
         before = {
@@ -137,7 +125,7 @@ def _fedavg(options: FedAvgOptions) -> Strategy:
 
 
 def _stepping(make: Callable[[Any], ServerOptimizer]) -> Callable[[Any], Strategy]:
-    """A strategy that steps along the mean change; where no site has a say, value and moments stay."""
+    """A strategy that steps along the mean change; blocks without an update keep value and moments."""
 
     def strategy(options: FedAvgOptions) -> Strategy:
         optimizer = make(options)
@@ -151,7 +139,7 @@ def _stepping(make: Callable[[Any], ServerOptimizer]) -> Callable[[Any], Strateg
                 for name in names:
                     value = gathered.current[name]
                     if not value.is_floating_point():
-                        continue  # a count has no step
+                        continue  # a counter has no gradient
                     keys = [f"{moment}/{name}" for moment in optimizer.moments]
                     moments: Sequence[Tensor] = [
                         gathered.state[key] if key in gathered.state else torch.zeros_like(value)
@@ -168,7 +156,7 @@ def _stepping(make: Callable[[Any], ServerOptimizer]) -> Callable[[Any], Strateg
     return strategy
 
 
-# What compares sites, by Flower's own classes
+# Robust strategies, by Flower's own classes
 
 
 def _fedmedian(_: FedMedianOptions) -> Strategy:
@@ -182,7 +170,7 @@ def _trimmed_mean(options: TrimmedMeanOptions) -> Strategy:
 
 
 def _by_coordinate(flower: FedAvg) -> Strategy:
-    """Each block over the sites that sent it; a run of coordinates of all sites is copied at a time."""
+    """Aggregate each block over the sites that sent it, a run of coordinates at a time."""
 
     def step(gathered: Gathered) -> tuple[Tensors, Tensors]:
         sent = [each.load() for each in gathered.contributions]
@@ -196,7 +184,7 @@ def _by_coordinate(flower: FedAvg) -> Strategy:
             for name in names if senders else ():
                 made = torch.empty(changed[name].numel(), dtype=torch.float64)
                 for run, pieces in runs([tensors[name] for _, tensors in senders]):
-                    values = (piece.double() for piece in pieces)  # or means of equal values would move
+                    values = (piece.double() for piece in pieces)  # else means of equal values drift
                     made[run], _ = _aggregate(flower, [each for each, _ in senders], values)
                 changed[name] = to_dtype(made, changed[name].dtype).view(changed[name].shape)
         return changed, {}
@@ -207,30 +195,29 @@ def _by_coordinate(flower: FedAvg) -> Strategy:
 def _krum(options: KrumOptions) -> Strategy:
     """Krum (Blanchard et al. 2017): the model of the site that is closest to its nearest sites.
 
-    A block that a site did not send counts as the model that it received. Flower is given a point per site,
-    in as many dimensions as there are sites, at the distances that their models have: given the models, it
-    takes distances as differences of squared norms in their own precision, in which a round's change drowns
-    beside the model, and copies all of them several times.
+    A block that a site did not send counts as unchanged. Flower gets one low-dimensional point per site, at
+    the distances of the models: given the models themselves, it copies them several times and computes
+    distances as differences of squared norms in their own precision, in which a round's change is lost.
     """
     needed = 2 * options.malicious + 3  # Blanchard et al., proposition 1
     flower = Krum(num_malicious_nodes=options.malicious)
 
     def step(gathered: Gathered) -> tuple[Tensors, Tensors]:
-        heard = gathered.contributions
-        if len(heard) < needed:
+        contributions = gathered.contributions
+        if len(contributions) < needed:
             raise RunError(
                 f"krum with options malicious = {options.malicious} needs updates of at least {needed} "
-                f"sites, found {len(heard)}"
+                f"sites, found {len(contributions)}"
             )
         sent = [
             {name: tensors[name] for block in each.blocks for name in gathered.parts[block]}
-            for each in heard
+            for each in contributions
             for tensors in (each.load(),)
         ]
         gram = changes_gram(gathered.current, sent)
         if not gram.isfinite().all():
             raise RunError("krum cannot compare updates whose distances are not finite", Ending.NON_FINITE)
-        _, metrics = _aggregate(flower, heard, points_of(gram))
+        _, metrics = _aggregate(flower, contributions, points_of(gram))
         chosen = sent[int(metrics[_PLACE])]
         return {
             name: to_dtype(chosen.get(name, value), value.dtype) for name, value in gathered.current.items()
@@ -242,14 +229,10 @@ def _krum(options: KrumOptions) -> Strategy:
 def _aggregate(
     flower: FedAvg, senders: Sequence[Contribution], values: Iterable[Tensor]
 ) -> tuple[Tensor, Mapping[str, Any]]:
-    """What one of Flower's strategies makes of values as replies of sites.
-
-    Returns:
-        The aggregated value and the aggregated metrics: the mean place of the sites that went into it.
-    """
+    """Aggregate one value per site by a Flower strategy; metrics hold the mean place of the sites used."""
     replies = [
         make_message(
-            _AT_HAND,
+            _LOCAL,
             RecordDict(
                 {
                     "arrays": ArrayRecord({_VALUE: Array(value.numpy())}),
@@ -260,18 +243,18 @@ def _aggregate(
         for place, (each, value) in enumerate(zip(senders, values, strict=True))
     ]
     logger = logging.getLogger("flwr")
-    logger.addFilter(_is_told)
+    logger.addFilter(_above_info)
     try:
         arrays, metrics = flower.aggregate_train(0, replies)
     finally:
-        logger.removeFilter(_is_told)
+        logger.removeFilter(_above_info)
     assert arrays is not None  # noqa: S101 - there are replies
     assert metrics is not None  # noqa: S101
     return torch.from_numpy(arrays[_VALUE].numpy()), metrics
 
 
-def _is_told(record: logging.LogRecord) -> bool:
-    """Flower counts the replies of each call; ours are pieces of one model."""
+def _above_info(record: logging.LogRecord) -> bool:
+    """Flower logs the number of replies per call, which would be once per piece of the model."""
     return record.levelno > logging.INFO
 
 
@@ -281,7 +264,7 @@ STRATEGIES: Final[dict[str, Callable[[Any], Strategy]]] = {
     "fedavg": _fedavg,
     "fedavgm": _stepping(fedavgm),
     "fedmedian": _fedmedian,
-    "fedprox": _fedavg,  # the pull is the sites' (Li et al. 2020)
+    "fedprox": _fedavg,  # the proximal term is applied at the sites (Li et al. 2020)
     "fedyogi": _stepping(fedyogi),
     "krum": _krum,
     "trimmed-mean": _trimmed_mean,

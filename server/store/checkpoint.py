@@ -1,4 +1,4 @@
-"""Checkpoints: tensors and a small state in one file, replaced atomically, checked when read."""
+"""Checkpoint files: tensors and a small state, replaced atomically and verified when read."""
 
 from __future__ import annotations
 
@@ -22,24 +22,14 @@ __all__ = ["DamagedCheckpointError", "read_checkpoint", "write_checkpoint"]
 
 STATE: Final = "state"
 DIGEST: Final = "sha256"
-_BYTE: Final = torch.uint8
 
 
 class DamagedCheckpointError(ValueError):
-    """A checkpoint that is missing, cut or changed."""
+    """A checkpoint is missing, truncated or modified."""
 
 
 def write_checkpoint(path: Path, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> int:
-    """Replace a checkpoint, durably.
-
-    Args:
-        path: Final name.
-        tensors: By name.
-        state: What JSON can hold.
-
-    Returns:
-        Its size in bytes.
-    """
+    """Replace a checkpoint durably; returns its size in bytes. ``state`` must be JSON-serialisable."""
     text = json.dumps(state, sort_keys=True, allow_nan=False)
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as partial:
@@ -48,15 +38,15 @@ def write_checkpoint(path: Path, tensors: Mapping[str, Tensor], state: Mapping[s
 
 
 def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Read a checkpoint and check it against its digest.
+    """Read a checkpoint and verify its digest.
 
     Raises:
-        DamagedCheckpointError: If it is missing, cut or changed.
+        DamagedCheckpointError: If it is missing, truncated or modified.
     """
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
     except (OSError, SafetensorError) as error:
         raise DamagedCheckpointError(f"{path.name}: {type(error).__name__}") from None
     text = metadata.get(STATE, "")
@@ -71,5 +61,5 @@ def _digest(tensors: Mapping[str, Tensor], text: str) -> str:
     for name in sorted(tensors):
         value = tensors[name]
         digest.update(f"{name} {value.dtype} {list(value.shape)}".encode())
-        digest.update(value.contiguous().reshape(-1).view(dtype=_BYTE).numpy().data)
+        digest.update(value.contiguous().reshape(-1).view(dtype=torch.uint8).numpy().data)
     return digest.hexdigest()

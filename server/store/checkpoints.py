@@ -1,4 +1,4 @@
-"""A run folder's checkpoints: the last two rounds and the best model that they refer to."""
+"""A run folder's checkpoints: the last two rounds and the best models that they refer to."""
 
 from __future__ import annotations
 
@@ -23,46 +23,29 @@ KEPT: Final = 2
 
 @dataclass(frozen=True)
 class Progress:
-    """What a run must know to go on after a round.
+    """What a run needs to continue after a round."""
 
-    Args:
-        round: That was aggregated.
-        selection: Of the rounds validated so far.
-        state_rounds: Per site, the last round whose update was accepted.
-        seconds: Spent so far, per phase.
-        bytes_down: Of the last round, over all sites.
-        bytes_up: Of the last round, over all sites.
-        trained: No further round will be trained; the selection is final.
-        best_states: As ``state_rounds``, after the best round so far.
-        own_losses: Validation loss per site of the model that it trained last, where the strategy asks.
-        plateau: Of the step size (`server.rounds.schedule`).
-    """
-
-    round: int = 0
-    selection: Mapping[str, Any] = field(default_factory=dict)
-    state_rounds: Mapping[str, int] = field(default_factory=dict)
-    seconds: Mapping[str, float] = field(default_factory=dict)
-    bytes_down: int = 0
+    round: int = 0  # last one aggregated
+    selection: Mapping[str, Any] = field(default_factory=dict)  # over the rounds validated so far
+    state_rounds: Mapping[str, int] = field(default_factory=dict)  # last accepted update per site
+    seconds: Mapping[str, float] = field(default_factory=dict)  # so far, per phase
+    bytes_down: int = 0  # of the last round, over all sites
     bytes_up: int = 0
-    trained: bool = False
-    best_states: Mapping[str, int] = field(default_factory=dict)
-    own_losses: Mapping[str, float] = field(default_factory=dict)
-    plateau: Mapping[str, Any] = field(default_factory=dict)
+    trained: bool = False  # all rounds are done; the selection is final
+    best_states: Mapping[str, int] = field(default_factory=dict)  # state_rounds after the best round
+    own_losses: Mapping[str, float] = field(default_factory=dict)  # per site, of its own last model
+    plateau: Mapping[str, Any] = field(default_factory=dict)  # server.rounds.schedule
 
 
 class CheckpointStore:
-    """Checkpoints of one run.
-
-    Args:
-        folder: ``checkpoints`` of the run folder.
-    """
+    """The ``checkpoints`` folder of one run."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._best_of: dict[str, int] = {}  # best round that each checkpoint file refers to
 
     def save(self, tensors: Mapping[str, Tensor], progress: Progress) -> tuple[str, int]:
-        """Write a round's checkpoint, then remove what neither of the last two needs.
+        """Write a round's checkpoint and delete files that the last two do not need.
 
         Returns:
             File name and size in bytes.
@@ -78,9 +61,9 @@ class CheckpointStore:
         return path.name, size
 
     def save_best(self, round_number: int) -> None:
-        """Keep the checkpoint of the best round so far beyond the rounds that follow."""
+        """Copy the checkpoint of the best round so far, to outlive the following rounds."""
         with replacing(self._best(round_number)) as partial:
-            shutil.copyfile(self._round(round_number), partial)  # no link: damage to one must not reach both
+            shutil.copyfile(self._round(round_number), partial)  # not a link: damage must not reach both
 
     def load_best(self, round_number: int) -> dict[str, Tensor]:
         """The model of the best round.
@@ -91,7 +74,7 @@ class CheckpointStore:
         return read_checkpoint(self._best(round_number))[0]
 
     def usable(self) -> list[tuple[dict[str, Tensor], Progress]]:
-        """Checkpoints that are whole and whose best model is too, newest first."""
+        """Intact checkpoints whose best model is intact too, newest first."""
         found = []
         for path in sorted(self._folder.glob("round-*.safetensors"), reverse=True):
             try:
@@ -107,8 +90,8 @@ class CheckpointStore:
 
     def damaged(self) -> list[str]:
         """Names of round checkpoints that cannot be used."""
-        whole = {self._round(progress.round).name for _, progress in self.usable()}
-        return sorted({path.name for path in self._folder.glob("round-*.safetensors")} - whole)
+        intact = {self._round(progress.round).name for _, progress in self.usable()}
+        return sorted({path.name for path in self._folder.glob("round-*.safetensors")} - intact)
 
     def _round(self, number: int) -> Path:
         return self._folder / f"round-{number:06d}.safetensors"

@@ -1,4 +1,4 @@
-"""The events of a run's journal, ``rounds.jsonl``: a dataclass each, made from a line and written as one."""
+"""The events of a run's journal, ``rounds.jsonl``: one dataclass per kind of line."""
 
 from __future__ import annotations
 
@@ -38,36 +38,28 @@ Table = Mapping[str, Any]
 
 @dataclass(frozen=True, kw_only=True)
 class Event:
-    """What every event has; by itself one of a kind that this version does not know.
+    """The common fields; an instance of this class itself is an event unknown to this version."""
 
-    Args:
-        time: ISO, in UTC.
-        run: Name of the run.
-    """
-
-    time: str = ""
+    time: str = ""  # ISO, UTC
     run: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunStarted(Event):
-    """An attempt at a run begins; ``site`` is set in the journal of one that trains alone.
+    """An attempt at a run begins."""
 
-    ``settings`` are the tables of the study, with the folder of the sites in place of ``federation``.
-    """
-
-    settings: Table = field(default_factory=dict)
+    settings: Table = field(default_factory=dict)  # the study; the sites' folder replaces its federation
     federation: Table = field(default_factory=dict)  # of the study
     versions: Table = field(default_factory=dict)
     hash: str = ""
     mode: str = ""
     backend: str = ""
-    site: str = ""
+    site: str = ""  # in the journal of a site that trains alone
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunFinished(Event):
-    """The result is there."""
+    """The result is written."""
 
     rounds_run: int = 0
     best_round: int = 0
@@ -77,7 +69,7 @@ class RunFinished(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class RunFailed(Event):
-    """An attempt ended before its time."""
+    """An attempt failed."""
 
     reason: str = "no reason given"
     code: Ending = Ending.OTHER
@@ -85,7 +77,7 @@ class RunFailed(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class Resumed(Event):
-    """What was written of rounds after ``resumed_from`` counts no more."""
+    """An attempt resumes; earlier events of rounds after ``resumed_from`` are void."""
 
     round: int = 0
     resumed_from: int = 0
@@ -93,9 +85,9 @@ class Resumed(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class RollCall(Event):
-    """What a node said of itself, and why its site does not take part if it does not."""
+    """A node's answer to the roll call, or why there is none; and why its site is refused, if it is."""
 
-    round: int = 0  # about to begin
+    round: int = 0  # the next one
     site: str
     accepted: bool = True
     reason: str | None = None
@@ -118,7 +110,7 @@ class Scaling(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerStateLost(Event):
-    """These sites go on with a fresh optimiser."""
+    """These sites continue with a fresh optimiser."""
 
     round: int = 0
     sites: tuple[str, ...] = ()
@@ -133,7 +125,7 @@ class RoundStarted(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class SiteUpdate(Event):
-    """A good answer; without ``train_loss`` one of a site that only evaluated."""
+    """A valid answer; without ``train_loss``, the site only evaluated."""
 
     round: int
     phase: str = ""  # "test" after the rounds
@@ -159,7 +151,7 @@ class SiteLeftOut(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class Aggregated(Event):
-    """The next model is made: seconds per phase, draws per block."""
+    """The next model is made, with seconds per phase and draws per block."""
 
     round: int
     seconds: Table = field(default_factory=dict)
@@ -168,7 +160,7 @@ class Aggregated(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class Validated(Event):
-    """How the model after a round does."""
+    """The model after a round was validated."""
 
     round: int
     metrics: Table
@@ -176,7 +168,7 @@ class Validated(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint(Event):
-    """A round is on disk."""
+    """A round was saved."""
 
     round: int
     file: str = ""
@@ -186,14 +178,14 @@ class Checkpoint(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class CheckpointDamaged(Event):
-    """Checkpoints that are passed over."""
+    """Damaged checkpoints are ignored."""
 
     files: tuple[str, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Selected(Event):
-    """The round that is kept, on the validation rows."""
+    """The best round, on the validation rows."""
 
     round: int
     metrics: Table
@@ -201,14 +193,14 @@ class Selected(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class Tested(Event):
-    """The round that is kept, on the test rows."""
+    """The best round, on the test rows."""
 
     round: int
     metrics: Table
 
 
 def name_of(kind: type[Event]) -> str:
-    """What the journal calls a kind of event.
+    """The journal's name for a kind of event.
 
     Example:
         >>> name_of(SiteLeftOut)
@@ -221,7 +213,7 @@ KINDS: Final[dict[str, type[Event]]] = {name_of(kind): kind for kind in Event.__
 
 
 def _parts(kind: type[Event]) -> tuple[tuple[str, Any, bool], ...]:
-    """Name, annotation and whether it must be there, of each field."""
+    """Name and type of each field, and whether it is required."""
     hints = get_type_hints(kind)
     return tuple(
         (part.name, hints[part.name], part.default is MISSING and part.default_factory is MISSING)
@@ -233,7 +225,7 @@ _PARTS: Final = {kind: _parts(kind) for kind in KINDS.values()} | {Event: _parts
 
 
 def to_entry(event: Event) -> dict[str, Any]:
-    """An event as a line's object; empty texts are left out.
+    """An event as a JSON object; empty strings are left out.
 
     Example:
         >>> to_entry(RoundStarted(round=3, run="r"))
@@ -247,12 +239,12 @@ def to_entry(event: Event) -> dict[str, Any]:
 
 
 def parse_event(entry: Mapping[str, Any]) -> Event:
-    """Make an event from a line's object; `to_entry` reverses it.
+    """Make an event from a JSON object; reverses `to_entry`.
 
-    An optional field of the wrong kind counts as absent, a key that is not known is passed over.
+    Optional fields of a wrong type count as absent; unknown keys are ignored.
 
     Raises:
-        TableError: If a field without which the event means nothing is missing or of the wrong kind.
+        TableError: If a required field is missing or of a wrong type.
 
     Example:
         >>> parse_event({"event": "round_started", "round": 3, "run": 5})
@@ -262,7 +254,7 @@ def parse_event(entry: Mapping[str, Any]) -> Event:
     """
     kind = KINDS.get(entry.get("event", ""), Event)
     if "reason" in entry and "code" not in entry:
-        entry = {**entry, "code": _code_before(str(entry["reason"]))}
+        entry = {**entry, "code": _legacy_code(str(entry["reason"]))}
     values: dict[str, Any] = {}
     for name, hint, required in _PARTS[kind]:
         try:
@@ -274,7 +266,7 @@ def parse_event(entry: Mapping[str, Any]) -> Event:
     return kind(**values)
 
 
-_BEFORE: Final = (  # the first that is found in a sentence decides
+_LEGACY_CODES: Final = (  # the first match in a sentence decides
     ("no answer before the deadline", Reason.LATE),
     ("node failed", Reason.NODE_FAILED),
     ("not finite", Reason.NON_FINITE),
@@ -295,7 +287,7 @@ _BEFORE: Final = (  # the first that is found in a sentence decides
 )
 
 
-def _code_before(sentence: str) -> str | None:
-    """The code of a sentence in a journal that was written before lines had one."""
+def _legacy_code(sentence: str) -> str | None:
+    """The code of a reason in a journal from before lines had one."""
     refused = re.fullmatch(r"refused: (S\d{3})", sentence)
-    return refused[1] if refused else next((code for part, code in _BEFORE if part in sentence), None)
+    return refused[1] if refused else next((code for part, code in _LEGACY_CODES if part in sentence), None)

@@ -1,4 +1,4 @@
-"""The run journal: append-only, one JSON object a line, readable after any crash."""
+"""The run journal: append-only, one JSON object per line, readable after any crash."""
 
 from __future__ import annotations
 
@@ -18,18 +18,17 @@ if TYPE_CHECKING:
 
 __all__ = ["JOURNAL", "RESULT", "Journal", "Listener"]
 
-JOURNAL, RESULT = "rounds.jsonl", "result.json"  # of a run folder
+JOURNAL, RESULT = "rounds.jsonl", "result.json"  # in a run folder
 
 Listener = Callable[[Mapping[str, Any]], None]
 
 
 class Journal:
-    """Writes events, a line each; one that a crash has cut is skipped by readers and taken away on a resume.
+    """Appends events; a last line truncated by a crash is skipped by readers and removed on a resume.
 
     Args:
-        path: The file.
-        run: Name of the run, in every event.
-        listeners: Called with every line's object after it is written.
+        run: Name of the run, added to every event.
+        listeners: Called with each line's object once it is written.
     """
 
     def __init__(self, path: Path, run: str, listeners: tuple[Listener, ...] = ()) -> None:
@@ -42,17 +41,17 @@ class Journal:
                 file.truncate(found.rfind(b"\n") + 1)
 
     def write(self, event: Event) -> None:
-        """Append one event, with the time and the name of the run.
+        """Append one event, adding the time and the name of the run.
 
         Raises:
-            OSError: If it cannot be written, as where the disk is full; nothing of it is left then.
+            OSError: If it cannot be written, such as on a full disk; the file is then unchanged.
         """
         entry = to_entry(replace(event, time=datetime.now(UTC).isoformat(), run=self._run))
         line = json.dumps(entry, allow_nan=False).encode() + b"\n"
         with self._path.open("ab", buffering=0) as file:
             size = file.seek(0, os.SEEK_END)
             try:
-                while line:  # a full disk takes a part, and says why when it is asked again
+                while line:  # a full disk accepts a part, and raises at the next call
                     line = line[file.write(line) :]
             except OSError:
                 file.truncate(size)

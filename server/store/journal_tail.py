@@ -1,4 +1,4 @@
-"""Follow a journal that grows: each whole line once, in constant memory, whatever happens to the file."""
+"""Follow a growing journal: each complete line once, in constant memory, whatever happens to the file."""
 
 from __future__ import annotations
 
@@ -12,20 +12,16 @@ if TYPE_CHECKING:
 
 __all__ = ["JournalTail"]
 
-CHUNK: Final = 2**20  # bytes that are read at once
-LONGEST: Final = 2**24  # bytes of a line: one of a round with the metrics of thousands of sites is shorter
-HEAD: Final = 256  # bytes that tell one journal from another: time and name of the run
+CHUNK: Final = 2**20  # bytes read at once
+LONGEST: Final = 2**24  # bytes of a line; a round's metrics of thousands of sites are shorter
+HEAD: Final = 256  # bytes that distinguish journals: time and name of the run
 
 
 class JournalTail:
-    """Reads what has been written since the last look.
+    """Reads what was written since the last call.
 
-    A line is taken once its end is there: one that is being written waits, one that a crash has cut is
-    ended by the next writer (`server.store.journal.Journal`) and then skipped, as is one that is too long.
-    Where the file was replaced or became shorter, reading starts over and ``epoch`` goes up.
-
-    Args:
-        path: The journal; it may not be there yet, or no more.
+    Incomplete lines wait for their end; damaged or too long ones are skipped. If the file was replaced or
+    became shorter, reading starts over and ``epoch`` increases. The file need not exist.
 
     Example:
         >>> from pathlib import Path
@@ -36,15 +32,15 @@ class JournalTail:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._offset = 0
-        self._head = b""  # the number of a file can come back with another file
+        self._head = b""  # not the inode, which another file may reuse
         self._rest = b""
         self._discards = False  # the rest of a line that is too long
         self.epoch = 0
-        self.backlog = 0
-        self.skipped = 0
+        self.backlog = 0  # bytes left to read
+        self.skipped = 0  # lines
 
     def read(self, most: int = CHUNK) -> Iterator[dict[str, Any]]:
-        """Events of at most ``most`` further bytes; ``backlog`` then says how many are left."""
+        """Events of the next ``most`` bytes at most; updates ``backlog``."""
         try:
             with self._path.open("rb") as file:
                 size = os.fstat(file.fileno()).st_size
@@ -80,7 +76,7 @@ class JournalTail:
 
 
 def _event(line: bytes) -> dict[str, Any] | None:
-    """What a line says, or nothing where it is no event; NaN and infinities are read as nothing."""
+    """The event of a line, if it is one; NaN and infinities become ``None``."""
     try:
         event = json.loads(line.decode(errors="replace"), parse_constant=lambda _: None)
     except (ValueError, RecursionError):

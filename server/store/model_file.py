@@ -1,4 +1,4 @@
-"""The model that a run hands out: weights, scaling and study, loadable without the federation."""
+"""A run's final model: weights, scaling and study, loadable without the federation."""
 
 from __future__ import annotations
 
@@ -31,14 +31,7 @@ WEIGHTS, CARD = "model.safetensors", "model.json"
 
 
 def save_model(folder: Path, study: Study, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
-    """Write ``model.safetensors`` and ``model.json``.
-
-    Args:
-        folder: Made if it does not exist.
-        study: Of the run.
-        tensors: Parameters and buffers of the study's model.
-        facts: Further entries of ``model.json``, such as the round.
-    """
+    """Write ``model.safetensors`` and ``model.json``, the latter with ``facts`` such as the round."""
     folder.mkdir(parents=True, exist_ok=True)
     weights = folder / WEIGHTS
     with replacing(weights) as partial:
@@ -55,13 +48,10 @@ def save_model(folder: Path, study: Study, tensors: Mapping[str, Tensor], facts:
 
 
 def load_model(folder: Path) -> MultimodalModel:
-    """Load a model in evaluation mode.
-
-    Args:
-        folder: ``model`` of a run folder, wherever it was copied to.
+    """Load a model in evaluation mode from the ``model`` folder of a run, or a copy of it.
 
     Raises:
-        InputError: If a file is missing, damaged, or not that of the model.
+        InputError: If a file is missing, damaged or does not match the other.
     """
     weights = folder / WEIGHTS
     try:
@@ -71,13 +61,13 @@ def load_model(folder: Path) -> MultimodalModel:
     except (OSError, ValueError, SafetensorError) as error:
         raise InputError(f"{folder}: not a model folder ({type(error).__name__})") from None
     if not (isinstance(card, dict) and isinstance(card.get("study"), dict)):
-        raise InputError(f"{folder / CARD}: not the card of a model, expected the key 'study'")
+        raise InputError(f"{folder / CARD}: not a model card, expected the key 'study'")
     if digest != card.get("weights_sha256"):
-        raise InputError(f"{weights}: sha256 {digest[:12]}, expected that of {CARD}")
+        raise InputError(f"{weights}: sha256 {digest[:12]}, expected the one in {CARD}")
     model = build_model(parse_study(card["study"], source=str(folder / CARD)))
     own = global_tensors(model)
     if _shapes(tensors) != _shapes(own):
-        raise InputError(f"{weights}: other tensors than the model of the study in {CARD} has")
+        raise InputError(f"{weights}: other tensors than those of the study's model in {CARD}")
     copy_tensors(own, tensors)
     return model.eval()
 

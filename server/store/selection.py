@@ -1,4 +1,4 @@
-"""Which round's model is kept, and when a run stops looking."""
+"""Selection of the best round, and early stopping."""
 
 from __future__ import annotations
 
@@ -14,12 +14,7 @@ __all__ = ["Selection"]
 
 @dataclass(frozen=True)
 class Selection:
-    """Best round so far: highest validation score; ties by lower log-loss, then the earlier.
-
-    Args:
-        round: Best round, 0 before any.
-        score: Its score and negated log-loss; minus infinity where not defined.
-        last: Last round that was looked at.
+    """Best round so far: highest validation score; ties go to the lower log-loss, then the earlier round.
 
     Example:
         >>> one = {"pooled": {"balanced_accuracy": 0.6, "log_loss": 0.5}}
@@ -30,18 +25,12 @@ class Selection:
         (1, True)
     """
 
-    round: int = 0
-    score: tuple[float, float] = (-math.inf, -math.inf)
-    last: int = 0
+    round: int = 0  # 0 before any
+    score: tuple[float, float] = (-math.inf, -math.inf)  # and negated log-loss; -inf if undefined
+    last: int = 0  # last round seen
 
     def after(self, round_number: int, metrics: Mapping[str, Any], select: Select) -> Selection:
-        """The selection once a round's validation metrics are known.
-
-        Args:
-            round_number: Of the model.
-            metrics: ``pooled`` and ``sites``, as `server.rounds.round_metrics.headline` gives them.
-            select: What counts; a value that is not defined is the worst.
-        """
+        """The selection after a round with these metrics (`server.rounds.round_metrics.headline`)."""
         first, loss = _value(metrics, select), metrics["pooled"].get("log_loss")
         score = (-math.inf if first is None else first, -math.inf if loss is None else -loss)
         if self.round == 0 or score > self.score:
@@ -49,7 +38,7 @@ class Selection:
         return Selection(self.round, self.score, round_number)
 
     def exhausted(self, patience: int) -> bool:
-        """Whether ``patience`` rounds have gone by without a better one."""
+        """Whether ``patience`` rounds passed without improvement."""
         return self.last - self.round >= patience
 
     def to_dict(self) -> dict[str, Any]:
@@ -59,17 +48,16 @@ class Selection:
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> Selection:
-        """What `to_dict` gave."""
+        """Reverse `to_dict`."""
         first, second = (-math.inf if value is None else value for value in content["score"])
         return cls(content["round"], (first, second), content["last"])
 
 
 def _value(metrics: Mapping[str, Any], select: Select) -> float | None:
-    """What is to be large."""
+    """The value to maximise."""
     if select is Select.WORST_SITE:
-        each = [site.get("balanced_accuracy") for site in metrics["sites"].values()]
-        known = [value for value in each if value is not None]
-        return min(known) if known else None
+        scores = (site.get("balanced_accuracy") for site in metrics["sites"].values())
+        return min((score for score in scores if score is not None), default=None)
     value: float | None = metrics["pooled"].get(_METRIC[select])
     return -value if value is not None and select in LOSSES else value
 
