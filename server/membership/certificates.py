@@ -1,7 +1,7 @@
-"""The coordinator's own certificate authority and the certificate of its public door.
+"""The coordinator's certificate authority and the certificate of its public endpoint.
 
-Elliptic curves throughout: P-384 for the authority, which lives ten years, P-256 for the server, whose key
-signs every handshake. Both pass OpenSSL's and Python's strict checks (RFC 5280).
+Keys are on elliptic curves: P-384 for the authority, valid for ten years, and P-256 for the server, whose key
+signs every handshake. Both certificates pass the strict checks of OpenSSL and Python (RFC 5280).
 """
 
 from __future__ import annotations
@@ -43,29 +43,24 @@ __all__ = [
 ]
 
 AUTHORITY_DAYS: Final = 3653  # ten years
-BEFORE: Final = timedelta(hours=1)  # valid from: a site whose clock is a little behind can join at once
+BACKDATE: Final = timedelta(hours=1)  # so that a site whose clock is slow can join at once
 LONGEST_NAME: Final = 64  # characters of a common name (RFC 5280, ub-common-name)
 
 
 @dataclass(frozen=True)
 class Pair:
-    """A private key and the certificate of its public half, both PEM.
-
-    Args:
-        key: Private.
-        certificate: Public.
-    """
+    """A private key and the certificate of its public key, both PEM."""
 
     key: bytes
     certificate: bytes
 
 
 def new_authority(name: str, start: datetime | None = None) -> Pair:
-    """Make a certificate authority; it signs server certificates and nothing else.
+    """Make a certificate authority that can sign only server certificates.
 
     Args:
         name: Of the federation, at most 40 characters.
-        start: When it becomes valid; an hour ago by default.
+        start: Start of validity; an hour ago by default.
     """
     key = ec.generate_private_key(ec.SECP384R1())
     subject = _name(f"{name} authority")
@@ -84,24 +79,23 @@ def new_server(
     days: int = SERVER_DAYS,
     start: datetime | None = None,
 ) -> Pair:
-    """Make a certificate for the coordinator's host, which also answers as ``localhost`` and 127.0.0.1.
+    """Make a certificate for the coordinator's host, ``localhost`` and 127.0.0.1.
 
     Args:
-        authority: That signs.
         host: Name or address under which sites reach the coordinator.
-        key: Private key to go on with; a new one by default.
-        days: How long it is valid, but never longer than the authority.
-        start: From when; an hour ago by default.
+        key: Private key to keep; a new one by default.
+        days: Validity, cut at the end of the authority's.
+        start: Start of validity; an hour ago by default.
 
     Raises:
-        TypeError: If a key is of another kind.
-        ValueError: If a key or the authority's certificate cannot be read, or the authority's time is over.
+        TypeError: If a key is not on an elliptic curve.
+        ValueError: If a key or the authority's certificate cannot be read, or the authority has expired.
     """
     own = _ec_key(key) if key is not None else ec.generate_private_key(ec.SECP256R1())
     signer = _ec_key(authority.key)
     issuer = x509.load_pem_x509_certificate(authority.certificate)
     if issuer.not_valid_after_utc <= datetime.now(UTC):
-        raise ValueError("its time is over")
+        raise ValueError("it has expired")
     authority_id = issuer.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value
     subject = _name(host if len(host) <= LONGEST_NAME else "coordinator")
     builder = (
@@ -118,7 +112,7 @@ def new_server(
 
 
 def certificate_end(path: Path) -> datetime:
-    """Until when a certificate is valid.
+    """End of a certificate's validity.
 
     Raises:
         InputError: If the file is missing or holds no certificate.
@@ -127,7 +121,7 @@ def certificate_end(path: Path) -> datetime:
 
 
 def certificate_days_left(path: Path) -> int:
-    """Whole days until a certificate is over; negative once it is.
+    """Whole days until a certificate expires; negative afterwards.
 
     Raises:
         InputError: If the file is missing or holds no certificate.
@@ -137,7 +131,7 @@ def certificate_days_left(path: Path) -> int:
 
 
 def certificate_names(path: Path) -> tuple[str, ...]:
-    """Names and addresses that a certificate is good for.
+    """Names and addresses that a certificate is valid for.
 
     Raises:
         InputError: If the file is missing or holds no certificate.
@@ -147,10 +141,10 @@ def certificate_names(path: Path) -> tuple[str, ...]:
 
 
 def certificate_fingerprint(certificate: bytes) -> str:
-    """SHA-256 of a PEM certificate, as people compare it: ``AB:CD:…``.
+    """SHA-256 of a PEM certificate in the form that people compare: ``AB:CD:…``.
 
     Raises:
-        ValueError: If it is none.
+        ValueError: If it is not a certificate.
     """
     return x509.load_pem_x509_certificate(certificate).fingerprint(hashes.SHA256()).hex(":").upper()
 
@@ -184,7 +178,7 @@ def _builder(
     days: int,
     latest: datetime | None = None,
 ) -> x509.CertificateBuilder:
-    begin = datetime.now(UTC) - BEFORE if start is None else start
+    begin = datetime.now(UTC) - BACKDATE if start is None else start
     end = begin + timedelta(days=days)
     public = key.public_key()
     return (
@@ -218,9 +212,7 @@ def _usage(*, signs_certificates: bool) -> x509.KeyUsage:
 
 
 def _alternatives(host: str) -> list[x509.GeneralName]:
-    """Each once, the host first."""
-    names = dict.fromkeys((host, "localhost", "127.0.0.1"))
-    return [_alternative(name) for name in names]
+    return [_alternative(name) for name in dict.fromkeys((host, "localhost", "127.0.0.1"))]
 
 
 def _alternative(name: str) -> x509.GeneralName:
@@ -237,5 +229,5 @@ def _private(key: ec.EllipticCurvePrivateKey) -> bytes:
 def _ec_key(content: bytes) -> ec.EllipticCurvePrivateKey:
     key = load_pem_private_key(content, password=None)
     if not isinstance(key, ec.EllipticCurvePrivateKey):
-        raise TypeError(f"expected a key of an elliptic curve, found {type(key).__name__}")
+        raise TypeError(f"expected a key on an elliptic curve, found {type(key).__name__}")
     return key

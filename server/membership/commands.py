@@ -1,4 +1,4 @@
-"""``mmare-server kit``: make the coordinator's folder, and say which sites take part."""
+"""``mmare-server kit``: create the coordinator's folder, admit and revoke sites, renew the certificate."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ if TYPE_CHECKING:
 
 __all__ = ["app"]
 
-SOON_DAYS = 30  # of a certificate: time to renew
+SOON_DAYS = 30  # before a certificate expires, renewal is advised
 
 KitOption = Annotated[Path, typer.Option("--kit", help="The coordinator's folder.")]
-DaysOption = Annotated[int, typer.Option(help="How long the server's certificate is valid.")]
+DaysOption = Annotated[int, typer.Option(help="Validity of the server certificate in days.")]
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -34,17 +34,17 @@ app = typer.Typer(
 def init(
     host: Annotated[str, typer.Option(help="Name or address under which sites reach this coordinator.")],
     kit: KitOption = Path("coordinator"),
-    port: Annotated[int, typer.Option(help="Of the public door.")] = 443,
-    name: Annotated[str, typer.Option(help="Of the federation.")] = "federation",
+    port: Annotated[int, typer.Option(help="Public port.")] = 443,
+    name: Annotated[str, typer.Option(help="Name of the federation.")] = "federation",
     superlink_port: Annotated[
-        int, typer.Option(help="Of Flower's SuperLink, on this machine only.")
+        int, typer.Option(help="Port of Flower's SuperLink, on this machine only.")
     ] = SUPERLINK_PORT,
     days: DaysOption = SERVER_DAYS,
 ) -> None:
-    """Make the folder with a certificate authority, a server certificate and a secret; once.
+    """Create the folder with a certificate authority, a server certificate and a secret.
 
-    Every site will trust this authority. Its key, ca.key, is needed only to renew: a copy belongs in a safe
-    place, and the folder may do without it in between.
+    Every site will trust this authority. Its key, ca.key, is needed only for renewal: keep a copy in a safe
+    place; it may be absent from the folder otherwise.
     """
     from server.membership.kit import init_kit
 
@@ -67,12 +67,12 @@ def admit(
     ] = None,
     *,
     replace: Annotated[
-        bool, typer.Option("--replace", help="Take a new key for a site that has another one.")
+        bool, typer.Option("--replace", help="Accept a new key for a site that already has one.")
     ] = False,
 ) -> None:
-    """Let a site take part, and write the bundle that it gets; the bundle holds no secret.
+    """Admit a site and write its bundle, which holds no secret.
 
-    Admitted again with the same key, a site gets its bundle anew, such as with another study.
+    Admitting a site again with the same key rewrites its bundle, for example with another study.
     """
     from importlib.metadata import version
 
@@ -88,16 +88,16 @@ def admit(
     own = version("federated-mmare")
     if record.software != own:
         typer.echo(
-            f"{site} has version {record.software[:40]}, this coordinator {own}: a run refuses sites of "
+            f"{site} has version {record.software[:40]}, this coordinator {own}: a run refuses sites with "
             "another version",
             err=True,
         )
     typer.echo(
         f"admitted: {site}\nits key:  {record.fingerprint}\n{_authority(loaded)}\n"
-        "compare both with the site by telephone: a request could have been changed on its way"
+        "compare both with the site by telephone: the request could have been altered in transit"
     )
     typer.echo(f"bundle: {bundle}")
-    _bring_into_agreement(loaded, site)
+    _update_superlink(loaded, site)
     typer.echo(
         f"next: send {bundle.name} to {site}, which runs mmare-site kit install {bundle.name} "
         "--site SITE.toml"
@@ -109,16 +109,16 @@ def revoke(
     site: Annotated[str, typer.Argument(help="Its id, as mmare-server kit list shows it.")],
     kit: KitOption = Path("coordinator"),
 ) -> None:
-    """Let a site take part no longer; its key is refused for ever, at once where the coordinator runs."""
+    """Exclude a site; its key is refused for good, immediately if the coordinator is running."""
     from server.membership.kit import load_kit
     from server.membership.records import revoke as revoke_site
 
     loaded = load_kit(kit)
     record = revoke_site(loaded, site)
     typer.echo(f"revoked: {record.site}, {record.fingerprint}")
-    _bring_into_agreement(loaded, site)
+    _update_superlink(loaded, site)
     typer.echo(
-        "next: nothing; to come back, the site makes a new key with mmare-site kit request --new-key and is "
+        "next: nothing; to return, the site makes a new key with mmare-site kit request --new-key and is "
         "admitted again"
     )
 
@@ -129,12 +129,12 @@ def renew(
     days: DaysOption = SERVER_DAYS,
     *,
     new_key: Annotated[
-        bool, typer.Option("--new-key", help="Make a new private key, too, such as after it was seen.")
+        bool, typer.Option("--new-key", help="Also make a new private key, for example after a leak.")
     ] = False,
 ) -> None:
-    """Make a new server certificate with the same authority; sites need do nothing.
+    """Make a new server certificate with the same authority; sites need not do anything.
 
-    Also after host was changed in kit.toml; then sites need a new bundle, too.
+    Needed also after changing host in kit.toml; sites then need a new bundle, too.
     """
     from server.membership.flower_nodes import superlink_answers
     from server.membership.kit import load_kit
@@ -145,16 +145,16 @@ def renew(
     typer.echo(_certificate(loaded))
     if superlink_answers(loaded):
         typer.echo(
-            "next: stop mmare-server start and start it again when it suits; the programs that run keep the "
-            "certificate they read, and a run goes on where it was"
+            "next: nothing if mmare-server start runs here, which restarts its programs with the new "
+            "certificate; another nginx needs nginx -s reload"
         )
     else:
-        typer.echo("next: mmare-server start, which takes it")
+        typer.echo("next: mmare-server start, which uses it")
 
 
 @app.command("list", epilog="Example: mmare-server kit list")
 def list_(kit: KitOption = Path("coordinator")) -> None:
-    """Which sites were admitted, with their keys, and how long the server's certificate is valid."""
+    """List the admitted sites with their keys, and the validity of the server certificate."""
     from server.membership.flower_nodes import registered, superlink_answers
     from server.membership.kit import load_kit
     from server.membership.records import listed
@@ -174,32 +174,31 @@ def list_(kit: KitOption = Path("coordinator")) -> None:
             _state(record),
             _registered(record, nodes, running=running),
         )
-    console = Console()
     if records:
-        console.print(table, highlight=False)
+        Console().print(table, highlight=False)
     else:
         typer.echo("no sites yet: mmare-server kit admit request.json")
     typer.echo(_authority(loaded))
     typer.echo(_certificate(loaded))
 
 
-def _bring_into_agreement(kit: Kit, site: str) -> None:
-    """Tell SuperLink at once where it runs.
+def _update_superlink(kit: Kit, site: str) -> None:
+    """Apply the kit's records to SuperLink if it is running.
 
     Raises:
-        RunError: If it does not take the site.
+        RunError: If SuperLink rejects the site.
     """
     from server.membership.flower_nodes import register_admitted, superlink_answers
 
     if not superlink_answers(kit):
-        typer.echo("SuperLink does not run; it is told when mmare-server start starts it")
+        typer.echo("SuperLink is not running; mmare-server start will register the change")
         return
-    done = register_admitted(kit)
-    if site in done.refused:
-        raise RunError(f"SuperLink does not take {site}: {done.refused[site]}")
-    words = [f"registered {name}" for name in done.registered]
-    words += [f"unregistered node {node}" for node in done.unregistered]
-    typer.echo(f"SuperLink: {', '.join(words) or 'knew it already'}")
+    changes = register_admitted(kit)
+    if site in changes.refused:
+        raise RunError(f"SuperLink rejects {site}: {changes.refused[site]}")
+    words = [f"registered {name}" for name in changes.registered]
+    words += [f"unregistered node {node}" for node in changes.unregistered]
+    typer.echo(f"SuperLink: {', '.join(words) or 'already up to date'}")
 
 
 def _state(record: Admitted) -> str:
@@ -211,11 +210,11 @@ def _state(record: Admitted) -> str:
 
 
 def _registered(record: Admitted, nodes: dict[int, Node], *, running: bool) -> str:
-    """Whether SuperLink knows the site, as it says itself where it runs."""
+    """The site's status at SuperLink, as far as it is known."""
     if record.node_id is None:
         return "not yet"
     if not running:
-        return "yes, SuperLink does not run"
+        return "yes, SuperLink is not running"
     node = nodes.get(record.node_id)
     return "not yet" if node is None else node.status
 
@@ -223,8 +222,8 @@ def _registered(record: Admitted, nodes: dict[int, Node], *, running: bool) -> s
 def _authority(kit: Kit) -> str:
     from server.membership.certificates import certificate_end, certificate_fingerprint
 
-    shown = certificate_fingerprint(kit.ca_certificate.read_bytes())
-    return f"authority: SHA-256 {shown}, valid until {certificate_end(kit.ca_certificate):%Y-%m-%d}"
+    fingerprint = certificate_fingerprint(kit.ca_certificate.read_bytes())
+    return f"authority: SHA-256 {fingerprint}, valid until {certificate_end(kit.ca_certificate):%Y-%m-%d}"
 
 
 def _certificate(kit: Kit) -> str:
@@ -234,6 +233,6 @@ def _certificate(kit: Kit) -> str:
     names = ", ".join(certificate_names(kit.certificate))
     until = f"{certificate_end(kit.certificate):%Y-%m-%d}"
     if left < 0:
-        return f"server certificate: over since {until}; mmare-server kit renew makes a new one"
+        return f"server certificate: expired on {until}; mmare-server kit renew makes a new one"
     advice = "; mmare-server kit renew makes a new one" if left < SOON_DAYS else ""
     return f"server certificate: for {names}, {left} days left (until {until}){advice}"

@@ -1,6 +1,6 @@
-"""Flower's command line ``flwr``, run for one kit, and what it answers.
+"""Flower's command line ``flwr``, run for one kit.
 
-It leaves with exit code 0 whatever happened, so its JSON is read.
+Its exit code is always 0, so success is read from its JSON output.
 """
 
 from __future__ import annotations
@@ -31,67 +31,62 @@ __all__ = [
     "write_connection",
 ]
 
-CONNECTION: Final = "coordinator"  # SuperLink's name in Flower's own settings: flwr … coordinator
-COMMAND_S: Final = 60.0  # a call takes two seconds; longer is a machine in trouble
-LONGEST: Final = 300  # signs of what Flower says that are passed on
+CONNECTION: Final = "coordinator"  # SuperLink's name in Flower's settings: flwr … coordinator
+COMMAND_S: Final = 60.0  # a call normally takes two seconds
+LONGEST: Final = 300  # characters of Flower's output that are passed on
 _CODE: Final = re.compile(r"\[code: (\d+)\]\s*(.*)")
 _LOOPBACK: Final = "127.0.0.1,localhost"
 
 
 class FlowerRefusedError(RunError):
-    """SuperLink, or the command itself, says no.
+    """SuperLink, or the command itself, refused.
 
     Args:
         command: Such as ``supernode list``.
-        said: The reason.
-        code: Of Flower's ``ApiErrorCode``, where there is one.
+        detail: The reason, without the command.
+        code: Flower's ``ApiErrorCode``, if there is one.
     """
 
-    def __init__(self, command: str, said: str, code: int | None = None) -> None:
-        super().__init__(f"flwr {command}: {said}")
-        self.said = said
+    def __init__(self, command: str, detail: str, code: int | None = None) -> None:
+        super().__init__(f"flwr {command}: {detail}")
+        self.detail = detail
         self.code = code
 
 
 def flower_answer(kit: Kit, command: str, *arguments: str) -> dict[str, Any]:
-    """What a command answers as JSON.
-
-    Args:
-        kit: Of the coordinator.
-        command: Such as ``supernode list``.
-        arguments: Of the command, ``CONNECTION`` among them.
+    """Run a command such as ``supernode list`` and return its JSON answer.
 
     Raises:
-        FlowerRefusedError: If it says no.
-        RunError: If it cannot be run, or answers something else than it should.
+        FlowerRefusedError: If the answer is an error.
+        RunError: If the command cannot be run or its output is malformed.
     """
     done = _run(kit, command, *arguments, "--format", "json")
     try:
         answer: dict[str, Any] = json.loads(done.stdout)
-        succeeded, said = answer["success"], str(answer.get("error-message", ""))
+        succeeded, message = answer["success"], str(answer.get("error-message", ""))
     except (ValueError, KeyError, TypeError):
-        last = (done.stderr or done.stdout).strip().splitlines()[-1:] or ["no word"]
+        last = (done.stderr or done.stdout).strip().splitlines()[-1:] or ["no output"]
         raise RunError(f"flwr {command}: exit code {done.returncode}, {last[0][:LONGEST]}") from None
     if not succeeded:
-        if found := _CODE.search(said):
+        if found := _CODE.search(message):
             raise FlowerRefusedError(command, found[2], int(found[1]))
-        raise FlowerRefusedError(command, " ".join(said.split())[-LONGEST:] or "no reason given")
+        raise FlowerRefusedError(command, " ".join(message.split())[-LONGEST:] or "no reason given")
     return answer
 
 
 def flower_output(kit: Kit, command: str, *arguments: str) -> str:
-    """What a command prints.
+    """Run a command and return what it prints.
 
     Raises:
-        RunError: If it cannot be run or does not end.
+        RunError: If it cannot be run or times out.
     """
     return _run(kit, command, *arguments).stdout
 
 
 def flower_environment(kit: Kit) -> dict[str, str]:
-    """What the coordinator's Flower programs have in their environment, beside that of this process.
+    """Environment variables of the coordinator's Flower programs, in addition to this process's.
 
-    No telemetry, no look for updates, no installing while running, and no proxy for this machine itself.
+    They disable telemetry, update checks, dependency installation and proxies for this machine.
     """
     given = os.environ.get("NO_PROXY") or os.environ.get("no_proxy")
     direct = f"{given},{_LOOPBACK}" if given else _LOOPBACK
@@ -106,7 +101,7 @@ def flower_environment(kit: Kit) -> dict[str, str]:
 
 
 def write_connection(kit: Kit) -> None:
-    """Tell Flower's command line where SuperLink is: ``[superlink.coordinator]`` in ``FLWR_HOME``.
+    """Write SuperLink's address as ``[superlink.coordinator]`` to the configuration in ``FLWR_HOME``.
 
     Raises:
         InputError: If it cannot be written.
@@ -129,7 +124,7 @@ def _run(kit: Kit, command: str, *arguments: str) -> subprocess.CompletedProcess
     places = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
     program = shutil.which("flwr", path=places)
     if program is None:
-        raise RunError("flwr: not found beside this Python nor on PATH; the installation is not whole")
+        raise RunError("flwr: not found beside this Python nor on PATH; the installation is incomplete")
     write_connection(kit)
     plain = {key: value for key, value in os.environ.items() if key != "FORCE_COLOR"}
     try:
@@ -141,7 +136,7 @@ def _run(kit: Kit, command: str, *arguments: str) -> subprocess.CompletedProcess
             text=True,
             timeout=COMMAND_S,
             check=False,
-            start_new_session=True,  # Ctrl-C is for us; we tell the rest
+            start_new_session=True,  # Ctrl-C must reach only this process
         )
     except subprocess.TimeoutExpired:
         raise RunError(f"flwr {command}: no answer after {COMMAND_S:.0f} s") from None

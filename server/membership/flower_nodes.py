@@ -1,8 +1,8 @@
-"""SuperLink's list of sites and the kit's records, brought into agreement by Flower's own command line.
+"""Synchronises SuperLink's nodes with the kit's records, through Flower's command line.
 
-Flower keeps a public key for ever: a site that was unregistered cannot be registered again with the same key
-(seen in 1.41: code 23). So a revoked key stays revoked, and a site that comes back makes a new one. Its list
-names node ids only; whose they are, the records say.
+Flower never forgets a public key: an unregistered one cannot be registered again (1.41: code 23). So a
+revoked key stays revoked, and a site that returns makes a new one. Flower lists node ids only; the records
+map them to sites.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from server.membership.kit import Kit
 
 __all__ = [
-    "Agreement",
     "Node",
+    "NodeChanges",
     "register",
     "register_admitted",
     "registered",
@@ -36,45 +36,32 @@ __all__ = [
 
 LOG = logging.getLogger(__name__)
 
-KEY_IN_USE: Final = 23  # codes of Flower's ApiErrorCode
-NODE_UNKNOWN: Final = 24
-OFF: Final = "unregistered"
+KEY_IN_USE: Final = 23  # of Flower's ApiErrorCode
+NODE_UNKNOWN: Final = 24  # likewise
+UNREGISTERED: Final = "unregistered"
 
 
 @dataclass(frozen=True)
 class Node:
-    """A node that SuperLink knows.
-
-    Args:
-        node_id: Flower's number of it.
-        status: ``registered`` (never connected), ``online``, ``offline`` or ``unregistered``.
-        site: By the kit's records; none where no record names the node.
-        public_key: As above, of a site's present key.
-    """
+    """A node that SuperLink knows."""
 
     node_id: int
-    status: str
-    site: str | None = None
-    public_key: str | None = None
+    status: str  # registered (never connected), online, offline or unregistered
+    site: str | None = None  # None if no record names the node
+    public_key: str | None = None  # only if it is the site's current one
 
 
 @dataclass(frozen=True)
-class Agreement:
-    """What was changed at SuperLink.
+class NodeChanges:
+    """What was changed at SuperLink."""
 
-    Args:
-        registered: Sites.
-        unregistered: Node ids of revoked sites, replaced keys and nodes that no record names.
-        refused: Why SuperLink does not take a site, by site.
-    """
-
-    registered: tuple[str, ...] = ()
-    unregistered: tuple[int, ...] = ()
-    refused: Mapping[str, str] = field(default_factory=dict)
+    registered: tuple[str, ...] = ()  # sites
+    unregistered: tuple[int, ...] = ()  # nodes of revoked sites, of replaced keys and without a record
+    refused: Mapping[str, str] = field(default_factory=dict)  # reason by site
 
 
 def superlink_answers(kit: Kit, timeout_s: float = 2.0) -> bool:
-    """Whether SuperLink of this kit answers on 127.0.0.1, with a certificate of the kit's authority."""
+    """Whether this kit's SuperLink answers on 127.0.0.1 with a certificate of the kit's authority."""
     context = ssl.create_default_context(cafile=str(kit.ca_certificate))
     connection = http.client.HTTPSConnection(
         "127.0.0.1", kit.superlink_port, timeout=timeout_s, context=context
@@ -82,14 +69,14 @@ def superlink_answers(kit: Kit, timeout_s: float = 2.0) -> bool:
     try:
         connection.request("GET", "/health")
         return connection.getresponse().status == http.client.OK
-    except (OSError, http.client.HTTPException):  # TLS errors are of the first kind
+    except (OSError, http.client.HTTPException):  # TLS errors are OSErrors
         return False
     finally:
         connection.close()
 
 
 def registered(kit: Kit) -> tuple[Node, ...]:
-    """Nodes that SuperLink knows, those it has unregistered included, in the order of their ids.
+    """Nodes that SuperLink knows, including unregistered ones, sorted by id.
 
     Raises:
         RunError: If SuperLink does not answer.
@@ -98,23 +85,16 @@ def registered(kit: Kit) -> tuple[Node, ...]:
     nodes = []
     for node_id, status in sorted(_statuses(kit).items()):
         record = owners.get(node_id)
-        current = record is not None and record.node_id == node_id
-        nodes.append(
-            Node(
-                node_id,
-                status,
-                record.site if record is not None else None,
-                record.public_key if record is not None and current else None,
-            )
-        )
+        if record is None:
+            nodes.append(Node(node_id, status))
+        else:
+            key = record.public_key if record.node_id == node_id else None
+            nodes.append(Node(node_id, status, record.site, key))
     return tuple(nodes)
 
 
 def register(kit: Kit, site: str) -> int:
-    """Register an admitted site's key and record its node id.
-
-    Returns:
-        The node id.
+    """Register an admitted site's key; records and returns its node id.
 
     Raises:
         InputError: If the site is not admitted.
@@ -123,15 +103,15 @@ def register(kit: Kit, site: str) -> int:
     with kit.locked():
         record = find(kit, site)
         if record.state is not SiteState.ADMITTED:
-            raise InputError(f"{kit.folder}: {site!r} is {record.state}; a site is admitted first")
+            raise InputError(f"{kit.folder}: {site!r} is {record.state}, expected an admitted site")
         try:
             return _register(kit, record, _statuses(kit))
         except FlowerRefusedError as error:
-            raise RunError(f"SuperLink does not take the site {site!r}: {error.said}") from None
+            raise RunError(f"SuperLink rejects the site {site!r}: {error.detail}") from None
 
 
 def unregister(kit: Kit, node_id: int) -> None:
-    """Take a node off SuperLink's list; nothing happens if it is off already.
+    """Unregister a node at SuperLink; does nothing if it already is.
 
     Raises:
         RunError: If SuperLink does not answer or refuses.
@@ -140,13 +120,11 @@ def unregister(kit: Kit, node_id: int) -> None:
         flower_answer(kit, "supernode unregister", str(node_id), CONNECTION)
     except FlowerRefusedError as error:
         if error.code != NODE_UNKNOWN:
-            raise RunError(f"SuperLink does not let go of node {node_id}: {error.said}") from None
+            raise RunError(f"SuperLink does not unregister node {node_id}: {error.detail}") from None
 
 
-def register_admitted(kit: Kit) -> Agreement:
-    """Register every admitted site that SuperLink lacks; unregister whoever is not admitted.
-
-    The records are the truth: a node that no record names is taken off, too.
+def register_admitted(kit: Kit) -> NodeChanges:
+    """Register every admitted site that SuperLink lacks; unregister all other nodes.
 
     Raises:
         RunError: If SuperLink does not answer.
@@ -155,28 +133,30 @@ def register_admitted(kit: Kit) -> Agreement:
         statuses = _statuses(kit)
         done, refused = [], {}
         for record in listed(kit):
-            if record.state is not SiteState.ADMITTED or _is_on(record, statuses):
+            if record.state is not SiteState.ADMITTED or _is_registered(record, statuses):
                 continue
             try:
                 _register(kit, record, statuses)
                 done.append(record.site)
             except FlowerRefusedError as error:
-                LOG.error("SuperLink does not take the site %s: %s", record.site, error.said)  # noqa: TRY400 - one line
-                refused[record.site] = error.said
+                LOG.error("SuperLink rejects the site %s: %s", record.site, error.detail)  # noqa: TRY400 - one line
+                refused[record.site] = error.detail
         keep = {record.node_id for record in listed(kit) if record.state is SiteState.ADMITTED}
-        gone = tuple(node for node, status in statuses.items() if status != OFF and node not in keep)
-        for node in gone:
+        surplus = tuple(
+            node for node, status in statuses.items() if status != UNREGISTERED and node not in keep
+        )
+        for node in surplus:
             unregister(kit, node)
-    return Agreement(tuple(done), gone, refused)
+    return NodeChanges(tuple(done), surplus, refused)
 
 
 def _register(kit: Kit, record: Admitted, statuses: Mapping[int, str]) -> int:
-    """Register a key; if SuperLink has it already, find out as which node.
+    """Register a key; if SuperLink has it already, find its node.
 
-    Killed between registering and recording, the kit lacks one node id. Sites are registered one at a time
-    and each is recorded before the next, so it is the one node that no record names.
+    A process killed between registering and recording leaves one node without a record: sites are registered
+    and recorded one at a time.
     """
-    if record.node_id is not None and _is_on(record, statuses):
+    if record.node_id is not None and _is_registered(record, statuses):
         return record.node_id
     try:
         with tempfile.TemporaryDirectory(prefix="mmare-") as folder:
@@ -193,38 +173,39 @@ def _register(kit: Kit, record: Admitted, statuses: Mapping[int, str]) -> int:
 
 
 def _unnamed(kit: Kit, statuses: Mapping[int, str]) -> int:
-    """The only node that no record names."""
+    """The only registered node without a record."""
     owners = _owners(listed(kit))
-    found = [node for node, status in statuses.items() if node not in owners and status != OFF]
+    found = [node for node, status in statuses.items() if node not in owners and status != UNREGISTERED]
     if len(found) != 1:
         raise FlowerRefusedError(
             "supernode register",
-            "it has had this key before and let it go, and takes no key twice; the site makes a new one with "
-            "mmare-site kit request --new-key, which mmare-server kit admit --replace takes",
+            "this key was unregistered before and cannot be registered again; the site makes a new one with "
+            "mmare-site kit request --new-key, which mmare-server kit admit --replace accepts",
             KEY_IN_USE,
         )
     return found[0]
 
 
-def _is_on(record: Admitted, statuses: Mapping[int, str]) -> bool:
-    return record.node_id is not None and statuses.get(record.node_id, OFF) != OFF
+def _is_registered(record: Admitted, statuses: Mapping[int, str]) -> bool:
+    return record.node_id is not None and statuses.get(record.node_id, UNREGISTERED) != UNREGISTERED
 
 
 def _owners(records: Iterable[Admitted]) -> dict[int, Admitted]:
-    owners = {}
-    for record in records:
-        for node in (record.node_id, *(former.node_id for former in record.former)):
-            if node is not None:
-                owners[node] = record
-    return owners
+    """Records by node id, including the nodes of former keys."""
+    return {
+        node: record
+        for record in records
+        for node in (record.node_id, *(former.node_id for former in record.former))
+        if node is not None
+    }
 
 
 def _statuses(kit: Kit) -> dict[int, str]:
-    """Of every node that SuperLink knows."""
+    """Status of every node that SuperLink knows."""
     try:
         found = flower_answer(kit, "supernode list", CONNECTION)["nodes"]
         return {int(node["node-id"]): str(node["status"]) for node in found}
     except FlowerRefusedError as error:
         raise RunError(
-            f"SuperLink on 127.0.0.1:{kit.superlink_port} does not list its sites: {error.said}"
+            f"SuperLink on 127.0.0.1:{kit.superlink_port} does not list its nodes: {error.detail}"
         ) from None

@@ -1,4 +1,4 @@
-"""The coordinator's folder: its certificate authority, its secrets, who was admitted, what its programs need.
+"""The coordinator's folder: certificate authority, secrets, admitted sites and working files.
 
 ::
 
@@ -6,8 +6,8 @@
     kit admit ─► sites/NAME.json, bundles/NAME.zip          (records.py)
     start ─► state/, logs/, nginx/, app/, runs/             (flower_nodes.py and the supervisor)
 
-Made once: the authority is what every site trusts, so a second one would lock all of them out. The server's
-certificate is renewed by the same authority, and no site notices.
+It is created once: every site trusts its authority, so a second one would lock all of them out. Renewing the
+server's certificate with the same authority is invisible to sites.
 """
 
 from __future__ import annotations
@@ -17,8 +17,7 @@ import secrets
 import shutil
 import stat
 import tempfile
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Final
 
 import tomli_w
@@ -46,11 +45,13 @@ if TYPE_CHECKING:
 
 __all__ = ["SUPERLINK", "Kit", "init_kit", "load_kit", "renew"]
 
+SUPERLINK, SUPEREXEC, PROXY, SERVER_APP = "superlink", "superexec", "proxy", "serverapp"  # programs
+
 SECRET_BYTES: Final = 32
 LOCK_S: Final = 120.0  # registering a site takes about two seconds
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._-]{0,39}")
 _HIGHEST_PORT: Final = 65535
-OTHERS: Final = 0o007  # a group of administrators is the owner's to decide
+OTHERS: Final = 0o007  # not the group, which may be one of administrators
 
 
 @dataclass(frozen=True)
@@ -65,21 +66,13 @@ class _Settings:
 
 @dataclass(frozen=True)
 class Kit:
-    """The coordinator's folder.
+    """The coordinator's folder."""
 
-    Args:
-        folder: Absolute; closed to other users.
-        federation: Its name.
-        host: Name or address under which sites reach the coordinator.
-        port: Of the public door.
-        superlink_port: Of Flower's SuperLink, on 127.0.0.1 only.
-    """
-
-    folder: Path
+    folder: Path  # absolute; accessible to its owner only
     federation: str
-    host: str
-    port: int
-    superlink_port: int
+    host: str  # name or address under which sites reach the coordinator
+    port: int  # public
+    superlink_port: int  # on 127.0.0.1 only
 
     @property
     def config(self) -> Path:
@@ -88,17 +81,17 @@ class Kit:
 
     @property
     def ca_certificate(self) -> Path:
-        """Certificate of the authority; every site gets it."""
+        """Certificate of the authority, part of every bundle."""
         return self.folder / "ca.crt"
 
     @property
     def ca_key(self) -> Path:
-        """Private key of the authority; only `renew` needs it, so it may be kept elsewhere."""
+        """Private key of the authority; only `renew` needs it, so it may be stored elsewhere."""
         return self.folder / "ca.key"
 
     @property
     def certificate(self) -> Path:
-        """Certificate of the public door and of SuperLink."""
+        """Certificate of the public endpoint and of SuperLink."""
         return self.folder / "server.crt"
 
     @property
@@ -108,7 +101,7 @@ class Kit:
 
     @property
     def secret(self) -> Path:
-        """That SuperLink and SuperExec share."""
+        """Secret shared by SuperLink and SuperExec."""
         return self.folder / "superexec.secret"
 
     @property
@@ -118,17 +111,17 @@ class Kit:
 
     @property
     def bundles(self) -> Path:
-        """What goes to the sites; no secret in it."""
+        """Bundles for the sites, without secrets."""
         return self.folder / "bundles"
 
     @property
     def state(self) -> Path:
-        """What Flower keeps."""
+        """State of Flower and of the supervisor."""
         return self.folder / "state"
 
     @property
     def database(self) -> Path:
-        """SuperLink's."""
+        """SuperLink's database."""
         return self.state / "superlink.db"
 
     @property
@@ -138,32 +131,32 @@ class Kit:
 
     @property
     def logs(self) -> Path:
-        """Of every program."""
+        """Logs of every program."""
         return self.folder / "logs"
 
     @property
     def nginx(self) -> Path:
-        """Configuration and working files of the public door."""
+        """Configuration and working files of nginx."""
         return self.folder / "nginx"
 
     @property
     def app(self) -> Path:
-        """The Flower app that travels."""
+        """The Flower app that is submitted."""
         return self.folder / "app"
 
     @property
     def runs(self) -> Path:
-        """Run folders, by default."""
+        """Default place of run folders."""
         return self.folder / "runs"
 
     def locked(self) -> AbstractContextManager[None]:
-        """Keep every other process from changing records and certificates; not to be nested.
+        """Exclusive lock on records and certificates; not reentrant.
 
         Raises:
-            RunError: If another one holds it for two minutes.
+            RunError: If another process holds it for two minutes.
             InputError: If the folder cannot be locked.
         """
-        busy = RunError(f"{self.folder}: another command has been changing it for {LOCK_S:.0f} s")
+        busy = RunError(f"{self.folder}: another command has held its lock for {LOCK_S:.0f} s")
         return locked(self.folder, busy, LOCK_S)
 
 
@@ -175,21 +168,16 @@ def init_kit(
     superlink_port: int = SUPERLINK_PORT,
     days: int = SERVER_DAYS,
 ) -> Kit:
-    """Make the coordinator's folder with an authority, a server certificate and a secret.
+    """Create the coordinator's folder, completely or not at all.
 
     Args:
-        folder: To make; it must not exist, or be empty.
+        folder: Must not exist or be empty.
         host: Name or address under which sites reach the coordinator.
-        port: Of the public door.
         name: Of the federation, at most 40 letters, digits, spaces, dots, dashes and underscores.
-        superlink_port: Of SuperLink on 127.0.0.1.
-        days: How long the server certificate is valid.
-
-    Returns:
-        The kit. The folder is whole or not there.
+        days: Validity of the server certificate.
 
     Raises:
-        InputError: If there is a kit, or something else, already, or a setting cannot be used.
+        InputError: If the folder holds a kit or anything else, or a setting is invalid.
     """
     folder = folder.resolve()
     kit = Kit(folder, name, check_host(host), port, superlink_port)
@@ -202,16 +190,16 @@ def init_kit(
                 "renew makes a new server certificate and keeps the authority"
             )
         if folder.exists() and any(folder.iterdir()):
-            raise InputError(f"{folder}: there, not empty and no kit; expected a new folder")
+            raise InputError(f"{folder}: not empty and not a kit; expected a new folder")
         folder.parent.mkdir(parents=True, exist_ok=True)
         made = folder.parent / tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent)
     except OSError as error:
-        raise InputError(f"{folder}: cannot be made ({type(error).__name__})") from None
+        raise InputError(f"{folder}: cannot be created ({type(error).__name__})") from None
     try:
-        _fill(Kit(made, kit.federation, kit.host, port, superlink_port), days)
-        made.rename(folder)  # fails where another one was quicker
+        _fill(replace(kit, folder=made), days)
+        made.rename(folder)  # fails if another process was faster
     except OSError as error:
-        raise InputError(f"{folder}: cannot be made ({type(error).__name__})") from None
+        raise InputError(f"{folder}: cannot be created ({type(error).__name__})") from None
     finally:
         shutil.rmtree(made, ignore_errors=True)
     return kit
@@ -227,26 +215,19 @@ def _fill(kit: Kit, days: int) -> None:
     write_whole(kit.key, server.key, 0o600)
     write_whole(kit.certificate, server.certificate)
     write_whole(kit.secret, secrets.token_hex(SECRET_BYTES).encode(), 0o600)
-    settings = {
-        "federation": kit.federation,
-        "host": kit.host,
-        "port": kit.port,
-        "superlink_port": kit.superlink_port,
-    }
-    write_whole(kit.config, tomli_w.dumps(settings).encode())
+    settings = _Settings(kit.federation, kit.host, kit.port, kit.superlink_port)
+    write_whole(kit.config, tomli_w.dumps(asdict(settings)).encode())
 
 
 def load_kit(folder: Path, *, renewing: bool = False) -> Kit:
     """Read a coordinator's folder.
 
     Args:
-        folder: As `init_kit` made it.
-        renewing: The server's key and certificate need not be there, fit each other or be for the host:
-            `renew` is about to put that right.
+        renewing: Skip the checks of the server's key and certificate, which `renew` will replace.
 
     Raises:
-        InputError: If it is none, a file is missing, others can read a secret, or the server's certificate is
-            not of its key or not for its host.
+        InputError: If it is not a kit, a file is missing, a secret is readable by others, or the server's
+            certificate does not match its key or the host.
     """
     folder = folder.resolve()
     path = folder / "kit.toml"
@@ -254,12 +235,12 @@ def load_kit(folder: Path, *, renewing: bool = False) -> Kit:
         if not path.exists():
             raise InputError(
                 f"{folder}: no kit here (kit.toml is missing); mmare-server kit init makes one, and --kit "
-                "says where it is"
+                "gives its folder"
             )
         content = read_toml(path, "kit")
     except OSError as error:
         raise InputError(
-            f"{folder}: cannot be read ({type(error).__name__}); a kit is its owner's alone"
+            f"{folder}: cannot be read ({type(error).__name__}); a kit is accessible to its owner only"
         ) from None
     except TableError as error:
         raise InputError(str(error)) from None
@@ -278,24 +259,21 @@ def load_kit(folder: Path, *, renewing: bool = False) -> Kit:
 def renew(
     kit: Kit, days: int = SERVER_DAYS, *, new_key: bool = False, start: datetime | None = None
 ) -> datetime:
-    """Replace the server's certificate by a new one of the same authority; sites notice nothing.
+    """Replace the server's certificate by a new one of the same authority.
 
-    The key stays unless a new one is asked for: so one file is replaced, in one step, and key and certificate
-    belong together at every moment.
+    Without ``new_key`` only the certificate's file is replaced, atomically. With it there are two: if killed
+    in between, `load_kit` reports that they differ, and renewing again repairs it.
 
     Args:
-        kit: Whose authority signs.
-        days: How long it is valid, but never longer than the authority.
-        new_key: Make a new private key, too. Killed between the two files, `load_kit` says that they differ,
-            and renewing again puts it right.
-        start: From when; an hour ago by default.
+        days: Validity, cut at the end of the authority's.
+        start: Start of validity; an hour ago by default.
 
     Returns:
-        Until when it is valid.
+        End of validity.
 
     Raises:
-        InputError: If the authority's key or certificate is missing or cannot be used, or a file cannot be
-            written; the old certificate stays.
+        InputError: If the authority's key or certificate is missing or invalid, or a file cannot be written;
+            the old certificate is kept.
     """
     _check_days(days)
     with kit.locked():
@@ -304,7 +282,7 @@ def renew(
             old = kit.key.read_bytes() if kit.key.exists() and not new_key else None
         except OSError as error:
             raise InputError(
-                f"{error.filename}: cannot be read ({type(error).__name__}); renewing needs the key of the "
+                f"{error.filename}: cannot be read ({type(error).__name__}); renewal needs the key of the "
                 "authority"
             ) from None
         try:
@@ -312,9 +290,7 @@ def renew(
                 raise InputError(f"{kit.ca_key}: not the key of {kit.ca_certificate}")
             server = new_server(authority, kit.host, old, days, start)
         except (TypeError, ValueError) as error:
-            raise InputError(
-                f"{kit.folder}: no certificate can be made with this authority ({error})"
-            ) from None
+            raise InputError(f"{kit.folder}: this authority cannot sign a certificate ({error})") from None
         try:
             if old is None:
                 write_whole(kit.key, server.key, 0o600)
@@ -345,26 +321,23 @@ def _check_days(days: int) -> None:
 def _check_files(kit: Kit) -> None:
     for path in (kit.ca_certificate, kit.secret):
         if not path.is_file():
-            raise InputError(f"{path}: missing; a kit is copied as a whole")
+            raise InputError(f"{path}: missing; a kit must be copied completely")
     for path in (kit.ca_key, kit.key, kit.secret):
         mode = stat.S_IMODE(path.stat().st_mode) if path.exists() else 0
         if mode & OTHERS:
-            raise InputError(f"{path}: mode {mode:04o} opens it to every user; chmod 600 closes it")
+            raise InputError(f"{path}: mode {mode:04o} lets every user access it; run chmod 600")
 
 
 def _check_certificate(kit: Kit) -> None:
     advice = "mmare-server kit renew makes a new certificate"
     try:
-        belong = same_key(Pair(kit.key.read_bytes(), kit.certificate.read_bytes()))
+        match = same_key(Pair(kit.key.read_bytes(), kit.certificate.read_bytes()))
     except OSError as error:
         raise InputError(f"{error.filename}: cannot be read ({type(error).__name__}); {advice}") from None
     except (TypeError, ValueError):
         raise InputError(f"{kit.key}, {kit.certificate}: not a key and its certificate; {advice}") from None
-    if not belong:
-        raise InputError(f"{kit.certificate}: not of the key {kit.key}; {advice}")
+    if not match:
+        raise InputError(f"{kit.certificate}: does not match the key {kit.key}; {advice}")
     names = certificate_names(kit.certificate)
     if kit.host not in names:
         raise InputError(f"{kit.certificate}: for {', '.join(names)}, but host is {kit.host!r}; {advice}")
-
-
-SUPERLINK, SUPEREXEC, PROXY, SERVER_APP = "superlink", "superexec", "proxy", "serverapp"

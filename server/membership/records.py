@@ -1,7 +1,7 @@
-"""Who takes part: one record per site in the coordinator's folder, and the bundle that a site gets.
+"""One record per site in the coordinator's folder, and the bundle that an admitted site gets.
 
-A record outlives its site: a revoked key is remembered and never admitted again, since SuperLink would not
-take it a second time, and since whoever had it may have it still.
+Records are kept after revocation: a revoked key is never admitted again, since SuperLink accepts no key twice
+and whoever obtained it may still have it.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Admitted", "FormerKey", "SiteState", "admit", "find", "listed", "revoke", "save"]
 
-CURVES: Final = ("ecdsa-sha2-nistp256", "ecdsa-sha2-nistp384", "ecdsa-sha2-nistp521")  # that Flower takes
-_TIME: Final = (2020, 1, 1, 0, 0, 0)  # of every entry: the same admission gives the same bytes
+CURVES: Final = ("ecdsa-sha2-nistp256", "ecdsa-sha2-nistp384", "ecdsa-sha2-nistp521")  # Flower's
+_TIME: Final = (2020, 1, 1, 0, 0, 0)  # of every ZIP entry, so that the same admission gives the same bytes
 
 
 class SiteState(StrEnum):
@@ -53,40 +53,23 @@ class SiteState(StrEnum):
 
 @dataclass(frozen=True)
 class FormerKey:
-    """A key that a site had before.
-
-    Args:
-        fingerprint: Of it.
-        node_id: Under which SuperLink knew it; none if it never did.
-    """
+    """A key that a site had before."""
 
     fingerprint: str
-    node_id: int | None = None
+    node_id: int | None = None  # None if it was never registered
 
 
 @dataclass(frozen=True)
 class Admitted:
-    """The coordinator's record of one site: ``sites/NAME.json``.
-
-    Args:
-        site: Its id.
-        public_key: Of its node, OpenSSH format.
-        fingerprint: Of that key, as ``ssh-keygen -l`` shows it.
-        admitted: When that key was admitted, ISO in UTC.
-        software: Version that the site had when it asked.
-        state: Whether it may take part.
-        node_id: Under which SuperLink knows the key; none until it was registered.
-        revoked: When, ISO in UTC.
-        former: Keys that it had before.
-    """
+    """The coordinator's record of one site: ``sites/NAME.json``; times are ISO, UTC."""
 
     site: str
-    public_key: str
-    fingerprint: str
+    public_key: str  # in OpenSSH format
+    fingerprint: str  # as ssh-keygen -l prints it
     admitted: str
-    software: str
+    software: str  # version at the time of the request
     state: SiteState = SiteState.ADMITTED
-    node_id: int | None = None
+    node_id: int | None = None  # at SuperLink, once registered
     revoked: str | None = None
     former: tuple[FormerKey, ...] = ()
 
@@ -94,22 +77,13 @@ class Admitted:
 def admit(
     kit: Kit, request: Path, study: Path | None = None, out: Path | None = None, *, replace_key: bool = False
 ) -> Path:
-    """Record a site and write the bundle that it gets; nothing is recorded unless the bundle is written.
+    """Write a site's bundle, by default to ``bundles/SITE.zip`` of the kit, then record the site.
 
-    A site that is admitted already with the same key just gets its bundle again, such as with another study.
-
-    Args:
-        kit: That admits.
-        request: File that the site sent.
-        study: That goes into the bundle.
-        out: The bundle's file; by default ``bundles/SITE.zip`` of the kit.
-        replace_key: Take a new key for a site that is admitted with another one.
-
-    Returns:
-        The bundle: address, authority's certificate and study, no secret.
+    The bundle holds the coordinator's address, the authority's certificate and the study, and no secret.
+    Admitting a site again with the same key only rewrites its bundle.
 
     Raises:
-        InputError: If request, key or study cannot be used, the key is another site's or was revoked, or the
+        InputError: If the request, key or study is invalid, the key is another site's or was revoked, or the
             site has another key and ``replace_key`` is not set.
     """
     wanted = read_request(request)
@@ -128,9 +102,9 @@ def admit(
 
 
 def revoke(kit: Kit, site: str) -> Admitted:
-    """Mark a site as one that may not take part, for ever with this key; a second time changes nothing.
+    """Revoke a site's key for good and delete its bundle; does nothing the second time.
 
-    SuperLink learns of it by `server.membership.flower_nodes.register_admitted`.
+    `server.membership.flower_nodes.register_admitted` applies it to SuperLink.
 
     Raises:
         InputError: If no such site was admitted.
@@ -145,7 +119,7 @@ def revoke(kit: Kit, site: str) -> Admitted:
 
 
 def listed(kit: Kit) -> tuple[Admitted, ...]:
-    """Every record, by site id.
+    """Every record, sorted by site id.
 
     Raises:
         InputError: If one cannot be read.
@@ -157,7 +131,7 @@ def find(kit: Kit, site: str) -> Admitted:
     """The record of one site.
 
     Raises:
-        InputError: If there is none; names those there are.
+        InputError: If there is none; it lists the known sites.
     """
     known = {record.site: record for record in listed(kit)}
     if site not in known:
@@ -167,10 +141,10 @@ def find(kit: Kit, site: str) -> Admitted:
 
 
 def save(kit: Kit, record: Admitted) -> None:
-    """Write a record, whole; only while the kit is locked.
+    """Replace a record atomically; the kit must be locked.
 
     Raises:
-        InputError: If it cannot be written; the earlier one stays.
+        InputError: If it cannot be written; the old record is kept.
     """
     content = json.dumps(asdict(record), indent=2) + "\n"
     path = kit.sites / f"{record.site}.json"
@@ -193,7 +167,7 @@ def _read(path: Path) -> Admitted:
 
 
 def _checked_key(request: JoinRequest, source: Path) -> str:
-    """The key as OpenSSH writes it, without a comment."""
+    """The validated key in OpenSSH format, without its comment."""
     kind = request.public_key.split(maxsplit=1)[:1]
     if not kind or kind[0] not in CURVES:
         shown = kind[0][:40] if kind else ""
@@ -211,40 +185,39 @@ def _checked_key(request: JoinRequest, source: Path) -> str:
 
 
 def _record(kit: Kit, wanted: JoinRequest, key: str, source: Path, *, replace_key: bool) -> Admitted:
-    """The site's record as it will be."""
+    """The site's new record."""
     fingerprint = key_fingerprint(key)
     known = {record.site: record for record in listed(kit)}
     for record in known.values():
         used = {record.fingerprint, *(old.fingerprint for old in record.former)}
         if record.site != wanted.site and fingerprint in used:
             raise InputError(
-                f"{source}: the key of {wanted.site!r} is that of {record.site!r} already; every site "
-                "makes its own with mmare-site kit request"
+                f"{source}: the key of {wanted.site!r} belongs to {record.site!r} already; every site makes "
+                "its own with mmare-site kit request"
             )
     new = Admitted(wanted.site, key, fingerprint, _now(), wanted.software)
     old = known.get(wanted.site)
     if old is None:
         return new
     revoked = old.state is SiteState.REVOKED
-    if fingerprint in {former.fingerprint for former in old.former} or (
-        revoked and fingerprint == old.fingerprint
-    ):
+    refused = {former.fingerprint for former in old.former} | ({old.fingerprint} if revoked else set())
+    if fingerprint in refused:
         raise InputError(
-            f"{source}: this key of {wanted.site!r} was revoked or replaced, for ever; the site makes a "
-            "new one with mmare-site kit request --new-key"
+            f"{source}: this key of {wanted.site!r} was revoked or replaced for good; the site makes a new "
+            "one with mmare-site kit request --new-key"
         )
     if fingerprint == old.fingerprint:
         return replace(old, software=wanted.software)
     if not revoked and not replace_key:
         raise InputError(
-            f"{source}: {wanted.site!r} is admitted already with another key, {old.fingerprint}; if the "
-            "site has made a new one, --replace takes it, else mmare-server kit revoke comes first"
+            f"{source}: {wanted.site!r} is already admitted with another key, {old.fingerprint}; if the site "
+            "made a new one, use --replace, otherwise run mmare-server kit revoke first"
         )
     return replace(new, former=(*old.former, FormerKey(old.fingerprint, old.node_id)))
 
 
 def _study(study: Path) -> tuple[bytes, str]:
-    """As it is, and its hash."""
+    """The file's content and the study's hash."""
     study_hash = load_study(study).hash
     content = study.read_bytes()
     if len(content) > MOST_FILE_BYTES:
@@ -270,7 +243,7 @@ def _bundle(kit: Kit, record: Admitted, study: bytes | None, study_hash: str) ->
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
         for name, content in files.items():
-            if PRIVATE_MARK in content:  # such as a ca.crt that somebody put the key into
+            if PRIVATE_MARK in content:  # such as a ca.crt to which the key was appended
                 raise InputError(f"{name} of the bundle: holds a private key")
             entry = zipfile.ZipInfo(name, _TIME)
             entry.external_attr = 0o644 << 16

@@ -14,7 +14,7 @@ from mmare.host.supervised import ProcessSupervisor, Program
 from mmare.wire.joining import SiteKit
 from server.membership.flower_cli import flower_environment
 from server.membership.flower_nodes import (
-    Agreement,
+    NodeChanges,
     register,
     register_admitted,
     registered,
@@ -113,7 +113,7 @@ def test_a_site_is_admitted_connects_and_is_revoked(coordinator, tmp_path):
     assert "SuperLink: registered ash" in said
     node = find(kit, "ash").node_id
     assert [(found.node_id, found.site) for found in registered(kit)] == [(node, "ash")]
-    assert "SuperLink: knew it already" in coordinator.run("admit", request)
+    assert "SuperLink: already up to date" in coordinator.run("admit", request)
 
     install_bundle(kit.bundles / "ash.zip", config)
     site = SiteKit(config.coordinator.kit)
@@ -154,7 +154,7 @@ def test_what_happened_while_superlink_was_away_is_made_up_for(coordinator, tmp_
     on = {node.site: node for node in registered(kit) if node.status == "registered"}
     assert set(on) == {"birch", "cedar"}
     assert on["birch"].public_key == find(kit, "birch").public_key
-    assert register_admitted(kit) == Agreement()
+    assert register_admitted(kit) == NodeChanges()
 
 
 def test_records_are_the_truth(coordinator, tmp_path):
@@ -165,7 +165,7 @@ def test_records_are_the_truth(coordinator, tmp_path):
     ash, birch = register(kit, "ash"), register(kit, "birch")
     with kit.locked():
         save(kit, replace(find(kit, "ash"), node_id=None))  # as if killed between registering and recording
-    assert register_admitted(kit) == Agreement(registered=("ash",))
+    assert register_admitted(kit) == NodeChanges(registered=("ash",))
     assert find(kit, "ash").node_id == ash
     (kit.sites / "birch.json").unlink()
     assert register_admitted(kit).unregistered == (birch,)

@@ -137,7 +137,7 @@ def test_a_server_ends_with_its_authority_at_the_latest(tmp_path):
     path.write_bytes(new_server(old, "join.example.org", days=300).certificate)
     assert certificate_days_left(path) == 4
     over = new_authority("kidney", start=datetime.now(UTC) - timedelta(days=AUTHORITY_DAYS + 5))
-    with pytest.raises(ValueError, match="its time is over"):
+    with pytest.raises(ValueError, match="it has expired"):
         new_server(over, "join.example.org")
 
 

@@ -74,7 +74,7 @@ def test_admit_says_what_to_compare_and_where_the_bundle_goes(kit, tmp_path):
     said = invoke("admit", asked(tmp_path)[1], "--kit", kit.folder, "--study", study, "--out", out)
     assert find(kit, "ash").fingerprint in said
     assert certificate_fingerprint(kit.ca_certificate.read_bytes()) in said
-    assert "SuperLink does not run; it is told when mmare-server start starts it" in said
+    assert "SuperLink is not running; mmare-server start will register the change" in said
     assert "next: send to-send.zip to ash, which runs mmare-site kit install to-send.zip" in said
     assert "version" not in said
     assert "study.toml" in zipfile.ZipFile(out).namelist()
@@ -104,7 +104,7 @@ def test_list_says_when_it_is_time_to_renew(kit):
     assert "19 days left" in invoke("list", "--kit", kit.folder)
     assert "mmare-server kit renew makes a new one" in invoke("list", "--kit", kit.folder)
     renew(kit, days=2, start=datetime.now(UTC) - timedelta(days=5))
-    assert "server certificate: over since" in invoke("list", "--kit", kit.folder)
+    assert "server certificate: expired on" in invoke("list", "--kit", kit.folder)
     said = invoke("renew", "--kit", kit.folder, "--days", "100")
     assert "99 days left" in said
     assert "next: mmare-server start" in said

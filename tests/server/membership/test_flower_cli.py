@@ -87,7 +87,7 @@ def test_a_no_has_its_reason_and_its_code(kit, flwr, message, said, code):
     flwr(f"printf %s {shlex.quote(json.dumps({'success': False, 'error-message': message}))}")
     with pytest.raises(FlowerRefusedError) as refused:
         flower_answer(kit, "run", "app")
-    assert (refused.value.said, refused.value.code) == (said, code)
+    assert (refused.value.detail, refused.value.code) == (said, code)
     assert str(refused.value) == f"flwr run: {said}"
 
 
@@ -96,7 +96,7 @@ def test_a_no_has_its_reason_and_its_code(kit, flwr, message, said, code):
     [
         pytest.param("echo oops >&2; exit 3", "flwr supernode list: exit code 3, oops", id="an error"),
         pytest.param("echo '[]'", "flwr supernode list: exit code 0", id="a list"),
-        pytest.param("exit 0", "flwr supernode list: exit code 0, no word", id="nothing"),
+        pytest.param("exit 0", "flwr supernode list: exit code 0, no output", id="nothing"),
         pytest.param("exec sleep 60", "flwr supernode list: no answer after 1 s", id="silence"),
     ],
 )

@@ -64,7 +64,7 @@ def test_a_kit_takes_an_empty_folder_but_no_other(tmp_path):
     assert load_kit(init_kit(tmp_path / "empty", HOST).folder).host == HOST
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "letter.txt").write_text("hello")
-    with pytest.raises(InputError, match="not empty and no kit"):
+    with pytest.raises(InputError, match="not empty and not a kit"):
         init_kit(tmp_path / "full", HOST)
     assert [path.name for path in (tmp_path / "full").iterdir()] == ["letter.txt"]
 
@@ -74,7 +74,7 @@ def test_nothing_is_left_of_a_kit_that_could_not_be_made(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(kit_module, "write_whole", full_disk)
-    with pytest.raises(InputError, match=r"coordinator: cannot be made \(OSError\)"):
+    with pytest.raises(InputError, match=r"coordinator: cannot be created \(OSError\)"):
         init_kit(tmp_path / "coordinator", HOST)
     assert list(tmp_path.iterdir()) == []
 
@@ -89,7 +89,7 @@ def test_of_two_that_are_made_at_once_one_wins(tmp_path, monkeypatch):
             init_kit(tmp_path / "coordinator", "first.example.org")
 
     monkeypatch.setattr(kit_module, "_fill", slow)
-    with pytest.raises(InputError, match="cannot be made"):
+    with pytest.raises(InputError, match="cannot be created"):
         init_kit(tmp_path / "coordinator", "second.example.org")
     assert load_kit(tmp_path / "coordinator").host == "first.example.org"
     assert [path.name for path in tmp_path.iterdir()] == ["coordinator"]
@@ -121,7 +121,7 @@ def test_settings_that_cannot_be_are_a_sentence_and_no_folder(tmp_path, settings
 
 def test_a_folder_that_cannot_be_made_is_a_sentence(tmp_path):
     (tmp_path / "file").write_text("hello")
-    with pytest.raises(InputError, match=r"cannot be made \((NotADirectory|FileExists)Error\)"):
+    with pytest.raises(InputError, match=r"cannot be created \((NotADirectory|FileExists)Error\)"):
         init_kit(tmp_path / "file" / "coordinator", HOST)
 
 
@@ -174,7 +174,7 @@ def test_a_missing_file_is_a_sentence(kit, name):
 @pytest.mark.parametrize("name", ["ca.key", "server.key", "superexec.secret"])
 def test_a_secret_that_every_user_can_read_is_refused(kit, name):
     (kit.folder / name).chmod(0o644)
-    with pytest.raises(InputError, match=f"{name}: mode 0644 opens it to every user; chmod 600"):
+    with pytest.raises(InputError, match=f"{name}: mode 0644 lets every user access it; run chmod 600"):
         load_kit(kit.folder)
 
 
@@ -197,7 +197,7 @@ def test_a_kit_of_another_user_is_a_sentence(kit):
     try:
         with pytest.raises(InputError, match=r"coordinator: cannot be read \(PermissionError\)"):
             load_kit(kit.folder)
-        with pytest.raises(InputError, match=r"cannot be made \(PermissionError\)"):
+        with pytest.raises(InputError, match=r"cannot be created \(PermissionError\)"):
             init_kit(kit.folder.parent / "mine", HOST)
         with (
             pytest.raises(InputError, match=r"coordinator: cannot be locked \(PermissionError\)"),
@@ -248,7 +248,7 @@ def test_killed_between_key_and_certificate_a_kit_says_so_and_renewing_repairs_i
         renew(kit, new_key=True)
     monkeypatch.setattr(kit_module, "write_whole", write)
     assert written == [kit.key]
-    with pytest.raises(InputError, match=r"server\.crt: not of the key .*mmare-server kit renew"):
+    with pytest.raises(InputError, match=r"server\.crt: does not match the key .*mmare-server kit renew"):
         load_kit(kit.folder)
     renew(load_kit(kit.folder, renewing=True))
     assert load_kit(kit.folder) == kit
@@ -276,12 +276,12 @@ def test_an_authority_that_cannot_sign_leaves_the_certificate_as_it_was(kit):
     with pytest.raises(InputError, match=r"ca\.key: not the key of "):
         renew(kit)
     kit.ca_key.write_text("hello")
-    with pytest.raises(InputError, match="no certificate can be made with this authority"):
+    with pytest.raises(InputError, match="this authority cannot sign a certificate"):
         renew(kit)
     old = new_authority("kidney", start=datetime.now(UTC) - timedelta(days=4000))
     kit.ca_key.write_bytes(old.key)
     kit.ca_certificate.write_bytes(old.certificate)
-    with pytest.raises(InputError, match="its time is over"):
+    with pytest.raises(InputError, match="it has expired"):
         renew(kit)
     assert kit.certificate.read_bytes() == before
 
