@@ -1,4 +1,4 @@
-"""The coordinator's programs: what is started how, whether it answers, and what a predecessor left behind.
+"""The coordinator's programs: their commands, health checks, and processes left by an earlier start.
 
 ::
 
@@ -49,27 +49,23 @@ __all__ = [
     "write_record",
 ]
 
-RECORD: Final = "processes.json"  # of the kit's state: who runs, for a successor
-POLL_S: Final = "0.1"  # of SuperExec, for work
-END_S: Final = 10.0  # from SIGTERM to SIGKILL for what a predecessor left
-LOOK_S: Final = 0.05
+RECORD: Final = "processes.json"  # in the kit's state: running programs, for the next start
+WORK_POLL_S: Final = "0.1"  # of SuperExec, for work
+END_S: Final = 10.0  # from SIGTERM to SIGKILL for processes of an earlier start
+POLL_S: Final = 0.05
 _TICKS_PER_S: Final = os.sysconf("SC_CLK_TCK")
 
 
 def programs(kit: Kit, *, proxy: bool = True) -> tuple[Program, ...]:
-    """What a coordinator keeps running, in the order of starting.
-
-    Args:
-        kit: Of the coordinator.
-        proxy: Whether its own nginx stands in front.
+    """The programs that a coordinator keeps running, in starting order; with nginx if ``proxy``.
 
     Raises:
-        InputError: If nginx is wanted and not installed.
+        InputError: If nginx is needed but not installed.
     """
     here = str(Path(sys.executable).parent)
     environment = {
         **flower_environment(kit),
-        "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": POLL_S,
+        "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": WORK_POLL_S,
         "FLWR_PRIVATE_MAX_ARRAY_CHUNK_SIZE": str(CHUNK_BYTES),
         "PATH": os.pathsep.join([here, os.environ.get("PATH", os.defpath)]),  # SuperExec finds flwr-serverapp
         "PYTHONUNBUFFERED": "1",
@@ -94,7 +90,7 @@ def programs(kit: Kit, *, proxy: bool = True) -> tuple[Program, ...]:
             *(name, command, kit.logs / f"{name}.log", environment),
             first_pause_s=0.2,
             longest_pause_s=10.0,
-            healthy_s=15.0,  # three times what SuperLink needs to answer
+            healthy_s=15.0,  # SuperLink needs a third of it to answer
             stop_s=8.0,
         )
         for name, command in commands
@@ -102,13 +98,13 @@ def programs(kit: Kit, *, proxy: bool = True) -> tuple[Program, ...]:
 
 
 def _program(name: str) -> str:
-    """A program of this installation; ``PATH`` may hold another one."""
+    """A program of this installation, which ``PATH`` might hide."""
     beside = Path(sys.executable).parent / name
     return str(beside) if beside.exists() else name
 
 
 def proxy_answers(kit: Kit, timeout_s: float = 2.0) -> bool:
-    """Whether the public door, asked on this machine, lets ``/health`` through to SuperLink."""
+    """Whether ``/health`` of SuperLink can be reached through nginx from this machine."""
     context = ssl.create_default_context(cafile=str(kit.ca_certificate))
     try:
         with (
@@ -119,15 +115,15 @@ def proxy_answers(kit: Kit, timeout_s: float = 2.0) -> bool:
             connection.sock = secured
             connection.request("GET", "/health")
             return connection.getresponse().status == http.client.OK
-    except (OSError, http.client.HTTPException):  # TLS errors are of the first kind
+    except (OSError, http.client.HTTPException):  # TLS errors are OSErrors
         return False
 
 
 def check_ports(kit: Kit, *, proxy: bool = True) -> None:
-    """Refuse to start where a port cannot be had, before anything runs.
+    """Check that the ports are free, before anything runs.
 
     Raises:
-        InputError: Saying which and why.
+        InputError: If one is not.
     """
     wanted = {kit.superlink_port: "127.0.0.1", **({kit.port: ""} if proxy else {})}
     for port, address in wanted.items():
@@ -138,14 +134,14 @@ def check_ports(kit: Kit, *, proxy: bool = True) -> None:
                 found.bind((address, port))
             except PermissionError:
                 raise InputError(
-                    f"port {port} is kept for root on this machine; set another {key} in {kit.config}, give "
-                    "the program CAP_NET_BIND_SERVICE (deploy/systemd), or lower "
+                    f"port {port} is reserved for root on this machine; set another {key} in {kit.config}, "
+                    "give the program CAP_NET_BIND_SERVICE (deploy/systemd), or lower "
                     "net.ipv4.ip_unprivileged_port_start"
                 ) from None
             except OSError as error:
                 raise InputError(
-                    f"port {port} cannot be had ({error.strerror}): another program listens there; stop it "
-                    f"or set another {key} in {kit.config}"
+                    f"port {port} is not available ({error.strerror}): another program listens there; stop "
+                    f"it or set another {key} in {kit.config}"
                 ) from None
 
 
@@ -153,7 +149,7 @@ def check_ports(kit: Kit, *, proxy: bool = True) -> None:
 
 
 def server_app_pids(superexec: int | None) -> list[int]:
-    """The ServerApps that a SuperExec runs and that live: one, but for a moment between two attempts."""
+    """Running ServerApps of a SuperExec: at most one, except briefly between two attempts."""
     found: list[int] = []
     if superexec is None:
         return found
@@ -166,43 +162,41 @@ def server_app_pids(superexec: int | None) -> list[int]:
 
 
 def server_app_pid(superexec: int | None) -> int | None:
-    """One of `server_app_pids`, or nothing."""
+    """One of `server_app_pids`, if any."""
     return next(iter(server_app_pids(superexec)), None)
 
 
 def started_at(pid: int) -> str | None:
-    """When a process was started, in ticks since the machine was; tells it from a later one of that number.
+    """Start time of a process in ticks since boot, which tells it from a later one with the same id.
 
-    Returns:
-        Nothing where there is no such process, or only what is left of one for its parent.
+    ``None`` if there is no such process or it is a zombie.
     """
     try:
         process = psutil.Process(pid)
         if process.status() == psutil.STATUS_ZOMBIE:
             return None
-        since_boot_s = process.create_time() - psutil.boot_time()  # both move when the clock is set
+        since_boot_s = process.create_time() - psutil.boot_time()  # both shift when the clock is set
     except (psutil.Error, ValueError):  # ValueError: a damaged record holds a negative number
         return None
     return str(round(since_boot_s * _TICKS_PER_S))
 
 
 def write_record(kit: Kit, pids: Mapping[str, int]) -> None:
-    """Note who runs, so that a successor can end what is left of us."""
+    """Record the running programs, so that the next start can end leftovers."""
     entries = {name: {"pid": pid, "started": started_at(pid)} for name, pid in pids.items()}
-    with suppress(OSError):  # of a full disk; the kernel ends our programs in any case
+    with suppress(OSError):  # such as a full disk; the kernel ends our programs in any case
         write_whole(kit.state / RECORD, json.dumps(entries, indent=2).encode())
 
 
 def recorded(kit: Kit) -> dict[str, int]:
-    """Programs of the last start that still live, by name."""
+    """Programs of the last start that are still running, by name."""
     return {name: pid for name, pid, started in _entries(kit) if started_at(pid) == started}
 
 
 def end_leftovers(kit: Kit) -> list[str]:
-    """End what a predecessor that was killed has left running; the caller holds the lock of `start`.
+    """End processes left by an earlier start that was killed; returns the names of their programs.
 
-    Returns:
-        Names of what there was.
+    The caller must hold the lock of `start`.
     """
     entries = _entries(kit)
     left = sorted(name for name, pid, started in entries if _group(pid, started))
@@ -212,14 +206,14 @@ def end_leftovers(kit: Kit) -> list[str]:
                 os.kill(member, number)
         end = time.monotonic() + END_S
         while _left(entries) and time.monotonic() < end:
-            time.sleep(LOOK_S)
+            time.sleep(POLL_S)
     with suppress(OSError):
         (kit.state / RECORD).unlink(missing_ok=True)
     return left
 
 
 def _entries(kit: Kit) -> list[tuple[str, int, str]]:
-    """Name, process id and time of start of the programs of the last start."""
+    """Name, process id and start time of the programs of the last start."""
     try:
         found = json.loads((kit.state / RECORD).read_text(encoding="utf-8"))
         return [
@@ -236,7 +230,7 @@ def _left(entries: list[tuple[str, int, str]]) -> list[int]:
 
 
 def _group(leader: int, started: str) -> list[int]:
-    """Living processes of a group that we began; its number is no other's while one of them lives."""
+    """Running processes of a group that we started; its id is not reused while one of them runs."""
     if started_at(leader) not in (None, started):
         return []
     found = []

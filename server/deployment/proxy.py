@@ -1,9 +1,9 @@
-"""The public door: an nginx in front of SuperLink that lets sites through to it, and nothing else.
+"""The public endpoint: an nginx that forwards only the calls of sites to SuperLink.
 
-SuperLink answers four kinds of calls on one port: those of sites (``/v1/fleet/``), of the coordinator's
-command line (``/v1/control/``, without any authentication), of its own apps (``/v1/runtime/``) and of people
-who read its documentation. Only the first, and ``/health``, are for the outside. What a caller wrote must be
-such a path letter by letter: a path that only becomes one when it is decoded or tidied up is refused.
+SuperLink serves four kinds of calls on one port: those of sites (``/v1/fleet/``), of the coordinator's
+command line (``/v1/control/``, without authentication), of its own apps (``/v1/runtime/``) and its
+documentation. Only the first and ``/health`` are public. The requested path must match literally: one that
+matches only after decoding or normalisation is refused.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ if TYPE_CHECKING:
 __all__ = ["CONFIG", "nginx_command", "nginx_program", "proxy_config", "shared_proxy_config", "write_proxy"]
 
 CONFIG: Final = "nginx.conf"
-TEMPORARY: Final = ("body", "proxy", "fastcgi", "uwsgi", "scgi")  # folders that nginx wants, used or not
+TEMPORARY: Final = ("body", "proxy", "fastcgi", "uwsgi", "scgi")  # folders that nginx needs, used or not
 CHECK_S: Final = 30.0
-_IPV6: Final = Path("/proc/net/if_inet6")  # names the machine's addresses of that kind
+_IPV6: Final = Path("/proc/net/if_inet6")  # lists the machine's IPv6 addresses
 
-# What an nginx of the coordinator's own and one of the machine's have in common: goes into an http block.
-_DOOR: Final = Template(
+# Common to the coordinator's own nginx and one of the machine: the content of an http block.
+_ENDPOINT: Final = Template(
     """\
-# One hospital, or several behind one address: a node looks for work five times a second at most.
+# One hospital, or several behind one address: a node polls for work at most five times a second.
 limit_conn_zone $$binary_remote_addr zone=mmare_connections:1m;
 limit_req_zone $$binary_remote_addr zone=mmare_requests:1m rate=100r/s;
 
@@ -57,7 +57,7 @@ server {
     limit_conn mmare_connections 64;
     limit_req zone=mmare_requests burst=200 nodelay;
 
-    # Flower cuts what it sends into objects of 5 MiB and gives up on a request after 30 s.
+    # Flower sends objects of at most 5 MiB and gives up on a request after 30 s.
     client_max_body_size 16m;
     client_body_buffer_size 64k;
     client_header_timeout 10s;
@@ -83,7 +83,7 @@ server {
         proxy_pass https://mmare_superlink;
     }
 
-    # SuperLink takes node keys over TLS only, so the way to it is encrypted, and checked, too.
+    # SuperLink accepts node keys over TLS only, so this connection is encrypted and verified, too.
     proxy_ssl_verify on;
     proxy_ssl_trusted_certificate $authority;
     proxy_ssl_name localhost;
@@ -105,7 +105,7 @@ server {
 
 _MAIN: Final = Template(
     """\
-# Written by mmare-server start at each start: what is changed here is lost.
+# Written by mmare-server start at each start: changes made here are lost.
 daemon off;
 ${user}worker_processes 1;
 pid $folder/nginx.pid;
@@ -127,53 +127,52 @@ http {
     map $$status $$refused { ~^[23] 0; default 1; }
     access_log /dev/stdout refused if=$$refused;
 
-$door}
+$endpoint}
 """
 )
 
 _ABOUT: Final = """\
-# For a coordinator whose port 443 belongs to an nginx of its own: this file goes into /etc/nginx/conf.d/, and
-# mmare-server start gets --no-proxy. In mmare-coordinator.service that takes a drop-in with the longer
-# ExecStart, and CAP_NET_BIND_SERVICE is not needed any more.
+# For a machine on which another nginx owns port 443: put this file into /etc/nginx/conf.d/ and run
+# mmare-server start with --no-proxy. In mmare-coordinator.service this needs a drop-in with the longer
+# ExecStart; CAP_NET_BIND_SERVICE is then unnecessary.
 #
-# Only what hospitals need is let through: SuperLink's other calls have no authentication of their own and
-# must not be reachable from outside. A path that only becomes an allowed one when it is decoded or tidied up
-# is refused.
+# Only the calls that hospitals need are forwarded: SuperLink's other calls have no authentication of their
+# own and must not be reachable from outside. A path that is allowed only after decoding or normalisation is
+# refused.
 #
-# Certificate and key are the kit's: hospitals trust its authority and no other. nginx reads them as root when
-# it starts; after mmare-server kit renew: nginx -s reload.
+# Certificate and key are the kit's: hospitals trust only its authority. nginx reads them as root when it
+# starts; run nginx -s reload after mmare-server kit renew.
 
 """
 
 
 def proxy_config(kit: Kit, user: str = "", *, ipv6: bool = False) -> str:
-    """The whole configuration of the coordinator's own nginx.
+    """Complete configuration of the coordinator's own nginx.
 
     Args:
-        kit: Of the coordinator; its paths are used as they are.
-        user: User and group of the worker, apart by a space; for a root that starts it only.
-        ipv6: Listen on addresses of that kind, too.
+        user: User and group of the worker, separated by a space; only if root starts nginx.
+        ipv6: Also listen on IPv6 addresses.
 
     Raises:
-        InputError: If a path has signs that nginx cannot take.
+        InputError: If the kit's path has characters that nginx does not accept.
     """
-    door = indent(_door(kit, f"listen [::]:{kit.port} ssl;" if ipv6 else ""), "    ")
-    return _MAIN.substitute(folder=kit.nginx, user=f"user {user};\n" if user else "", door=door)
+    endpoint = indent(_endpoint(kit, f"listen [::]:{kit.port} ssl;" if ipv6 else ""), "    ")
+    return _MAIN.substitute(folder=kit.nginx, user=f"user {user};\n" if user else "", endpoint=endpoint)
 
 
 def shared_proxy_config(kit: Kit) -> str:
-    """The same public door for an nginx that the machine runs anyway, as a file of ``conf.d``.
+    """The same endpoint as a ``conf.d`` file for an nginx that the machine runs anyway.
 
     Raises:
-        InputError: If a path has signs that nginx cannot take.
+        InputError: If the kit's path has characters that nginx does not accept.
     """
-    return _ABOUT + _door(kit, f"server_name {kit.host};")
+    return _ABOUT + _endpoint(kit, f"server_name {kit.host};")
 
 
-def _door(kit: Kit, also: str) -> str:
+def _endpoint(kit: Kit, also: str) -> str:
     if set(str(kit.folder)) & set("\"'$;{}\\ \t\n#"):
-        raise InputError(f"{kit.folder}: nginx takes no path with blanks, quotes or any of $;{{}}\\#")
-    return _DOOR.substitute(
+        raise InputError(f"{kit.folder}: nginx accepts no path with blanks, quotes or any of $;{{}}\\#")
+    return _ENDPOINT.substitute(
         also=also,
         certificate=kit.certificate,
         key=kit.key,
@@ -184,7 +183,7 @@ def _door(kit: Kit, also: str) -> str:
 
 
 def nginx_program() -> str:
-    """Where nginx is.
+    """Path of nginx.
 
     Raises:
         InputError: If it is not installed.
@@ -193,14 +192,14 @@ def nginx_program() -> str:
     found = shutil.which("nginx", path=places)
     if found is None:
         raise InputError(
-            "nginx: not installed; install it, or let another proxy stand in front of SuperLink as "
-            "mmare-server kit nginx shows and start with --no-proxy"
+            "nginx: not installed; install it, or put another proxy in front of SuperLink as mmare-server "
+            "kit nginx shows, and start with --no-proxy"
         )
     return found
 
 
 def nginx_command(kit: Kit) -> tuple[str, ...]:
-    """That runs the public door in the foreground."""
+    """Command that runs nginx in the foreground."""
     return (nginx_program(), "-p", str(kit.nginx), "-e", "stderr", "-c", str(kit.nginx / CONFIG))
 
 
@@ -208,8 +207,8 @@ def write_proxy(kit: Kit) -> None:
     """Write the configuration and let nginx check it.
 
     Raises:
-        InputError: If nginx is not installed or a path has signs that it cannot take.
-        RunError: If nginx does not accept the configuration.
+        InputError: If nginx is not installed or does not accept the kit's path.
+        RunError: If nginx rejects the configuration.
     """
     path = kit.nginx / CONFIG
     content = proxy_config(kit, _worker(), ipv6=_has_ipv6())
@@ -228,13 +227,13 @@ def write_proxy(kit: Kit) -> None:
         check=False,
     )
     if checked.returncode != 0:
-        said = next((line for line in checked.stderr.splitlines() if "[emerg]" in line), "no word")
-        words = re.sub(r"^.*\[emerg\] [0-9#]+: ", "", said)
-        raise RunError(f"{path}: nginx does not take it: {words}")
+        error = next((line for line in checked.stderr.splitlines() if "[emerg]" in line), "no output")
+        reason = re.sub(r"^.*\[emerg\] [0-9#]+: ", "", error)
+        raise RunError(f"{path}: nginx rejects it: {reason}")
 
 
 def _worker() -> str:
-    """Of a root that starts it, nginx would make its worker another user's, who cannot enter the kit."""
+    """The current user if it is root: nginx's default worker user could not read the kit."""
     if os.geteuid() != 0:
         return ""
     return f"{pwd.getpwuid(os.geteuid()).pw_name} {grp.getgrgid(os.getegid()).gr_name}"

@@ -1,7 +1,7 @@
-"""What to do next about a run: wait, ask, end an attempt, try again or give up. No process is touched here.
+"""Decides what to do next about a run: wait, ask Flower, end an attempt, retry or give up. Pure functions.
 
-A run is the folder; an attempt is one Flower run of it. A crash ends an attempt, and the next one goes on
-from the last checkpoint. Attempts that bring a new checkpoint are free, the others are counted.
+A run is a folder, an attempt one Flower run of it. A crash ends an attempt, and the next one resumes from the
+last checkpoint. Only attempts without a new checkpoint count towards the limit.
 """
 
 from __future__ import annotations
@@ -32,36 +32,35 @@ __all__ = [
     "Attempt",
     "Decision",
     "Limits",
+    "Observation",
+    "RetryCounter",
     "RunProgress",
-    "Seen",
     "Step",
-    "Tries",
     "decide",
     "is_permanent",
 ]
 
-BAD_INPUT: Final = "[E2] "  # in Flower's record of a run, before the sentence: the same next time
-
+BAD_INPUT: Final = "[E2] "  # precedes the sentence of a permanent failure in Flower's record of a run
 COMPLETED, FAILED, STOPPED = "finished:completed", "finished:failed", "finished:stopped"
 LONGEST_PAUSE_S: Final = 60.0
-ROUNDS_OF_CALM: Final = 3.0
+QUIET_ROUNDS: Final = 3.0  # after a restart of SuperLink
 _new_state: Final = partial(RunState, history=HISTORY)
 
 
 class Step(StrEnum):
-    """What to do."""
+    """What to do next."""
 
     WAIT = "wait"
-    ASK = "ask"  # Flower, how the run is doing
+    ASK = "ask"  # Flower for the status of the run
     SUBMIT = "submit"
-    END = "end"  # this attempt, whatever is left of it
+    END = "end"  # this attempt
     DONE = "done"
     GIVE_UP = "give up"
 
 
 @dataclass(frozen=True)
 class Decision:
-    """What to do, and why where a person should know."""
+    """What to do, with the reason if a person should know it."""
 
     step: Step
     reason: str = ""
@@ -69,96 +68,67 @@ class Decision:
 
 @dataclass(frozen=True)
 class Limits:
-    """How long something may take before it counts as gone wrong.
+    """Time limits, and how many attempts in a row may bring no new checkpoint.
 
     Args:
-        silent_s: Without a word in the journal. Longer than the roll call may be silent: two deadlines.
-        start_s: From submitting a run to its ServerApp.
-        ask_s: Without a word in the journal, after which Flower is asked, and again.
-        last_s: From the end of a run to that of its ServerApp, which writes the report.
-        lingers_s: Of a ServerApp whose run Flower holds to be over.
-        shaken_s: Without a word once SuperLink or the door was started again in the middle of a round, which
-            may have lost a message; or three rounds, if that is longer.
-        tries: Attempts in a row without a new checkpoint.
+        silent_s: Without a journal entry; must exceed the roll call's silence of up to two deadlines.
+        ask_s: Without a journal entry, after which Flower is asked, repeatedly.
+        last_s: From the end of the run to that of its ServerApp, which writes the report.
+        linger_s: For which a ServerApp may outlive its run at Flower.
+        restart_s: Without a journal entry after SuperLink or nginx restarted during a round, which may lose a
+            message; or three rounds, if that is longer.
     """
 
     silent_s: float
-    start_s: float = 120.0
+    start_s: float = 120.0  # from submission to the ServerApp
     ask_s: float = 30.0
     last_s: float = 180.0
-    lingers_s: float = 10.0
-    shaken_s: float = 30.0
+    linger_s: float = 10.0
+    restart_s: float = 30.0
     tries: int = 5
 
 
 @dataclass(frozen=True)
 class Attempt:
-    """One Flower run of the run.
+    """One Flower run of the run; all times here are of one monotonic clock."""
 
-    Args:
-        run: Flower's number of it.
-        since: Submitted at; of the same clock as every time here.
-        app_seen: Whether its ServerApp has been seen to live.
-        status: What Flower said last.
-        asked: When it was asked last.
-    """
-
-    run: int
-    since: float
-    app_seen: bool = False
-    status: FlowerRun | None = None
-    asked: float = 0.0
+    run: int  # Flower's number
+    since: float  # submission
+    app_seen: bool = False  # whether its ServerApp was ever running
+    status: FlowerRun | None = None  # Flower's last answer
+    asked: float = 0.0  # time of it
 
 
 @dataclass(frozen=True)
-class Seen:
-    """What there is at a moment.
-
-    Args:
-        now: The moment.
-        app: Whether a ServerApp lives.
-        finished: Whether the journal says so, since the attempt was submitted.
-        failed: What the journal says of a failure, since then.
-        word: When the journal was last written to.
-        result: Whether the run's result is there.
-        shaken: When SuperLink or the door was last started again, in the round under way; 0 if it was not.
-        round_s: How long a round of this run takes; 0 where none has been seen.
-    """
+class Observation:
+    """State of the journal and the processes at a moment."""
 
     now: float
-    app: bool
-    finished: bool = False
-    failed: str | None = None
-    word: float = 0.0
-    result: bool = False
-    shaken: float = 0.0
-    round_s: float = 0.0
+    app: bool  # whether a ServerApp is running
+    finished: bool = False  # by the journal, since submission
+    failed: str | None = None  # likewise
+    last_write: float = 0.0  # to the journal
+    result: bool = False  # whether result.json exists
+    restarted_at: float = 0.0  # of SuperLink or nginx during this round; 0 if neither was
+    round_s: float = 0.0  # typical duration of a round; 0 if unknown
 
 
-def decide(attempt: Attempt, seen: Seen, limits: Limits) -> Decision:  # noqa: PLR0911 - one line per case
-    """What to do about an attempt that is under way.
-
-    Args:
-        attempt: Which.
-        seen: The journal, the processes.
-        limits: Of patience.
-
-    Returns:
-        `Step.WAIT`, `Step.ASK`, `Step.END` with what ended it, or `Step.DONE`.
-    """
-    quiet = seen.now - max(attempt.since, seen.word)
+def decide(attempt: Attempt, seen: Observation, limits: Limits) -> Decision:  # noqa: PLR0911 - one line per case
+    """Wait, ask, end with a reason, or done: what to do about a running attempt."""
+    quiet = seen.now - max(attempt.since, seen.last_write)
     if seen.finished and seen.result:
         return Decision(Step.WAIT if seen.app and quiet < limits.last_s else Step.DONE)
     if attempt.app_seen and not seen.app:
         return Decision(Step.END, seen.failed or "its ServerApp is gone")
     if attempt.status is not None and attempt.status.status.startswith("finished"):
-        lingers = seen.app and seen.now - attempt.asked < limits.lingers_s
+        lingers = seen.app and seen.now - attempt.asked < limits.linger_s
         return Decision(Step.WAIT) if lingers else Decision(Step.END, ending(attempt.status))
     if not attempt.app_seen and seen.now - attempt.since > limits.start_s:
         return Decision(Step.END, f"no ServerApp started within {limits.start_s:.0f} s")
-    calm = seen.now - max(seen.shaken, seen.word)
-    if seen.shaken and seen.round_s and calm > max(limits.shaken_s, ROUNDS_OF_CALM * seen.round_s):
-        return Decision(Step.END, "a message was lost when SuperLink or its door was started again")
+    since_restart = seen.now - max(seen.restarted_at, seen.last_write)
+    patience = max(limits.restart_s, QUIET_ROUNDS * seen.round_s)
+    if seen.restarted_at and seen.round_s and since_restart > patience:
+        return Decision(Step.END, "a message was lost when SuperLink or nginx restarted")
     if quiet > limits.silent_s:
         return Decision(Step.END, f"nothing was written to the journal for {quiet:.0f} s")
     if quiet > limits.ask_s and seen.now - max(attempt.asked, attempt.since) > limits.ask_s:
@@ -167,107 +137,100 @@ def decide(attempt: Attempt, seen: Seen, limits: Limits) -> Decision:  # noqa: P
 
 
 def ending(status: FlowerRun) -> str:
-    """What Flower says of a run that is over, in one line."""
+    """Why a run ended according to Flower, in one line."""
     if status.status == STOPPED:
         return "it was stopped with flwr stop"
     return status.details or status.status
 
 
 def is_permanent(status: FlowerRun) -> bool:
-    """Whether a run ended for a reason that will be the same next time."""
+    """Whether a run ended for a reason that a retry cannot change."""
     return BAD_INPUT in status.details
 
 
-class Tries:
-    """Counts attempts that brought nothing.
-
-    Args:
-        most: In a row.
-    """
+class RetryCounter:
+    """Counts consecutive attempts without a new checkpoint, at most ``most``."""
 
     def __init__(self, most: int) -> None:
         self._most = most
-        self.in_vain = 0
+        self.failed_attempts = 0
 
     def after(self, reason: str, status: FlowerRun | None, *, progress: bool) -> Decision:
-        """What follows an attempt that ended.
+        """Submit again or give up after an attempt that ended.
 
         Args:
             reason: Why it ended.
-            status: What Flower says of it now; nothing where it was still running, or Flower was not asked.
-            progress: Whether there is a checkpoint that was not there before.
-
-        Returns:
-            `Step.SUBMIT` with the reason, or `Step.GIVE_UP` with a sentence.
+            status: Flower's; ``None`` if the attempt was still running or Flower was not asked.
+            progress: Whether it made a new checkpoint.
         """
         if status is not None and is_permanent(status):
             return Decision(Step.GIVE_UP, status.details.split(BAD_INPUT, 1)[1])
         if status is not None and status.status == STOPPED:
             return Decision(Step.GIVE_UP, f"{ending(status)}; the same command resumes the run")
-        self.in_vain = 0 if progress else self.in_vain + 1
-        if self.in_vain >= self._most:
+        self.failed_attempts = 0 if progress else self.failed_attempts + 1
+        if self.failed_attempts >= self._most:
             return Decision(
                 Step.GIVE_UP,
-                f"given up after {self.in_vain} attempts without a new checkpoint, the last one: {reason}; "
-                "the same command resumes the run",
+                f"gave up after {self.failed_attempts} attempts without a new checkpoint, the last one: "
+                f"{reason}; the same command resumes the run",
             )
         return Decision(Step.SUBMIT, reason)
 
     @property
     def pause_s(self) -> float:
         """Before the next attempt: none after progress, then 1 s, 2 s, 4 s, … up to a minute."""
-        return min(2.0 ** (self.in_vain - 1), LONGEST_PAUSE_S) if self.in_vain else 0.0
+        return min(2.0 ** (self.failed_attempts - 1), LONGEST_PAUSE_S) if self.failed_attempts else 0.0
 
 
 class RunProgress:
-    """What the journals of a run say of the attempt under way; mode local has one more per site.
+    """The running attempt according to the run's journals; mode local has one more journal per site.
 
     Args:
         out: Run folder.
-        clock: The moment.
+        clock: Monotonic seconds.
     """
 
     def __init__(self, out: Path, clock: Callable[[], float]) -> None:
         self._out = out
         self._clock = clock
-        self._heard: list[Event] = []
-        self._main = FollowedRun(out, _new_state, self._heard.append)
+        self._events: list[Event] = []  # of the current `read`
+        self._main = FollowedRun(out, _new_state, self._events.append)
         self._runs = {out: self._main}
-        self.word = 0.0  # when something was last read
-        self.round_since = inf  # when the round under way was begun
+        self.last_write = 0.0  # as far as noticed by `read`
+        self.round_since = inf  # start of the current round
         self.read()
         self.begin()
 
     def begin(self) -> None:
-        """An attempt is about to be submitted: forget how earlier ones ended."""
+        """Forget how earlier attempts ended; called before a submission."""
         self._starts = self._main.epoch, self._main.state.starts
         self._saved = {folder: (run.epoch, run.state.saved) for folder, run in self._runs.items()}
         self.round_since = inf
 
     @property
     def state(self) -> RunState:
-        """What the run's own journal says."""
+        """State of the run's main journal."""
         return self._main.state
 
     @property
     def begun(self) -> bool:
-        """Whether the attempt's ServerApp has begun."""
+        """Whether the attempt has started its journal."""
         return (self._main.epoch, self.state.starts) != self._starts
 
     @property
     def finished(self) -> bool:
-        """Whether the attempt has reached the end."""
+        """Whether the attempt finished the run."""
         return self.begun and self.state.finished
 
     @property
     def failed(self) -> str | None:
-        """What the attempt says of its failure."""
+        """Why the attempt failed, if it did."""
         end = self.state.end
         return end.reason if self.begun and isinstance(end, RunFailed) else None
 
     @property
     def new_checkpoint(self) -> bool:
-        """Whether the attempt has brought a round to disk that was not there before."""
+        """Whether the attempt saved a round for the first time."""
         for folder, run in self._runs.items():
             epoch, saved = self._saved.get(folder, (run.epoch, 0))
             if run.state.saved > (saved if epoch == run.epoch else 0):
@@ -276,13 +239,13 @@ class RunProgress:
 
     @property
     def round_s(self) -> float:
-        """How long a round takes, by the last ones; 0 before the first."""
+        """Median duration of the last rounds; 0 before the first."""
         durations = [seconds for run in self._runs.values() for seconds in run.state.durations]
         return median(durations) if durations else 0.0
 
     def read(self) -> list[Event]:
-        """Take in what was written since the last look; gives the events of the run's own journal."""
-        self._heard.clear()
+        """Read what was written since the last call; returns the events of the main journal."""
+        self._events.clear()
         for path in self._out.glob(f"local/*/{JOURNAL}"):
             if path.parent not in self._runs:
                 self._runs[path.parent] = FollowedRun(path.parent, _new_state)
@@ -290,7 +253,7 @@ class RunProgress:
             taken, row = run.taken, run.state.row
             state = run.read_all()
             if run.taken > taken:
-                self.word = self._clock()
+                self.last_write = self._clock()
             if state.row is not row and state.row.started:
-                self.round_since = self.word
-        return list(self._heard)
+                self.round_since = self.last_write
+        return list(self._events)

@@ -1,4 +1,4 @@
-"""One run to its end, whatever dies on the way: does what `server.deployment.retry_policy` decides."""
+"""Takes one run to its end despite crashes, as `server.deployment.retry_policy` decides."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from server.deployment.retry_policy import (
     COMPLETED,
     Attempt,
     Limits,
+    Observation,
+    RetryCounter,
     RunProgress,
-    Seen,
     Step,
-    Tries,
     decide,
     is_permanent,
 )
@@ -38,40 +38,29 @@ if TYPE_CHECKING:
 
 __all__ = ["Supervision", "last_run"]
 
-RECORD: Final = "run.json"  # of the kit's state: the run under way, for a successor and for `status`
-LOOK_S: Final = 0.25
-UNREACHABLE_S: Final = 300.0  # SuperLink, before a run is given up
-LITTLE_BYTES: Final = 100 * 2**20  # free on a disk, which then is named as the likely reason
+RECORD: Final = "run.json"  # in the kit's state: the current run, for `status` and the next start
+POLL_S: Final = 0.25
+UNREACHABLE_S: Final = 300.0  # of SuperLink, after which a run is given up
+LITTLE_BYTES: Final = 100 * 2**20  # free disk space below which it is reported as the likely reason
 RESUMES: Final = "the same command resumes the run"
 
 
 @dataclass(frozen=True)
 class _Record:
-    """The run that a coordinator has under way.
+    """The run that a coordinator supervises."""
 
-    Args:
-        out: Run folder.
-        run: Flower's number of the attempt.
-        attempts: Since the start of the command.
-        since: When the attempt was submitted, ISO in UTC.
-    """
-
-    out: str
-    run: int
-    attempts: int
-    since: str
+    out: str  # run folder
+    run: int  # Flower's number of the attempt
+    attempts: int  # since the start of the command
+    since: str  # submission, ISO, UTC
 
 
 class Supervision:
-    """Submits a run, watches it, and submits it again until it has its result or there is no hope.
+    """Submits a run, watches it, and resubmits it until it has its result or is given up.
 
     Args:
-        kit: Of the coordinator.
-        request: Of the run.
-        limits: Of patience.
-        services: The coordinator's programs, answering.
-        view: For people.
-        stopped: Set when this process is told to stop.
+        services: The coordinator's programs, already answering.
+        stopped: Set when this process should stop.
     """
 
     def __init__(
@@ -91,25 +80,25 @@ class Supervision:
         self._view = view
         self._stopped = stopped
         self._progress = RunProgress(self._out, time.monotonic)
-        self._tries = Tries(limits.tries)
+        self._retries = RetryCounter(limits.tries)
         self._attempt: Attempt | None = None
         self._attempts = 0
         self._due = time.monotonic()
-        self._reached = time.monotonic()  # SuperLink, last
-        self._tidy = False  # whether SuperLink holds no run but ours for unfinished
+        self._reached = time.monotonic()  # last contact with SuperLink
+        self._tidy = False  # whether SuperLink has no unfinished runs
 
     def run(self) -> None:
-        """Until the run's result is there.
+        """Return once the run's result exists.
 
         Raises:
-            InputError: If it cannot be run as it is.
-            RunError: If it is given up, or this process is told to stop.
+            InputError: If the run is invalid.
+            RunError: If it is given up, or this process is stopped.
         """
-        while not self._over():
-            if self._stopped.wait(LOOK_S):
+        while not self._advance():
+            if self._stopped.wait(POLL_S):
                 self._stop()
                 raise RunError(f"stopped; {RESUMES}")
-            self._services.look()
+            self._services.poll()
             self._show()
         self._show()
         with suppress(OSError):
@@ -118,8 +107,8 @@ class Supervision:
     def _show(self) -> None:
         self._view.take(self._progress.read(), self._progress.state)
 
-    def _over(self) -> bool:
-        """Do what is due; whether the run's result is there."""
+    def _advance(self) -> bool:
+        """Do what is due; returns whether the run's result exists."""
         if self._attempt is None:
             if time.monotonic() >= self._due:
                 self._submit()
@@ -128,15 +117,16 @@ class Supervision:
         if app and not self._attempt.app_seen:
             self._attempt = replace(self._attempt, app_seen=True)
         if self._progress.begun:
-            self._request = replace(self._request, overwrite=False)  # from here on it is taken up
-        seen = Seen(
+            self._request = replace(self._request, overwrite=False)  # done; later attempts resume
+        restarted_at = self._services.restarted_at
+        seen = Observation(
             time.monotonic(),
             app,
             self._progress.finished,
             self._progress.failed,
-            self._progress.word,
+            self._progress.last_write,
             (self._out / RESULT).exists(),
-            self._services.shaken if self._services.shaken > self._progress.round_since else 0.0,
+            restarted_at if restarted_at > self._progress.round_since else 0.0,
             self._progress.round_s,
         )
         decision = decide(self._attempt, seen, self._limits)
@@ -165,16 +155,16 @@ class Supervision:
             self._tidy = False
             run = submit_run(self._kit, self._request)
         except RunError as error:
-            self._again(str(error), None, progress=False)
+            self._retry(str(error), None, progress=False)
             return
         self._attempt = Attempt(run, time.monotonic())
         self._record(run)
         self._view.say(f"attempt {self._attempts} submitted, Flower's run {run}")
 
     def _end(self, reason: str) -> bool:
-        """End an attempt; whether it has reached the result after all."""
+        """End an attempt; returns whether it reached the result after all."""
         attempt = self._attempt
-        assert attempt is not None  # noqa: S101 - asked before
+        assert attempt is not None  # noqa: S101 - the caller checked
         self._show()
         self._services.end_app()
         self._tidy = stop_run(self._kit, attempt.run)
@@ -186,46 +176,46 @@ class Supervision:
             self._keep_log(attempt.run)
             reason = self._progress.failed or status.details or reason
         self._attempt = None
-        self._again(reason, status, progress=self._progress.new_checkpoint)
+        self._retry(reason, status, progress=self._progress.new_checkpoint)
         return False
 
-    def _again(self, reason: str, status: FlowerRun | None, *, progress: bool) -> None:
-        """Let the next attempt be due, or give up."""
-        decision = self._tries.after(reason, status, progress=progress)
+    def _retry(self, reason: str, status: FlowerRun | None, *, progress: bool) -> None:
+        """Schedule the next attempt, or give up."""
+        decision = self._retries.after(reason, status, progress=progress)
         if decision.step is Step.GIVE_UP:
             self._give_up(decision.reason, permanent=status is not None and is_permanent(status))
-        self._due = time.monotonic() + self._tries.pause_s
-        self._view.say(f"attempt {self._attempts} ended: {reason}; the next one follows")
+        self._due = time.monotonic() + self._retries.pause_s
+        self._view.say(f"attempt {self._attempts} ended: {reason}; retrying")
 
     def _give_up(self, reason: str, *, permanent: bool = False) -> None:
         self._services.stop_runs()
-        self._note_end(reason)
+        self._log_end(reason)
         if permanent:
             raise InputError(reason)
         raise RunError(f"{self._out}: {reason}{self._disk_note()}")
 
     def _stop(self) -> None:
-        """Let go of the run in order: no site works for it any more, and its journal says why."""
+        """Stop the run at the sites and log it in the journal."""
         self._view.say("stopping")
         self._services.stop_runs()
         if self._attempt is not None:
             stop_run(self._kit, self._attempt.run)
         self._progress.read()
-        self._note_end("interrupted", Ending.INTERRUPTED)
+        self._log_end("interrupted", Ending.INTERRUPTED)
 
-    def _note_end(self, reason: str, code: Ending = Ending.OTHER) -> None:
-        """Write the end that an attempt which died could not write."""
+    def _log_end(self, reason: str, code: Ending = Ending.OTHER) -> None:
+        """Log the end of the attempt if it could not do so itself."""
         if self._progress.begun and not self._progress.finished and self._progress.failed is None:
             with suppress(OSError):
                 journal = Journal(self._out / JOURNAL, self._progress.state.name)
                 journal.write(RunFailed(reason=reason, code=code))
 
     def _status(self) -> FlowerRun | None:
-        assert self._attempt is not None  # noqa: S101 - asked before
+        assert self._attempt is not None  # noqa: S101 - the caller checked
         try:
             return flower_status(self._kit, self._attempt.run)
         except RunError:
-            return None  # SuperLink is being started again
+            return None  # SuperLink is restarting
 
     def _record(self, run: int) -> None:
         record = _Record(str(self._out), run, self._attempts, datetime.now(UTC).isoformat())
@@ -233,7 +223,7 @@ class Supervision:
             write_whole(self._kit.state / RECORD, json.dumps(record.__dict__, indent=2).encode())
 
     def _keep_log(self, run: int) -> None:
-        """What a ServerApp that failed wrote is Flower's: keep it beside the other programs' logs."""
+        """Copy the output of a failed ServerApp, which Flower stores, to the other programs' logs."""
         text = run_log(self._kit, run)
         with suppress(OSError), (self._kit.logs / "serverapp.log").open("a", encoding="utf-8") as file:
             file.write(f"--- Flower's run {run} of {self._out}\n{text}\n")
@@ -243,12 +233,12 @@ class Supervision:
             with suppress(OSError):
                 free = shutil.disk_usage(path).free
                 if free < LITTLE_BYTES:
-                    return f" (the disk of {path} has {free / 2**20:.0f} MiB left: make room first)"
+                    return f" (the disk of {path} has {free / 2**20:.0f} MiB left: free some space first)"
         return ""
 
 
 def last_run(kit: Kit) -> tuple[Path, int] | None:
-    """Folder and Flower's number of the run under way, or of one that was cut short."""
+    """Folder and Flower's number of the current run, or of one that was cut short."""
     try:
         found = json.loads((kit.state / RECORD).read_text(encoding="utf-8"))
         return kit.folder / str(found["out"]), int(found["run"])

@@ -1,4 +1,4 @@
-"""The coordinator's programs, kept running and answering."""
+"""Keeps the coordinator's programs running and responsive."""
 
 from __future__ import annotations
 
@@ -31,79 +31,74 @@ if TYPE_CHECKING:
 
 __all__ = ["Services"]
 
-LOOK_S: Final = 0.1  # while waiting for the first answer
+POLL_S: Final = 0.1  # while waiting for the first answer
 BEGIN_S: Final = 120.0  # to the first answer; Flower's imports take 5 s on a busy machine
-HEALTH_S: Final = 10.0  # between questions
-UNANSWERED_S: Final = 60.0  # after which a program that lives but does not answer is started anew
-HOPELESS: Final = 4  # starts before the first answer
+HEALTH_S: Final = 10.0  # between health checks
+UNANSWERED_S: Final = 60.0  # after which a running program that does not answer is restarted
+MOST_STARTS: Final = 4  # before the first answer
 APP_S: Final = 5.0  # from SIGTERM to SIGKILL
 
 
 class Services:
-    """Runs SuperLink, SuperExec and the public door, and sees to it that they answer.
+    """Runs SuperLink, SuperExec and, if ``proxy``, nginx; restarts those that do not answer.
 
     Args:
-        kit: Of the coordinator.
         processes: Stopped by the caller.
-        tell: Takes a line for people.
-        proxy: Whether an own nginx stands in front.
+        report: Takes a line for the console.
     """
 
     def __init__(
-        self, kit: Kit, processes: ProcessSupervisor, tell: Callable[[str], None], *, proxy: bool = True
+        self, kit: Kit, processes: ProcessSupervisor, report: Callable[[str], None], *, proxy: bool = True
     ) -> None:
         self._kit = kit
         self._processes = processes
-        self._tell = tell
+        self._report = report
         self._answers = {SUPERLINK: superlink_answers, **({PROXY: proxy_answers} if proxy else {})}
         self._answered: dict[str, float] = {}
         self._asked = 0.0
         self._programs = programs(kit, proxy=proxy)
         self._files = self._new_files = self._stamp()
         self._app: tuple[int, str] | None = None  # process id and time of start
-        self.shaken = 0.0  # when SuperLink or the door was last started again: a message may be lost then
+        self.restarted_at = 0.0  # of SuperLink or nginx, which may lose a message
 
     def begin(self, stopped: Stop) -> bool:
-        """Start everything and wait until it answers.
-
-        Returns:
-            Whether it does; not where somebody stopped it before.
+        """Start everything and wait until it answers; false if stopped before.
 
         Raises:
-            RunError: If a program keeps ending, or does not answer.
+            RunError: If a program keeps exiting or does not answer.
         """
         for program in self._programs:
             self._processes.keep(program)
         waiting = dict(self._answers)
         end = time.monotonic() + BEGIN_S
         while waiting and not stopped.is_set():
-            self.look()
+            self.poll()
             for name in [name for name, answers in waiting.items() if answers(self._kit)]:
                 del waiting[name]
             for name in waiting:
-                if self._processes.starts(name) >= HOPELESS or time.monotonic() > end:
-                    raise RunError(f"{name} does not start: {self._last_words(name)}")
-            stopped.wait(LOOK_S)
+                if self._processes.starts(name) >= MOST_STARTS or time.monotonic() > end:
+                    raise RunError(f"{name} does not start: {self._last_error(name)}")
+            stopped.wait(POLL_S)
         self._answered = dict.fromkeys(self._answers, time.monotonic())
         return not stopped.is_set()
 
-    def look(self) -> None:
-        """Start again what ended, renew what the kit renewed, and now and then ask whether all answer."""
+    def poll(self) -> None:
+        """Restart programs that exited, hold an old certificate, or fail a periodic health check."""
         changes = self._processes.poll()
         for change in changes:
-            self._tell_of(change)
+            self._report_change(change)
         if changes:
             write_record(self._kit, self._processes.running())
         if self._answered and time.monotonic() - self._asked > HEALTH_S:
-            self._take_up_certificate()
-            self._ask()
+            self._apply_new_certificate()
+            self._check_health()
 
     def answering(self) -> bool:
-        """Whether SuperLink can be spoken to now."""
+        """Whether SuperLink answers now."""
         return superlink_answers(self._kit)
 
     def app(self) -> int | None:
-        """Process id of the ServerApp, while it lives."""
+        """Process id of the ServerApp, while it runs."""
         if self._app is not None and started_at(self._app[0]) == self._app[1]:
             return self._app[0]
         pid = server_app_pid(self._processes.pid(SUPEREXEC))
@@ -112,7 +107,7 @@ class Services:
         return pid if since is not None else None
 
     def end_app(self) -> None:
-        """End every ServerApp that still lives."""
+        """End every ServerApp that is still running."""
         superexec = self._processes.pid(SUPEREXEC)
         for number in (signal.SIGTERM, signal.SIGKILL):
             end = time.monotonic() + APP_S
@@ -120,24 +115,24 @@ class Services:
                 with suppress(ProcessLookupError):
                     os.kill(pid, number)
             while server_app_pids(superexec) and time.monotonic() < end:
-                time.sleep(LOOK_S)
+                time.sleep(POLL_S)
 
     def stop_runs(self) -> None:
-        """End SuperExec, and with it the ServerApp; nothing is started again."""
+        """End SuperExec for good, and with it the ServerApp."""
         self._processes.stop([SUPEREXEC])
 
-    def _tell_of(self, change: Change) -> None:
+    def _report_change(self, change: Change) -> None:
         if change.code is not None:
-            self._tell(
-                f"{change.name} {how_it_ended(change.code)} and is started again in {change.again_s:.1f} s "
+            self._report(
+                f"{change.name} {how_it_ended(change.code)} and restarts in {change.again_s:.1f} s "
                 f"({self._kit.logs / change.name}.log)"
             )
         elif self._processes.starts(change.name) > 1:
-            self._tell(f"{change.name} started again")
+            self._report(f"{change.name} restarted")
             if change.name in self._answers:
-                self.shaken = time.monotonic()
+                self.restarted_at = time.monotonic()
 
-    def _ask(self) -> None:
+    def _check_health(self) -> None:
         self._asked = now = time.monotonic()
         for name, answers in self._answers.items():
             if self._processes.pid(name) is None or answers(self._kit):
@@ -145,29 +140,29 @@ class Services:
             elif now - self._answered[name] > UNANSWERED_S:
                 self._answered[name] = now
                 self._end(name, signal.SIGKILL, f"has not answered for {UNANSWERED_S:.0f} s")
-                return  # the door cannot answer without SuperLink
+                return  # nginx cannot answer without SuperLink
 
-    def _take_up_certificate(self) -> None:
+    def _apply_new_certificate(self) -> None:
         before, self._new_files = self._new_files, self._stamp()
         if self._new_files not in (self._files, before) or not all(self._new_files):
-            return  # just written: a key and its certificate are two files
+            return  # being written: key and certificate are two files
         if self._new_files != self._files:
             self._files = self._new_files
             for name in self._answers:
-                self._end(name, signal.SIGTERM, "takes up the kit's new certificate")
+                self._end(name, signal.SIGTERM, "needs the kit's new certificate")
 
     def _end(self, name: str, number: int, why: str) -> None:
         pid = self._processes.pid(name)
         if pid is not None:
-            self._tell(f"{name} {why}: started anew")
+            self._report(f"{name} {why}: restarting")
             with suppress(ProcessLookupError):
                 os.kill(pid, number)
 
     def _stamp(self) -> tuple[int, ...]:
-        """When certificate and key were written; 0 for one that is not there."""
+        """Modification times of certificate and key; 0 for a missing one."""
         return tuple(_written(path) for path in (self._kit.certificate, self._kit.key))
 
-    def _last_words(self, name: str) -> str:
+    def _last_error(self, name: str) -> str:
         path = self._kit.logs / f"{name}.log"
         try:
             with path.open("rb") as file:
@@ -177,8 +172,8 @@ class Services:
             lines = []
         if not lines:
             return f"{path} is empty"
-        telling = [line for line in lines if "ERROR" in line or "[emerg]" in line] or lines
-        return f"{path} says {telling[-1].strip()[:200]!r}"
+        errors = [line for line in lines if "ERROR" in line or "[emerg]" in line] or lines
+        return f"{path} says {errors[-1].strip()[:200]!r}"
 
 
 def _written(path: Path) -> int:

@@ -1,4 +1,4 @@
-"""What ``mmare-server start`` shows: the run as a dashboard on a terminal, a line per event elsewhere."""
+"""Console output of ``mmare-server start``: a dashboard on a terminal, otherwise one line per event."""
 
 from __future__ import annotations
 
@@ -24,15 +24,11 @@ if TYPE_CHECKING:
 __all__ = ["StartView", "event_line"]
 
 REDRAW_S: Final = 1.0
-QUIET: Final = (events.Aggregated, events.Validated)  # that the dashboard shows
+QUIET: Final = (events.Aggregated, events.Validated)  # shown by the dashboard instead
 
 
 class StartView:
-    """Takes lines and events of a run.
-
-    Args:
-        console: Where to.
-    """
+    """Shows lines and events of a run."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
@@ -58,7 +54,7 @@ class StartView:
         self._console.print(Text(f"{now} {line}"), soft_wrap=True)
 
     def take(self, new: Iterable[Event], state: RunState) -> None:
-        """Show what has just been written to the journal, and the state of the run since."""
+        """Show new events of the journal and the current state of the run."""
         self._state = state
         for event in new:
             line = event_line(event)
@@ -74,7 +70,7 @@ class StartView:
 
 
 def event_line(event: Event) -> str | None:  # noqa: PLR0911 - one line per event
-    """An event in one line, or nothing where others say it.
+    """An event in one line, if it is worth one.
 
     Example:
         >>> event_line(events.SiteLeftOut(round=3, site="ash", reason="late"))
@@ -86,17 +82,17 @@ def event_line(event: Event) -> str | None:  # noqa: PLR0911 - one line per even
         case events.RollCall(site=site, reason=reason):
             return f"roll call: {site} is refused, {reason}"
         case events.Resumed(round=number):
-            return f"goes on after round {number}" if number else "begins again: no round was finished"
+            return f"resumes after round {number}" if number else "starts over: no round was finished"
         case events.SiteLeftOut(round=number, site=site, reason=reason):
             return f"round {number}: {site} left out, {reason}"
         case events.Aggregated(round=number, seconds=seconds):
             return f"round {number}: {sum(seconds.values()):.1f} s"
         case events.Validated(round=number, metrics=metrics):
             score = metrics["pooled"]["balanced_accuracy"]
-            told = "not defined" if score is None else f"{score:.3f}"
-            return f"round {number}: validation balanced accuracy {told}"
+            shown = "not defined" if score is None else f"{score:.3f}"
+            return f"round {number}: validation balanced accuracy {shown}"
         case events.CheckpointDamaged(files=files):
-            return f"damaged checkpoints are passed over: {', '.join(files)}"
+            return f"damaged checkpoints are ignored: {', '.join(files)}"
         case events.RunFailed(reason=reason):
             return f"the attempt failed: {reason}"
         case events.RunFinished(rounds_run=rounds, best_round=best):

@@ -1,4 +1,4 @@
-"""A coordinator in a screenful: where it is, what runs, which sites are there, and its run."""
+"""Overview of a coordinator: its address, programs, sites and run."""
 
 from __future__ import annotations
 
@@ -20,40 +20,33 @@ from server.membership.records import SiteState, listed
 from server.monitoring.followed_run import read_run
 
 if TYPE_CHECKING:
-    from rich.console import RenderableType
-
     from server.membership.kit import Kit
 
 __all__ = ["kit_status"]
 
-SOON_DAYS: Final = 30  # of a certificate: time to renew
+SOON_DAYS: Final = 30  # before a certificate expires, renewal is advised
 
 
 def kit_status(kit: Kit) -> Group:
-    """What a kit's files, its processes and its SuperLink say.
-
-    Args:
-        kit: Of the coordinator; whether it runs or not.
-    """
+    """The state of a coordinator from its files, processes and SuperLink; it need not be running."""
     answers = superlink_answers(kit)
-    found = last_run(kit)
-    parts: list[RenderableType] = [_where(kit), "", _programs(kit, answers=answers), ""]
-    parts.append(_sites(kit, found[0] if found else None, answers=answers))
-    return Group(*parts)
+    last = last_run(kit)
+    run = None if last is None else last[0]
+    tables = (_summary(kit, run), "", _programs(kit, answers=answers), "", _sites(kit, run, answers=answers))
+    return Group(*tables)
 
 
-def _where(kit: Kit) -> Table:
+def _summary(kit: Kit, run: Path | None) -> Table:
     table = Table(box=None, show_header=False, padding=(0, 2))
     days = certificate_days_left(kit.certificate)
-    left = f"{days} days left" if days >= 0 else f"over since {-days} days"
+    left = f"{days} days left" if days >= 0 else f"expired {-days} days ago"
     advice = "; mmare-server kit renew makes a new one" if days < SOON_DAYS else ""
-    found = last_run(kit)
     for name, value in (
         ("federation", kit.federation),
         ("kit", str(kit.folder)),
         ("address", f"{kit.host}:{kit.port}"),
         ("certificate", left + advice),
-        ("run", "none under way" if found is None else str(found[0])),
+        ("run", "none under way" if run is None else str(run)),
     ):
         table.add_row(name, escape(value))
     return table
@@ -65,22 +58,17 @@ def _programs(kit: Kit, *, answers: bool) -> Table:
         table.add_column(heading, justify="right" if heading == "memory" else "left")
     running = recorded(kit)
     app = server_app_pid(running.get(SUPEREXEC))
-    said = {SUPERLINK: _yes(answers), PROXY: _yes(proxy_answers(kit))}
+    healthy = {SUPERLINK: answers, PROXY: proxy_answers(kit)}
     pids = {name: running.get(name) for name in (SUPERLINK, SUPEREXEC, PROXY)} | {SERVER_APP: app}
     for name, pid in pids.items():
-        if pid is None:
-            table.add_row(name, "not running", "-", said.get(name, "-"))
-        else:
-            table.add_row(name, str(pid), _memory(pid), said.get(name, "-"))
+        health = {True: "yes", False: "no", None: "-"}[healthy.get(name)]
+        process = ("not running", "-") if pid is None else (str(pid), _memory(pid))
+        table.add_row(name, *process, health)
     return table
 
 
-def _yes(answer: bool) -> str:
-    return "yes" if answer else "no"
-
-
 def _memory(pid: int) -> str:
-    """Of a process alone: what it shares with others is shared out."""
+    """Proportional set size of a process."""
     try:
         return f"{psutil.Process(pid).memory_full_info().pss / 2**20:.0f} MiB"
     except psutil.Error:
@@ -88,7 +76,7 @@ def _memory(pid: int) -> str:
 
 
 def _sites(kit: Kit, run: Path | None, *, answers: bool) -> Table:
-    """Sites of the kit's records, with what SuperLink says of their nodes and the run of their answers."""
+    """The kit's sites with their node's status at SuperLink and their last answer in the run."""
     table = Table(box=None, padding=(0, 2))
     for heading in ("site", "state", "node", "last answer"):
         table.add_column(heading)
@@ -111,7 +99,7 @@ def _sites(kit: Kit, run: Path | None, *, answers: bool) -> Table:
 
 
 def _last_answers(run: Path) -> dict[str, str]:
-    """When a site last answered, and in which round."""
+    """Round and time of each site's last answer."""
     answers = {name: site.answer for name, site in read_run(run).sites.items()}
     return {
         name: f"round {answer.round}, {answer.time[:19]}Z"

@@ -135,7 +135,7 @@ def test_a_site_is_admitted_connects_and_is_revoked(coordinator, tmp_path):
 def test_what_happened_while_superlink_was_away_is_made_up_for(coordinator, tmp_path):
     kit = coordinator.kit
     sites = {name: asked(tmp_path, name) for name in ("ash", "birch", "cedar")}
-    assert "SuperLink does not run" in coordinator.run("admit", sites["ash"][1])
+    assert "SuperLink is not running" in coordinator.run("admit", sites["ash"][1])
     admit(kit, sites["birch"][1])
     coordinator.start()
     assert register_admitted(kit).registered == ("ash", "birch")

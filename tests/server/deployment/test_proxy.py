@@ -336,7 +336,7 @@ def test_a_root_that_starts_it_gives_the_worker_its_own_user(tmp_path):
 
 def test_a_path_that_nginx_would_read_otherwise_is_refused(tmp_path):
     kit = init_kit(tmp_path / "the kit", "localhost")
-    with pytest.raises(InputError, match="nginx takes no path with blanks"):
+    with pytest.raises(InputError, match="nginx accepts no path with blanks"):
         write_proxy(kit)
 
 
@@ -351,6 +351,6 @@ def test_where_nginx_is_missing_it_is_said_what_to_do(tmp_path, monkeypatch):
 def test_what_nginx_does_not_take_is_said_in_its_words(tmp_path):
     kit = init_kit(tmp_path / "kit", "localhost")
     kit.certificate.write_text("no certificate\n")
-    with pytest.raises(RunError, match=rf"{CONFIG}: nginx does not take it: cannot load certificate"):
+    with pytest.raises(RunError, match=rf"{CONFIG}: nginx rejects it: cannot load certificate"):
         write_proxy(kit)
     assert Path(kit.nginx / CONFIG).exists()

@@ -128,12 +128,14 @@ def test_a_port_that_somebody_has_is_named(kit):
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", kit.superlink_port))
         taken.listen()
-        with pytest.raises(InputError, match=rf"port {kit.superlink_port} cannot be had.*superlink_port in"):
+        with pytest.raises(
+            InputError, match=rf"port {kit.superlink_port} is not available.*superlink_port in"
+        ):
             check_ports(kit)
     with socket.socket() as taken:
         taken.bind(("", kit.port))
         taken.listen()
-        with pytest.raises(InputError, match=rf"port {kit.port} cannot be had.*set another port in"):
+        with pytest.raises(InputError, match=rf"port {kit.port} is not available.*set another port in"):
             check_ports(kit)
         check_ports(kit, proxy=False)
 
@@ -282,7 +284,7 @@ class Kept:
 
     def until(self, found, what):
         def look():
-            self.services.look()
+            self.services.poll()
             return found()
 
         until(look, f"{what}: {self.said}")
@@ -307,12 +309,12 @@ def test_one_that_ends_is_told_and_started_again(kit, kept):
     pid = kept.processes.pid("superexec")
     os.kill(pid, signal.SIGKILL)
     kept.until(lambda: kept.processes.pid("superexec") not in (None, pid), "back")
-    assert kept.said[0].startswith("superexec ended by signal 9 and is started again in")
-    assert kept.said[1] == "superexec started again"
+    assert kept.said[0].startswith("superexec ended by signal 9 and restarts in")
+    assert kept.said[1] == "superexec restarted"
     assert recorded(kit)["superexec"] == kept.processes.pid("superexec")
-    assert kept.services.shaken == 0.0
+    assert kept.services.restarted_at == 0.0
     os.kill(kept.processes.pid("superlink"), signal.SIGKILL)
-    kept.until(lambda: kept.services.shaken > 0.0, "a message may be lost")
+    kept.until(lambda: kept.services.restarted_at > 0.0, "a message may be lost")
 
 
 @pytest.mark.parametrize("name", ["superlink", "proxy"])
@@ -323,7 +325,7 @@ def test_one_that_lives_but_does_not_answer_is_started_anew(kept, monkeypatch, n
     kept.answers[name] = False
     kept.until(lambda: kept.processes.pid(name) not in (None, before[name]), "anew")
     kept.answers[name] = True
-    assert f"{name} has not answered for 0 s: started anew" in kept.said
+    assert f"{name} has not answered for 0 s: restarting" in kept.said
     others = {other: pid for other, pid in before.items() if other != name}
     assert others.items() <= kept.processes.running().items()
 
@@ -340,10 +342,10 @@ def test_a_renewed_certificate_is_taken_up_by_those_who_show_it(kit, kept):
         "anew",
     )
     assert kept.processes.pid("superexec") == before["superexec"]
-    assert kept.said[0] == "superlink takes up the kit's new certificate: started anew"
+    assert kept.said[0] == "superlink needs the kit's new certificate: restarting"
     seen = kept.processes.running()
     for _ in range(20):
-        kept.services.look()
+        kept.services.poll()
         time.sleep(0.01)
     assert kept.processes.running() == seen  # once
 
@@ -393,11 +395,11 @@ class Coordinator:
     def __init__(self, kit, out, monkeypatch, *attempts, tries=3):
         self.kit, self.out, self.attempts = kit, out, list(attempts)
         self.requests, self.stopped_runs, self.swept, self.ended = [], [], [], False
-        self.alive, self.shaken = False, 0.0
+        self.alive, self.restarted_at = False, 0.0
         self.state = FlowerRun("running")
         self.stopped = threading.Event()
         self.console = Console(record=True, width=200, file=StringIO())
-        monkeypatch.setattr(supervision, "LOOK_S", 0.01)
+        monkeypatch.setattr(supervision, "POLL_S", 0.01)
         monkeypatch.setattr(supervision, "submit_run", self.submit)
         monkeypatch.setattr(supervision, "flower_status", lambda _kit, _run: self.state)
         monkeypatch.setattr(supervision, "stop_run", self.stop)
@@ -411,7 +413,7 @@ class Coordinator:
 
     # As `Services`
 
-    def look(self):
+    def poll(self):
         if self.alive and self.attempts:
             self.attempts.pop(0)(self)
 
@@ -513,7 +515,7 @@ def test_a_killed_one_is_taken_up_at_once_and_never_overwritten_again(coordinato
 
 
 def test_one_that_never_gets_on_is_given_up_with_the_last_reason(kit, coordinator, monkeypatch):
-    monkeypatch.setattr(supervision.Tries, "pause_s", 0.0)
+    monkeypatch.setattr(supervision.RetryCounter, "pause_s", 0.0)
     failing = fails(
         "ServerApp failed with exception: 1 sites answered", STARTED, ("run_failed", {"reason": "1 sites"})
     )
@@ -521,7 +523,7 @@ def test_one_that_never_gets_on_is_given_up_with_the_last_reason(kit, coordinato
     with pytest.raises(RunError) as found:
         place.supervision.run()
     assert str(found.value) == (
-        f"{place.out}: given up after 3 attempts without a new checkpoint, the last one: 1 sites; "
+        f"{place.out}: gave up after 3 attempts without a new checkpoint, the last one: 1 sites; "
         "the same command resumes the run"
     )
     assert len(place.requests) == 3
@@ -532,7 +534,7 @@ def test_one_that_never_gets_on_is_given_up_with_the_last_reason(kit, coordinato
 def test_given_up_on_a_full_disk_the_disk_is_named(coordinator, monkeypatch):
     monkeypatch.setattr(supervision, "LITTLE_BYTES", 1 << 60)
     place = coordinator(alone, killed(STARTED), tries=1)
-    with pytest.raises(RunError, match=r"the disk of .*run has \d+ MiB left: make room first"):
+    with pytest.raises(RunError, match=r"the disk of .*run has \d+ MiB left: free some space first"):
         place.supervision.run()
     last = json.loads((place.out / "rounds.jsonl").read_text().splitlines()[-1])
     assert last["event"] == "run_failed"
@@ -573,7 +575,7 @@ def test_one_that_lost_a_message_to_a_killed_superlink_does_not_wait_for_the_dea
     round_ = ("aggregated", {"round": 1, "seconds": {"wait": 0.01}})
 
     def superlink_dies(place):
-        place.shaken = time.monotonic()
+        place.restarted_at = time.monotonic()
 
     def waits(place):
         if len(place.requests) == 1:
@@ -583,14 +585,14 @@ def test_one_that_lost_a_message_to_a_killed_superlink_does_not_wait_for_the_dea
         lambda place: place.write(STARTED, round_, checkpoint(1), ("round_started", {"round": 2})),
         *(alone, superlink_dies, waits, finishes),
     )
-    place.supervision._limits = replace(place.supervision._limits, silent_s=60.0, shaken_s=0.3)
+    place.supervision._limits = replace(place.supervision._limits, silent_s=60.0, restart_s=0.3)
     place.supervision.run()
-    assert "a message was lost when SuperLink or its door was started again" in place.said()
+    assert "a message was lost when SuperLink or nginx restarted" in place.said()
     assert len(place.requests) == 2
 
 
 def test_what_superlink_does_not_take_is_tried_again(coordinator, monkeypatch):
-    monkeypatch.setattr(supervision.Tries, "pause_s", 0.0)
+    monkeypatch.setattr(supervision.RetryCounter, "pause_s", 0.0)
     place = coordinator(alone, finishes)
     submit, calls = place.submit, []
 
