@@ -227,8 +227,8 @@ def write_proxy(kit: Kit) -> None:
         check=False,
     )
     if checked.returncode != 0:
-        error = next((line for line in checked.stderr.splitlines() if "[emerg]" in line), "no output")
-        reason = re.sub(r"^.*\[emerg\] [0-9#]+: ", "", error)
+        emerg = next((line for line in checked.stderr.splitlines() if "[emerg]" in line), "no output")
+        reason = re.sub(r"^.*\[emerg\] [0-9#]+: ", "", emerg)
         raise RunError(f"{path}: nginx rejects it: {reason}")
 
 
