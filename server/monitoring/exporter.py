@@ -1,4 +1,4 @@
-"""``mmare-server export``: a process that outlives the runs and tells Prometheus what their journals say."""
+"""``mmare-server export``: a process that outlives the runs and exports their journals to Prometheus."""
 
 from __future__ import annotations
 
@@ -33,23 +33,23 @@ if TYPE_CHECKING:
 
 __all__ = ["INTERVAL_S", "MIN_COUNT", "Exporter", "serving"]
 
-INTERVAL_S: Final = 2.0  # between looks at the journals
-MIN_COUNT: Final = 5  # a hospital's own default
-YIELD_S: Final = 0.001  # between two pieces, in which a scrape gets the lock
+INTERVAL_S: Final = 2.0  # between polls of the journals
+MIN_COUNT: Final = 5  # as the hospitals' default
+YIELD_S: Final = 0.001  # between two chunks, to let a scrape take the lock
 MOST_STUDIES: Final = 100
-SHOWN_RUNS: Final = 10  # whose gauges are exported: those under way first, then the last ones
-DEPTH: Final = 3  # a run folder lies at most so deep in the folder of runs; 0 is the folder itself
+SHOWN_RUNS: Final = 10  # whose gauges are exported: active ones first, then the latest
+DEPTH: Final = 3  # of run folders below the folder of runs, at most; 0 is the folder itself
 
 
 class Exporter(Collector):
-    """Follows every run in a folder; what it knows is asked for by Prometheus.
+    """Follows every run in a folder, for scrapes by Prometheus.
 
-    Counters are over all runs; gauges are of the runs under way and of those that ended last.
+    Counters cover all runs; gauges cover the active and the latest ones.
 
     Args:
         runs: Folder of run folders, or a run folder.
-        min_count: Numbers of patients below this are not told.
-        kit: The coordinator's folder, where there is a deployment.
+        min_count: Smaller numbers of patients are not disclosed.
+        kit: The coordinator's folder, if there is a deployment.
     """
 
     def __init__(self, runs: Path, min_count: int = MIN_COUNT, kit: Path | None = None) -> None:
@@ -61,16 +61,16 @@ class Exporter(Collector):
         self._followed: dict[Path, FollowedRun] = {}
         self._last_read = 0.0
         self._behind = False
-        self._gone = {"taken": 0, "skipped": 0}  # of folders that were deleted
+        self._deleted = {"taken": 0, "skipped": 0}  # lines in folders that were deleted
 
     def read_on(self) -> bool:
-        """Look for new runs and take the next piece of every journal; whether more is waiting."""
+        """Find new runs and read the next chunk of every journal; returns whether there is more to read."""
         found = set(_run_folders(self._runs, DEPTH))
         with self._lock:
             for folder in [folder for folder in self._followed if folder not in found]:
                 followed = self._followed.pop(folder)
-                self._gone["taken"] += followed.taken
-                self._gone["skipped"] += followed.skipped
+                self._deleted["taken"] += followed.taken
+                self._deleted["skipped"] += followed.skipped
             for folder in sorted(found - set(self._followed)):
                 self._followed[folder] = FollowedRun(folder, self._new_state)
             todo = list(self._followed.values())
@@ -91,7 +91,7 @@ class Exporter(Collector):
                 stop.wait(interval_s)
 
     def collect(self) -> Iterator[Family]:
-        """All metrics with their values now, or as far as the journals have been read."""
+        """All metrics, as far as the journals have been read."""
         if not self._behind:
             self.read_on()
         with self._lock:
@@ -122,7 +122,7 @@ class Exporter(Collector):
                 yield Sample(name, labels, value)
         shown: dict[tuple[str, str], RunState] = {}
         for state in self._shown():
-            shown.setdefault((state.study, state.run), state)  # of a copied folder, the one written to last
+            shown.setdefault((state.study, state.run), state)  # the latest of copied folders
         for state in shown.values():
             yield from run_samples(state)
         if self._kit is not None:
@@ -142,8 +142,8 @@ class Exporter(Collector):
             "mmare_exporter_last_read_timestamp_seconds": self._last_read,
             "mmare_exporter_backlog_bytes": sum(each.backlog for each in followed),
             "mmare_exporter_runs": len(followed),
-            "mmare_exporter_events_total": self._gone["taken"] + sum(each.taken for each in followed),
-            "mmare_exporter_skipped_lines_total": self._gone["skipped"]
+            "mmare_exporter_events_total": self._deleted["taken"] + sum(each.taken for each in followed),
+            "mmare_exporter_skipped_lines_total": self._deleted["skipped"]
             + sum(each.skipped for each in followed),
         }
         for name, value in numbers.items():
@@ -158,10 +158,10 @@ class Exporter(Collector):
 
 @contextmanager
 def serving(exporter: Exporter, port: int, address: str, interval_s: float = INTERVAL_S) -> Iterator[int]:
-    """Serve an exporter's metrics while the block runs; gives the port.
+    """Serve an exporter's metrics while the block runs; yields the port.
 
     Raises:
-        InputError: If the port cannot be had.
+        InputError: If the port is not available.
     """
     registry = CollectorRegistry(auto_describe=False)
     exporter.read_on()
@@ -185,7 +185,7 @@ def serving(exporter: Exporter, port: int, address: str, interval_s: float = INT
 
 
 def _run_folders(folder: Path, depth: int) -> Iterator[Path]:
-    """Folders with a journal, down to a depth; what lies inside a run folder is the run's own."""
+    """Folders with a journal, down to a depth; run folders are not searched."""
     try:
         if (folder / JOURNAL).is_file():
             yield folder
@@ -198,6 +198,6 @@ def _run_folders(folder: Path, depth: int) -> Iterator[Path]:
 
 
 def _cumulative(counts: list[int]) -> list[tuple[str, float]]:
-    """Counts per bucket as Prometheus wants them: with all below."""
+    """Cumulative counts per bucket, as Prometheus expects them."""
     bounds = (*(str(bound) for bound in BUCKETS), "+Inf")
     return [(bound, float(sum(counts[: place + 1]))) for place, bound in enumerate(bounds)]

@@ -1,10 +1,9 @@
-"""What SuperLink's database says of its last run and of its nodes: a look from outside, without asking it.
+"""State of SuperLink's last run and nodes, read from its database.
 
-Flower's command line says the same, but takes seconds of a processor each time. The tables are Flower's own
-and may change with a version (seen in 1.41): where they are not as expected, nothing is told. The database is
-opened for reading only, and its journal is a write-ahead log, so SuperLink never waits for whoever looks.
-Where there is no such log, nobody is writing: the file is then read as it is, which works in a folder that
-cannot be written to, too.
+Flower's command line reports the same, but takes seconds of CPU time. The tables are internal to Flower (as
+in 1.41); if they differ, nothing is reported. The database is opened read-only and has a write-ahead log, so
+readers never block SuperLink. Without that log nobody is writing, and the file is opened as immutable, which
+also works in a read-only folder.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ __all__ = ["FlowerState", "read_flower_state"]
 
 WAIT_S: Final = 1.0
 MOST_NODES: Final = 10_000
-_UNSIGNED: Final = 2**64 - 1  # node ids are kept as signed numbers of 64 bits
+_UNSIGNED: Final = 2**64 - 1  # node ids are stored as signed 64-bit integers
 _RUN: Final = """
     SELECT task.pending_at, task.starting_at, task.running_at, task.finished_at, task.sub_status
     FROM run JOIN task ON task.task_id = run.primary_task_id ORDER BY task.pending_at DESC LIMIT 1
@@ -32,12 +31,12 @@ _NODES: Final = "SELECT node_id, status, online_until FROM node WHERE node_id IS
 
 @dataclass(frozen=True)
 class FlowerState:
-    """What there is.
+    """State of the run submitted last and of all nodes.
 
     Args:
-        run: State of the run that was submitted last: ``pending``, ``starting``, ``running``, or as what it
-            finished: ``completed``, ``failed``, ``stopped``; none where there is no run.
-        nodes: By node id: ``registered`` (never connected), ``online``, ``offline`` or ``unregistered``.
+        run: ``pending``, ``starting``, ``running``, ``completed``, ``failed`` or ``stopped``; ``None`` if
+            there is no run.
+        nodes: By node id, ``registered`` (never connected), ``online``, ``offline`` or ``unregistered``.
     """
 
     run: str | None
@@ -45,19 +44,15 @@ class FlowerState:
 
 
 def read_flower_state(database: Path, now: float) -> FlowerState | None:
-    """Look into a SuperLink's database.
+    """Read SuperLink's database, if possible.
 
     Args:
-        database: Its file.
-        now: Seconds since the epoch: SuperLink notes that a node is gone only when it is asked.
-
-    Returns:
-        Nothing where there is no database that can be read.
+        now: Seconds since the epoch, since SuperLink marks nodes as offline only when asked.
     """
     if not database.is_file():
         return None
-    written = database.with_name(f"{database.name}-wal").exists()
-    address = f"{database.absolute().as_uri()}?mode=ro{'' if written else '&immutable=1'}"
+    has_log = database.with_name(f"{database.name}-wal").exists()
+    address = f"{database.absolute().as_uri()}?mode=ro{'' if has_log else '&immutable=1'}"
     try:
         with closing(sqlite3.connect(address, WAIT_S, uri=True)) as opened:
             found = opened.execute(_RUN).fetchone()
@@ -73,7 +68,7 @@ def read_flower_state(database: Path, now: float) -> FlowerState | None:
 def _run_status(
     pending: object, starting: object, running: object, finished: object, sub_status: object
 ) -> str:
-    """As Flower itself reads it: the last step that has a time."""
+    """The last step with a time, as Flower derives it."""
     if finished:
         return str(sub_status)
     steps = {"running": running, "starting": starting, "pending": pending}

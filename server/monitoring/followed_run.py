@@ -1,4 +1,4 @@
-"""A run folder that is followed: its journal as it grows, folded into the state of the run."""
+"""Follows a run folder: folds its growing journal into the state of the run."""
 
 from __future__ import annotations
 
@@ -21,12 +21,11 @@ __all__ = ["FollowedRun", "read_run"]
 
 
 class FollowedRun:
-    """The state of the run in a folder, also after another run has taken the place of the first.
+    """The state of the run in a folder, even after another run replaced it.
 
     Args:
-        folder: Run folder.
-        new_state: Makes the state of a run that begins.
-        listener: Called with every event, once the state knows it.
+        new_state: Makes the initial state of a run.
+        listener: Called with every event after the state took it.
     """
 
     def __init__(
@@ -39,42 +38,42 @@ class FollowedRun:
         self._new_state = new_state
         self._listener = listener
         self._tail = JournalTail(folder / JOURNAL)
-        self.epoch = self._tail.epoch  # goes up when another run takes the place
+        self.epoch = self._tail.epoch  # increases when another run replaces this one
         self.state = new_state()
-        self.taken = 0
-        self._odd = 0
+        self.taken = 0  # lines
+        self._invalid = 0
 
     @property
     def backlog(self) -> int:
-        """Bytes of the journal that are still to be read."""
+        """Bytes of the journal left to read."""
         return self._tail.backlog
 
     @property
     def skipped(self) -> int:
-        """Lines that were cut or odd."""
-        return self._tail.skipped + self._odd
+        """Number of damaged or invalid lines."""
+        return self._tail.skipped + self._invalid
 
     def read_on(self) -> bool:
-        """Take the next piece of the journal; whether more is waiting."""
+        """Read the next chunk of the journal; returns whether there is more."""
         for entry in self._tail.read():
             if self._tail.epoch != self.epoch:
                 self.epoch, self.state = self._tail.epoch, self._new_state()
             self.taken += 1
             event = self.state.take(self._completed(entry))
             if event is None:
-                self._odd += 1
+                self._invalid += 1
             else:
                 self._listener(event)
         return self._tail.backlog > 0
 
     def read_all(self) -> RunState:
-        """The state once the whole journal, as it is now, is taken."""
+        """Read the rest of the journal and return the state."""
         while self.read_on():
             pass
         return self.state
 
     def _completed(self, entry: dict[str, Any]) -> Mapping[str, Any]:
-        """A ``run_started`` of an earlier version with the settings that stood in ``study.toml`` alone."""
+        """Add the settings of ``study.toml`` to a ``run_started`` of an earlier version."""
         if entry["event"] != "run_started" or "federation" in entry:
             return entry
         try:
@@ -87,7 +86,7 @@ class FollowedRun:
 
 
 def read_run(folder: Path) -> RunState:
-    """All that the journal of a run folder says; of a folder without one, nothing.
+    """The complete state of a run folder; initial if it has no journal.
 
     Example:
         >>> from pathlib import Path

@@ -1,7 +1,6 @@
-"""The metrics of a deployment, from the coordinator's folder: certificates, sites, programs, Flower's view.
+"""Metrics of a deployment, from the coordinator's folder: certificates, sites, programs and Flower's state.
 
-Everything is read from files when Prometheus comes: no program is asked, so the numbers are there whichever
-of them has died.
+All are read from files at each scrape, so they are available whichever program has died.
 """
 
 from __future__ import annotations
@@ -24,6 +23,7 @@ from mmare.host.metric_families import Kind, Metric, Sample
 from mmare.host.metric_labels import OTHER, Names
 from server.membership.kit import PROXY, SUPEREXEC, SUPERLINK
 from server.monitoring.flower_state import read_flower_state
+from server.monitoring.parts import one_of
 
 __all__ = ["KIT_METRICS", "KitReader"]
 
@@ -33,51 +33,45 @@ RUN_STATUSES: Final = ("pending", "starting", "running", "completed", "failed", 
 NODE_STATUSES: Final = ("online", "offline", "registered", "unregistered")
 MOST_SITES: Final = 1000
 _CERTIFICATES: Final = {"server": "server.crt", "authority": "ca.crt"}
-_PROCESSES: Final = (
-    "state/processes.json"  # of server.deployment.programs: the programs that run, at every change
-)
-_LOCK: Final = "state/start.lock"  # of server.deployment.start, held while it keeps them
+_PROCESSES: Final = "state/processes.json"  # running programs, by server.deployment.programs
+_LOCK: Final = "state/start.lock"  # held by server.deployment.start while it supervises them
 _DATABASE: Final = "state/superlink.db"
-_TICKS: Final = re.compile(r"[0-9]{1,15}")  # since the machine was started
+_TICKS: Final = re.compile(r"[0-9]{1,15}")  # since boot
 _G: Final = Kind.GAUGE
 
 KIT_METRICS: Final = (
     Metric(
         "mmare_certificate_expiry_timestamp_seconds",
         _G,
-        "When a certificate of the coordinator ends: its own, or that of its authority.",
+        "Expiry of a certificate of the coordinator: its own, or that of its authority.",
         ("certificate",),
     ),
     Metric("mmare_kit_sites", _G, "Sites in the coordinator's folder, by whether they may join.", ("state",)),
     Metric(
         "mmare_deployment_program_up",
         _G,
-        "1 while a program of the deployment runs, 0 once it has ended.",
+        "1 while a program of the deployment runs, 0 after it ended.",
         ("program",),
     ),
     Metric(
         "mmare_deployment_program_start_timestamp_seconds",
         _G,
-        "When a program of the deployment that runs was started.",
+        "Start of a running program of the deployment.",
         ("program",),
     ),
-    Metric("mmare_flower_run_status", _G, "1 for the state in which Flower sees the last run.", ("status",)),
+    Metric("mmare_flower_run_status", _G, "1 for the state of the last run at Flower.", ("status",)),
     Metric("mmare_flower_nodes", _G, "Nodes that Flower knows, by state.", ("status",)),
-    Metric("mmare_flower_node_online", _G, "1 while Flower sees that a site is there.", ("site",)),
+    Metric("mmare_flower_node_online", _G, "1 while a site is online according to Flower.", ("site",)),
 )
 
 
 class KitReader:
-    """What a coordinator's folder says now. What is missing, damaged or odd in it is not told.
-
-    Args:
-        folder: Of the kit.
-    """
+    """Reads metrics from a coordinator's folder; missing or damaged files give none."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._sites = Names(MOST_SITES)
-        self._seen: set[str] = set()  # programs that have run
+        self._seen: set[str] = set()  # programs that have ever run
 
     def samples(self) -> Iterator[Sample]:
         """Values of the metrics."""
@@ -93,14 +87,14 @@ class KitReader:
         yield from self._flower(records)
 
     def _programs(self) -> Iterator[Sample]:
-        """The numbers of processes are not looked up: the exporter may run where they are other ones."""
+        """Process ids are not used: the exporter may run in another namespace."""
         found = _object(self._folder / _PROCESSES)
         self._seen |= found.keys() & set(PROGRAMS)
-        kept = False
-        with suppress(OSError):  # another user's
-            kept = is_held(self._folder / _LOCK)
+        supervised = False
+        with suppress(OSError):  # of another user
+            supervised = is_held(self._folder / _LOCK)
         for name in sorted(self._seen):
-            runs = kept and name in found
+            runs = supervised and name in found
             yield Sample("mmare_deployment_program_up", (name,), float(runs))
             entry = found.get(name)
             ticks = entry.get("started") if isinstance(entry, dict) else None
@@ -113,10 +107,10 @@ class KitReader:
         if state is None:
             return
         if state.run is not None:
-            status = _of(RUN_STATUSES, state.run)
+            status = one_of(RUN_STATUSES, state.run)
             for each in (*RUN_STATUSES, OTHER):
                 yield Sample("mmare_flower_run_status", (each,), float(each == status))
-        statuses = Counter(_of(NODE_STATUSES, status) for status in state.nodes.values())
+        statuses = Counter(one_of(NODE_STATUSES, status) for status in state.nodes.values())
         for each in (*NODE_STATUSES, OTHER):
             yield Sample("mmare_flower_nodes", (each,), float(statuses[each]))
         online: dict[str, float] = {}
@@ -124,12 +118,12 @@ class KitReader:
             node, site = record.get("node_id"), self._sites(record.get("site"))
             if record.get("state") == "admitted" and type(node) is int and site != OTHER:
                 online.setdefault(site, float(state.nodes.get(node) == "online"))
-        for site, there in online.items():
-            yield Sample("mmare_flower_node_online", (site,), there)
+        for site, value in online.items():
+            yield Sample("mmare_flower_node_online", (site,), value)
 
 
 def _expiry(path: Path) -> float | None:
-    """When the first certificate of a file to end does so."""
+    """Earliest expiry of the certificates in a file."""
     try:
         found = x509.load_pem_x509_certificates(path.read_bytes())
     except (OSError, ValueError):
@@ -138,14 +132,9 @@ def _expiry(path: Path) -> float | None:
 
 
 def _object(path: Path) -> Mapping[str, Any]:
-    """A file's JSON object; an empty one where there is none."""
+    """A file's JSON object; an empty one if it has none."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}
-
-
-def _of(words: tuple[str, ...], value: str) -> str:
-    """A word of a closed set."""
-    return value if value in words else OTHER

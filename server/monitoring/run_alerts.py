@@ -1,4 +1,4 @@
-"""What is wrong with a run right now, for a terminal; `deploy/prometheus` says the same to Alertmanager."""
+"""Current alerts of a run for a terminal, the same as `deploy/prometheus` sends to Alertmanager."""
 
 from __future__ import annotations
 
@@ -11,21 +11,17 @@ from server.monitoring.run_state import RunState
 
 __all__ = ["run_alerts"]
 
-STALLED: Final = 1.5  # deadlines without a word; after one the late sites are named
+STALLED: Final = 1.5  # deadlines without an event; after one, late sites are logged
 SILENT_ROUNDS: Final = 3
 STARVED_ROUNDS: Final = 5
 NORM_RATIO: Final = 5.0  # of the median over sites
-REGRESSION: Final = 0.1  # below the pooled balanced accuracy of the best round
-SITE_GAP: Final = 0.3  # between balanced accuracies of the best and the worst site
-UNEXERCISED: Final = "conditioning."  # blocks of what rows miss: where no row misses it, nothing is wrong
+REGRESSION: Final = 0.1  # of pooled balanced accuracy against the best round
+SITE_GAP: Final = 0.3  # of balanced accuracy between the best and the worst site
+UNEXERCISED: Final = "conditioning."  # blocks for missing modalities, unused if none is missing
 
 
 def run_alerts(state: RunState, now: float) -> list[tuple[str, str]]:
-    """Alerts of a run: name, as in the rules of Prometheus, and a sentence.
-
-    Args:
-        state: Of the run; one that has finished has none.
-        now: Seconds since the epoch.
+    """Alerts of a run, each with its name in the Prometheus rules and a sentence; none once it finished.
 
     Example:
         >>> run_alerts(RunState(), now=0.0)
@@ -42,13 +38,13 @@ def run_alerts(state: RunState, now: float) -> list[tuple[str, str]]:
 def _rounds(state: RunState, now: float) -> Iterator[tuple[str, str]]:
     silent_s = now - state.last_event
     if state.deadline_s > 0 and silent_s > STALLED * state.deadline_s:
-        yield "RoundStalled", f"no word for {silent_s:.0f} s, the deadline is {state.deadline_s:.0f} s"
+        yield "RoundStalled", f"no event for {silent_s:.0f} s, the deadline is {state.deadline_s:.0f} s"
 
 
 def _sites(state: RunState) -> Iterator[tuple[str, str]]:
     for name, site in sorted(state.sites.items()):
         if site.missed >= SILENT_ROUNDS:
-            yield "SiteSilent", f"{name} is not in the last {site.missed} rounds"
+            yield "SiteSilent", f"{name} missed the last {site.missed} rounds"
     for reason, count in sorted(state.refused.items()):
         if alert := _alert_of(reason):
             yield alert, f"{count} answers of this round refused: {reason}"
@@ -60,7 +56,7 @@ def _sites(state: RunState) -> Iterator[tuple[str, str]]:
 
 
 def _alert_of(reason: str) -> str:
-    """The alert of an answer that was refused; none where there was no answer at all."""
+    """The alert for a refused answer; empty if there was no answer at all."""
     if reason == Reason.NODE_FAILED or reason.startswith("S40"):
         return ""
     if reason in {Reason.NON_FINITE, SiteCode.NON_FINITE}:
@@ -72,17 +68,17 @@ def _data(state: RunState) -> Iterator[tuple[str, str]]:
     for modality in state.modalities:
         if state.absent[modality] >= STARVED_ROUNDS:
             rounds = state.absent[modality]
-            yield "BlockStarved", f"no site with {modality} is in the last {rounds} rounds"
+            yield "BlockStarved", f"no site with {modality} took part in the last {rounds} rounds"
     for block, rounds in sorted(state.starved.items()):
         if rounds >= STARVED_ROUNDS and not block.startswith(UNEXERCISED):
-            yield "BlockStarved", f"block {block} got no sample in {rounds} rounds"
+            yield "BlockStarved", f"block {block} had no sample in the last {rounds} rounds"
 
 
 def _scores(state: RunState) -> Iterator[tuple[str, str]]:
     score = state.scores.get("validation", {}).get("balanced_accuracy")
     best = state.best_score
     if best is not None and score is not None and best - score > REGRESSION:
-        yield "MetricRegression", f"validation balanced accuracy {score:.3f}, it was {best:.3f}"
+        yield "MetricRegression", f"validation balanced accuracy fell from {best:.3f} to {score:.3f}"
     worst = state.worst("validation", "balanced_accuracy")
     if worst is not None and worst[2] > SITE_GAP:
         yield "WorstSiteGap", f"{worst[0]} is {worst[2]:.3f} behind the best site"

@@ -1,7 +1,7 @@
-"""The metrics of the coordinator: their names, kinds and labels, and their values for the state of a run.
+"""The coordinator's metrics: names, kinds and labels, and their values for the state of a run.
 
-The names are a promise to rules and dashboards (`deploy/`). Numbers of rounds and names of patients, files
-and nodes are never labels.
+Rules and dashboards (`deploy/`) rely on the names. Round numbers and names of patients, files and nodes are
+never labels.
 """
 
 from __future__ import annotations
@@ -25,110 +25,104 @@ _SITE: Final = (*_RUN, "site")
 _C, _G = Kind.COUNTER, Kind.GAUGE
 
 METRICS: Final = (
-    Metric("mmare_runs_started_total", _C, "Starts of runs, each resume counts again.", ("study",)),
-    Metric("mmare_runs_finished_total", _C, "Runs that came to their end.", ("study",)),
+    Metric("mmare_runs_started_total", _C, "Starts of runs, including resumes.", ("study",)),
+    Metric("mmare_runs_finished_total", _C, "Runs that finished.", ("study",)),
     Metric("mmare_runs_failed_total", _C, "Attempts at a run that failed, by reason.", ("study", "reason")),
-    Metric("mmare_rounds_started_total", _C, "Rounds that were begun.", ("study",)),
+    Metric("mmare_rounds_started_total", _C, "Rounds that started.", ("study",)),
     Metric(
         "mmare_rounds_finished_total", _C, "Rounds that were aggregated, or ended by patience.", ("study",)
     ),
-    Metric("mmare_rounds_failed_total", _C, "Rounds that were given up, by reason.", ("study", "reason")),
+    Metric("mmare_rounds_failed_total", _C, "Rounds that failed, by reason.", ("study", "reason")),
     Metric(
         "mmare_round_phase_duration_seconds",
         Kind.HISTOGRAM,
         "Duration of the phases of a round: wait, evaluate, aggregate, checkpoint.",
         ("study", "phase"),
     ),
-    Metric("mmare_site_updates_total", _C, "Good updates of a site.", ("study", "site")),
+    Metric("mmare_site_updates_total", _C, "Valid updates of a site.", ("study", "site")),
     Metric(
         "mmare_site_left_out_total",
         _C,
-        "Times that a site was left out of a round, by reason.",
+        "Times a site was left out of a round, by reason.",
         ("study", "site", "reason"),
     ),
-    Metric("mmare_site_received_bytes_total", _C, "Bytes that came from a site.", ("study", "site")),
-    Metric("mmare_site_sent_bytes_total", _C, "Bytes that were sent to a site.", ("study", "site")),
+    Metric("mmare_site_received_bytes_total", _C, "Bytes received from a site.", ("study", "site")),
+    Metric("mmare_site_sent_bytes_total", _C, "Bytes sent to a site.", ("study", "site")),
     Metric("mmare_checkpoints_damaged_total", _C, "Checkpoints that could not be read.", ("study",)),
-    Metric("mmare_run_info", _G, "What a run is, and the versions that it runs on.", (*_RUN, *INFO_LABELS)),
+    Metric("mmare_run_info", _G, "Properties of a run and its software versions.", (*_RUN, *INFO_LABELS)),
     Metric("mmare_run_active", _G, "1 from a start of the run until it finishes or fails.", _RUN),
-    Metric(
-        "mmare_run_failed", _G, "1 while the last attempt at the run is one that failed.", (*_RUN, "reason")
-    ),
-    Metric("mmare_run_started_timestamp_seconds", _G, "When the run was first started.", _RUN),
-    Metric("mmare_run_last_event_timestamp_seconds", _G, "When the journal was last written to.", _RUN),
-    Metric("mmare_round_current", _G, "Number of the round under way, or of the last one.", _RUN),
+    Metric("mmare_run_failed", _G, "1 if the last attempt at the run failed.", (*_RUN, "reason")),
+    Metric("mmare_run_started_timestamp_seconds", _G, "First start of the run.", _RUN),
+    Metric("mmare_run_last_event_timestamp_seconds", _G, "Last write to the journal.", _RUN),
+    Metric("mmare_round_current", _G, "Number of the current round, or of the last one.", _RUN),
     Metric("mmare_round_active", _G, "1 while a round is under way.", _RUN),
-    Metric("mmare_rounds_planned", _G, "Rounds after which the run ends at the latest.", _RUN),
-    Metric("mmare_round_best", _G, "Round that is kept so far: the best by training.select.", _RUN),
+    Metric("mmare_rounds_planned", _G, "Maximum number of rounds.", _RUN),
+    Metric("mmare_round_best", _G, "Best round so far, by training.select.", _RUN),
     Metric("mmare_round_deadline_seconds", _G, "How long a round waits for sites.", _RUN),
-    Metric("mmare_sites_required", _G, "Sites without which a round fails.", _RUN),
-    Metric("mmare_sites_expected", _G, "Sites that were let in at the roll call.", _RUN),
-    Metric("mmare_sites_in", _G, "Sites with a good update in this round.", _RUN),
+    Metric("mmare_sites_required", _G, "Minimum number of sites for a round.", _RUN),
+    Metric("mmare_sites_expected", _G, "Sites admitted by the roll call.", _RUN),
+    Metric("mmare_sites_in", _G, "Sites with a valid update in this round.", _RUN),
     Metric("mmare_sites_late", _G, "Sites that missed the deadline of this round.", _RUN),
-    Metric("mmare_sites_refused", _G, "Sites whose answer of this round was refused.", (*_RUN, "reason")),
-    Metric("mmare_sites_not_admitted", _G, "Sites that the roll call turned away.", (*_RUN, "reason")),
-    Metric("mmare_site_last_seen_timestamp_seconds", _G, "When a site last gave a good answer.", _SITE),
-    Metric("mmare_site_missed_rounds", _G, "Rounds in a row that a site was left out of.", _SITE),
+    Metric("mmare_sites_refused", _G, "Sites whose answer in this round was refused.", (*_RUN, "reason")),
+    Metric("mmare_sites_not_admitted", _G, "Sites refused by the roll call.", (*_RUN, "reason")),
+    Metric("mmare_site_last_seen_timestamp_seconds", _G, "Last valid answer of a site.", _SITE),
+    Metric("mmare_site_missed_rounds", _G, "Consecutive rounds from which a site was left out.", _SITE),
     Metric(
         "mmare_site_left_out_timestamp_seconds",
         _G,
-        "When a site was last left out for a reason.",
+        "Last time a site was left out for a reason.",
         (*_SITE, "reason"),
     ),
-    Metric("mmare_site_samples", _G, "Train rows of a site; none where they are few.", _SITE),
+    Metric("mmare_site_samples", _G, "Training rows of a site; withheld if few.", _SITE),
     Metric(
         "mmare_site_modality_samples",
         _G,
-        "Train rows of a site that have a modality; none where they, or the others, are few.",
+        "Training rows of a site with a modality; withheld if they, or the others, are few.",
         (*_SITE, "modality"),
     ),
     Metric("mmare_site_update_norm", _G, "L2 norm of the last update of a site.", _SITE),
-    Metric("mmare_site_train_loss", _G, "Train loss of a site in its last update.", _SITE),
+    Metric("mmare_site_train_loss", _G, "Training loss of a site in its last update.", _SITE),
     Metric(
         "mmare_block_exposure_samples",
         _G,
-        "Draws of train rows that gave a block a gradient in the last round; none where they are few.",
+        "Draws of training rows that gave a block a gradient in the last round; withheld if few.",
         (*_RUN, "block"),
     ),
     Metric(
-        "mmare_block_starved_rounds", _G, "Rounds in a row that no site exercised a block.", (*_RUN, "block")
+        "mmare_block_starved_rounds", _G, "Consecutive rounds without exposure of a block.", (*_RUN, "block")
     ),
     Metric(
         "mmare_modality_absent_rounds",
         _G,
-        "Rounds in a row without an update of any site that has the modality.",
+        "Consecutive rounds without an update of any site that has the modality.",
         (*_RUN, "modality"),
     ),
     Metric("mmare_score", _G, "A metric over the rows of all sites.", (*_RUN, "split", "metric")),
-    Metric(
-        "mmare_score_best", _G, "Pooled validation balanced accuracy of the round that is kept so far.", _RUN
-    ),
+    Metric("mmare_score_best", _G, "Pooled validation balanced accuracy of the best round so far.", _RUN),
     Metric("mmare_site_score", _G, "A metric over the rows of a site.", (*_SITE, "split", "metric")),
-    Metric(
-        "mmare_score_worst_site", _G, "A metric at the site where it is worst.", (*_RUN, "split", "metric")
-    ),
+    Metric("mmare_score_worst_site", _G, "A metric at its worst site.", (*_RUN, "split", "metric")),
     Metric(
         "mmare_score_site_gap",
         _G,
-        "How far a metric is apart at the best and the worst site.",
+        "Difference of a metric between its best and its worst site.",
         (*_RUN, "split", "metric"),
     ),
-    Metric("mmare_checkpoint_timestamp_seconds", _G, "When the last checkpoint was written.", _RUN),
+    Metric("mmare_checkpoint_timestamp_seconds", _G, "Time of the last checkpoint.", _RUN),
     Metric("mmare_checkpoint_bytes", _G, "Size of the last checkpoint.", _RUN),
-    Metric("mmare_disk_free_bytes", _G, "Space left where the runs lie."),
-    Metric("mmare_disk_size_bytes", _G, "Size of the disk where the runs lie."),
+    Metric("mmare_disk_free_bytes", _G, "Free space on the disk of the runs."),
+    Metric("mmare_disk_size_bytes", _G, "Size of the disk of the runs."),
     *KIT_METRICS,
     Metric("mmare_exporter_info", _G, "Versions of the exporter.", ("federated_mmare", "python")),
-    Metric("mmare_exporter_last_read_timestamp_seconds", _G, "When the journals were last looked at."),
-    Metric("mmare_exporter_backlog_bytes", _G, "Bytes of journals that are still to be read."),
+    Metric("mmare_exporter_last_read_timestamp_seconds", _G, "Last read of the journals."),
+    Metric("mmare_exporter_backlog_bytes", _G, "Bytes of journals left to read."),
     Metric("mmare_exporter_runs", _G, "Run folders that are followed."),
     Metric("mmare_exporter_events_total", _C, "Events that were read."),
-    Metric("mmare_exporter_skipped_lines_total", _C, "Lines of journals that were cut or odd."),
+    Metric("mmare_exporter_skipped_lines_total", _C, "Damaged or invalid lines of journals."),
 )
 
 
 def run_samples(state: RunState) -> Iterator[Sample]:
-    """Values of the gauges of a run."""
+    """The gauges of a run."""
     labels = (state.study, state.run)
     for name, value in _facts(state).items():
         if value is not None:

@@ -1,8 +1,7 @@
-"""What a run's journal says so far, folded event by event: the only place that does.
+"""The state of a run, folded from its journal event by event.
 
-Exporter, terminal views, retry policy, result and report read this state. What the exporter shows of it holds
-no sentence, no name that a site made up and no count of few patients: see `mmare.host.metric_labels` and
-`min_count`.
+Exporter, terminal views, retry policy, result and report read this state. What the exporter discloses of it
+holds no free text, no name made up by a site (`mmare.host.metric_labels`) and no small count (`min_count`).
 """
 
 from __future__ import annotations
@@ -22,8 +21,8 @@ from server.store.selection import Selection
 
 __all__ = ["LOSSES", "PHASES", "POOLED_SCORES", "SITE_SCORES", "RunState"]
 
-LOSSES: Final = ("log_loss", "balanced_log_loss", "brier", "ece")  # the smaller, the better
-SITE_SCORES: Final = ("balanced_accuracy", "auc", "log_loss", "ece")  # also told per site
+LOSSES: Final = ("log_loss", "balanced_log_loss", "brier", "ece")  # smaller is better
+SITE_SCORES: Final = ("balanced_accuracy", "auc", "log_loss", "ece")  # also per site
 POOLED_SCORES: Final = (
     *("accuracy", "balanced_accuracy", "auc", "f1", "precision", "recall"),
     *("macro_f1", "macro_precision", "macro_recall", *LOSSES),
@@ -32,23 +31,22 @@ PHASES: Final = ("wait", "evaluate", "aggregate", "checkpoint")
 MODES: Final = ("federated", "centralised", "local")
 BACKENDS: Final = ("inprocess", "ray", "flower")
 PACKAGES: Final = ("federated-mmare", "flwr", "numpy", "torch", "python")
-LATE: Final = (Reason.LATE, SiteCode.LATE)  # the second where the site says it itself
+LATE: Final = (Reason.LATE, SiteCode.LATE)  # by the coordinator, by the site itself
 MOST_SITES: Final = 1000
 MOST_BLOCKS: Final = 256
-IMPROVEMENTS: Final = 64  # best rounds that a resume can step back over
-TIMED_ROUNDS: Final = 21  # whose duration is kept
+IMPROVEMENTS: Final = 64  # best rounds that a resume can roll back
+TIMED_ROUNDS: Final = 21  # whose durations are kept
 
 
 class RunState:
-    """The state of one run, of fixed size unless every round is kept.
+    """The state of one run, of bounded size unless ``whole``.
 
     Args:
-        min_count: Numbers of patients below this are not kept for the exporter; a study's own limit counts
-            where it is higher.
-        tally: Gets what is counted over runs.
-        history: Rounds of which `curves` keeps the score and the loss.
-        studies: Labels of studies, shared by runs so that there are not too many.
-        whole: Keep every round in `rounds`, and everyone who was ever left out in `absences`.
+        min_count: Smaller numbers of patients are withheld; the study's limit applies if it is higher.
+        tally: Receives counts over all runs.
+        history: Number of rounds in `curves`.
+        studies: Labels of studies, shared by runs to limit their number.
+        whole: Keep all `rounds` and `absences`.
     """
 
     def __init__(
@@ -65,7 +63,7 @@ class RunState:
         self._studies = studies or Names(most=1)
         self._whole = whole
         self._site_names, self._block_names = Names(MOST_SITES), Names(MOST_BLOCKS)
-        self.name = ""  # of the run, as in the journal
+        self.name = ""  # as in the journal
         self.study, self.run, self.mode = OTHER, OTHER, OTHER
         self.info: dict[str, str] = {}
         self.modalities: tuple[str, ...] = ()
@@ -77,10 +75,10 @@ class RunState:
         self.end: events.RunFinished | events.RunFailed | None = None  # of the last attempt
         self.starts = 0
         self.started = self.last_event = 0.0
-        self.row = RoundState()  # the round under way, or the last one
-        self.round_started: float | None = None  # while one is under way
+        self.row = RoundState()  # current round, or the last one
+        self.round_started: float | None = None  # during a round
         self.rounds: dict[int, RoundState] = {}
-        self.absences: list[events.RollCall | events.SiteLeftOut] = []  # of all rounds
+        self.absences: list[events.RollCall | events.SiteLeftOut] = []
         self.calls: dict[str, events.RollCall] = {}  # the last of each site
         self.scaling: dict[str, events.Scaling] = {}  # by modality
         self.sites: dict[str, SiteState] = {}  # by label
@@ -92,7 +90,7 @@ class RunState:
         self.scores: dict[str, dict[str, float]] = {}
         self._best: deque[tuple[Selection, float | None]] = deque(maxlen=IMPROVEMENTS)
         self.checkpoint: tuple[float, int] | None = None  # time, bytes
-        self.saved = 0  # highest round that ever reached the disk
+        self.saved = 0  # highest round ever checkpointed
         self.durations: deque[float] = deque(maxlen=TIMED_ROUNDS)  # seconds of rounds
         self.curves: dict[str, deque[tuple[int, float]]] = {
             name: deque(maxlen=history) for name in ("score", "loss")
@@ -100,12 +98,12 @@ class RunState:
 
     @property
     def active(self) -> bool:
-        """Whether an attempt has begun and not ended; it may have died."""
+        """Whether an attempt started and logged no end; it may have been killed."""
         return self.first is not None and self.end is None
 
     @property
     def finished(self) -> bool:
-        """Whether the run came to its end."""
+        """Whether the run finished."""
         return isinstance(self.end, events.RunFinished)
 
     @property
@@ -115,12 +113,12 @@ class RunState:
 
     @property
     def round(self) -> int:
-        """Number of the round under way, or of the last one."""
+        """Number of the current round, or of the last one."""
         return self.row.number
 
     @property
     def best_round(self) -> int:
-        """The round that is kept so far, by ``training.select``; 0 before one is validated."""
+        """Best round so far by ``training.select``; 0 before any validation."""
         return self._best[-1][0].round if self._best else 0
 
     @property
@@ -130,34 +128,34 @@ class RunState:
 
     @property
     def misses(self) -> list[events.SiteLeftOut]:
-        """Those of `absences` that are no refusals at the roll call."""
+        """The `absences` from rounds."""
         return [each for each in self.absences if isinstance(each, events.SiteLeftOut)]
 
     @property
     def late(self) -> set[str]:
-        """Sites that missed the deadline of this round."""
+        """Sites that missed this round's deadline."""
         return {each.site for each in self.row.left_out if each.code in LATE}
 
     @property
     def refused(self) -> Counter[str]:
-        """Sites whose answer of this round was refused, per code."""
+        """Number of refused answers in this round, per code."""
         return Counter(each.code.value for each in self.row.left_out if each.code not in LATE)
 
     def worst(self, split: str, metric: str) -> tuple[str, float, float] | None:
-        """The site where a metric is worst, its value, and how far it is from the best site's."""
-        told = {
+        """The site with the worst value of a metric, the value, and its distance from the best."""
+        values = {
             name: site.scores[split][metric]
             for name, site in self.sites.items()
             if metric in site.scores.get(split, {})
         }
-        if not told:
+        if not values:
             return None
         sign = -1.0 if metric in LOSSES else 1.0
-        name = min(told, key=lambda each: (sign * told[each], each))
-        return name, told[name], max(told.values()) - min(told.values())
+        name = min(values, key=lambda each: (sign * values[each], each))
+        return name, values[name], max(values.values()) - min(values.values())
 
     def take(self, entry: Mapping[str, Any]) -> events.Event | None:
-        """Take a line of the journal; the event, or nothing where it was odd. An odd one does no harm."""
+        """Fold a line of the journal; returns its event, or ``None`` if the line is invalid."""
         try:
             event = events.parse_event(entry)
             time = self._time_of(event)
@@ -178,7 +176,7 @@ class RunState:
     def _row(self, of: int) -> RoundState:
         return self.rounds.setdefault(of, RoundState(of)) if self._whole else self.row
 
-    # What a run is
+    # The run
 
     def _on_run_started(self, event: events.RunStarted, time: float) -> None:
         self._end_round(Ending.STOPPED)
@@ -210,7 +208,7 @@ class RunState:
         }
 
     def _begin_counting(self) -> None:
-        """Counters begin at nothing, or Prometheus sees no increase when they first count."""
+        """Export counters from 0, since Prometheus sees no increase in a first sample."""
         for name in (
             *("mmare_runs_finished_total", "mmare_rounds_started_total", "mmare_rounds_finished_total"),
             "mmare_checkpoints_damaged_total",
@@ -218,7 +216,7 @@ class RunState:
             self._tally.add(name, (self.study,), 0.0)
         for ending in Ending:
             self._tally.add("mmare_rounds_failed_total", (self.study, ending.value), 0.0)
-            if ending is not Ending.STOPPED:  # nobody is left to say it
+            if ending is not Ending.STOPPED:  # a killed run logs no failure
                 self._tally.add("mmare_runs_failed_total", (self.study, ending.value), 0.0)
 
     def _on_run_finished(self, event: events.RunFinished, _: float) -> None:
@@ -243,7 +241,7 @@ class RunState:
             while series and series[-1][0] > last:
                 series.pop()
 
-    # Who takes part
+    # Participants
 
     def _on_roll_call(self, event: events.RollCall, time: float) -> None:
         if event.site in self.calls or len(self.calls) < MOST_SITES:
@@ -262,19 +260,19 @@ class RunState:
         patterns = event.counts.get("patterns", {}).get("train", {})
         site.modality_samples = {}
         for slot, modality in enumerate(self.modalities):
-            told = [count(n) or 0 for pattern, n in patterns.items() if pattern[slot : slot + 1] == "1"]
-            if self._may_tell(sum(told), samples) and modality != OTHER:
-                site.modality_samples[modality] = sum(told)
+            n = sum(count(each) or 0 for pattern, each in patterns.items() if pattern[slot : slot + 1] == "1")
+            if self._may_disclose(n, samples) and modality != OTHER:
+                site.modality_samples[modality] = n
 
     def _on_scaling(self, event: events.Scaling, _: float) -> None:
         self.scaling[event.modality] = event
 
-    def _may_tell(self, part: int, whole: int) -> bool:
-        """Whether neither a group nor what it leaves of the whole is a small one."""
+    def _may_disclose(self, part: int, whole: int) -> bool:
+        """Whether neither a group nor its complement is too small."""
         return part >= self.min_count and not 0 < whole - part < self.min_count
 
     def _site(self, event: events.SiteUpdate | events.SiteLeftOut) -> tuple[str, SiteState]:
-        """A member by its label; whoever was not at the roll call shares one place."""
+        """Label and state of a member; sites that are none share one."""
         name = safe(event.site)
         name = name if name in self.members else OTHER
         return name, self.sites.setdefault(name, SiteState())
@@ -289,7 +287,7 @@ class RunState:
         self._tally.add("mmare_rounds_started_total", (self.study,))
 
     def _end_round(self, ending: str | None) -> None:
-        """Count the round under way as finished, or as failed by a reason."""
+        """Count the current round as finished, or as failed if there is an ``ending``."""
         if self.round_started is None:
             return
         self.round_started = None
@@ -331,7 +329,7 @@ class RunState:
         exposure = {self._block_names(name): count(n) or 0 for name, n in event.exposure.items()}
         samples = sum(each.samples for each in row.updates.values())
         self.exposure = {
-            block: n for block, n in exposure.items() if n == 0 or self._may_tell(n, max(samples, n))
+            block: n for block, n in exposure.items() if n == 0 or self._may_disclose(n, max(samples, n))
         }
         self.starved = {
             block: self.starved.get(block, 0) + 1 if n == 0 else 0 for block, n in exposure.items()
@@ -359,7 +357,7 @@ class RunState:
         if seconds is not None and seconds >= 0:
             self._tally.observe("mmare_round_phase_duration_seconds", (self.study, phase), seconds)
 
-    # How good the model is
+    # Scores
 
     def _on_validated(self, event: events.Validated, _: float) -> None:
         self._row(event.round).metrics = event.metrics
@@ -367,7 +365,7 @@ class RunState:
         if not self.scores["validation"]:
             return
         score = self.scores["validation"].get("balanced_accuracy")
-        while self._best and self.best_round >= event.round:  # after a resume it is validated again
+        while self._best and self.best_round >= event.round:  # validated again after a resume
             self._best.pop()
         before = self._best[-1][0] if self._best else Selection()
         chosen = before.after(event.round, event.metrics, self._select)
@@ -377,22 +375,22 @@ class RunState:
             self.curves["score"].append((event.round, score))
 
     def _on_selected(self, event: events.Selected, _: float) -> None:
-        self._end_round(None)  # patience ran out: it was validated and not aggregated any more
+        self._end_round(None)  # patience ran out after validation, before aggregation
         self._score("validation", event.metrics)
 
     def _on_tested(self, event: events.Tested, _: float) -> None:
         self._score("test", event.metrics)
 
     def _score(self, split: str, metrics: Mapping[str, Any]) -> None:
-        self.scores[split] = self._told(metrics["pooled"], POOLED_SCORES)
+        self.scores[split] = self._disclosed(metrics["pooled"], POOLED_SCORES)
         for site in self.sites.values():
             site.scores.pop(split, None)
         for name, values in metrics.get("sites", {}).items():
             if safe(name) in self.members:
-                self.sites[safe(name)].scores[split] = self._told(values, SITE_SCORES)
+                self.sites[safe(name)].scores[split] = self._disclosed(values, SITE_SCORES)
 
-    def _told(self, values: Mapping[str, Any], names: tuple[str, ...]) -> dict[str, float]:
-        """The metrics of a group of rows, if the group is large enough."""
+    def _disclosed(self, values: Mapping[str, Any], names: tuple[str, ...]) -> dict[str, float]:
+        """The metrics of a group of rows; empty if the group is too small."""
         if (count(values.get("n")) or 0) < self.min_count:
             return {}
         found = {name: number(values.get(name)) for name in names}

@@ -1,4 +1,4 @@
-"""A run in a screenful, from its journal."""
+"""Overview of a run from its journal."""
 
 from __future__ import annotations
 
@@ -22,10 +22,7 @@ __all__ = ["run_status"]
 
 
 def run_status(run: Path) -> Group:
-    """What a run's journal says of its state, its rounds and its sites.
-
-    Args:
-        run: Run folder; the run may be under way, finished or failed.
+    """State, rounds and sites of the run in a folder.
 
     Raises:
         InputError: If it is not a run folder.
@@ -59,7 +56,7 @@ def _state(state: RunState) -> str:
             return f"finished after {rounds} rounds, {seconds.get('total', 0.0):.0f} s"
         case RunFailed(reason=reason):
             return f"failed: {reason}"
-    return "under way, or stopped without a word: the same command resumes it"
+    return "under way, or killed: the same command resumes it"
 
 
 def _sites(state: RunState) -> Table:

@@ -1,4 +1,4 @@
-"""Counters and histograms over all runs: what has been counted stays counted, even where a run is deleted."""
+"""Counters and histograms over all runs; they keep their counts when a run is deleted."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class Durations:
     """A histogram of durations over `BUCKETS`."""
 
     def __init__(self) -> None:
-        self.counts = [0] * (len(BUCKETS) + 1)  # the last is beyond all bounds
+        self.counts = [0] * (len(BUCKETS) + 1)  # the last is unbounded
         self.total = 0.0
 
     def observe(self, seconds: float) -> None:
@@ -25,7 +25,7 @@ class Durations:
 
 
 class Tally:
-    """Values by name of a metric and its label values.
+    """Values by metric name and label values.
 
     Example:
         >>> tally = Tally()
@@ -41,7 +41,7 @@ class Tally:
         )
 
     def add(self, metric: str, labels: tuple[str, ...], amount: float = 1.0) -> None:
-        """Count up."""
+        """Increase a counter."""
         self.counts[metric][labels] += amount
 
     def observe(self, metric: str, labels: tuple[str, ...], seconds: float) -> None:

@@ -1,4 +1,4 @@
-"""``mmare-server status --watch``: a run under way as a dashboard in the terminal."""
+"""``mmare-server status --watch``: a dashboard of a running run in the terminal."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ if TYPE_CHECKING:
 __all__ = ["HISTORY", "best_round", "dashboard", "sparkline", "watch_run"]
 
 INTERVAL_S: Final = 1.0
-WIDTH: Final = 50  # signs of a sparkline
-HISTORY: Final = 600  # rounds that it shows
-LONGEST_WORD: Final = 12  # of why a site was left out
+WIDTH: Final = 50  # of a sparkline in characters
+HISTORY: Final = 600  # rounds that a sparkline covers
+LEFT_OUT_WIDTH: Final = 12  # that fits the longest code
 BARS: Final = "▁▂▃▄▅▆▇█"
 
 
@@ -39,13 +39,7 @@ def watch_run(
     pause: Callable[[float], None] = time.sleep,
     clock: Callable[[], float] = time.time,
 ) -> None:
-    """Show a run until it finishes or fails, or until the user interrupts.
-
-    Args:
-        run: Run folder.
-        console: Where to; where it is no terminal, only the last view is printed.
-        pause: Waits for seconds.
-        clock: Seconds since the epoch.
+    """Show a run until it finishes or fails, or until Ctrl-C; prints only the last view if not on a terminal.
 
     Raises:
         InputError: If it is not a run folder.
@@ -63,17 +57,12 @@ def watch_run(
 
 
 def dashboard(state: RunState, now: float) -> Group:
-    """State, curves, sites and alerts of a run.
-
-    Args:
-        state: Of the run.
-        now: Seconds since the epoch.
-    """
+    """State, curves, sites and alerts of a run."""
     return Group(_summary(state, now), "", _sites(state, now), "", _alerts(state, now))
 
 
 def sparkline(values: Iterable[float], width: int = WIDTH) -> str:
-    """A curve in one line: the mean of each stretch, from the lowest to the highest.
+    """A curve in one line: means of equal segments, scaled from the lowest to the highest.
 
     Example:
         >>> sparkline([0.0, 0.5, 1.0])
@@ -106,7 +95,7 @@ def _summary(state: RunState, now: float) -> Table:
 
 
 def best_round(state: RunState, measure: str) -> str:
-    """The round that is kept so far, and its pooled balanced accuracy."""
+    """The best round so far and its pooled balanced accuracy."""
     if not state.best_round:
         return "-"
     score = "not defined" if state.best_score is None else f"{state.best_score:.3f}"
@@ -122,10 +111,10 @@ def _state(state: RunState, now: float) -> str:
 
 
 def _counts(state: RunState) -> str:
-    turned_away = sum(state.not_admitted.values())
     return (
         f"{len(state.row.updates)} of {len(state.members)} in, {len(state.late)} late, "
-        f"{sum(state.refused.values())} refused, {turned_away} turned away, {state.min_sites} needed"
+        f"{sum(state.refused.values())} refused, {sum(state.not_admitted.values())} not admitted, "
+        f"{state.min_sites} needed"
     )
 
 
@@ -138,7 +127,7 @@ def _sites(state: RunState, now: float) -> Table:
     table = Table(box=None, padding=(0, 1))
     for heading in ("site", "seen", "samples", "norm", "loss", "bal. acc."):
         table.add_column(heading, justify="left" if heading == "site" else "right", no_wrap=True)
-    table.add_column("left out", min_width=LONGEST_WORD)
+    table.add_column("left out", min_width=LEFT_OUT_WIDTH)
     for name, site in sorted(state.sites.items()):
         table.add_row(
             escape(name),

@@ -268,7 +268,7 @@ def test_a_round_takes_as_long_as_the_last_ones_did(tmp_path, clock):
     assert progress.round_since == inf
 
 
-def test_the_end_and_the_last_word_are_seen(tmp_path, clock):
+def test_the_end_and_the_last_write_are_noticed(tmp_path, clock):
     progress = RunProgress(tmp_path, clock)
     assert progress.read() == []
     assert progress.last_write == 0.0

@@ -304,7 +304,7 @@ def test_programs_run_once_they_answer_and_are_on_record(kit, kept):
     assert kept.said == []
 
 
-def test_one_that_ends_is_told_and_started_again(kit, kept):
+def test_a_program_that_ends_is_reported_and_restarted(kit, kept):
     kept.services.begin(threading.Event())
     pid = kept.processes.pid("superexec")
     os.kill(pid, signal.SIGKILL)
@@ -318,7 +318,7 @@ def test_one_that_ends_is_told_and_started_again(kit, kept):
 
 
 @pytest.mark.parametrize("name", ["superlink", "proxy"])
-def test_one_that_lives_but_does_not_answer_is_started_anew(kept, monkeypatch, name):
+def test_a_program_that_does_not_answer_is_restarted(kept, monkeypatch, name):
     monkeypatch.setattr(services, "UNANSWERED_S", 0.2)
     kept.services.begin(threading.Event())
     before = kept.processes.running()
@@ -330,7 +330,7 @@ def test_one_that_lives_but_does_not_answer_is_started_anew(kept, monkeypatch, n
     assert others.items() <= kept.processes.running().items()
 
 
-def test_a_renewed_certificate_is_taken_up_by_those_who_show_it(kit, kept):
+def test_a_renewed_certificate_restarts_the_programs_that_use_it(kit, kept):
     kept.services.begin(threading.Event())
     before = kept.processes.running()
     renew(kit, new_key=True)
@@ -350,7 +350,7 @@ def test_a_renewed_certificate_is_taken_up_by_those_who_show_it(kit, kept):
     assert kept.processes.running() == seen  # once
 
 
-def test_one_that_does_not_start_is_said_with_its_last_words(kit, monkeypatch):
+def test_a_program_that_does_not_start_is_reported_with_its_last_error(kit, monkeypatch):
     command = (sys.executable, "-S", "-c", "print('no room on this machine'); raise SystemExit(3)")
     kept = Kept(kit, monkeypatch, command)
     kept.answers["superlink"] = False
@@ -360,7 +360,7 @@ def test_one_that_does_not_start_is_said_with_its_last_words(kit, monkeypatch):
     assert str(found.value).endswith("superlink.log says 'no room on this machine'")
 
 
-def test_who_is_told_to_stop_while_it_starts_stops(kept):
+def test_a_stop_during_the_start_is_obeyed(kept):
     kept.answers["superlink"] = False
     stopped = threading.Event()
     threading.Timer(0.3, stopped.set).start()

@@ -86,7 +86,7 @@ def full_run():
     ]
 
 
-def test_a_run_under_way_is_told(tmp_path):
+def test_a_run_under_way_is_exported(tmp_path):
     write(tmp_path / "one", full_run())
     found = exported(tmp_path)
     assert found["mmare_rounds_started_total"] == {(): 2}
@@ -134,7 +134,7 @@ def test_durations_are_told_by_phase(tmp_path):
     assert found[f"{name}_bucket"][one(phase="wait", le="+Inf")] == 1
 
 
-def test_small_counts_and_what_they_could_be_subtracted_from_are_not_told(tmp_path):
+def test_small_counts_and_their_complements_are_withheld(tmp_path):
     write(
         tmp_path,
         [
@@ -402,7 +402,7 @@ def test_a_site_without_a_plain_name_or_a_place_at_the_roll_call_is_other(tmp_pa
 
 
 @pytest.mark.parametrize("number", ["NaN", "Infinity", "1e999", "-1e999", '"7"', "true", "null"])
-def test_what_is_no_finite_number_is_not_told(tmp_path, number):
+def test_values_that_are_not_finite_are_not_exported(tmp_path, number):
     write(tmp_path, [started(), called("ash"), update("ash", 1, norm=0.125)])
     path = tmp_path / "rounds.jsonl"
     assert '"norm": 0.125' in path.read_text()

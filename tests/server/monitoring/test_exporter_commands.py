@@ -42,7 +42,7 @@ def fetch(port):
         return answer.read().decode()
 
 
-def test_export_serves_until_it_is_told_to_stop(tmp_path):
+def test_export_serves_until_it_is_stopped(tmp_path):
     write(tmp_path / "one", [started(), called("ash")])
     program = str(Path(sys.executable).parent / "mmare-server")
     process = subprocess.Popen(

@@ -84,7 +84,7 @@ def test_of_a_chain_the_first_to_end_counts(kit, tmp_path):
 
 
 @pytest.mark.parametrize("content", [b"", b"rubbish", b"-----BEGIN CERTIFICATE-----\nAA\n"])
-def test_a_damaged_certificate_is_not_told(kit, tmp_path, content):
+def test_a_damaged_certificate_is_not_exported(kit, tmp_path, content):
     kit.certificate.write_bytes(content)
     assert set(exported(kit, tmp_path)["mmare_certificate_expiry_timestamp_seconds"]) == {"authority"}
 
@@ -171,7 +171,7 @@ def test_a_node_that_stopped_to_call_is_offline_before_flower_notes_it(kit, flow
     assert states == ["online", "online", "offline"]
 
 
-def test_the_run_is_told_in_the_state_that_flower_says(kit, flower, tmp_path):
+def test_the_run_has_the_state_that_flower_reports(kit, flower, tmp_path):
     def told():
         found = exported(kit, tmp_path)["mmare_flower_run_status"]
         assert set(found) == {*RUN_STATUSES, "other"}
@@ -199,7 +199,7 @@ def test_the_run_is_told_in_the_state_that_flower_says(kit, flower, tmp_path):
     assert "PAT-0001" not in page(Exporter(tmp_path, kit=kit.folder))
 
 
-def test_tables_of_another_flower_are_not_told(kit, flower, tmp_path):
+def test_unknown_tables_of_flower_are_not_exported(kit, flower, tmp_path):
     assert flower.create_node("owner", "owner", b"key", 30.0)
     with flower.session() as session:
         session.connection().exec_driver_sql("ALTER TABLE node RENAME COLUMN status TO state")

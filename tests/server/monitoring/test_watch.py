@@ -57,7 +57,7 @@ def test_a_run_is_shown_with_its_sites_curves_and_alerts():
     assert f"{BARS[0]}▅{BARS[-1]}  0.300" in page
     assert "round 3, balanced accuracy 0.300" in page
     assert "late, 3 rounds in a row" in page
-    assert "SiteSilent: cedar is not in the last 3 rounds" in page
+    assert "SiteSilent: cedar missed the last 3 rounds" in page
     assert "WorstSiteGap: birch is 0.500 behind" in page
 
 

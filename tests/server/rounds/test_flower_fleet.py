@@ -87,7 +87,7 @@ def test_answers_carry_the_name_that_the_node_was_admitted_under():
     assert found == {node: (name, name, "") for node, name in NODES.items()}
 
 
-def test_what_flower_says_of_a_node_is_told_of_that_node():
+def test_an_error_from_flower_is_attributed_to_its_node():
     """Flower's own error messages have SuperLink as their source."""
     found = asked(Grid({11: error(SUPERLINK, 1), 12: answer(12), 13: error(13, 2)}))
     assert found[11] == ("ash", None, "node failed (Flower error 1)")
@@ -150,13 +150,13 @@ def test_a_node_that_stays_away_is_given_up_and_not_waited_for_again(monkeypatch
     assert took[1] < 0.3 <= took[0] < 3.0
 
 
-def test_a_node_that_is_away_at_the_deadline_is_told_as_such(monkeypatch):
+def test_a_node_that_is_away_at_the_deadline_has_failed(monkeypatch):
     monkeypatch.setattr(grid_fleet, "ONLINE_POLL_S", 0.02)
     found = asked(Leaving(back_at_look=10**9), deadline_s=0.3)
     assert found[13] == ("cedar", None, "node failed (Flower error 5)")
 
 
-def test_a_node_that_comes_back_but_is_not_admitted_any_more_is_told_as_such(monkeypatch):
+def test_a_node_that_returns_but_is_no_longer_admitted_has_failed(monkeypatch):
     monkeypatch.setattr(grid_fleet, "ONLINE_POLL_S", 0.02)
     grid = Leaving(back_at_look=2)
     push = grid.push_messages
@@ -189,7 +189,7 @@ def test_an_answer_in_another_node_s_name_is_none():
     assert found[11] == ("ash", None, "an answer from another node")
 
 
-def test_who_is_late_is_told_by_name_when_the_deadline_has_passed():
+def test_late_nodes_are_reported_by_name_after_the_deadline():
     began = time.monotonic()
     found = asked(Grid({11: answer(11), 13: answer(13)}), deadline_s=0.3)
     assert found[12] == ("birch", None, "no answer before the deadline")
