@@ -297,7 +297,9 @@ def test_a_site_that_lost_its_local_part_of_the_best_round_is_left_out_of_the_te
 
     result = run_nodes(federation, tmp_path / "run", listeners=(lose,))
     best = result["best_round"]
-    assert result["left_out"] == [{"site": "birch", "round": best, "reason": "refused: S204 (at the test)"}]
+    assert result["left_out"] == [
+        {"site": "birch", "round": best, "reason": "refused: S204 (at the test)", "code": "S204"}
+    ]
     assert sorted(result["metrics"]["test"]["sites"]) == ["ash", "cedar"]
 
 
@@ -629,8 +631,10 @@ def test_the_trained_model_is_evaluated_only_where_the_gap_is_measured(tmp_path,
 @pytest.mark.parametrize(
     ("trained", "reason"),
     [
-        pytest.param(None, "that was not asked for, or none that was", id="none"),
-        pytest.param(Evaluation(Split.TEST, MetricState.empty(2).to_dict()), "another split", id="split"),
+        pytest.param(None, "no evaluation of the trained model", id="none"),
+        pytest.param(
+            Evaluation(Split.TEST, MetricState.empty(2).to_dict()), "on the validation split", id="split"
+        ),
         pytest.param(Evaluation(Split.VAL, MetricState.empty(3).to_dict()), "metric state", id="classes"),
         pytest.param(Evaluation(Split.VAL, {}), "metric state", id="empty"),
     ],

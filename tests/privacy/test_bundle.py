@@ -1,6 +1,7 @@
 """What travels to a hospital in Flower's bundle, and what a relay can reach."""
 
 import io
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -15,8 +16,11 @@ pytestmark = pytest.mark.filterwarnings("ignore:GitWildMatchPattern")  # Flower'
 
 
 @pytest.fixture(scope="module")
-def bundle():
-    return zipfile.ZipFile(io.BytesIO(build_fab_from_disk(ROOT)))
+def bundle(tmp_path_factory):
+    """Made from a copy: Flower looks at every file below, those of a virtual environment too."""
+    copy = tmp_path_factory.mktemp("bundle") / "project"
+    shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns(".venv", ".git", "runs", ".*_cache"))
+    return zipfile.ZipFile(io.BytesIO(build_fab_from_disk(copy)))
 
 
 def test_the_bundle_holds_our_packages_and_nothing_else(bundle):

@@ -420,6 +420,8 @@ def test_loopback_behind_a_proxy_and_ranges_are_reported(authority, ca, tmp_path
     assert "10.0.0.0/8" in rows[2].found
 
 
+TLS = ssl.create_default_context()  # once: reading the authorities takes longer than a test
+
 ENTRIES = [
     *("", "example.org", ".example.org", "*.example.org", "fed.example.org:8443", "fed.example.org:443", "*"),
     *("127.0.0.1", "localhost", "10.0.0.0/8", "10.1.2.3/8", "::1", "https://fed.example.org", "EXAMPLE.org"),
@@ -445,7 +447,7 @@ HOSTS = ("fed.example.org", "example.org", "notexample.org", "127.0.0.1", "local
     ],
 )
 def test_the_proxy_is_the_one_that_flowers_client_takes(variables, entry):
-    with environment({**variables, "NO_PROXY": entry}), httpx.Client() as client:
+    with environment({**variables, "NO_PROXY": entry}), httpx.Client(verify=TLS) as client:
         for scheme in ("http", "https"):
             for host in HOSTS:
                 for port in (443, 80, 8443, 9094):

@@ -136,6 +136,7 @@ def test_a_gpu_computes_in_what_it_has(monkeypatch, capability, expected):
     assert fast_type(torch.device("cuda")) is expected
 
 
+@pytest.mark.slow
 def test_naming_an_encoder_imports_nothing_heavy():
     code = (
         "import sys, client.encoders.registry, client.encoders.preprocess\n"

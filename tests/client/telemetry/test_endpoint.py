@@ -556,6 +556,7 @@ def test_a_worker_whose_port_is_taken_says_so_and_ends(short_site):
     assert WorkerLink(site.worker.socket).status() is None
 
 
+@pytest.mark.slow
 def test_a_worker_that_nobody_watches_imports_no_prometheus():
     code = "import sys, client.worker; sys.exit('prometheus_client' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False, timeout=120).returncode == 0

@@ -109,6 +109,7 @@ def test_a_study_that_is_not_there_is_named(kit, tmp_path):
     assert "absent.toml" in refused(kit, tmp_path / "absent.toml")
 
 
+@pytest.mark.slow
 def test_what_the_run_itself_would_refuse_is_refused_before(kit, study, tmp_path):
     admit(kit, "ash", "birch")
     (tmp_path / "out").mkdir()

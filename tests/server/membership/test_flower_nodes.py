@@ -41,6 +41,7 @@ def test_nobody_and_somebody_else_are_no_superlink_of_this_kit(kit, tmp_path):
         assert not superlink_answers(on_port(kit, port))
 
 
+@pytest.mark.slow
 def test_without_superlink_there_is_a_sentence_and_no_change(kit, tmp_path):
     admit(kit, asked(tmp_path)[1])
     record = find(kit, "ash")
