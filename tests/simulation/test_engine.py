@@ -130,7 +130,7 @@ FAULTS = [
     ),
     (claiming(seconds={"a": 1e308, "b": 1e308}), "seconds", "other"),
     (with_update(other_state), "metric state", "metrics"),
-    (with_update(no_evaluation), "other splits than asked", "metrics"),
+    (with_update(no_evaluation), "other splits than requested", "metrics"),
     (other_kind, "a message of kind 'Request', expected Update", "other"),
     (lambda *_: ("{}", b""), "not a message of this system", "other"),
     (changed_text('"samples":', '"sample":'), "unknown key 'sample'", "other"),
