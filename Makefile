@@ -25,10 +25,9 @@ test: setup
 cover: setup
 	HYPOTHESIS_PROFILE=ci $(BIN)/pytest $(PARALLEL) --cov --cov-report=term:skip-covered
 
-# Real processes one after the other: they wait for each other's clocks and ports.
+# Real processes spend most of their time waiting; each file has its ports, folders and network namespaces.
 test-system: setup
-	$(BIN)/pytest $(PARALLEL) -m 'slow and not system and not gpu and not bench'
-	$(BIN)/pytest -m system
+	$(BIN)/pytest $(PARALLEL) -m '(slow or system) and not gpu and not bench'
 
 lint: setup
 	$(BIN)/ruff format --check
