@@ -226,7 +226,7 @@ def test_a_site_that_sends_what_it_should_not_is_left_out_by_name(hosts, tmp_pat
         assert set(told) == {3, 5, 7, 9}
         assert told[3] == "values that are not finite"
         assert told[5].startswith("a change of norm")
-        assert told[7] == "an answer of 'cedar' to round 6"
+        assert told[7] == "an answer of site 'cedar' to round 6, expected 'cedar' and 7"
         assert told[9] in ("no answer before the deadline", "refused: S402")
         assert {site for _, site, _ in place.left_out()} == {"cedar"}
         place.ends_as_in_one_process(tmp_path / "plain")
