@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from mmare.errors import Ending, Reason, SiteCode
 from mmare.host.metric_labels import OTHER, Names, one_word, run_label, safe
-from mmare.study.choices import Select
+from mmare.study.choices import Mode, Select
 from server.monitoring.parts import RoundState, SiteState, count, number, one_of
 from server.monitoring.tally import Tally
 from server.store import events
@@ -28,7 +28,7 @@ POOLED_SCORES: Final = (
     *("macro_f1", "macro_precision", "macro_recall", *LOSSES),
 )
 PHASES: Final = ("wait", "evaluate", "aggregate", "checkpoint")
-MODES: Final = ("federated", "centralised", "local")
+MODES: Final = tuple(mode.value for mode in Mode)
 BACKENDS: Final = ("inprocess", "ray", "flower")
 PACKAGES: Final = ("federated-mmare", "flwr", "numpy", "torch", "python")
 LATE: Final = (Reason.LATE, SiteCode.LATE)  # by the coordinator, by the site itself
