@@ -25,6 +25,7 @@ from server.store.model_file import load_model
 from sites.federation import site_folders
 from tests.federations import ModelsByRound, run_nodes, tiny_federation, tiny_study, weights
 from tests.mmare.models.examples import SMALL, small_maps, small_options
+from tests.properties import first_quick
 
 EVERY = pytest.mark.parametrize("name", sorted(MODELS))
 MMARE_SIM = Path(sys.executable).parent / "mmare-sim"
@@ -87,7 +88,7 @@ def _small_maps():
 
 
 @pytest.mark.usefixtures("_small_maps")
-@EVERY
+@pytest.mark.parametrize("name", first_quick("mmare", *sorted(MODELS.keys() - {"mmare"})))
 def test_one_site_is_a_plain_training_loop(tmp_path, name):
     study = study_of(name, federation={"min_sites": 1})
     federation, out = tiny_federation(tmp_path / "fed", study, sites=("ash",), patients=60), tmp_path / "run"
@@ -111,7 +112,7 @@ def test_one_site_is_a_plain_training_loop(tmp_path, name):
 
 
 @pytest.mark.system
-@EVERY
+@pytest.mark.parametrize("name", ["adacomed", "hypermm", "mmare"])  # phases, scans in full, ours
 def test_ray_gives_the_same_bits_as_this_process(tmp_path, name):
     maps = math.prod(HyperMM.MAPS)  # in full: Ray's processes know nothing of a changed size
     width = maps if name == "hypermm" else 8

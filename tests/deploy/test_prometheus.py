@@ -171,6 +171,7 @@ def test_dashboards_have_fixed_uids_and_rows_that_can_be_read():
             assert link["url"].removeprefix("/d/") in {other.stem for other in DASHBOARDS}
 
 
+@pytest.mark.system
 def test_promtool_agrees():
     promtool = tool("promtool")
     for rules in (RULES, SITE_RULES):
@@ -180,6 +181,7 @@ def test_promtool_agrees():
         check(promtool, "check", "config", str(DEPLOY / "prometheus" / name))
 
 
+@pytest.mark.system
 @pytest.mark.parametrize(
     ("labels", "receiver"),
     [

@@ -24,6 +24,7 @@ from server.run.folder import execute
 from simulation.engine import InProcessGrid
 from sites.config import load_site
 from tests.federations import all_events, node_configs, request_of, tiny_federation
+from tests.properties import first_quick
 
 PRIVATE = "/data/oncology/patients.csv: patient TCGA-07-1234 born 1951"
 WORDS = ("oncology", "TCGA", "patients.csv", "born")  # no number: metric states are full of them
@@ -140,7 +141,7 @@ ERRORS = {
 CASES = [("data", error) for error in ERRORS] + [(where, "key") for where in CRASHES if where != "data"]
 
 
-@pytest.mark.parametrize(("where", "kind"), CASES, ids="-".join)
+@pytest.mark.parametrize(("where", "kind"), first_quick(*CASES))
 def test_the_server_receives_a_code_and_nothing_else_of_a_crash(
     federation, tmp_path, monkeypatch, caplog, where, kind
 ):

@@ -26,6 +26,7 @@ from tests.federations import (
     while_training,
     with_update,
 )
+from tests.properties import first_quick
 
 SHORT = ("training.rounds=3",)
 
@@ -139,7 +140,7 @@ FAULTS = [
 ]
 
 
-@pytest.mark.parametrize("part", [0, 1, 2])
+@pytest.mark.parametrize("part", first_quick(0, 1, 2))
 def test_a_faulty_site_is_left_out_of_that_round_and_asked_again(federation, tmp_path, part):
     """One run for many faults: one in every even round, with a good round after each."""
     faults = dict(zip(itertools.count(2, 2), FAULTS[part::3], strict=False))
@@ -240,7 +241,7 @@ def test_a_fault_outside_of_training_is_named_too(federation, tmp_path, task):
     assert result["metrics"]["test"]["sites"].keys() == tested
 
 
-@pytest.mark.parametrize("failing", [1, 2, 3])
+@pytest.mark.parametrize("failing", first_quick(1, 2, 3))
 def test_under_the_quorum_the_run_stops_and_healthy_sites_finish_it(federation, healthy, tmp_path, failing):
     out = tmp_path / "run"
     faults = {index: while_training(raises, failing) for index in (0, 2)}
@@ -282,7 +283,7 @@ def test_a_round_goes_on_with_exactly_the_quorum(federation, tmp_path):
     assert result["rounds_run"] == 3
 
 
-@pytest.mark.parametrize("hanging", [0, 2], ids=["first", "last"])
+@pytest.mark.parametrize("hanging", first_quick(0, 2))
 def test_a_site_that_hangs_costs_its_deadline_only(federation, tmp_path, hanging):
 
     def hang(site, header, payload):

@@ -155,7 +155,7 @@ def moment(event) -> float:
 
 
 def test_whatever_dies_at_a_hospital_the_run_ends_with_what_arrived(hosts, tmp_path):
-    with deployed(hosts, rounds=120) as place:
+    with deployed(hosts, rounds=90) as place:
         place.start()
         place.after(2)
         took = {}

@@ -18,6 +18,11 @@ NODES = {11: "ash", 12: "birch", 13: "cedar"}
 SUPERLINK = 1
 
 
+@pytest.fixture(autouse=True)
+def settled(monkeypatch):
+    monkeypatch.setattr(grid_fleet, "SETTLED_S", 0.05)
+
+
 class Grid:
     """Answers of each node, by node; what is not there is never answered."""
 

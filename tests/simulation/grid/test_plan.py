@@ -17,6 +17,7 @@ from sites.datasets.ixi import IxiOptions, ixi_study
 from sites.datasets.mmist import prepare_mmist
 from sites.datasets.synthetic import prepare_synthetic
 from tests.data_folder import data_folder
+from tests.properties import first_quick
 
 SMALL = """
 [grid]
@@ -234,7 +235,7 @@ def test_hypermm_of_the_ready_grids_fits_its_scans(studies):
 
 @pytest.mark.data
 @pytest.mark.parametrize(
-    "name", ["mmist-vital12", "ablation-mmist", "aggregation", "future-work", "recipes-mmist"]
+    "name", first_quick("mmist-vital12", "ablation-mmist", "aggregation", "future-work", "recipes-mmist")
 )
 def test_ready_grids_on_mmist_have_valid_studies(name, tmp_path):
     source = data_folder("mmist")
