@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from mmare.errors import DataError
 from mmare.wire.messages import Split
 from sites.splits import three_way
-from sites.tabular import TextTable, read_table
+from sites.table_file import read_table
+from sites.tabular import TextTable
 
 __all__ = ["ID", "LABEL", "SPLIT", "Manifest", "load_manifest", "parse_labels", "parse_splits"]
 

@@ -1,29 +1,30 @@
-"""CSV, TSV, Parquet and Excel tables, read as text with blank cells missing.
+"""Tables as text with blank cells missing.
 
 Text keeps the id ``007`` intact, and errors can quote a cell as written; callers convert to numbers.
 """
 
 from __future__ import annotations
 
-import csv
 import difflib
 import math
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Iterable
 from dataclasses import dataclass
-from datetime import date
+from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, SupportsFloat
 
 import numpy as np
 import pandas as pd
 
 from mmare.errors import DataError
 
-__all__ = ["TextTable", "cell_text", "did_you_mean", "finite_number", "read_table", "unknown_column"]
+__all__ = ["TextTable", "cell_text", "did_you_mean", "finite_number", "unknown_column"]
 
-_DELIMITERS = {".csv": ",", ".tsv": "\t"}
-_EXCEL = (".xlsx", ".xls")
-_FORMATS = (*_DELIMITERS, ".parquet", *_EXCEL)
+_CUT_SHORT = re.compile(r"\d(\.\d+)?[eE]\+\d+")  # 1.23457E+11
+_DIGITS = 15  # of a number in Excel
+_LONG_NUMBER = " (Excel rounds numbers of more than 15 digits: store the column as text)"
+_EXACT = 2**53  # floats hold every smaller whole number
 
 
 @dataclass(frozen=True)
@@ -65,51 +66,28 @@ class TextTable:
         """One column without blank or repeated cells, such as patient ids.
 
         Raises:
-            DataError: If the column does not exist or a cell is blank or repeated.
+            DataError: If the column does not exist or a cell is blank, repeated or a number cut short.
         """
         values = self.require(name)
         first: dict[str, int] = {}
         for row, value in enumerate(values):
+            if _CUT_SHORT.fullmatch(value):
+                raise DataError(
+                    f"{self.where(row)}: {name} is {value!r}, a number that a spreadsheet cut short, "
+                    "expected all its digits: store the column as text"
+                )
             if value in first:
+                hint = _LONG_NUMBER if self._may_be_rounded(value) else ""
                 raise DataError(
                     f"{self.where(row)}: {name} {value!r} occurs twice, first in row {first[value] + 1}; "
-                    "expected one row per patient"
+                    f"expected one row per patient{hint}"
                 )
             first[value] = row
         return values
 
-
-def read_table(path: Path) -> TextTable:
-    """Read a ``.csv``, ``.tsv``, ``.parquet``, ``.xlsx`` or ``.xls`` file with one header row; text is UTF-8.
-
-    Raises:
-        DataError: If the file is missing, cannot be read, or its rows do not fit its header.
-    """
-    ending = path.suffix.lower()
-    if ending not in _FORMATS:
-        raise DataError(f"{path}: found a file ending {ending!r}, expected one of {', '.join(_FORMATS)}")
-    if not path.is_file():
-        raise DataError(f"{path}: no such file")
-    try:
-        if ending in _DELIMITERS:
-            return _read_text(path, _DELIMITERS[ending])
-        frame = pd.read_parquet(path) if ending == ".parquet" else pd.read_excel(path, dtype=object)
-    except DataError:
-        raise
-    except UnicodeDecodeError:
-        raise DataError(f"{path}: not UTF-8 text") from None
-    except ImportError as error:
-        raise DataError(
-            f"{path}: reading {ending} needs a further package ({error}); install it or save the table as CSV"
-        ) from None
-    except Exception as error:  # the readers of pandas raise many error types
-        raise DataError(f"{path}: cannot be read as {ending[1:]} ({type(error).__name__}: {error})") from None
-    header = [str(name).strip() for name in frame.columns]
-    _check_header(path, header)
-    columns = {
-        name: [cell_text(value) for value in frame.iloc[:, position]] for position, name in enumerate(header)
-    }
-    return TextTable(path, pd.DataFrame(columns, columns=header, dtype="str"))
+    def _may_be_rounded(self, value: str) -> bool:
+        """Whether Excel, which keeps 15 digits of a number, may have changed it."""
+        return self.source.suffix.lower() in {".xlsx", ".xls"} and value.isdecimal() and len(value) > _DIGITS
 
 
 def unknown_column(source: Path, name: str, known: Iterable[object]) -> DataError:
@@ -134,56 +112,25 @@ def finite_number(cell: object) -> float | None:
     return number if math.isfinite(number) else None
 
 
-def _read_text(path: Path, delimiter: str) -> TextTable:
-    """Read delimited text whose rows all have as many cells as the header."""
-    with path.open(encoding="utf-8-sig", newline="") as stream:
-        reader = csv.reader(stream, delimiter=delimiter, strict=True)
-        header: list[str] | None = None
-        rows: list[list[str | None]] = []
-        lines: list[int] = []
-        line = 1  # of the first physical line of the next record
-        try:
-            for record in reader:
-                cells = [cell.strip() for cell in record]
-                if not any(cells):
-                    pass  # an empty line, as spreadsheets leave at the end
-                elif header is None:
-                    header = cells
-                elif len(cells) != len(header):
-                    raise DataError(
-                        f"{path}, row {len(rows) + 1} (line {line}): found {len(cells)} cells, "
-                        f"expected {len(header)} as in the header"
-                    )
-                else:
-                    rows.append([cell or None for cell in cells])
-                    lines.append(line)
-                line = reader.line_num + 1
-        except csv.Error as error:
-            raise DataError(f"{path}, line {line}: not valid CSV: {error}") from None
-    if header is None:
-        raise DataError(f"{path}: the file is empty, expected a header row")
-    _check_header(path, header)
-    columns = {name: [row[position] for row in rows] for position, name in enumerate(header)}
-    return TextTable(path, pd.DataFrame(columns, columns=header, dtype="str"), tuple(lines))
-
-
-def _check_header(path: Path, header: Sequence[str]) -> None:
-    for position, name in enumerate(header):
-        if not name:
-            raise DataError(f"{path}: column {position + 1} has no name in the header")
-        if name in header[:position]:
-            raise DataError(f"{path}: two columns are called {name!r}")
-
-
 def cell_text(value: Any) -> str | None:  # noqa: ANN401 - a cell of any type that a reader returns
-    """One typed cell as text; ``None`` if missing."""
+    """One typed cell as the text that CSV has for it; ``None`` if missing."""
+    if isinstance(value, str):
+        return value.strip() or None
     if value is None or value is pd.NaT or value is pd.NA:
         return None
     if isinstance(value, float | np.floating):
-        if math.isnan(value):
-            return None
-        # An integer column with blanks arrives as floats: 3.0 was written as 3.
-        return str(int(value)) if float(value).is_integer() else str(value)
-    if isinstance(value, date):  # includes datetimes
-        return value.isoformat()
+        return _float_text(value)
+    if isinstance(value, datetime):
+        # Excel and Parquet have days as midnights.
+        return value.isoformat(" ").removesuffix(" 00:00:00")
+    if isinstance(value, bytes):
+        return value.decode(errors="replace").strip() or None
     return str(value).strip() or None
+
+
+def _float_text(value: SupportsFloat) -> str | None:
+    number = float(value)
+    if math.isnan(number):
+        return None
+    # An integer column with blanks arrives as floats: 3.0 was written as 3. Above 2**53 digits are lost.
+    return str(int(number)) if number.is_integer() and abs(number) < _EXACT else str(value)

@@ -18,7 +18,8 @@ import pandas as pd
 
 from mmare.errors import DataError
 from sites.manifest import ID
-from sites.tabular import TextTable, cell_text, read_table, unknown_column
+from sites.table_file import read_table
+from sites.tabular import TextTable, cell_text, unknown_column
 
 __all__ = [
     "CONTRASTS",

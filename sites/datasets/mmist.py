@@ -28,7 +28,8 @@ from sites.missing.plan import Missingness
 from sites.options import Cohort, Grouping, SplitScheme, choose, kept_modalities
 from sites.prompts import compile_prompt
 from sites.splits import stratified_split, three_way
-from sites.tabular import TextTable, read_table
+from sites.table_file import read_table
+from sites.tabular import TextTable
 
 __all__ = ["MMIST_PROMPT", "prepare_mmist"]
 

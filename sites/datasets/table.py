@@ -20,7 +20,8 @@ from sites.manifest import ID, LABEL, SPLIT, parse_labels, parse_splits
 from sites.missing.amputate import take_away
 from sites.missing.plan import Missingness
 from sites.splits import three_way
-from sites.tabular import TextTable, finite_number, read_table, unknown_column
+from sites.table_file import read_table
+from sites.tabular import TextTable, finite_number, unknown_column
 
 __all__ = ["TableColumns", "prepare_table"]
 
