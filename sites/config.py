@@ -82,6 +82,9 @@ class SiteConfig:
     """
 
     id: str  # unique in a federation
+    display_name: str = field(
+        kw_only=True, default=""
+    )  # as people write it, where the id cannot say it; stays here
     folder: Path  # of ``site.toml``; the paths in the file are resolved against it
     manifest: Path
     modalities: Mapping[str, ModalitySource]  # by the study's name; the site never has the others
@@ -116,7 +119,7 @@ def load_site(path: Path) -> SiteConfig:
 
 def _parse(content: Mapping[str, Any], folder: Path) -> SiteConfig:
     _check_keys(content, _TABLES, "the file", "table")
-    site = _Section(content, "site", ("id",), folder)
+    site = _Section(content, "site", ("id", "display_name"), folder)
     data = _Section(content, "data", ("manifest",), folder)
     compute = _Section(content, "compute", ("device", "cache", "threads", "weights"), folder)
     policy = _Section(content, "policy", ("min_count", "max_norm", "max_releases"), folder)
@@ -136,6 +139,7 @@ def _parse(content: Mapping[str, Any], folder: Path) -> SiteConfig:
         raise DataError("no [modality.NAME] table: a site needs at least one modality")
     return SiteConfig(
         id=identity,
+        display_name=site.text("display_name") if "display_name" in site else "",
         folder=folder,
         manifest=data.path("manifest"),
         modalities={name: _source(name, entry, folder) for name, entry in modalities.items()},

@@ -1,18 +1,20 @@
-"""Feature tables: one vector per patient id, as npz, CSV or Parquet, validated when read."""
+"""Feature tables: one vector per patient id, as npz or a table file, validated when read."""
 
 from __future__ import annotations
 
 import csv
 import zipfile
 import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from mmare.errors import DataError
+from sites.table_file import read_cells
 from sites.tabular import cell_text
 
 __all__ = ["Vectors", "load_features", "write_features"]
@@ -29,7 +31,7 @@ def load_features(path: Path, width: int | None = None) -> dict[str, NDArray[np.
     """Read a features file.
 
     Args:
-        path: ``.npz`` with one ``(width,)`` array per patient id, or ``.csv`` or ``.parquet`` with a
+        path: ``.npz`` with one ``(width,)`` array per patient id, or a table file with a
             ``patient_id`` column and numeric columns in file order.
         width: Numbers per patient; by default that of the first patient.
 
@@ -40,7 +42,8 @@ def load_features(path: Path, width: int | None = None) -> dict[str, NDArray[np.
         DataError: If the file is missing, unreadable or empty, a patient id is blank or repeated, or a vector
             has another width, is not numeric, or contains NaN or infinity.
     """
-    readers = {".npz": _read_npz, ".csv": _read_csv, ".parquet": _read_parquet}
+    cells = dict.fromkeys((".tsv", ".xlsx", ".xls"), _read_rows)
+    readers = {".npz": _read_npz, ".csv": _read_rows, ".parquet": _read_parquet, **cells}
     reader = readers.get(path.suffix.lower())
     if reader is None:
         raise DataError(
@@ -113,40 +116,38 @@ def _read_npz(path: Path) -> Iterator[tuple[str, NDArray[np.generic]]]:
         raise DataError(f"{path}: cannot be read as npz ({error})") from None
 
 
-def _read_csv(path: Path) -> Iterator[tuple[str, NDArray[np.generic]]]:
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as stream:
-            reader = csv.reader(stream, strict=True)
-            header = [name.strip() for name in next(reader, [])]
+def _read_rows(path: Path) -> Iterator[tuple[str, NDArray[np.generic]]]:
+    header: list[str] = []
+    id_at = 0
+    for row, (line, record) in enumerate(read_cells(path)):
+        if not header:
+            header = [cell_text(name) or "" for name in record]
             id_at = _id_position(path, header)
-            row = 0
-            for cells in reader:
-                if not any(cell.strip() for cell in cells):
-                    continue
-                row += 1
-                if len(cells) != len(header):
-                    raise DataError(
-                        f"{path}, row {row} (line {reader.line_num}): found {len(cells)} cells, "
-                        f"expected {len(header)} as in the header"
-                    )
-                patient = cells.pop(id_at).strip()
-                yield patient, _numbers(cells, f"{path}, row {row} (patient {patient!r})", header, id_at)
-    except (csv.Error, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: cannot be read as CSV ({error})") from None
+            continue
+        if len(record) != len(header):
+            raise DataError(
+                f"{path}, row {row} (line {line}): found {len(record)} cells, "
+                f"expected {len(header)} as in the header"
+            )
+        cells = ["" if cell is None else cell for cell in record]
+        patient = cell_text(cells.pop(id_at)) or ""
+        yield patient, _numbers(cells, f"{path}, row {row} (patient {patient!r})", header, id_at)
+    if not header:
+        _id_position(path, header)
 
 
-def _numbers(cells: Sequence[str], where: str, header: Sequence[str], id_at: int) -> NDArray[np.generic]:
+def _numbers(cells: Sequence[object], where: str, header: Sequence[str], id_at: int) -> NDArray[np.generic]:
     try:
         return np.array(cells, dtype=np.float64)
-    except ValueError:
+    except (TypeError, ValueError):
         names = [name for position, name in enumerate(header) if position != id_at]
         bad = next(position for position, cell in enumerate(cells) if not _is_number(cell))
         raise DataError(f"{where}: {names[bad]} is {cells[bad]!r}, expected a number") from None
 
 
-def _is_number(cell: str) -> bool:
+def _is_number(cell: object) -> bool:
     try:
-        float(cell)
+        float(str(cell))
     except ValueError:
         return False
     return True
@@ -154,17 +155,19 @@ def _is_number(cell: str) -> bool:
 
 def _read_parquet(path: Path) -> Iterator[tuple[str, NDArray[np.generic]]]:
     try:
-        frame = pd.read_parquet(path)
+        table = pq.read_table(path)
+        id_at = _id_position(path, table.column_names)
+        patients = table.column(id_at).to_pylist()  # pandas makes floats of whole numbers beside blanks
+        index = [name for name in table.column_names if name.startswith("__index_level_")]
+        frame = table.drop_columns([_ID, *index]).to_pandas(ignore_metadata=True)
+    except DataError:
+        raise
     except Exception as error:  # pyarrow raises many error types
         raise DataError(f"{path}: cannot be read as parquet ({type(error).__name__}: {error})") from None
-    header = [str(name) for name in frame.columns]
-    id_at = _id_position(path, header)
-    for position, name in enumerate(header):
-        if position != id_at and not pd.api.types.is_numeric_dtype(frame.dtypes.iloc[position]):
-            raise DataError(f"{path}: column {name!r} is {frame.dtypes.iloc[position]}, expected numbers")
-    patients: Iterable[object] = frame.iloc[:, id_at]
-    columns = [position for position in range(len(header)) if position != id_at]
-    numbers = frame.iloc[:, columns].to_numpy(dtype=np.float64, na_value=np.nan)  # (n_patients, width)
+    for name, dtype in frame.dtypes.items():
+        if not pd.api.types.is_numeric_dtype(dtype):
+            raise DataError(f"{path}: column {name!r} is {dtype}, expected numbers")
+    numbers = frame.to_numpy(dtype=np.float64, na_value=np.nan)  # (n_patients, width)
     for patient, row in zip(patients, numbers, strict=True):
         yield cell_text(patient) or "", row
 

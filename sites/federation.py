@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
+import unicodedata
 import uuid
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -25,6 +27,7 @@ from sites.manifest import ID, LABEL, SPLIT
 
 __all__ = [
     "AMPUTATION_FILE",
+    "NO_VALIDATION",
     "SCANS_FOLDER",
     "SYNTHETIC_FILE",
     "Prepared",
@@ -38,6 +41,10 @@ __all__ = [
 ]
 
 SITE_FILE, MANIFEST_FILE = "site.toml", "patients.csv"
+
+NO_VALIDATION = (
+    f"no patient is in the split {Split.VAL}: a run cannot select its best round and keeps the last one"
+)
 
 AMPUTATION_FILE = "amputation.json"  # beside the study, where sites do not see it
 
@@ -96,17 +103,31 @@ class Prepared:
 def site_id(name: str) -> str:
     """A site's name as a folder name and id: lower case letters, digits and dashes.
 
+    A name with letters of another alphabet ends in a mark of the whole name, so that two of them differ.
+
     Raises:
-        DataError: If nothing of the name is left.
+        DataError: If the name has no letter and no digit.
 
     Example:
-        >>> site_id("Hôpital St. Anne / Nord")
-        'hopital-st-anne-nord'
+        >>> site_id("Hôpital St. Anne / Nord"), site_id("北京 2")
+        ('hopital-st-anne-nord', '2-70c1d2')
     """
-    identity = slug(name)
-    if not identity:
-        raise DataError(f"site {name!r}: a name needs at least one letter or digit of the Latin alphabet")
-    return identity
+    plain = unicodedata.normalize("NFKC", name).strip()
+    if not any(character.isalnum() for character in plain):
+        raise DataError(f"site {name!r}: a name needs at least one letter or digit")
+    if not _in_other_script(plain):
+        return slug(name)
+    return f"{slug(name) or 'site'}-{hashlib.sha256(plain.encode()).hexdigest()[:6]}"
+
+
+def _in_other_script(name: str) -> bool:
+    """Whether an id of Latin letters and digits would lose a part of the name."""
+    return not slug(name) or any(
+        character.isalnum()
+        and not slug(character)
+        and not unicodedata.name(character, "").startswith("LATIN")
+        for character in unicodedata.normalize("NFKD", name)
+    )
 
 
 def site_folders(federation: Path) -> tuple[SiteConfig, ...]:
@@ -191,7 +212,14 @@ def write_federation(
         raise DataError(f"{out}: cannot be written ({error.strerror or type(error).__name__})") from None
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-    return Prepared(out, study, counts, amputation=amputation)
+    notes = [
+        f"site {site.name} has the id {identity}"
+        for identity, site in sorted(tables.items())
+        if _in_other_script(site.name)
+    ]
+    if not any(n for site in counts for (split, _), n in site.patients.items() if split is Split.VAL):
+        notes.append(NO_VALIDATION)
+    return Prepared(out, study, counts, tuple(notes), amputation=amputation)
 
 
 def check_target(out: Path, *, overwrite: bool) -> None:
@@ -287,8 +315,9 @@ def _write_site(folder: Path, identity: str, site: SiteTables) -> None:
     sources |= {name: {"columns": list(columns)} for name, columns in site.columns.items()}
     held_scans = {name: column for name, column in site.scans.items() if site.manifest[column].notna().any()}
     sources |= {name: {"column": column} for name, column in held_scans.items()}
+    named = {"display_name": site.name} if _in_other_script(site.name) else {}
     content = {
-        "site": {"id": identity},
+        "site": {"id": identity, **named},
         "data": {"manifest": MANIFEST_FILE},
         "modality": sources,
         "policy": {"min_count": 0},  # a simulation is not shared, so small groups need no protection

@@ -14,7 +14,7 @@ from mmare.errors import DataError
 from mmare.wire.messages import Split
 from sites.splits import three_way
 from sites.table_file import read_table
-from sites.tabular import TextTable
+from sites.tabular import TextTable, finite_number
 
 __all__ = ["ID", "LABEL", "SPLIT", "Manifest", "load_manifest", "parse_labels", "parse_splits"]
 
@@ -57,12 +57,12 @@ def load_manifest(path: Path, classes: Sequence[str], seed: int) -> Manifest:
 
 
 def parse_labels(table: TextTable, column: str, classes: Sequence[str]) -> list[str]:
-    """The class name of each row.
+    """The class name of each row; a number is the class of the same value, so ``1.0`` is ``1``.
 
     Raises:
         DataError: If a label is blank or not in ``classes``.
     """
-    names = table.require(column)
+    names = [name if name in classes else _same_number(name, classes) for name in table.require(column)]
     for row, name in enumerate(names):
         if name not in classes:
             raise DataError(
@@ -70,6 +70,13 @@ def parse_labels(table: TextTable, column: str, classes: Sequence[str]) -> list[
                 f"{', '.join(classes)}"
             )
     return names
+
+
+def _same_number(name: str, classes: Sequence[str]) -> str:
+    """The one class that is the same number, if there is one; otherwise the name."""
+    number = finite_number(name)
+    same = [known for known in classes if number is not None and finite_number(known) == number]
+    return same[0] if len(same) == 1 else name
 
 
 def parse_splits(table: TextTable, column: str) -> NDArray[np.str_]:

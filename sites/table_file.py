@@ -92,7 +92,10 @@ def read_cells(path: Path, delimiter: str | None = None, encoding: str = _UTF8) 
         raise
     except (UnicodeError, LookupError):
         name = "UTF-8" if encoding == _UTF8 else encoding
-        raise DataError(f"{path}: not {name} text, expected it saved as UTF-8") from None
+        raise DataError(
+            f"{path}: not {name} text; save it as UTF-8, or name its encoding (prepare table "
+            "--encoding-of-text)"
+        ) from None
     except ImportError as error:
         raise DataError(
             f"{path}: reading {ending} needs a further package ({error}); install it or save the table as CSV"

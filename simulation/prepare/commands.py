@@ -271,6 +271,24 @@ def table(  # noqa: PLR0913, PLR0917 - one parameter per flag
     missing_values: Annotated[
         str, typer.Option(help="Values that mean missing, besides blanks; comma-separated.")
     ] = "",
+    delimiter: Annotated[
+        str | None, typer.Option(help="Of a text table: a character or tab; by default it is found.")
+    ] = None,
+    encoding_of_text: Annotated[
+        str, typer.Option(help="Of a text table, such as cp1252 or latin-1.")
+    ] = "utf-8",
+    drop_unlabelled: Annotated[
+        bool, typer.Option("--drop-unlabelled", help="Leave out rows without a label, and count them.")
+    ] = False,
+    drop_empty: Annotated[
+        bool, typer.Option("--drop-empty", help="Leave out rows without any modality, and count them.")
+    ] = False,
+    allow_unmatched: Annotated[
+        bool,
+        typer.Option(
+            "--allow-unmatched", help="Take vectors of which more than a tenth match no row of the table."
+        ),
+    ] = False,
     split_column: Annotated[
         str | None, typer.Option(help="Column with train, val or test; by default drawn by label and site.")
     ] = None,
@@ -309,6 +327,11 @@ def table(  # noqa: PLR0913, PLR0917 - one parameter per flag
         seed=seed,
         missing=_missing(mechanism, missing_rate, driver, slope, site_missing, pattern),
         overwrite=overwrite,
+        delimiter=delimiter,
+        encoding_of_text=encoding_of_text,
+        drop_unlabelled=drop_unlabelled,
+        drop_empty=drop_empty,
+        allow_unmatched=allow_unmatched,
     )
     show(prepared)
 

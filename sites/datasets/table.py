@@ -14,6 +14,7 @@ from mmare.errors import DataError, StudyError
 from mmare.study.choices import Kind, Scaling
 from mmare.study.specs import ModalitySpec, PrivacySpec
 from mmare.study.study import Study
+from sites.datasets.table_rows import check_classes, labelled, matched, nonempty
 from sites.features import Vectors, load_features
 from sites.federation import Prepared, SiteTables, check_target, site_id, write_federation
 from sites.manifest import ID, LABEL, SPLIT, parse_labels, parse_splits
@@ -50,6 +51,11 @@ def prepare_table(  # noqa: PLR0913 - the flags of the command, one to one
     seed: int = 0,
     missing: Missingness = Missingness(),  # noqa: B008 - frozen; removes nothing
     overwrite: bool = False,
+    delimiter: str | None = None,
+    encoding_of_text: str = "utf-8",
+    drop_unlabelled: bool = False,
+    drop_empty: bool = False,
+    allow_unmatched: bool = False,
 ) -> Prepared:
     """Write a table as a federation folder.
 
@@ -59,34 +65,45 @@ def prepare_table(  # noqa: PLR0913 - the flags of the command, one to one
 
     Args:
         table: CSV, TSV, Parquet or Excel with one row per patient.
-        features: Further modalities by name, as files for `load_features`. Ids unknown to the table are
-            ignored.
+        features: Further modalities by name, as files for `load_features`.
         missing_values: Cells that mean missing, besides blank ones; numbers match in any spelling.
         positive: Class of binary F1; of two classes the last one by default.
         seed: Of the study and of the split, drawn 70/10/20 and stratified by label and site.
         missing: What to remove; mar may be driven by any column except id and label.
+        delimiter: As of `read_table`, like ``encoding_of_text``.
+        drop_unlabelled: Leave out rows without a label; they are an error otherwise.
+        drop_empty: Leave out rows without any modality; they are an error otherwise.
+        allow_unmatched: Take features files of which more than a tenth of the vectors match no patient.
 
     Raises:
         StudyError: If there is no modality, one is named twice, or classes and positive are inconsistent.
         DataError: If a column does not exist, a cell has the wrong type, a patient occurs twice or has no
-            modality, a features file is unusable, or ``out`` cannot be replaced.
+            modality, nobody has a class, a features file is unusable, or ``out`` cannot be replaced.
     """
     further = dict(features or {})
     if len(set(classes)) < max(2, len(classes)):
         raise StudyError(f"--classes is {','.join(classes)!r}, expected at least two different names")
     _check_names(columns, further)
     check_target(out, overwrite=overwrite)
-    content = _blank(read_table(table), missing_values)
+    content = _blank(read_table(table, delimiter, encoding_of_text), missing_values)
     _check_columns(content, columns)
-    ids = content.require_unique(columns.id)
-    places = content.require(columns.site)
-    labels = parse_labels(content, columns.label, classes)
+    everyone = content.require_unique(columns.id)
+    content, notes = labelled(content, columns.label, drop=drop_unlabelled)
+    ids = content.require(columns.id)
+    homes = dict(zip(ids, content.require(columns.site), strict=True))
     vectors: dict[str, Vectors] = {
         name: _encode(content, ids, group, set(columns.categorical))
         for name, group in columns.modalities.items()
     }
-    vectors |= {name: _load(path, ids, table) for name, path in further.items()}
-    _check_presence(content, ids, vectors)
+    for name, path in further.items():
+        vectors[name], unmatched = matched(
+            path, load_features(path), content, homes, everyone, allow=allow_unmatched
+        )
+        notes += unmatched
+    content, dropped = nonempty(content, ids, vectors, drop=drop_empty)
+    ids, places = content.require(columns.id), content.require(columns.site)
+    labels = parse_labels(content, columns.label, classes)
+    check_classes(table, labels, classes)
     study = _study(table.stem, classes, positive, vectors, seed)
     if columns.split is None:
         detailed = [f"{label}|{place}" for label, place in zip(labels, places, strict=True)]
@@ -101,7 +118,7 @@ def prepare_table(  # noqa: PLR0913 - the flags of the command, one to one
     covariates = content.frame.drop(columns=[columns.id, columns.label]).set_index(pd.Index(ids))
     taken = take_away(sites, study, missing, covariates)
     prepared = write_federation(out, study, taken.sites, overwrite, amputation=taken.amputation)
-    return replace(prepared, notes=taken.notes)
+    return replace(prepared, notes=(*notes, *dropped, *prepared.notes, *taken.notes))
 
 
 def _check_names(columns: TableColumns, features: Iterable[str]) -> None:
@@ -196,25 +213,6 @@ def _numeric(table: TextTable, column: str, cells: Mapping[int, str | None]) -> 
             )
         numbers[position] = number
     return numbers
-
-
-def _load(path: Path, ids: Sequence[str], table: Path) -> dict[str, NDArray[np.float32]]:
-    vectors = load_features(path)
-    known = {patient: vectors[patient] for patient in ids if patient in vectors}
-    if not known:
-        raise DataError(
-            f"{path}: none of its {len(vectors)} patient ids is in {table}, expected the same ids"
-        )
-    return known
-
-
-def _check_presence(table: TextTable, ids: Sequence[str], vectors: Mapping[str, Vectors]) -> None:
-    for row, patient in enumerate(ids):
-        if not any(patient in held for held in vectors.values()):
-            raise DataError(
-                f"{table.where(row)}: patient {patient!r} has no modality, expected a value in one of "
-                f"{', '.join(vectors)}"
-            )
 
 
 def _study(

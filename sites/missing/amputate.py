@@ -126,7 +126,7 @@ def _roster(sites: Sequence[SiteTables], study: Study, ids: tuple[str, ...]) -> 
 
 def _losses_of(plan: Missingness, keys: Sequence[str]) -> dict[str, SiteLoss | None]:
     """The rule of each site, by id."""
-    named = plan.named
+    named = {site if site in keys else _id_of(site): loss for site, loss in plan.named.items()}
     for site in named:
         if site not in keys:
             hint = did_you_mean(site, keys)
@@ -134,6 +134,11 @@ def _losses_of(plan: Missingness, keys: Sequence[str]) -> dict[str, SiteLoss | N
                 f"--site-missing names no site {site!r}{hint}, expected one of {', '.join(keys)}"
             )
     return {key: named.get(key, plan.default) for key in keys}
+
+
+def _id_of(site: str) -> str:
+    """The id of a site that is named as in the table."""
+    return site_id(site) if any(map(str.isalnum, site)) else site
 
 
 def _drivers(plan: Missingness, covariates: pd.DataFrame, default: str | None) -> dict[Mechanism, str]:

@@ -148,7 +148,7 @@ def test_wrong_arrays_are_refused(tmp_path, array, sentence):
         pytest.param("patient_id\na\n", "found no number|found 0 numbers", id="no-number"),
         pytest.param("patient_id,f0\n", "no vector, expected at least one patient", id="no-row"),
         pytest.param("", "found 0 columns called 'patient_id'", id="empty"),
-        pytest.param('patient_id,f0\n"a"b,1\n', "cannot be read as CSV", id="quotes"),
+        pytest.param('patient_id,f0\n"a"b,1\n', "line 2: not valid CSV", id="quotes"),
     ],
 )
 def test_wrong_csv_is_refused(tmp_path, text, sentence):
@@ -201,3 +201,30 @@ def test_one_patient_twice_in_npz_is_refused(tmp_path):
             archive.writestr("a.npy", stream.getvalue())
     with pytest.raises(DataError, match=r"row 2 \(patient 'a'\): this patient id occurs twice"):
         load_features(path, 3)
+
+
+def test_long_ids_of_parquet_keep_their_digits(tmp_path):
+    path = tmp_path / "x.parquet"
+    ids = pd.array([2**53, 2**53 + 1], dtype="Int64")
+    pd.DataFrame({"patient_id": ids, "f0": pd.array([1, 2], dtype="Int64")}).to_parquet(path)
+    assert {patient: float(vector[0]) for patient, vector in load_features(path).items()} == {
+        "9007199254740992": 1,
+        "9007199254740993": 2,
+    }
+    pd.DataFrame({"f0": [1.0]}, index=pd.Index(["a"], name="patient_id")).to_parquet(path)
+    assert list(load_features(path)) == ["a"]
+
+
+@pytest.mark.parametrize("ending", ["csv", "tsv", "xlsx"])
+def test_features_are_read_as_other_tables_are(tmp_path, ending):
+    path = tmp_path / f"x.{ending}"
+    frame = pd.DataFrame({"patient_id": ["007", "NA"], "f0": [1.5, 2]})
+    frame.to_excel(path, index=False) if ending == "xlsx" else frame.to_csv(path, sep=";", index=False)
+    assert {patient: vector.tolist() for patient, vector in load_features(path).items()} == {
+        "007": [1.5],
+        "NA": [2],
+    }
+    frame.loc[1, "f0"] = None
+    frame.to_excel(path, index=False) if ending == "xlsx" else frame.to_csv(path, sep=";", index=False)
+    with pytest.raises(DataError, match=r"row 2 \(patient 'NA'\): f0 is '', expected a number"):
+        load_features(path)

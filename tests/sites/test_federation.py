@@ -251,7 +251,14 @@ def test_sites_are_sorted_by_id_not_by_folder(tmp_path):
 
 @pytest.mark.parametrize(
     ("name", "expected"),
-    [("Guy's", "guy-s"), ("TCGA", "tcga"), ("Klinik  Süd (2)", "klinik-sud-2"), ("a_b", "a-b")],
+    [
+        ("Guy's", "guy-s"),
+        ("TCGA", "tcga"),
+        ("Klinik  Süd (2)", "klinik-sud-2"),
+        ("a_b", "a-b"),
+        ("Straße", "strae"),
+        ("北京", "site-68c77e"),
+    ],
 )
 def test_slugs(name, expected):
     assert site_id(name) == expected == site_id(expected)

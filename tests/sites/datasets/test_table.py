@@ -8,7 +8,7 @@ from mmare.errors import DataError, StudyError
 from mmare.study.choices import Kind, Scaling
 from sites.datasets.table import TableColumns, prepare_table
 from sites.features import load_features
-from sites.federation import site_folders
+from sites.federation import NO_VALIDATION, site_folders
 from sites.manifest import load_manifest
 from sites.missing.plan import Missingness
 
@@ -105,7 +105,7 @@ def test_same_seed_same_federation(tmp_path):
 def test_vectors_come_from_files_too(tmp_path):
     ct = {"p1": np.ones(100), "p4": np.zeros(100), "unknown": np.ones(100)}
     np.savez(tmp_path / "ct.npz", **ct)
-    prepared = prepare(tmp_path, features={"ct": tmp_path / "ct.npz"})
+    prepared = prepare(tmp_path, features={"ct": tmp_path / "ct.npz"}, allow_unmatched=True)
     assert [(m.name, m.width, m.scaling) for m in prepared.study.modalities][-1] == (
         "ct",
         100,
@@ -113,6 +113,60 @@ def test_vectors_come_from_files_too(tmp_path):
     )
     assert [site.present["ct"] for site in prepared.sites] == [1, 1]
     assert set(load_features(tmp_path / "fed" / "west" / "ct.npz", 100)) == {"p4"}
+    assert [note.replace(f"{tmp_path}/", "") for note in prepared.notes] == [
+        "ct.npz: 1 of 3 vectors match no patient: unknown",
+        "ct.npz: no vector of 2 of 3 patients of Ost: p2, p3",
+        "ct.npz: no vector of 1 of 2 patients of West: p5",
+    ]
+    with pytest.raises(DataError, match=r"ct\.npz: 1 of 3 vectors match no patient: unknown; .*unmatched"):
+        prepare(tmp_path, features={"ct": tmp_path / "ct.npz"}, overwrite=True)
+
+
+def test_rows_without_a_label_or_a_modality_can_be_left_out(tmp_path):
+    rows = ROWS + "p6,Ost,,train,50,f,1,1\np7,West,ill,train,,,,\np8,West,,train,,,?,\n"
+    with pytest.raises(DataError, match=r"row 6 \(line 7\): outcome is blank, .*\(2 such rows; --drop-unl"):
+        prepare(tmp_path, rows)
+    with pytest.raises(DataError, match=r"\(line 8\): patient 'p7' has no modality.*\(1 such rows; --drop-e"):
+        prepare(tmp_path, rows, drop_unlabelled=True)
+    np.savez(tmp_path / "ct.npz", p1=np.ones(3), p6=np.ones(3))  # the one left out is no stranger
+    options = {"drop_unlabelled": True, "drop_empty": True, "features": {"ct": tmp_path / "ct.npz"}}
+    prepared = prepare(tmp_path, rows, **options)
+    assert sum(site.n_patients for site in prepared.sites) == 5
+    assert prepared.notes[0] == "2 rows without a label left out"
+    assert "1 row without any modality left out" in prepared.notes
+    assert not any("match no patient" in note for note in prepared.notes)
+
+
+def test_a_class_without_a_patient_is_refused(tmp_path):
+    with pytest.raises(DataError, match="no patient has the class 'dead', expected at least one of each"):
+        prepare(tmp_path, classes=("healthy", "ill", "dead"))
+    rows = ROWS.replace("healthy", "").replace("p3,Ost,ill,test,,,1,2", "p3,Ost,healthy,test,,,,")
+    with pytest.raises(DataError, match="no patient has the class 'healthy'"):
+        prepare(tmp_path, rows, drop_unlabelled=True, drop_empty=True)
+
+
+def test_a_label_may_be_written_as_another_spelling_of_its_number(tmp_path):
+    prepared = prepare(tmp_path, ROWS.replace("healthy", "0").replace("ill", "1.0"), ("0", "1"))
+    assert (tmp_path / "fed" / "west" / "patients.csv").read_text().count(",1,") == 1
+    assert sum(site.n_patients for site in prepared.sites) == 5
+    with pytest.raises(DataError, match=r"outcome is '1\.0', expected one of"):
+        prepare(tmp_path, ROWS.replace("healthy", "1").replace("ill", "1.0"), ("1", "01"), overwrite=True)
+
+
+def test_sites_keep_their_names_in_any_script(tmp_path):
+    prepared = prepare(tmp_path, ROWS.replace("Ost", "北京").replace("West", "北京 B"))
+    sites = site_folders(tmp_path / "fed")
+    assert [(site.id, site.display_name) for site in sites] == [
+        ("b-cb02d5", "北京 B"),
+        ("site-68c77e", "北京"),
+    ]
+    assert "site 北京 has the id site-68c77e" in prepared.notes
+
+
+def test_a_federation_without_validation_rows_says_so(tmp_path):
+    rows = ROWS.replace(",val,", ",train,")
+    assert NO_VALIDATION in prepare(tmp_path, rows, spec=columns(split="part")).notes
+    assert NO_VALIDATION not in prepare(tmp_path, spec=columns(split="part"), overwrite=True).notes
 
 
 @pytest.mark.parametrize("ending", ["tsv", "parquet"])
