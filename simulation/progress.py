@@ -13,6 +13,7 @@ from rich.table import Table
 
 from server.monitoring.run_state import RunState
 from server.store.events import Aggregated, Resumed, RollCall, RunStarted, SiteLeftOut, Validated, name_of
+from server.store.selection import NO_ROWS
 
 if TYPE_CHECKING:
     from server.monitoring.parts import RoundState
@@ -36,6 +37,7 @@ class RoundTable:
         self._brief = brief
         self._state = RunState(whole=True)
         self._title = "roll call"
+        self._warned = False  # that no round can be selected
         self._bar = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -48,7 +50,7 @@ class RoundTable:
     def __call__(self, entry: Mapping[str, Any]) -> None:
         """Take an event of the journal."""
         if entry["event"] == name_of(RunStarted):  # once per site that trains alone
-            self._state = RunState(whole=True)
+            self._state, self._warned = RunState(whole=True), False
         match self._state.take(entry):
             case RunStarted(run=run, site=site, mode=mode):
                 self._title = run + (f" ({site} alone)" if site else "")
@@ -60,7 +62,10 @@ class RoundTable:
                 self._console.print(f"resumed after round {number}")
             case SiteLeftOut(phase=phase, round=number, site=site, reason=reason):
                 self._console.print(f"[yellow]{phase or f'round {number}'}: {site} left out: {reason}[/]")
-            case Validated(round=number):
+            case Validated(round=number, metrics=metrics):
+                if metrics["pooled"].get("n") == 0 and not self._warned:
+                    self._warned = True
+                    self._console.print(f"[yellow]{NO_ROWS}[/]")
                 self._say(self._state.rounds[number])
             case Aggregated(round=number):
                 self._bar.update(self._task, completed=number)

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import time
 from datetime import datetime
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from rich.live import Live
 from rich.text import Text
 
 from server.monitoring.watch import dashboard
 from server.store import events
+from server.store.selection import NO_ROWS
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
     from types import TracebackType
 
     from rich.console import Console
@@ -88,9 +89,7 @@ def event_line(event: Event) -> str | None:  # noqa: PLR0911 - one line per even
         case events.Aggregated(round=number, seconds=seconds):
             return f"round {number}: {sum(seconds.values()):.1f} s"
         case events.Validated(round=number, metrics=metrics):
-            score = metrics["pooled"]["balanced_accuracy"]
-            shown = "not defined" if score is None else f"{score:.3f}"
-            return f"round {number}: validation balanced accuracy {shown}"
+            return f"round {number}: {_validation(metrics['pooled'])}"
         case events.CheckpointDamaged(files=files):
             return f"damaged checkpoints are ignored: {', '.join(files)}"
         case events.RunFailed(reason=reason):
@@ -98,3 +97,10 @@ def event_line(event: Event) -> str | None:  # noqa: PLR0911 - one line per even
         case events.RunFinished(rounds_run=rounds, best_round=best):
             return f"finished after {rounds} rounds, best {best}"
     return None
+
+
+def _validation(pooled: Mapping[str, Any]) -> str:
+    if pooled.get("n") == 0:
+        return NO_ROWS
+    score = pooled["balanced_accuracy"]
+    return f"validation balanced accuracy {'not defined' if score is None else f'{score:.3f}'}"

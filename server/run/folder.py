@@ -27,6 +27,7 @@ from server.run.result import (
     left_out,
     local_metrics,
     notes_of_model,
+    notes_of_selection,
     notes_of_sites,
     outcome_facts,
     versions,
@@ -36,10 +37,12 @@ from server.store.journal import JOURNAL, RESULT, Journal
 from server.store.model_file import save_model
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
     from mmare.study.study import Study
     from server.rounds.fleet import Fleet
+    from server.rounds.loop import Outcome
     from server.run.request import RunRequest
     from server.store.journal import Listener
 
@@ -154,13 +157,14 @@ def _run(fleet: Fleet, request: RunRequest, journal: Journal, run: str) -> dict[
         outcome = RoundLoop(fleet, study, out, journal, run, plan).run()
         facts = {"run": run, "round": outcome.best_round, "notes": notes_of_model(study)}
         save_model(out / "model", study, outcome.tensors, facts)
-        return {**common, **outcome_facts(outcome), "metrics": outcome.metrics, **_remarks(study, out)}
+        remarks = _remarks(study, out, {"": outcome})
+        return {**common, **outcome_facts(outcome), "metrics": outcome.metrics, **remarks}
     members = roll_call(fleet, study, run, journal, request.nodes or 1)
     trainers = [site for site, member in members.items() if member.call.samples > 0]
     if not trainers:
         raise RunError("no site with training rows took part in the roll call", Ending.QUORUM)
     local: dict[str, Any] = {}
-    outcomes = []
+    alone: dict[str, Outcome] = {}
     for site in trainers:
         folder = out / "local" / site
         folder.mkdir(parents=True, exist_ok=True)
@@ -170,23 +174,26 @@ def _run(fleet: Fleet, request: RunRequest, journal: Journal, run: str) -> dict[
         own.write(replace(_started(request), site=site))
         plan = Plan(Mode.LOCAL, site, len(members), request.subsets)
         outcome = RoundLoop(fleet, study, folder, own, f"{run}-{site}", plan).run()
-        outcomes.append(outcome)
+        alone[site] = outcome
         save_model(folder / "model", study, outcome.tensors, {"run": run, "round": outcome.best_round})
         own.write(RunFinished(**outcome_facts(outcome)))
         local[site] = {**outcome_facts(outcome), "metrics": local_metrics(outcome, site)}
-    totals = {phase: sum(outcome.progress.seconds.get(phase, 0.0) for outcome in outcomes) for phase in TIMED}
-    longest = max(outcomes, key=lambda outcome: outcome.progress.round)
+    totals = {
+        phase: sum(outcome.progress.seconds.get(phase, 0.0) for outcome in alone.values()) for phase in TIMED
+    }
+    longest = max(alone.values(), key=lambda outcome: outcome.progress.round)
     return {
         **common,
         **outcome_facts(longest),
         "seconds": totals,
         "local": local,
-        **_remarks(study, out),
+        **_remarks(study, out, alone),
     }
 
 
-def _remarks(study: Study, out: Path) -> dict[str, Any]:
-    return {"left_out": left_out(out), "notes": [*notes_of_sites(out), *notes_of_model(study)]}
+def _remarks(study: Study, out: Path, outcomes: Mapping[str, Outcome]) -> dict[str, Any]:
+    notes = [*notes_of_sites(out), *notes_of_model(study), *notes_of_selection(outcomes)]
+    return {"left_out": left_out(out), "notes": notes}
 
 
 def _started(request: RunRequest) -> RunStarted:

@@ -12,8 +12,10 @@ from server.monitoring.followed_run import read_run
 from server.rounds.loop import Outcome
 from server.rounds.update_checks import Upload
 from server.store.events import SiteLeftOut
+from server.store.selection import NO_ROWS
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
     from mmare.study.study import Study
@@ -25,6 +27,7 @@ __all__ = [
     "left_out",
     "local_metrics",
     "notes_of_model",
+    "notes_of_selection",
     "notes_of_sites",
     "outcome_facts",
     "versions",
@@ -99,6 +102,13 @@ def notes_of_sites(out: Path) -> list[str]:
     """Notes of sites on their features at the roll call, each once."""
     calls = read_run(out).calls.values()
     return list(dict.fromkeys(note for call in calls for note in call.notes))
+
+
+def notes_of_selection(outcomes: Mapping[str, Outcome]) -> list[str]:
+    """Which runs could not select their best round, by the site that trained alone or an empty name."""
+    lacking = [site for site, found in outcomes.items() if not found.metrics["validation"]["pooled"]["n"]]
+    alone = ", ".join(filter(None, lacking))
+    return [f"{NO_ROWS} ({alone})" if alone else NO_ROWS] if lacking else []
 
 
 def notes_of_model(study: Study) -> list[str]:

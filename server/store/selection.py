@@ -9,12 +9,16 @@ from typing import Any, Final
 
 from mmare.study.choices import Select
 
-__all__ = ["Selection"]
+__all__ = ["NO_ROWS", "Selection"]
+
+NO_ROWS: Final = "no validation rows: the best round cannot be selected, the last one is kept"
 
 
 @dataclass(frozen=True)
 class Selection:
     """Best round so far: highest validation score; ties go to the lower log-loss, then the earlier round.
+
+    Without validation rows it is the last one, and patience does not run out.
 
     Example:
         >>> one = {"pooled": {"balanced_accuracy": 0.6, "log_loss": 0.5}}
@@ -33,7 +37,8 @@ class Selection:
         """The selection after a round with these metrics (`server.rounds.round_metrics.headline`)."""
         first, loss = _value(metrics, select), metrics["pooled"].get("log_loss")
         score = (-math.inf if first is None else first, -math.inf if loss is None else -loss)
-        if self.round == 0 or score > self.score:
+        nothing = metrics["pooled"].get("n") == 0 and score == self.score  # and none of the rounds before
+        if self.round == 0 or score > self.score or nothing:
             return Selection(round_number, score, round_number)
         return Selection(self.round, self.score, round_number)
 

@@ -62,3 +62,14 @@ def test_a_resumed_run_goes_on_where_it_was():
     table({"event": "resumed", "round": 3})
     console.print(table.render())
     assert "3 of at most 5 rounds" in console.export_text()
+
+
+def test_a_run_without_validation_rows_says_so_once():
+    console = Console(force_terminal=False, width=120, record=True)
+    with live_rounds(5, console, brief=True) as table:
+        table(EVENTS[0])
+        for number in (1, 2):
+            pooled = {"balanced_accuracy": None, "log_loss": None, "n": 0}
+            table({"event": "round_started", "round": number})
+            table({"event": "validated", "round": number, "metrics": {"pooled": pooled}})
+    assert console.export_text().count("no validation rows: the best round cannot be selected") == 1

@@ -4,6 +4,7 @@ import json
 import math
 
 import pytest
+import tomli_w
 
 from mmare.errors import InputError, RunError
 from mmare.study.choices import Mode
@@ -282,3 +283,16 @@ def test_bad_data_of_a_site_are_one_sentence_before_anything_is_written(tmp_path
         run_federation(RunRequest(federation, tmp_path / "run", set=SHORT))
     assert error.value.exit_code == 2
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("mode", [Mode.FEDERATED, Mode.LOCAL])
+def test_a_run_without_validation_rows_keeps_the_last_round_and_says_so(tmp_path, mode):
+    federation = tiny_federation(tmp_path / "fed", sites=SITES[:2])
+    for manifest in federation.glob("*/patients.csv"):
+        manifest.write_text(manifest.read_text().replace(",val", ",train"))
+    study = tiny_study(training={"rounds": 3, "patience": 1})
+    (federation / "study.toml").write_text(tomli_w.dumps(study.to_dict()))
+    result = run_federation(RunRequest(federation, tmp_path / "run", mode))
+    assert (result["rounds_run"], result["best_round"]) == (3, 3)
+    (note,) = (note for note in result["notes"] if note.startswith("no validation rows: "))
+    assert note.endswith("the last one is kept" + (" (ash, birch)" if mode is Mode.LOCAL else ""))

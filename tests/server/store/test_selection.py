@@ -35,6 +35,16 @@ def test_the_best_round(rounds, best):
     assert chosen(rounds).round == best
 
 
+def test_without_validation_rows_the_last_round_is_kept():
+    nothing = {"pooled": {"balanced_accuracy": None, "log_loss": None, "n": 0}, "sites": {}}
+    found = Selection()
+    for number in range(1, 6):
+        found = Selection.from_dict(found.to_dict()).after(number, nothing, Select.BALANCED_ACCURACY)
+    assert (found.round, found.exhausted(1)) == (5, False)
+    scored = found.after(6, metrics(0.1, 1), Select.BALANCED_ACCURACY)
+    assert scored.after(7, nothing, Select.BALANCED_ACCURACY).round == 6  # nobody answered once
+
+
 @pytest.mark.parametrize(("patience", "stops"), [(1, 3), (2, 4), (3, 5)])
 def test_patience_counts_rounds_without_a_better_one(patience, stops):
     found, number = Selection(), 0
