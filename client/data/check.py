@@ -18,6 +18,7 @@ from client.ingest.reasons import ScanReason, ScanRefused, refused_by
 from mmare.errors import DataError
 from mmare.study.choices import Kind
 from mmare.wire.messages import Split
+from sites.features import load_features
 from sites.manifest import load_manifest
 
 if TYPE_CHECKING:
@@ -41,6 +42,7 @@ class ModalityCheck:
     found: NDArray[np.bool_]  # (N,) rows for which the site names a file or value
     usable: NDArray[np.bool_]  # (N,) rows that a model could use
     refused: Counter[tuple[ScanReason, str]]  # rows per code and detail
+    note: str = ""  # about vectors that no row has
 
 
 def check_site(
@@ -62,8 +64,21 @@ def check_site(
             results.append(_scans(site, study, modality, len(manifest.patient_ids), progress))
         else:
             present = presence_of(modality, manifest, site, study)
-            results.append(ModalityCheck(modality.name, present, present, Counter()))
+            note = _strangers(site, modality, manifest)
+            results.append(ModalityCheck(modality.name, present, present, Counter(), note))
     return manifest, results
+
+
+def _strangers(site: SiteConfig, modality: ModalitySpec, manifest: Manifest) -> str:
+    """How many vectors of a features file have an id that the manifest lacks; empty if none."""
+    file = site.modalities[modality.name].file
+    if file is None or modality.kind is not Kind.FEATURES:
+        return ""
+    vectors = load_features(file, modality.width)
+    strangers = len(vectors.keys() - set(manifest.patient_ids))
+    if not strangers:
+        return ""
+    return f"{strangers} of {len(vectors)} vectors in {file.name} match no patient of {manifest.source.name}"
 
 
 def _scans(
@@ -110,6 +125,7 @@ def report_table(site: SiteConfig, study: Study, manifest: Manifest, results: li
         for result in results
         for why, count in sorted(result.refused.items())
     ]
+    lines += [f"{result.modality}: {result.note}" for result in results if result.note]
     without = int((~np.stack([result.usable for result in results]).any(axis=0)).sum())
     if without:
         lines.append(

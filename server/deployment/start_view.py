@@ -76,6 +76,8 @@ def event_line(event: Event) -> str | None:  # noqa: PLR0911 - one line per even
     Example:
         >>> event_line(events.SiteLeftOut(round=3, site="ash", reason="late"))
         'round 3: ash left out, late'
+        >>> event_line(events.Validated(round=3, metrics={"pooled": {"balanced_accuracy": None, "n": 0}}))
+        'round 3: no validation rows: the best round cannot be selected, the last one is kept'
     """
     match event:
         case events.RollCall(site=site, accepted=True, samples=samples):

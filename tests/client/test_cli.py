@@ -5,12 +5,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from typer.testing import CliRunner
 
 from client.cli import app, main
 from mmare.errors import DataError, InputError, RunError, StudyError
 from tests.client.data.test_embed import constant, truncated, write_scan, write_series, write_site
+from tests.federations import tiny_federation
 
 RUNNER = CliRunner(env={"COLUMNS": "160", "NO_COLOR": "1"})
 PROGRAM = Path(sys.executable).parent / "mmare-site"
@@ -82,6 +84,26 @@ def test_check_opens_scans_and_counts_them(federation):
     (line,) = [line for line in result.stdout.splitlines() if line.split()[:1] == ["t1"]]
     assert "3" in line.split()
     assert "p-0" not in result.stdout  # counts only
+
+
+def test_check_counts_vectors_of_strangers(tmp_path):
+    site = tiny_federation(tmp_path / "fed") / "ash"
+    ct = site / "ct.csv"
+    n_vectors = len(ct.read_text().splitlines())
+    ct.write_text(f"{ct.read_text()}stranger,{','.join('1' * 8)}\n".replace(",", ";"))
+    result = invoke("check", site / "site.toml")
+    assert f"ct: 1 of {n_vectors} vectors in ct.csv match no patient of patients.csv" in result.stdout
+    assert "stranger" not in result.stdout  # counts only
+
+
+def test_check_and_embed_read_a_manifest_of_excel(federation):
+    site = site_of(federation)
+    manifest = site.parent / "patients.csv"
+    pd.read_csv(manifest, dtype=str).to_excel(site.parent / "patients.xlsx", index=False)
+    manifest.unlink()
+    site.write_text(site.read_text().replace("patients.csv", "patients.xlsx"))
+    assert "3 encoded" in invoke("embed", site).stdout
+    assert invoke("check", site).exit_code == 0
 
 
 def test_check_before_embed_encodes_nothing(federation):
