@@ -12,8 +12,7 @@ import SimpleITK as sitk  # noqa: N813  the usual name
 
 from client.ingest.choose import SeriesRule, choose_each
 from client.ingest.dicom.folder import make_volume, scan_folder
-from client.ingest.dicom.header import Frame
-from client.ingest.dicom.pixels import fingerprint
+from client.ingest.dicom.pixels import fingerprints
 from client.ingest.dicom.series import Part, find_parts
 from client.ingest.names import OwnedNames
 from client.ingest.reasons import ScanReason, ScanRefused
@@ -55,7 +54,7 @@ def convert_folder(
         out.mkdir(parents=True, exist_ok=True)
         names = OwnedNames(out, digest)
         frames, ignored = scan_folder(source, report_progress)
-        parts = find_parts(frames, _fingerprint_or_none)
+        parts = find_parts(frames, fingerprints)
         entries = _planned_entries(parts, names)
         report = Report(
             source_digest=digest,
@@ -106,13 +105,6 @@ def _check_folders(source: Path, out: Path) -> tuple[Path, Path]:
     if out.exists() and not out.is_dir():
         raise InputError(f"{str(out)!r} is a file; the output must be a folder")
     return source, out
-
-
-def _fingerprint_or_none(frame: Frame) -> bytes | None:
-    try:
-        return fingerprint(frame)
-    except ScanRefused:
-        return None
 
 
 def _planned_entries(parts: Sequence[Part], names: OwnedNames) -> list[SeriesEntry]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import warnings
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from math import prod
 
 import numpy as np
@@ -27,7 +28,7 @@ from client.ingest.dicom.values import number
 from client.ingest.files import os_error_reason
 from client.ingest.reasons import ScanReason, ScanRefused
 
-__all__ = ["fingerprint", "measured_values", "stored_values"]
+__all__ = ["fingerprints", "measured_values", "stored_values"]
 
 _PIXEL_KEYWORDS = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
 _END_OF_IMAGE = b"\xff\xd9"  # ends every stream of the JPEG family
@@ -46,18 +47,9 @@ def stored_values(frames: Sequence[Frame]) -> Iterator[tuple[int, NDArray[np.gen
     Raises:
         ScanRefused: If a file or its pixel data cannot be read.
     """
-    by_file: dict[FileHeader, list[int]] = {}
-    for place, frame in enumerate(frames):
-        by_file.setdefault(frame.file, []).append(place)
-    for file, places in by_file.items():
-        for place, values in zip(
-            places, _decode(file, [frames[place].index for place in places]), strict=True
-        ):
-            if values.shape != file.shape:
-                raise ScanRefused(
-                    ScanReason.DAMAGED_PIXEL_DATA, f"Decoded {values.shape}, the header says {file.shape}."
-                )
-            yield place, values
+    for file, places in _by_file(frames).items():
+        pictures = _Pictures(file).decode([frames[place].index for place in places])
+        yield from zip(places, pictures, strict=True)
 
 
 def measured_values(frames: Sequence[Frame]) -> Grid:
@@ -74,13 +66,31 @@ def measured_values(frames: Sequence[Frame]) -> Grid:
     return np.stack([picture.astype(np.float32) for picture in pictures])
 
 
-def fingerprint(frame: Frame) -> bytes:
-    """A hash that is equal for images with equal values; a ScanRefused if they cannot be read."""
-    (_, values), *_ = stored_values([frame])
-    whole = np.ascontiguousarray(values, np.float64)
+def fingerprints(frames: Sequence[Frame]) -> list[bytes | None]:
+    """Per image a hash, equal for equal values, None if it cannot be read; each file is opened once."""
+    marks: list[bytes | None] = [None] * len(frames)
+    for file, places in _by_file(frames).items():
+        with suppress(ScanRefused):
+            pictures = _Pictures(file)
+            for place in places:
+                with suppress(ScanRefused):
+                    (values,) = pictures.decode([frames[place].index])
+                    marks[place] = _hash(values, frames[place])
+    return marks
+
+
+def _hash(values: NDArray[np.generic], frame: Frame) -> bytes:
     digest = hashlib.sha256(np.array([frame.slope, frame.intercept]).tobytes())
-    digest.update(whole.tobytes())
+    digest.update(np.ascontiguousarray(values, np.float64).tobytes())
     return digest.digest()
+
+
+def _by_file(frames: Sequence[Frame]) -> dict[FileHeader, list[int]]:
+    """Places in the sequence of the frames of each file."""
+    places: dict[FileHeader, list[int]] = {}
+    for place, frame in enumerate(frames):
+        places.setdefault(frame.file, []).append(place)
+    return places
 
 
 def _scale(stored: NDArray[np.generic], slope: float, intercept: float) -> NDArray[np.generic]:
@@ -91,18 +101,36 @@ def _scale(stored: NDArray[np.generic], slope: float, intercept: float) -> NDArr
     return (stored.astype(np.float64) * slope + intercept).astype(np.float32)
 
 
-def _decode(file: FileHeader, indices: list[int]) -> Iterator[NDArray[np.generic]]:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # about padding and invalid values elsewhere in the header
-        dataset = _read(file)
-        _check_decoder(file)
-        _check_length(file, dataset)
-        decoder = get_decoder(file.transfer_syntax)
-        try:
-            for values, _ in decoder.iter_array(dataset, indices=indices, raw=True):
-                yield _without_overlay(dataset, values)
-        except Exception as error:  # codecs raise anything
-            raise ScanRefused(ScanReason.DAMAGED_PIXEL_DATA) from error
+class _Pictures:
+    """The images of one file, which is opened and checked once; a ScanRefused if it cannot be read."""
+
+    def __init__(self, file: FileHeader) -> None:
+        self._file = file
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about padding and invalid values elsewhere in the header
+            self._dataset = _read(file)
+            _check_decoder(file)
+            _check_length(file, self._dataset)
+
+    def decode(self, indices: list[int]) -> Iterator[NDArray[np.generic]]:
+        """Stored values ``(rows, columns)`` of some images; a ScanRefused if they cannot be decoded."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # as above
+            decoder = get_decoder(self._file.transfer_syntax)
+            try:
+                for values, _ in decoder.iter_array(self._dataset, indices=indices, raw=True):
+                    yield self._checked(_without_overlay(self._dataset, values))
+            except ScanRefused:
+                raise
+            except Exception as error:  # codecs raise anything
+                raise ScanRefused(ScanReason.DAMAGED_PIXEL_DATA) from error
+
+    def _checked(self, values: NDArray[np.generic]) -> NDArray[np.generic]:
+        if values.shape != self._file.shape:
+            raise ScanRefused(
+                ScanReason.DAMAGED_PIXEL_DATA, f"Decoded {values.shape}, the header says {self._file.shape}."
+            )
+        return values
 
 
 def _read(file: FileHeader) -> pydicom.FileDataset:

@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
+from itertools import compress, pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,7 +35,7 @@ SAME_SPACING_SHARE = 1e-3  # pixel spacings written with three or more digits
 _PHASE_KEYS = frozenset({Key.TEMPORAL, Key.B_VALUE, Key.ACQUISITION})
 _IN_PLANE_MM = 0.1  # stacks side by side are centimetres apart, positions are written to 1e-3 mm
 
-Fingerprint = Callable[[Frame], bytes | None]
+Fingerprint = Callable[[Sequence[Frame]], Sequence[bytes | None]]
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Part:
 def find_parts(frames: Iterable[Frame], fingerprint: Fingerprint) -> list[Part]:
     """Group the frames of a whole folder.
 
-    ``fingerprint`` hashes the pixels of a frame (None if unreadable); it is called only if two frames share a
+    ``fingerprint`` hashes the pixels of frames (None if unreadable); it is called only for those that share a
     position.
 
     Returns:
@@ -218,9 +218,11 @@ def _without_copies(frames: Sequence[Frame], fingerprint: Fingerprint) -> list[F
     """Drop frames with the position, the keys and the pixels of an earlier one."""
     places = _places(frames)
     candidates = Counter((place, frame.keys) for place, frame in zip(places, frames, strict=True))
+    repeated = [candidates[place, frame.keys] > 1 for place, frame in zip(places, frames, strict=True)]
+    hashes = iter(fingerprint(list(compress(frames, repeated))))
     marks = [
-        (place, frame.keys, fingerprint(frame)) if candidates[place, frame.keys] > 1 else None
-        for place, frame in zip(places, frames, strict=True)
+        (place, frame.keys, next(hashes)) if repeats else None
+        for place, frame, repeats in zip(places, frames, repeated, strict=True)
     ]
     readable = {mark[:2] for mark in marks if mark is not None and mark[2] is not None}
     seen: set[tuple[int, tuple[tuple[Key, str], ...], bytes | None]] = set()

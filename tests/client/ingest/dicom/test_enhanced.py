@@ -3,6 +3,7 @@
 import struct
 
 import numpy as np
+import pydicom
 import pytest
 
 from client.ingest.dicom.csa import read_csa
@@ -93,6 +94,21 @@ def test_enhanced_film_is_four_dimensional(tmp_path):
     frames = [{"position": _at(index % 3), "time": index // 3 + 1} for index in range(30)]
     save([enhanced(pixels, frames, "MR", {"orientation": AXIAL})], tmp_path / "in")
     assert only(convert(tmp_path)).reasons == (ScanReason.FOUR_DIMENSIONAL,)
+
+
+def test_a_file_of_many_frames_is_opened_no_oftener_than_one_of_few(tmp_path, monkeypatch):
+    opened = []
+    read = pydicom.dcmread
+    monkeypatch.setattr(pydicom, "dcmread", lambda *args, **more: opened.append(1) or read(*args, **more))
+    counts = []
+    for n_repeats in (2, 20):
+        frames = [{"position": _at(index)} for index in range(3) for _ in range(n_repeats)]
+        folder = tmp_path / str(n_repeats)
+        save([enhanced(values(len(frames)), frames, "MR", {"orientation": AXIAL})], folder / "in")
+        opened.clear()
+        assert only(convert(folder)).reasons == (ScanReason.FOUR_DIMENSIONAL,)
+        counts.append(len(opened))
+    assert counts == [2, 2]  # for the header, and to tell copies apart
 
 
 def test_enhanced_volume_in_several_files(tmp_path):

@@ -152,10 +152,14 @@ def test_parts_do_not_depend_on_the_order_of_files(tmp_path):
     save(stack(values(4), EchoTime=2, each=lambda _: {"salt": 1}), tmp_path / "a")
     save(stack(values(4, seed=1), EchoTime=5, each=lambda _: {"salt": 2}), tmp_path / "b")
     frames: list[Frame] = [frame for path in sorted(tmp_path.rglob("*.dcm")) for frame in read_frames(path)]
-    first = find_parts(frames, lambda frame: frame.file.sop_uid.encode())
+
+    def fingerprints(frames):
+        return [frame.file.sop_uid.encode() for frame in frames]
+
+    first = find_parts(frames, fingerprints)
     for seed in range(5):
         shuffled = [frames[index] for index in np.random.default_rng(seed).permutation(len(frames))]
-        assert find_parts(shuffled, lambda frame: frame.file.sop_uid.encode()) == first
+        assert find_parts(shuffled, fingerprints) == first
 
 
 def test_patient_is_not_shown_by_repr(tmp_path):
