@@ -335,3 +335,21 @@ def test_every_command_has_help_with_an_example(command):
     result = call(command, "--help")
     assert result.exit_code == 0
     assert f"Example: mmare-sim prepare {command} --" in " ".join(result.output.split())
+
+
+def test_table_reads_semicolons_and_counts_what_it_leaves_out(tmp_path):
+    rows = [f"p{row};Köln;{row % 2}.0;{row}" for row in range(20)]
+    path, out = tmp_path / "t.csv", tmp_path / "fed"
+    path.write_text("\n".join(["id;place;y;age", *rows, "p20;Köln;;1", "p21;Köln;1;"]), encoding="cp1252")
+    given = ("table", "--table", path, "--out", out, "--id-column", "id", "--site-column", "place")
+    more = ("--label-column", "y", "--classes", "0,1", "--modality", "m=age")
+    with pytest.raises(DataError, match=r"not UTF-8 text.*--encoding-of-text"):
+        raise call(*given, *more).exception
+    text = ("--encoding-of-text", "cp1252")
+    with pytest.raises(DataError, match="1 such rows; --drop-unlabelled"):
+        raise call(*given, *more, *text, "--delimiter", ";").exception
+    result = call(*given, *more, *text, "--drop-unlabelled", "--drop-empty")
+    assert result.exit_code == 0, result.exception
+    assert "- 1 row without a label left out" in result.output
+    assert "- 1 row without any modality left out" in result.output
+    assert site_folders(out)[0].id == "koln"
