@@ -47,6 +47,7 @@ class ModalitySource:
     series: Mapping[str, str] = field(default_factory=dict)  # DICOM: plane, description, prefer, modality
     mask: MaskSource | None = None  # for scans, where the study needs masks
     um_px: float | None = None  # microns per pixel, for slides whose files lack it
+    encoding: Path | None = None  # of ``file``: how columns of a table became its vectors
 
 
 @dataclass(frozen=True)
@@ -170,12 +171,15 @@ def _source(name: str, entry: object, folder: Path) -> ModalitySource:
     if not isinstance(entry, Mapping):
         raise DataError(f"[{where}] must be a table, found {entry!r}")
     known = ("file", "column", "columns")
-    section = _Section({where: entry}, where, (*known, "series", "mask", "um_px"), folder)
+    section = _Section({where: entry}, where, (*known, "series", "mask", "um_px", "encoding"), folder)
     given = section.only(known)
-    if given != "column" and len(entry) != 1:
+    if given != "file" and "encoding" in section:
+        raise DataError(f"[{where}] encoding describes vectors, expected it beside file only")
+    if given != "column" and not set(entry) <= {given, "encoding"}:
         raise DataError(f"[{where}] series, mask and um_px describe scans, expected them beside column only")
     if given == "file":
-        return ModalitySource(file=section.path("file"))
+        encoding = section.path("encoding") if "encoding" in section else None
+        return ModalitySource(file=section.path("file"), encoding=encoding)
     if given == "column":
         series = _Section(entry, "series", ("plane", "description", "prefer", "modality"), folder, where)
         return ModalitySource(

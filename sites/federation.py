@@ -22,6 +22,7 @@ from mmare.study.specs import ModalitySpec
 from mmare.study.study import STUDY_FILE, Study
 from mmare.wire.messages import Split
 from sites.config import SiteConfig, load_site
+from sites.encoding import ENCODING_FILE, Encoding
 from sites.features import Vectors, write_features
 from sites.manifest import ID, LABEL, SPLIT
 
@@ -162,6 +163,7 @@ def write_federation(
     overwrite: bool = False,
     synthetic_scans: Path | None = None,
     amputation: Mapping[str, Any] | None = None,
+    encoding: Encoding | None = None,
 ) -> Prepared:
     """Write a federation folder atomically: same tables, same bytes.
 
@@ -172,6 +174,7 @@ def write_federation(
         synthetic_scans: A folder with the file `SYNTHETIC_FILE`, on the same file system, that is moved to
             ``out/scans``, so that manifests may name ``../scans/…``.
         amputation: Written as ``amputation.json``.
+        encoding: Of the modalities that were columns of a table; written beside the study and at each site.
 
     Raises:
         DataError: If ``out`` cannot be replaced, there is no site or no train row, two sites have the same
@@ -201,10 +204,8 @@ def write_federation(
         partial.mkdir()
         _write_toml(partial / STUDY_FILE, study.to_dict())
         for identity, site in tables.items():
-            _write_site(partial / identity, identity, site)
-        if amputation is not None:
-            content = json.dumps(amputation, indent=2, ensure_ascii=False, allow_nan=False)
-            (partial / AMPUTATION_FILE).write_text(content + "\n", encoding="utf-8")
+            _write_site(partial / identity, identity, site, encoding)
+        _write_beside(partial, amputation, encoding)
         if synthetic_scans is not None:
             synthetic_scans.rename(partial / SCANS_FOLDER)
         _replace(partial, out)
@@ -249,7 +250,11 @@ def check_target(out: Path, *, overwrite: bool) -> None:
 def _is_ours(entry: Path) -> bool:
     """Whether an entry of a federation folder was made by `write_federation`."""
     synthetic = entry.name == SCANS_FOLDER and (entry / SYNTHETIC_FILE).is_file()
-    return synthetic or entry.name in {STUDY_FILE, AMPUTATION_FILE} or (entry / SITE_FILE).is_file()
+    return (
+        synthetic
+        or entry.name in {STUDY_FILE, AMPUTATION_FILE, ENCODING_FILE}
+        or (entry / SITE_FILE).is_file()
+    )
 
 
 def _count(identity: str, site: SiteTables, study: Study) -> SiteCounts:
@@ -303,7 +308,16 @@ def having(ids: Sequence[str], site: SiteTables, modality: ModalitySpec) -> set[
     return set(ids) & set(vectors)
 
 
-def _write_site(folder: Path, identity: str, site: SiteTables) -> None:
+def _write_beside(folder: Path, amputation: Mapping[str, Any] | None, encoding: Encoding | None) -> None:
+    """Write what lies beside the study."""
+    if amputation is not None:
+        content = json.dumps(amputation, indent=2, ensure_ascii=False, allow_nan=False)
+        (folder / AMPUTATION_FILE).write_text(content + "\n", encoding="utf-8")
+    if encoding is not None:
+        (folder / ENCODING_FILE).write_text(encoding.text(), encoding="utf-8")
+
+
+def _write_site(folder: Path, identity: str, site: SiteTables, encoding: Encoding | None) -> None:
     folder.mkdir()
     site.manifest.to_csv(folder / MANIFEST_FILE, index=False, lineterminator="\n")
     ids = [str(value) for value in site.manifest[ID]]
@@ -312,6 +326,9 @@ def _write_site(folder: Path, identity: str, site: SiteTables) -> None:
         held = {patient: vectors[patient] for patient in ids if patient in vectors}
         if held:
             sources[name] = {"file": write_features(folder, name, held)}
+            if encoding is not None and name in encoding.modalities:
+                sources[name]["encoding"] = ENCODING_FILE
+                (folder / ENCODING_FILE).write_text(encoding.text(), encoding="utf-8")
     sources |= {name: {"columns": list(columns)} for name, columns in site.columns.items()}
     held_scans = {name: column for name, column in site.scans.items() if site.manifest[column].notna().any()}
     sources |= {name: {"column": column} for name, column in held_scans.items()}

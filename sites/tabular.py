@@ -104,9 +104,12 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
 
 
 def finite_number(cell: object) -> float | None:
-    """The cell as a finite number, if it is one."""
+    """The cell as a finite number, if it is one; ``1_5`` and digits of other scripts are none."""
+    text = str(cell)
+    if "_" in text or not text.isascii():
+        return None
     try:
-        number = float(str(cell))
+        number = float(text)
     except ValueError:
         return None
     return number if math.isfinite(number) else None

@@ -14,6 +14,7 @@ from client.encoders.registry import ENCODERS, GIVEN, encoder_source, fingerprin
 from mmare.errors import DataError
 from mmare.study.choices import Kind
 from mmare.wire.messages import Split
+from sites.encoding import load_encoding
 from sites.features import load_features
 from sites.manifest import load_manifest
 from sites.prompts import compile_prompt
@@ -80,7 +81,7 @@ def load_data(site: SiteConfig, study: Study) -> SiteData:
         if modality.name in site.modalities:
             for row, vector in _VECTORS[modality.kind](modality, manifest, site, study):
                 rows[row], present[row] = vector, True
-            encoders[modality.name] = _fingerprint(modality, site)
+            encoders[modality.name] = modality_fingerprint(modality, site)
         embeddings.append(torch.from_numpy(rows))
         columns.append(present)
     found = np.stack(columns, axis=1)  # (N, M)
@@ -148,10 +149,14 @@ def _scan_vectors(modality: ModalitySpec, manifest: Manifest, site: SiteConfig, 
 _VECTORS: Final = {Kind.FEATURES: _feature_vectors, Kind.TEXT: _text_vectors, Kind.VOLUME: _scan_vectors}
 
 
-def _fingerprint(modality: ModalitySpec, site: SiteConfig) -> str:
+def modality_fingerprint(modality: ModalitySpec, site: SiteConfig) -> str:
+    """What made a modality's vectors at a site: encoder, weights and steps, or the encoding of a table."""
     if modality.kind is Kind.VOLUME:
         return scan_fingerprint(site, modality)
-    return GIVEN if modality.kind is Kind.FEATURES else fingerprint(modality.encoder, encoder_source(site))
+    if modality.kind is Kind.TEXT:
+        return fingerprint(modality.encoder, encoder_source(site))
+    file = site.modalities[modality.name].encoding
+    return GIVEN if file is None else f"{GIVEN}:{load_encoding(file).fingerprint(modality.name)}"
 
 
 def _texts(modality: ModalitySpec, source: ModalitySource, manifest: Manifest) -> list[str | None]:

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 from client.doctor.findings import fine, problem, warning
 from client.privacy.approvals import ApprovalFolder
 from mmare.errors import MmareError
-from mmare.study.choices import Kind
 from mmare.study.study import load_study
 
 if TYPE_CHECKING:
@@ -66,12 +65,8 @@ def check_study(site: SiteConfig, study: Study, path: Path) -> list[Finding]:
 
 def check_encoders(site: SiteConfig, study: Study) -> list[Finding]:
     """Check the study's encoders, their weights and pinned hashes; pins weights at their first use."""
-    from client.data.scan_list import scan_fingerprint  # noqa: PLC0415 - imports torch, which takes seconds
-    from client.encoders.registry import (  # noqa: PLC0415 - as above
-        check_encoders,
-        encoder_source,
-        fingerprint,
-    )
+    from client.data.dataset import modality_fingerprint  # noqa: PLC0415 - imports torch, which takes seconds
+    from client.encoders.registry import check_encoders  # noqa: PLC0415 - as above
 
     site = replace(site, device="cpu")  # fingerprints do not depend on the device, which has its own row
     try:
@@ -83,11 +78,7 @@ def check_encoders(site: SiteConfig, study: Study) -> list[Finding]:
         if modality.name not in site.modalities:
             continue
         try:
-            mark = (
-                scan_fingerprint(site, modality)
-                if modality.kind is Kind.VOLUME
-                else fingerprint(modality.encoder, encoder_source(site))
-            )
+            mark = modality_fingerprint(modality, site)
         except MmareError as error:
             advice = "import the weights that the coordinator names, with mmare-site weights import"
             findings.append(problem("encoders", f"{modality.name}: {error}", advice))

@@ -5,6 +5,7 @@ pandas and scikit-learn are imported inside the commands, so that ``--help`` is 
 
 from __future__ import annotations
 
+import csv
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
@@ -259,7 +260,11 @@ def table(  # noqa: PLR0913, PLR0917 - one parameter per flag
     classes: Annotated[str, typer.Option(help="Class names in label order, comma-separated.")],
     modality: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME=COL,COL…", help="A modality: a group of columns; repeatable."),
+        typer.Option(
+            metavar="NAME=COL,COL…",
+            help="A modality: columns or patterns such as ENSG*; double quotes around a name with a comma; "
+            "repeatable.",
+        ),
     ] = None,
     features: Annotated[
         list[str] | None,
@@ -268,9 +273,28 @@ def table(  # noqa: PLR0913, PLR0917 - one parameter per flag
     categorical: Annotated[
         list[str] | None, typer.Option(help="Categorical columns; comma-separated or repeated.")
     ] = None,
+    columns: Annotated[
+        Path | None,
+        typer.Option(
+            help="TOML file with further modalities by name, pattern or prefix, and type, missing values, "
+            "limits and log of their columns."
+        ),
+    ] = None,
+    encoding: Annotated[
+        Path | None,
+        typer.Option(
+            help="encoding.json of an earlier table, instead of --modality: vectors come out alike."
+        ),
+    ] = None,
+    decimal: Annotated[str, typer.Option(help="What separates decimals: a point or a comma.")] = ".",
     missing_values: Annotated[
-        str, typer.Option(help="Values that mean missing, besides blanks; comma-separated.")
-    ] = "",
+        list[str] | None,
+        typer.Option(
+            metavar="CELL|COL=CELL,…",
+            help="Cells that mean missing, besides blanks, in all columns of modalities or in one; "
+            "comma-separated or repeated.",
+        ),
+    ] = None,
     delimiter: Annotated[
         str | None, typer.Option(help="Of a text table: a character or tab; by default it is found.")
     ] = None,
@@ -307,8 +331,12 @@ def table(  # noqa: PLR0913, PLR0917 - one parameter per flag
     """Turn a table into a federation: groups of columns are modalities, one column names the site."""
     must_exist(table, "a table")
     from sites.datasets.table import TableColumns, prepare_table
+    from sites.datasets.table_columns import ColumnsFile, load_columns
+    from sites.encoding import load_encoding
 
-    columns = TableColumns(
+    if decimal not in {".", ","}:
+        raise StudyError(f"--decimal is {decimal!r}, expected . or ,")
+    meaning = TableColumns(
         id=id_column,
         site=site_column,
         label=label_column,
@@ -319,10 +347,13 @@ def table(  # noqa: PLR0913, PLR0917 - one parameter per flag
     prepared = prepare_table(
         table,
         out,
-        columns,
+        meaning,
         _commas([classes]),
         features={name: Path(file) for name, file in _named(features or [], "--features").items()},
-        missing_values=_commas([missing_values]),
+        spec=ColumnsFile() if columns is None else load_columns(columns),
+        encoding=None if encoding is None else load_encoding(encoding),
+        decimal=decimal,
+        missing_values=_commas(missing_values or []),
         positive=positive,
         seed=seed,
         missing=_missing(mechanism, missing_rate, driver, slope, site_missing, pattern),
@@ -368,8 +399,9 @@ def _number(text: str, flag: str) -> float:
 
 
 def _commas(words: Sequence[str]) -> list[str]:
-    """Split words at commas."""
-    return [part.strip() for word in words for part in word.split(",") if part.strip()]
+    """Split words at commas, but not inside double quotes."""
+    parts = (part for word in words for row in csv.reader([word], skipinitialspace=True) for part in row)
+    return [part.strip() for part in parts if part.strip()]
 
 
 def _named(pairs: Sequence[str], flag: str) -> dict[str, str]:

@@ -8,21 +8,23 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
 from mmare.errors import DataError, StudyError
 from mmare.study.choices import Kind, Scaling
 from mmare.study.specs import ModalitySpec, PrivacySpec
 from mmare.study.study import Study
+from sites.datasets.table_columns import ColumnsFile, Group, choose_columns, learn, level_notes
 from sites.datasets.table_rows import check_classes, labelled, matched, nonempty
+from sites.encoding import Encoding, encode
 from sites.features import Vectors, load_features
 from sites.federation import Prepared, SiteTables, check_target, site_id, write_federation
 from sites.manifest import ID, LABEL, SPLIT, parse_labels, parse_splits
 from sites.missing.amputate import take_away
 from sites.missing.plan import Missingness
+from sites.numbers import meaning_missing
 from sites.splits import three_way
 from sites.table_file import read_table
-from sites.tabular import TextTable, finite_number, unknown_column
+from sites.tabular import TextTable, did_you_mean, unknown_column
 
 __all__ = ["TableColumns", "prepare_table"]
 
@@ -34,9 +36,15 @@ class TableColumns:
     id: str  # unique patient id
     site: str  # name of the hospital
     label: str  # class name
-    modalities: Mapping[str, Sequence[str]]  # columns by modality, in slot order
+    modalities: Mapping[str, Sequence[str]]  # columns or patterns of them by modality, in slot order
     categorical: Sequence[str] = ()  # columns of the modalities that hold words; the others hold numbers
     split: str | None = None  # train, val or test; without it the split is drawn
+
+    @property
+    def reserved(self) -> dict[str, str]:
+        """What each column means that no modality may hold."""
+        named = {self.id: "id", self.site: "site", self.label: "label"}
+        return named if self.split is None else named | {self.split: "split"}
 
 
 def prepare_table(  # noqa: PLR0913 - the flags of the command, one to one
@@ -46,6 +54,9 @@ def prepare_table(  # noqa: PLR0913 - the flags of the command, one to one
     classes: Sequence[str],
     *,
     features: Mapping[str, Path] | None = None,
+    spec: ColumnsFile = ColumnsFile(),  # noqa: B008 - frozen; says nothing
+    encoding: Encoding | None = None,
+    decimal: str = ".",
     missing_values: Sequence[str] = (),
     positive: str | None = None,
     seed: int = 0,
@@ -66,7 +77,11 @@ def prepare_table(  # noqa: PLR0913 - the flags of the command, one to one
     Args:
         table: CSV, TSV, Parquet or Excel with one row per patient.
         features: Further modalities by name, as files for `load_features`.
-        missing_values: Cells that mean missing, besides blank ones; numbers match in any spelling.
+        spec: Further groups of columns, and what is done with a column.
+        encoding: Of an earlier table, instead of groups of columns: vectors come out alike.
+        decimal: What separates decimals in text files, ``.`` or ``,``.
+        missing_values: Cells that mean missing, besides blank ones; numbers match in any spelling. Plain ones
+            are of every column but id, site, label and split, ``column=cell`` of one column.
         positive: Class of binary F1; of two classes the last one by default.
         seed: Of the study and of the split, drawn 70/10/20 and stratified by label and site.
         missing: What to remove; mar may be driven by any column except id and label.
@@ -83,17 +98,25 @@ def prepare_table(  # noqa: PLR0913 - the flags of the command, one to one
     further = dict(features or {})
     if len(set(classes)) < max(2, len(classes)):
         raise StudyError(f"--classes is {','.join(classes)!r}, expected at least two different names")
-    _check_names(columns, further)
+    _check_names(columns, spec, encoding, further)
     check_target(out, overwrite=overwrite)
-    content = _blank(read_table(table, delimiter, encoding_of_text), missing_values)
-    _check_columns(content, columns)
+    content = read_table(table, delimiter, encoding_of_text)
+    groups = _groups(content, columns, spec)
+    _check_columns(content, replace(columns, modalities=groups))
+    missing_codes = _missing_by_column(content, missing_values)
+    content = _blank(content, columns, missing_codes)
     everyone = content.require_unique(columns.id)
     content, notes = labelled(content, columns.label, drop=drop_unlabelled)
     ids = content.require(columns.id)
     homes = dict(zip(ids, content.require(columns.site), strict=True))
+    if encoding is None:
+        codes = {name: _codes(name, columns, missing_codes) for group in groups.values() for name in group}
+        encoding = learn(content, groups, spec, columns.categorical, codes)
+    encoded = encode(encoding, content, decimal)
+    notes += level_notes(content, encoding)
     vectors: dict[str, Vectors] = {
-        name: _encode(content, ids, group, set(columns.categorical))
-        for name, group in columns.modalities.items()
+        name: {ids[row]: part.matrix[row] for row in np.flatnonzero(part.present).tolist()}
+        for name, part in encoded.items()
     }
     for name, path in further.items():
         vectors[name], unmatched = matched(
@@ -104,7 +127,9 @@ def prepare_table(  # noqa: PLR0913 - the flags of the command, one to one
     ids, places = content.require(columns.id), content.require(columns.site)
     labels = parse_labels(content, columns.label, classes)
     check_classes(table, labels, classes)
-    study = _study(table.stem, classes, positive, vectors, seed)
+    widths = {name: encoding.width(name) for name in encoding.modalities}
+    widths |= {name: len(next(iter(vectors[name].values()))) for name in further}
+    study = _study(table.stem, classes, positive, widths, seed)
     if columns.split is None:
         detailed = [f"{label}|{place}" for label, place in zip(labels, places, strict=True)]
         splits = three_way([detailed, labels], seed)
@@ -117,13 +142,28 @@ def prepare_table(  # noqa: PLR0913 - the flags of the command, one to one
     ]
     covariates = content.frame.drop(columns=[columns.id, columns.label]).set_index(pd.Index(ids))
     taken = take_away(sites, study, missing, covariates)
-    prepared = write_federation(out, study, taken.sites, overwrite, amputation=taken.amputation)
+    prepared = write_federation(
+        out,
+        study,
+        taken.sites,
+        overwrite,
+        amputation=taken.amputation,
+        encoding=encoding if encoding.modalities else None,
+    )
     return replace(prepared, notes=(*notes, *dropped, *prepared.notes, *taken.notes))
 
 
-def _check_names(columns: TableColumns, features: Iterable[str]) -> None:
+def _check_names(
+    columns: TableColumns, spec: ColumnsFile, encoding: Encoding | None, features: Iterable[str]
+) -> None:
     """Refuse contradictory options before any file is read."""
-    names = [*columns.modalities, *features]
+    if encoding is not None and (columns.modalities or columns.categorical or spec != ColumnsFile()):
+        raise StudyError("--encoding names the columns, expected no --modality, --categorical or --columns")
+    for name in columns.modalities:
+        if name in spec.modality:
+            raise StudyError(f"modality {name!r} is given by --modality and by --columns, expected one")
+    tables = [*columns.modalities, *spec.modality, *(encoding.modalities if encoding else ())]
+    names = [*tables, *features]
     if not names:
         raise StudyError(
             "no modality: expected at least one --modality NAME=column,… or --features NAME=FILE"
@@ -135,93 +175,84 @@ def _check_names(columns: TableColumns, features: Iterable[str]) -> None:
             raise StudyError(
                 f"modality {name!r} is given by --modality and by --features, expected one of them"
             )
-    reserved = {columns.id: "id", columns.site: "site", columns.label: "label", columns.split: "split"}
-    for name, group in columns.modalities.items():
-        if not group:
+    _check_groups(columns, spec)
+
+
+def _check_groups(columns: TableColumns, spec: ColumnsFile) -> None:
+    groups = {**columns.modalities, **{name: group.columns for name, group in spec.modality.items()}}
+    for name, group in groups.items():
+        if not group and not (name in spec.modality and spec.modality[name].prefix):
             raise StudyError(f"modality {name!r} has no column, expected at least one")
         for column in group:
-            if column in reserved:
+            if column in columns.reserved:
+                meaning = columns.reserved[column]
                 raise StudyError(
-                    f"modality {name!r}: column {column!r} is the {reserved[column]} column, expected another"
+                    f"modality {name!r}: column {column!r} is the {meaning} column, expected another"
                 )
-            if list(group).count(column) > 1:
-                raise StudyError(f"modality {name!r} names column {column!r} twice")
+        if len(set(group)) < len(group):
+            twice = next(column for column in group if list(group).count(column) > 1)
+            raise StudyError(f"modality {name!r} names column {twice!r} twice")
+
+
+def _groups(table: TextTable, columns: TableColumns, spec: ColumnsFile) -> dict[str, list[str]]:
+    """The columns of each modality; patterns leave out id, site, label and split."""
+    groups = {name: Group(columns=tuple(group)) for name, group in columns.modalities.items()}
+    return {
+        name: choose_columns(table, group, columns.reserved)
+        for name, group in (groups | dict(spec.modality)).items()
+    }
 
 
 def _check_columns(table: TextTable, columns: TableColumns) -> None:
-    grouped = [column for group in columns.modalities.values() for column in group]
-    split = [] if columns.split is None else [columns.split]
-    for column in [columns.id, columns.site, columns.label, *split, *grouped]:
-        if column not in table.frame.columns:
+    known = set(table.frame.columns)
+    for column in columns.reserved:
+        if column not in known:
             raise unknown_column(table.source, column, table.frame.columns)
+    grouped = {column for group in columns.modalities.values() for column in group}
     for column in columns.categorical:
         if column not in grouped:
             raise DataError(
-                f"{table.source}: categorical column {column!r} is in no modality, expected one of "
-                f"{', '.join(grouped)}"
+                f"{table.source}: categorical column {column!r} is in no modality"
+                f"{did_you_mean(column, grouped)}"
             )
     if table.frame.empty:
         raise DataError(f"{table.source}: no patient, so no site is left; expected at least one row")
 
 
-def _blank(table: TextTable, missing_values: Sequence[str]) -> TextTable:
-    """The table with cells that mean missing blanked."""
-    words = set(missing_values)
-    numbers = {number for word in words if (number := finite_number(word)) is not None}
-
-    def is_missing(cell: object) -> bool:
-        return isinstance(cell, str) and (cell in words or finite_number(cell) in numbers)
-
-    marked = table.frame.map(is_missing).astype(bool) if words else table.frame.isna()
-    return TextTable(table.source, table.frame.mask(marked), table.lines)
-
-
-def _encode(
-    table: TextTable, ids: Sequence[str], group: Sequence[str], categorical: set[str]
-) -> dict[str, NDArray[np.float32]]:
-    """One group of columns as vectors by patient, without patients whose cells are all blank."""
-    cells = {column: table.column(column) for column in group}
-    present = [row for row in range(len(ids)) if any(cells[column][row] is not None for column in group)]
-    if not present:
-        raise DataError(f"{table.source}: the columns {', '.join(group)} are blank in every row")
-    parts: list[NDArray[np.float32]] = []
-    for column in group:
-        kept = {row: cells[column][row] for row in present}
-        parts.extend(_one_hot(kept) if column in categorical else [_numeric(table, column, kept)])
-        blank = np.array([cell is None for cell in kept.values()], dtype=np.float32)
-        if blank.any():
-            parts.append(blank)
-    matrix = np.stack(parts, axis=1)  # (n_present, width)
-    return {ids[row]: vector for row, vector in zip(present, matrix, strict=True)}
+def _blank(table: TextTable, columns: TableColumns, missing: Mapping[str, Sequence[str]]) -> TextTable:
+    """The table with cells that mean missing blanked; ids, sites, labels and splits only if named."""
+    frame = table.frame.copy(deep=False)
+    for name in frame.columns:
+        if codes := _codes(str(name), columns, missing):
+            spellings = frame[name].dropna().drop_duplicates().to_numpy(dtype=object).tolist()
+            if gone := meaning_missing(spellings, codes):
+                frame[name] = frame[name].mask(frame[name].isin(gone))
+    return replace(table, frame=frame)
 
 
-def _one_hot(cells: Mapping[int, str | None]) -> list[NDArray[np.float32]]:
-    """One 0/1 column per level, in sorted order; a blank has no level."""
-    levels = sorted({cell for cell in cells.values() if cell is not None})
-    return [np.array([cell == level for cell in cells.values()], dtype=np.float32) for level in levels]
+def _codes(name: str, columns: TableColumns, missing: Mapping[str, Sequence[str]]) -> list[str]:
+    every = [] if name in columns.reserved else missing[""]
+    return [*every, *missing.get(name, ())]
 
 
-def _numeric(table: TextTable, column: str, cells: Mapping[int, str | None]) -> NDArray[np.float32]:
-    """The cells as numbers; a blank is zero."""
-    numbers = np.zeros(len(cells), dtype=np.float32)
-    for position, (row, cell) in enumerate(cells.items()):
-        number = 0.0 if cell is None else finite_number(cell)
-        if number is None or abs(number) > float(np.finfo(np.float32).max):
-            raise DataError(
-                f"{table.where(row)}: {column} is {cell!r}, expected a finite number; name the column in "
-                "--categorical if it holds words, or the cell in --missing-values if it means missing"
-            )
-        numbers[position] = number
-    return numbers
+def _missing_by_column(table: TextTable, missing_values: Sequence[str]) -> dict[str, list[str]]:
+    """Cells that mean missing, by column; those of all columns under the empty name."""
+    codes: dict[str, list[str]] = {"": []}
+    for text in missing_values:
+        name, equals, value = text.partition("=")
+        if equals and name not in table.frame.columns:
+            raise unknown_column(table.source, name, table.frame.columns)
+        codes.setdefault(name if equals else "", []).append(value if equals else text)
+    return codes
 
 
 def _study(
-    name: str, classes: Sequence[str], positive: str | None, vectors: Mapping[str, Vectors], seed: int
+    name: str, classes: Sequence[str], positive: str | None, widths: Mapping[str, int], seed: int
 ) -> Study:
     if positive is None and len(classes) == 2:  # noqa: PLR2004 - binary metrics need two classes
         positive = classes[-1]
     modalities = tuple(
-        ModalitySpec(modality, Kind.FEATURES, len(next(iter(held.values()))), scaling=Scaling.ZSCORE)
-        for modality, held in vectors.items()
+        ModalitySpec(modality, Kind.FEATURES, width, scaling=Scaling.ZSCORE)
+        for modality, width in widths.items()
     )
     return Study(name, tuple(classes), modalities, positive, seed, privacy=PrivacySpec(min_count=0))

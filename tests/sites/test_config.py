@@ -100,3 +100,13 @@ def test_a_site_needs_a_modality_and_a_file(tmp_path):
         load_site(tmp_path / "none.toml")
     with pytest.raises(DataError, match="cannot be read"):
         load_site(tmp_path)
+
+
+def test_an_encoding_stands_beside_a_file_only(tmp_path):
+    path = tmp_path / "site.toml"
+    text = '[site]\nid = "a"\n[data]\nmanifest = "p.csv"\n[modality.lab]\nencoding = "encoding.json"\n'
+    path.write_text(text + 'file = "lab.csv"\n', encoding="utf-8")
+    assert load_site(path).modalities["lab"].encoding == tmp_path / "encoding.json"
+    path.write_text(text + 'column = "lab"\n', encoding="utf-8")
+    with pytest.raises(DataError, match="encoding describes vectors, expected it beside file only"):
+        load_site(path)

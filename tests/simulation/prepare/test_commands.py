@@ -87,6 +87,27 @@ def test_table_takes_two_modalities_repeated_flags_and_another_positive(heart):
     assert study.positive == "healthy"
 
 
+def test_table_takes_quoted_names_missing_codes_and_a_columns_file(tmp_path):
+    rows = [
+        f'{row},{("o", "w")[row % 2]},{("ill", "well")[row % 3 == 0]},"{row},5";-9' for row in range(1, 31)
+    ]
+    lines = [row.replace(",", ";", 3).replace('"', "") for row in rows]
+    (tmp_path / "t.csv").write_text("\n".join(["id;place;outcome;Na, serum;age", *lines]), encoding="utf-8")
+    (tmp_path / "columns.toml").write_text('[modality.b]\nprefix = "a"\nlog = true\n', encoding="utf-8")
+    base = [*flags(tmp_path / "t.csv")]
+    base[base.index("healthy, ill")] = "well,ill"
+    base[base.index("?,-9")] = "age=-8"
+    more = ("--modality", 'a="Na, serum"', "--decimal", ",", "--columns", tmp_path / "columns.toml")
+    result = call(*base, *more, "--missing-values", "?")
+    assert "age is '-9' (in 30 rows), expected a number above -1" in str(result.exception)
+    (tmp_path / "t.csv").write_text((tmp_path / "t.csv").read_text().replace("-9", "1"), encoding="utf-8")
+    result = call(*base, *more)
+    assert result.exit_code == 0, result.exception
+    again = call(*base, "--encoding", tmp_path / "fed" / "encoding.json", "--decimal", ",", "--overwrite")
+    assert again.exit_code == 0, again.exception
+    assert isinstance(call(*base, *more, "--decimal", ";").exception, StudyError)
+
+
 @pytest.mark.parametrize(
     ("more", "error", "sentence"),
     [

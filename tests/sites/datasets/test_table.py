@@ -188,7 +188,7 @@ def test_other_formats(tmp_path, ending):
         pytest.param(
             "p2,", "p1,", r"row 2 \(line 3\): id 'p1' occurs twice, first in row 1", id="repeated-id"
         ),
-        pytest.param("p2,", "?,", r"row 2 \(line 3\): id is blank", id="blank-id"),
+        pytest.param("p2,", ",", r"row 2 \(line 3\): id is blank", id="blank-id"),
         pytest.param("p2,Ost", "p2,", r"row 2 \(line 3\): hospital is blank", id="blank-site"),
         pytest.param("p2,Ost,healthy", "p2,Ost,", r"row 2 \(line 3\): outcome is blank", id="blank-label"),
         pytest.param(

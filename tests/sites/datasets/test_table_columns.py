@@ -1,0 +1,160 @@
+"""Columns of a table chosen, treated and encoded by options and files."""
+
+import pytest
+
+from client.data.dataset import modality_fingerprint
+from mmare.errors import DataError, StudyError
+from sites.datasets.table import TableColumns, prepare_table
+from sites.datasets.table_columns import load_columns
+from sites.encoding import load_encoding
+from sites.features import load_features
+from sites.federation import site_folders
+
+ROWS = """id,site,y,age,sex,smoke,ENSG1,ENSG2
+0,a,n,50,f,NA,0,0.5
+1,a,y,0,m,nan,1,0.5
+2,b,n,60,F,yes,-9,2
+3,b,y,70,m,no,3,4
+"""
+
+
+def prepare(tmp_path, modalities=None, rows=ROWS, out="fed", name="t.csv", **options: object):
+    (tmp_path / name).write_text(rows, encoding="utf-8")
+    columns = TableColumns("id", "site", "y", modalities or {}, options.pop("categorical", ()))
+    if isinstance(toml := options.get("spec"), str):
+        (tmp_path / "columns.toml").write_text(toml, encoding="utf-8")
+        options["spec"] = load_columns(tmp_path / "columns.toml")
+    return prepare_table(tmp_path / name, tmp_path / out, columns, ("n", "y"), **options)
+
+
+def vectors(tmp_path, modality, out="fed"):
+    files = [tmp_path / out / site / f"{modality}.csv" for site in "ab"]
+    return {key: vector.tolist() for file in files for key, vector in load_features(file).items()}
+
+
+def test_the_encoding_encodes_a_second_table_alike(tmp_path):
+    first = prepare(tmp_path, {"exam": ("age", "sex")}, categorical=("sex",))
+    kept = tmp_path / "fed" / "encoding.json"
+    assert kept.read_bytes() == (tmp_path / "fed" / "a" / "encoding.json").read_bytes()
+    # The second hospital has other levels in another order, and more columns.
+    rows = "sex,id,site,y,other,age\nm,7,a,n,1,30\nm,8,b,y,1,40\n"
+    second = prepare(tmp_path, rows=rows, out="two", name="two.csv", encoding=load_encoding(kept))
+    assert vectors(tmp_path, "exam", "two") == {"7": [30, 0, 0, 1], "8": [40, 0, 0, 1]}
+    prints = {
+        modality_fingerprint(prepared.study.modalities[0], site)
+        for prepared in (first, second)
+        for site in site_folders(prepared.folder)
+    }
+    assert len(prints) == 1
+    assert prints.pop().startswith("given:")
+    with pytest.raises(DataError, match=r"row 1 \(line 2\): sex is 'x', expected a level that the encoding"):
+        prepare(tmp_path, rows=rows.replace("\nm,7", "\nx,7"), out="no", encoding=load_encoding(kept))
+    with pytest.raises(StudyError, match="--encoding names the columns, expected no --modality"):
+        prepare(tmp_path, {"exam": ("age",)}, out="no", encoding=load_encoding(kept))
+    assert not (tmp_path / "no").exists()
+
+
+def test_words_for_no_value_are_blanks_unless_named_as_levels(tmp_path):
+    prepared = prepare(tmp_path, {"exam": ("age", "smoke")}, categorical=("smoke",))
+    assert vectors(tmp_path, "exam")["0"] == [50, 0, 0, 1]
+    assert "smoke: 'NA' in 1, 'nan' in 1 rows taken as blank" in prepared.notes[0]
+    toml = '[modality.exam]\ncolumns = ["age", "smoke"]\n[column.smoke]\nlevels = ["yes", "NA", "no"]\n'
+    prepare(tmp_path, spec=toml, overwrite=True)
+    assert vectors(tmp_path, "exam")["0"] == [50, 0, 1, 0, 0]
+
+
+def test_levels_that_look_alike_are_pointed_out(tmp_path):
+    prepared = prepare(tmp_path, {"exam": ("sex",)}, categorical=("sex",))
+    assert "sex: 'F' and 'f' differ in case, blanks or accents only" in prepared.notes[0]
+    rows = ROWS.replace(",m,", ",Zürich Nord,").replace(",F,", ",zurichnord,")
+    prepared = prepare(tmp_path, {"exam": ("sex",)}, rows, categorical=("sex",), overwrite=True)
+    assert "'Zürich Nord' and 'zurichnord' differ" in prepared.notes[0]
+
+
+def test_a_measurement_named_as_categorical_is_pointed_out(tmp_path):
+    rows = "id,site,y,crp\n" + "".join(f'{row},a,{"ny"[row % 2]},"{row},5"\n' for row in range(30))
+    prepared = prepare(tmp_path, {"lab": ("crp",)}, rows, categorical=("crp",))
+    assert "crp: 30 levels that are all numbers; if it is a measurement" in prepared.notes[0]
+    assert "--decimal ," in prepared.notes[0]
+
+
+def test_missing_codes_of_one_column(tmp_path):
+    prepare(tmp_path, {"exam": ("age",), "rna": ("ENSG*",)}, missing_values=("age=0", "-9"))
+    assert vectors(tmp_path, "exam") == {"0": [50], "2": [60], "3": [70]}
+    assert vectors(tmp_path, "rna") == {
+        "0": [0, 0, 0.5],
+        "1": [1, 0, 0.5],
+        "2": [0, 1, 2],
+        "3": [3, 0, 4],
+    }
+    # A code of all columns leaves ids alone, unless they are named.
+    prepare(tmp_path, {"exam": ("age",), "rna": ("ENSG*",)}, missing_values=("0", "-9"), overwrite=True)
+    assert vectors(tmp_path, "rna")["0"] == [0, 1, 0.5]
+    with pytest.raises(DataError, match="id is blank"):
+        prepare(tmp_path, {"exam": ("age",)}, missing_values=("id=0",), overwrite=True)
+    with pytest.raises(DataError, match=r"no column 'agee' \(did you mean 'age'\?\)"):
+        prepare(tmp_path, {"exam": ("age",)}, missing_values=("agee=0",), overwrite=True)
+
+
+def test_a_file_groups_and_treats_columns(tmp_path):
+    toml = """
+[modality.rna]
+prefix = "ENSG"
+log = true
+missing = ["-9"]
+[modality.exam]
+columns = ["a*", "sex"]
+[column."s*"]
+categorical = true
+[column.age]
+lowest = 55
+highest = 65
+blanks = true
+[column.ENSG2]
+log = false
+"""
+    prepare(tmp_path, spec=toml)
+    found = vectors(tmp_path, "rna")
+    assert found["3"] == pytest.approx([1.3862944, 0, 4])
+    assert found["2"] == pytest.approx([0, 1, 2])
+    assert vectors(tmp_path, "exam")["0"] == [55, 0, 0, 1, 0]
+    assert vectors(tmp_path, "exam")["3"] == [65, 0, 0, 0, 1]
+
+
+@pytest.mark.parametrize(
+    ("toml", "error", "sentence"),
+    [
+        pytest.param("[modality.a]\ncolumn = []", StudyError, "unknown key 'column'", id="key"),
+        pytest.param("[modality.a]\nprefix = 'X'", DataError, "no column begins with 'X'", id="prefix"),
+        pytest.param("[modality.a]\ncolumns = ['X*']", DataError, r"no column matches 'X\*'", id="pattern"),
+        pytest.param("[modality.a]\nlog = true", StudyError, "'a' has no column", id="no-column"),
+        pytest.param(
+            "[modality.a]\ncolumns = ['age']\n[column.agee]\nlog = true",
+            StudyError,
+            r"\[column.'agee'\] is in no modality \(did you mean 'age'\?\)",
+            id="column",
+        ),
+        pytest.param(
+            "[modality.a]\ncolumns = ['sex']\n[column.sex]\ncategorical = true\nlog = true",
+            StudyError,
+            "'sex' holds words, expected no lowest, highest or log",
+            id="log-of-words",
+        ),
+        pytest.param(
+            "[modality.a]\ncolumns = ['age']\nlowest = 2\nhighest = 1",
+            StudyError,
+            "lowest is 2, above highest",
+            id="limits",
+        ),
+    ],
+)
+def test_unusable_columns_files_are_refused(tmp_path, toml, error, sentence):
+    with pytest.raises(error, match=sentence):
+        prepare(tmp_path, spec=toml)
+    assert not (tmp_path / "fed").exists()
+
+
+def test_a_pattern_leaves_out_what_no_modality_may_hold(tmp_path):
+    rows = "id,site,y,x\n0,a,n,1\n1,a,y,2\n"
+    prepared = prepare(tmp_path, {"all": ("*",)}, rows)
+    assert prepared.study.modalities[0].width == 1
