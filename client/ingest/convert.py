@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -64,11 +65,19 @@ def convert_folder(
             left_over=names.left_over(entry.identity for entry in entries),
         )
         write_json(out / REPORT_NAME, report.to_json(finished=False))  # claims our files if we are killed
-        for index, part in enumerate(parts):
-            report_progress("convert", index, len(parts))
-            entries[index] = _convert_part(part, entries[index], out)
-            if entries[index].outcome is Outcome.REFUSED:
-                names.discard(entries[index].identity)
+        with ThreadPoolExecutor(1) as writer:
+            written: Future[None] | None = None
+            for index, part in enumerate(parts):
+                report_progress("convert", index, len(parts))
+                entries[index], volume = _convert_part(part, entries[index])
+                if volume is None:
+                    names.discard(entries[index].identity)
+                    continue
+                if written:  # one volume is compressed while the next is read: more would fill the memory
+                    written.result()
+                written = writer.submit(write_volume, volume, out / str(entries[index].output))
+            if written:
+                written.result()
         report_progress("convert", len(parts), len(parts))
         report = replace(report, series=tuple(entries))
         report = replace(report, chosen=_chosen(report, rules or {}))
@@ -141,17 +150,17 @@ def _planned_entries(parts: Sequence[Part], names: OwnedNames) -> list[SeriesEnt
     ]
 
 
-def _convert_part(part: Part, entry: SeriesEntry, out: Path) -> SeriesEntry:
+def _convert_part(part: Part, entry: SeriesEntry) -> tuple[SeriesEntry, Volume | None]:
     if entry.output is None:
-        return entry
+        return entry, None
     try:
         made = make_volume(part)
     except ScanRefused as error:
-        return replace(entry, reasons=(error.reason,), detail=error.detail, output=None)
+        return replace(entry, reasons=(error.reason,), detail=error.detail, output=None), None
     except Exception as error:  # must not stop the other series; the report names it
-        return replace(entry, reasons=(ScanReason.NOT_CONVERTED,), detail=type(error).__name__, output=None)
-    write_volume(made.volume, out / entry.output)
-    return replace(
+        reasons = (ScanReason.NOT_CONVERTED,)
+        return replace(entry, reasons=reasons, detail=type(error).__name__, output=None), None
+    done = replace(
         entry,
         outcome=Outcome.CONVERTED,
         corrections=made.corrections,
@@ -160,6 +169,7 @@ def _convert_part(part: Part, entry: SeriesEntry, out: Path) -> SeriesEntry:
         orientation=made.volume.orientation,
         plane=made.volume.plane,
     )
+    return done, made.volume
 
 
 def _chosen(report: Report, rules: Mapping[str, SeriesRule]) -> tuple[dict[str, object], ...]:

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 from pydicom.encaps import generate_frames
 from pydicom.pixels.decoders.base import get_decoder
+from pydicom.tag import Tag
 from pydicom.uid import RLELossless
 
 from client.ingest.dicom.header import FileHeader, Frame
@@ -31,10 +32,17 @@ from client.ingest.reasons import ScanReason, ScanRefused
 __all__ = ["fingerprints", "measured_values", "stored_values"]
 
 _PIXEL_KEYWORDS = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
+_OVERLAY_GROUPS = range(0x6000, 0x6020, 2)
+_PIXEL_TAGS = [  # all that decoding needs: reading every element takes longer
+    *(Tag(keyword) for keyword in _PIXEL_KEYWORDS),
+    *map(Tag, ("Rows", "Columns", "SamplesPerPixel", "PhotometricInterpretation", "PlanarConfiguration")),
+    *map(Tag, ("NumberOfFrames", "BitsAllocated", "BitsStored", "PixelRepresentation")),
+    *map(Tag, ("ExtendedOffsetTable", "ExtendedOffsetTableLengths")),
+    *(Tag(group, 0x0102) for group in _OVERLAY_GROUPS),
+]
 _END_OF_IMAGE = b"\xff\xd9"  # ends every stream of the JPEG family
 _TRAILING_BYTES = 64  # padding that encoders append
 _BITS_PER_BYTE = 8
-_OVERLAY_GROUPS = range(0x6000, 0x6020, 2)
 _INT16 = np.iinfo(np.int16)
 
 
@@ -135,7 +143,7 @@ class _Pictures:
 
 def _read(file: FileHeader) -> pydicom.FileDataset:
     try:
-        dataset = pydicom.dcmread(file.path, force=True)
+        dataset = pydicom.dcmread(file.path, force=True, specific_tags=_PIXEL_TAGS)
     except OSError as error:
         raise ScanRefused(os_error_reason(error)) from error
     except Exception as error:  # a file cut off in the middle of an element
