@@ -6,11 +6,13 @@ import gzip
 import warnings
 import zlib
 from pathlib import Path
+from typing import BinaryIO
 
 import nibabel as nib
 import numpy as np
 from nibabel.filebasedimages import ImageFileError
 from nibabel.spatialimages import HeaderDataError
+from nibabel.wrapstruct import WrapStructError
 from numpy.typing import NDArray
 
 from client.ingest.files import os_error_reason
@@ -20,6 +22,13 @@ from client.ingest.volume import SMALLEST_CELL_MM3, Volume
 __all__ = ["read_nifti"]
 
 _N_AXES = 3
+_FEWEST_SLICES = 3  # as for a DICOM series
+_GZIP_MAGIC = b"\x1f\x8b"
+_NIFTI2_SIZES = (540, int.from_bytes((540).to_bytes(4, "big"), "little"))  # of the header, either order
+_UNIT_MM = {1: 1e3, 3: 1e-3}  # metre, micron; millimetres where nothing is said
+_UNIT_BITS = 0x07  # of xyzt_units; the others are those of time
+_PLAUSIBLE_VOXEL_MM = (0.01, 100.0)  # beyond, the units are wrong
+_OPPOSITE = -0.7  # cosine: 135 degrees, more than a registration turns
 _CHUNK_BYTES = 1 << 20
 _INT16 = np.iinfo(np.int16)
 
@@ -27,8 +36,10 @@ _INT16 = np.iinfo(np.int16)
 def read_nifti(path: Path) -> Volume:
     """Read a ``.nii`` or ``.nii.gz`` file: int16 if the values are whole and fit, else float32.
 
-    The affine is the sform if its code is above 0, else the qform likewise; a file with neither has no
-    position in the patient and is refused. Scaling is applied; trailing axes of length 1 are dropped.
+    The affine is the sform if its code is above 0, else the qform likewise, in the header's units; a file
+    with neither has no position in the patient and is refused. An identity sform is a placeholder where a
+    qform is set. Scaling is applied; trailing axes of length 1 are dropped. Content, not the name, tells
+    whether the file is compressed.
 
     Raises:
         ScanRefused: With the reason; the message holds no path.
@@ -36,15 +47,12 @@ def read_nifti(path: Path) -> Volume:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            _check_whole(path)
-            image = _open(path)
-            affine_mm = _affine(image)
-            voxels = _voxels(image)
+            affine_mm, voxels = _read(path)
     except (EOFError, zlib.error) as error:
         raise ScanRefused(ScanReason.TRUNCATED_PIXEL_DATA) from error
     except gzip.BadGzipFile as error:
         raise ScanRefused(ScanReason.DAMAGED_PIXEL_DATA) from error
-    except (ImageFileError, HeaderDataError) as error:
+    except (ImageFileError, HeaderDataError, WrapStructError) as error:
         raise ScanRefused(ScanReason.NOT_NIFTI) from error
     except OSError as error:
         if error.errno is None:  # raised by nibabel: fewer bytes than promised
@@ -55,17 +63,36 @@ def read_nifti(path: Path) -> Volume:
     return Volume(voxels, affine_mm)
 
 
-def _check_whole(path: Path) -> None:
-    """Read a compressed file to its checksum; nibabel stops at the last voxel."""
+def _read(path: Path) -> tuple[NDArray[np.float64], NDArray[np.int16] | NDArray[np.float32]]:
     with path.open("rb") as stream:  # gives the system's own error
-        if path.suffix == ".gz":
-            with gzip.open(stream) as content:
-                while content.read(_CHUNK_BYTES):
-                    pass
+        zipped = stream.read(len(_GZIP_MAGIC)) == _GZIP_MAGIC
+        stream.seek(0)
+        if zipped:
+            _check_whole(stream)
+        if zipped == (path.suffix.lower() == ".gz"):
+            image = _checked(nib.load(path))
+            return _affine(image), _voxels(image)
+        with gzip.open(stream) if zipped else stream as content:  # the name says otherwise
+            image = _checked(_from_stream(content))
+            return _affine(image), _voxels(image)
 
 
-def _open(path: Path) -> nib.nifti1.Nifti1Pair:
-    image = nib.load(path)
+def _check_whole(stream: BinaryIO) -> None:
+    """Read a compressed file to its checksum; nibabel stops at the last voxel."""
+    with gzip.open(stream) as content:
+        while content.read(_CHUNK_BYTES):
+            pass
+    stream.seek(0)
+
+
+def _from_stream(stream: BinaryIO | gzip.GzipFile) -> object:
+    two = int.from_bytes(stream.read(4), "little") in _NIFTI2_SIZES
+    stream.seek(0)
+    kind = nib.nifti2.Nifti2Image if two else nib.nifti1.Nifti1Image
+    return kind.from_stream(stream)  # type: ignore[arg-type]  # a file is all it needs
+
+
+def _checked(image: object) -> nib.nifti1.Nifti1Pair:
     if not isinstance(image, nib.nifti1.Nifti1Pair):  # Nifti2 derives from it; Analyze and others do not
         raise ScanRefused(ScanReason.NOT_NIFTI)
     return image
@@ -73,24 +100,38 @@ def _open(path: Path) -> nib.nifti1.Nifti1Pair:
 
 def _affine(image: nib.nifti1.Nifti1Pair) -> NDArray[np.float64]:
     header = image.header
-    if int(header["sform_code"]) > 0:
-        affine_mm = header.get_sform()  # type: ignore[no-untyped-call]  # nibabel has no types here
-    elif int(header["qform_code"]) > 0:
-        affine_mm = header.get_qform()  # type: ignore[no-untyped-call]  # as above
-    else:
+    sform = header.get_sform(coded=True)[0]  # type: ignore[no-untyped-call]  # nibabel has no types here
+    qform = header.get_qform(coded=True)[0]  # type: ignore[no-untyped-call]  # as above
+    if sform is None and qform is None:
         raise ScanRefused(ScanReason.BAD_AFFINE, "Neither sform nor qform is set.")
-    affine_mm = np.asarray(affine_mm, np.float64)
+    if sform is None or (qform is not None and np.array_equal(sform, np.eye(4))):
+        affine_mm = np.array(qform, np.float64)
+    else:
+        affine_mm = np.array(sform, np.float64)
+        if qform is not None and _opposed(affine_mm[:3, :3], np.asarray(qform)[:3, :3]):
+            raise ScanRefused(ScanReason.CONFLICTING_AFFINES)
+    affine_mm[:3] *= _UNIT_MM.get(int(header["xyzt_units"]) & _UNIT_BITS, 1.0)
     if not np.isfinite(affine_mm).all() or abs(np.linalg.det(affine_mm[:3, :3])) < SMALLEST_CELL_MM3:
         raise ScanRefused(ScanReason.BAD_AFFINE, "It is singular or not finite.")
+    sides_mm = np.linalg.norm(affine_mm[:3, :3], axis=0)
+    if sides_mm.min() < _PLAUSIBLE_VOXEL_MM[0] or sides_mm.max() > _PLAUSIBLE_VOXEL_MM[1]:
+        raise ScanRefused(ScanReason.BAD_AFFINE, f"Voxels would be {sides_mm.max():.3g} mm long.")
     return affine_mm
+
+
+def _opposed(one: NDArray[np.float64], other: NDArray[np.float64]) -> bool:
+    """Whether two ``(3, 3)`` matrices differ in handedness or by a half turn of an axis."""
+    lengths = np.linalg.norm(one, axis=0) * np.linalg.norm(other, axis=0)
+    cosines = np.einsum("ij,ij->j", one, other)
+    return bool(np.linalg.det(one) * np.linalg.det(other) < 0 or (cosines < _OPPOSITE * lengths).any())
 
 
 def _voxels(image: nib.nifti1.Nifti1Pair) -> NDArray[np.int16] | NDArray[np.float32]:
     shape = image.shape
     if len(shape) > _N_AXES and any(length != 1 for length in shape[_N_AXES:]):
         raise ScanRefused(ScanReason.FOUR_DIMENSIONAL, f"The shape is {' x '.join(map(str, shape))}.")
-    if len(shape) < _N_AXES or min(shape) < 1:
-        raise ScanRefused(ScanReason.TOO_FEW_SLICES)
+    if len(shape) < _N_AXES or min(shape[:_N_AXES]) < _FEWEST_SLICES:
+        raise ScanRefused(ScanReason.TOO_FEW_SLICES, f"The shape is {' x '.join(map(str, shape))}.")
     stored = image.get_data_dtype()  # type: ignore[no-untyped-call]  # as above
     if stored.fields is not None:
         raise ScanRefused(ScanReason.COLOUR)

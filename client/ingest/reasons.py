@@ -47,6 +47,7 @@ class ScanReason(StrEnum):
     # NIfTI
     NOT_NIFTI = "not-nifti"
     BAD_AFFINE = "bad-affine"
+    CONFLICTING_AFFINES = "conflicting-affines"
     # whole slides
     NOT_A_SLIDE = "not-a-slide"
     NO_RESOLUTION = "no-resolution"
@@ -114,6 +115,7 @@ _SENTENCES: Final[dict[ScanReason | Correction, str]] = {
     ScanReason.MOSAIC_WITHOUT_LAYOUT: "A mosaic whose number of tiles or slice direction is not given.",
     ScanReason.NOT_NIFTI: "The file is not a readable NIfTI image.",
     ScanReason.BAD_AFFINE: "The header does not say where the voxels lie.",
+    ScanReason.CONFLICTING_AFFINES: "The sform and qform point opposite ways: left and right are in doubt.",
     ScanReason.NOT_A_SLIDE: "The file is no whole slide that OpenSlide knows, or its head is damaged.",
     ScanReason.NO_RESOLUTION: "The slide does not say its microns per pixel, and none was given for it.",
     ScanReason.TOO_COARSE: "The slide is coarser than the study's resolution; it is never upsampled.",

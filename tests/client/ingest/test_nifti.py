@@ -157,3 +157,54 @@ def _refused(path, reason):
     with pytest.raises(ScanRefused) as refused:
         read_nifti(path)
     assert refused.value.reason is reason
+
+
+@pytest.mark.parametrize(("unit", "factor"), [("meter", 1e-3), ("micron", 1e3), ("unknown", 1.0)])
+def test_units_are_converted_to_millimetres(tmp_path, unit, factor):
+    image = _image(_voxels())
+    for form in (image.header.set_sform, image.header.set_qform):
+        form(np.diag([factor, factor, factor, 1.0]) @ SFORM, 1)
+    image.header.set_xyzt_units(unit)
+    nib.save(image, tmp_path / "a.nii.gz")
+    np.testing.assert_allclose(read_nifti(tmp_path / "a.nii.gz").affine_mm, SFORM, atol=1e-5)
+
+
+@pytest.mark.parametrize("unit", ["meter", "micron"])
+def test_units_that_make_no_sense_are_refused(tmp_path, unit):
+    image = _image(_voxels())
+    image.header.set_xyzt_units(unit)
+    nib.save(image, tmp_path / "a.nii.gz")
+    _refused(tmp_path / "a.nii.gz", ScanReason.BAD_AFFINE)
+
+
+@pytest.mark.parametrize("signs", [(-1, 1, 1), (1, 1, -1), (-1, -1, 1)], ids=["mirror", "upside-down", "lps"])
+def test_forms_that_point_opposite_ways_are_refused(tmp_path, signs):
+    image = _image(_voxels())
+    image.header.set_sform(np.diag([*signs, 1.0]) @ QFORM, 2)
+    nib.save(image, tmp_path / "a.nii.gz")
+    _refused(tmp_path / "a.nii.gz", ScanReason.CONFLICTING_AFFINES)
+
+
+def test_identity_sform_is_a_placeholder_beside_a_qform(tmp_path):
+    image = _image(_voxels())
+    image.header.set_sform(np.eye(4), 2)
+    nib.save(image, tmp_path / "a.nii.gz")
+    np.testing.assert_allclose(read_nifti(tmp_path / "a.nii.gz").affine_mm, QFORM, atol=1e-6)
+
+
+@pytest.mark.parametrize("shape", [(4, 5, 2), (4, 5, 1), (1, 5, 6)])
+def test_fewer_than_three_slices_are_no_volume(tmp_path, shape):
+    nib.save(_image(_voxels(*shape)), tmp_path / "a.nii.gz")
+    _refused(tmp_path / "a.nii.gz", ScanReason.TOO_FEW_SLICES)
+
+
+@pytest.mark.parametrize("kind", [nib.Nifti1Image, nib.Nifti2Image])
+@pytest.mark.parametrize("name", ["a.nii.gz", "a.nii", "A.NII.GZ"])
+@pytest.mark.parametrize("zipped", [True, False])
+def test_compression_is_told_by_content(tmp_path, kind, name, zipped):
+    voxels = _voxels()
+    content = kind.from_image(_image(voxels)).to_bytes()
+    (tmp_path / name).write_bytes(gzip.compress(content) if zipped else content)
+    volume = read_nifti(tmp_path / name)
+    np.testing.assert_array_equal(volume.voxels, voxels)
+    np.testing.assert_allclose(volume.affine_mm, SFORM, atol=1e-6)
