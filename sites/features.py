@@ -138,6 +138,10 @@ def _read_rows(path: Path) -> Iterator[tuple[str, NDArray[np.generic]]]:
 
 def _numbers(cells: Sequence[object], where: str, header: Sequence[str], id_at: int) -> NDArray[np.generic]:
     try:
+        # Python takes 1_5 for 15 and digits of every script; numpy follows it.
+        text = "".join(cell for cell in cells if isinstance(cell, str))
+        if "_" in text or not text.isascii():
+            raise ValueError(text)  # noqa: TRY301 - found below, with what numpy refuses
         return np.array(cells, dtype=np.float64)
     except (TypeError, ValueError):
         names = [name for position, name in enumerate(header) if position != id_at]
@@ -146,11 +150,12 @@ def _numbers(cells: Sequence[object], where: str, header: Sequence[str], id_at: 
 
 
 def _is_number(cell: object) -> bool:
+    text = str(cell)
     try:
-        float(str(cell))
+        float(text)
     except ValueError:
         return False
-    return True
+    return "_" not in text and text.isascii()
 
 
 def _read_parquet(path: Path) -> Iterator[tuple[str, NDArray[np.generic]]]:

@@ -20,9 +20,10 @@ _LARGEST_SHARE = 0.1  # of vectors that match nobody; more is a mistake in the i
 
 
 def rows_of(table: TextTable, rows: Sequence[int]) -> TextTable:
-    """Some rows of a table, which keep their lines."""
+    """Some rows of a table, which keep their numbers."""
+    numbers = tuple(table.rows[row] if table.rows else row for row in rows)
     lines = tuple(table.lines[row] for row in rows) if table.lines else ()
-    return TextTable(table.source, table.frame.iloc[list(rows)].reset_index(drop=True), lines)
+    return TextTable(table.source, table.frame.iloc[list(rows)].reset_index(drop=True), lines, numbers)
 
 
 def labelled(table: TextTable, column: str, *, drop: bool) -> tuple[TextTable, list[str]]:

@@ -138,6 +138,10 @@ def test_wrong_arrays_are_refused(tmp_path, array, sentence):
         pytest.param(
             "patient_id,f0,f1\na,1,high\n", r"row 1 \(patient 'a'\): f1 is 'high', expected a", id="word"
         ),
+        pytest.param("patient_id,f0\na,1_5\n", "f0 is '1_5', expected a number", id="underscore"),
+        pytest.param(
+            "patient_id,f0\na,\uff11\uff15\n", "f0 is '\uff11\uff15', expected a number", id="full-width"
+        ),
         pytest.param(
             "f0,patient_id,f1\n,a,2\n", r"row 1 \(patient 'a'\): f0 is '', expected a number", id="blank"
         ),

@@ -128,6 +128,8 @@ def test_rows_without_a_label_or_a_modality_can_be_left_out(tmp_path):
         prepare(tmp_path, rows)
     with pytest.raises(DataError, match=r"\(line 8\): patient 'p7' has no modality.*\(1 such rows; --drop-e"):
         prepare(tmp_path, rows, drop_unlabelled=True)
+    with pytest.raises(DataError, match=r"row 9 \(line 10\): hospital is blank"):
+        prepare(tmp_path, f"{rows}p9,,ill,train,1,,,\n", drop_unlabelled=True)
     np.savez(tmp_path / "ct.npz", p1=np.ones(3), p6=np.ones(3))  # the one left out is no stranger
     options = {"drop_unlabelled": True, "drop_empty": True, "features": {"ct": tmp_path / "ct.npz"}}
     prepared = prepare(tmp_path, rows, **options)
