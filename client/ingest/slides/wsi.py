@@ -29,8 +29,11 @@ from pathlib import Path
 
 import numpy as np
 import openslide
+import pydicom
 from numpy.typing import NDArray
 from PIL import Image
+from PIL.TiffImagePlugin import RESOLUTION_UNIT, X_RESOLUTION, Y_RESOLUTION, TiffImageFile
+from pydicom.errors import InvalidDicomError
 
 from client.ingest.files import os_error_reason
 from client.ingest.reasons import ScanReason, ScanRefused
@@ -56,8 +59,13 @@ LARGEST_STORED_TILE_PX = 8192 * 8192  # in the file; scanners write 240 to 4096 
 LARGEST_LOWEST_LEVEL_PX = 150_000 * 150_000  # without a pyramid; read in strips
 _SIDES = ("width", "height")
 _STRIP_PX = 2048 * 2048
+_UM_PX_NAMES = (openslide.PROPERTY_NAME_MPP_X, openslide.PROPERTY_NAME_MPP_Y)
+_INCH = 2  # the unit of a TIFF that names none
+_RESOLUTION_UNITS_UM = {_INCH: 25_400.0, 3: 10_000.0}
 _GREYS = 256
 _WHITE = (255, 255, 255)
+_EXTRAS = frozenset({"LABEL", "OVERVIEW", "LOCALIZER", "THUMBNAIL"})
+_NO_PYRAMID = "It is a slide's label, overview or thumbnail; name a file of its pyramid."
 _CUT_SHORT = "The slide is damaged or cut short."
 _PILLOW_ERRORS = (  # observed on damaged files
     Image.DecompressionBombError,
@@ -136,6 +144,8 @@ def tiles_of(path: Path, *, tiling: Tiling | None = None, fallback_um_px: float 
 def _opened(path: Path) -> Iterator[openslide.AbstractSlide]:
     """Open a slide; OpenSlide's errors within the block become a reason."""
     try:
+        if path.is_dir() and any(path.iterdir()):
+            raise ScanRefused(ScanReason.NOT_A_SLIDE, "It is a folder; name one file of the slide's pyramid.")
         if not path.is_file():  # a pipe would block
             raise ScanRefused(ScanReason.UNREADABLE_FILE, "It is missing or not a regular file.")
         with path.open("rb") as stream:
@@ -148,6 +158,8 @@ def _opened(path: Path) -> Iterator[openslide.AbstractSlide]:
             _check_sizes(slide)
             yield slide
     except openslide.OpenSlideError as error:
+        if _is_dicom_extra(path):
+            raise ScanRefused(ScanReason.NOT_A_SLIDE, _NO_PYRAMID) from error
         raise ScanRefused(ScanReason.DAMAGED_PIXEL_DATA, _CUT_SHORT) from error
 
 
@@ -156,6 +168,15 @@ def _open(path: Path) -> openslide.AbstractSlide:
         return openslide.OpenSlide(path)
     except openslide.OpenSlideUnsupportedFormatError:
         return _plain_tiff(path)
+
+
+def _is_dicom_extra(path: Path) -> bool:
+    """Whether it is a label, overview or thumbnail of a DICOM slide."""
+    try:
+        header = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=["ImageType"])
+    except (InvalidDicomError, OSError):
+        return False
+    return not _EXTRAS.isdisjoint(header.get("ImageType") or ())
 
 
 def _check_sizes(slide: openslide.AbstractSlide) -> None:
@@ -175,12 +196,30 @@ def _plain_tiff(path: Path) -> openslide.AbstractSlide:
         warnings.simplefilter("ignore")  # Pillow's, about damaged tags and large images
         try:
             with Image.open(path, formats=("TIFF",)) as picture:
-                if picture.mode != "RGB" or getattr(picture, "n_frames", 1) != 1:
+                if not isinstance(picture, TiffImageFile) or picture.mode != "RGB" or picture.n_frames != 1:
                     raise ScanRefused(ScanReason.NOT_A_SLIDE, "A TIFF that is not a single RGB image.")
                 refused = ScanRefused(ScanReason.DAMAGED_PIXEL_DATA, _CUT_SHORT)
-                return openslide.ImageSlide(picture.copy())  # decoded here; no microns per pixel
+                return _PlainTiff(picture)
         except _PILLOW_ERRORS as error:
             raise refused from error
+
+
+class _PlainTiff(openslide.ImageSlide):
+    """A TIFF that Pillow decodes, with the resolution that its tags state."""
+
+    def __init__(self, picture: TiffImageFile) -> None:
+        super().__init__(picture.copy())  # decoded here
+        unit_um = _RESOLUTION_UNITS_UM.get(picture.tag_v2.get(RESOLUTION_UNIT, _INCH))
+        self._um_px = [
+            unit_um / float(picture.tag_v2[tag])
+            for tag in (X_RESOLUTION, Y_RESOLUTION)
+            if unit_um and float(picture.tag_v2.get(tag, 0)) > 0
+        ]
+
+    @property
+    def properties(self) -> dict[str, str]:
+        """Microns per pixel under OpenSlide's names."""
+        return dict(zip(_UM_PX_NAMES, map(str, self._um_px), strict=False))
 
 
 def _plan(slide: openslide.AbstractSlide, tiling: Tiling, fallback_um_px: float | None) -> TilePlan:
@@ -189,7 +228,8 @@ def _plan(slide: openslide.AbstractSlide, tiling: Tiling, fallback_um_px: float 
     factor = slide.level_downsamples[level]
     level_um_px = (um_px[0] * factor, um_px[1] * factor)
     side = tiling.tile_px
-    across, down = (side if native else side * tiling.um_px / axis for axis in level_um_px)
+    # An axis at the target, the other finer: a pixel is kept or averaged, never invented.
+    across, down = (side if native else max(side, side * tiling.um_px / axis) for axis in level_um_px)
     region_px = (round(across), round(down))
     step_px = (across * factor, down * factor)
     width, height = slide.level_dimensions[level]
@@ -210,7 +250,7 @@ def _resolution(slide: openslide.AbstractSlide, fallback: float | None) -> tuple
     """Microns per pixel of level 0, across and down."""
     lowest, highest = PLAUSIBLE_UM_PX
     stated = []
-    for name in (openslide.PROPERTY_NAME_MPP_X, openslide.PROPERTY_NAME_MPP_Y):
+    for name in _UM_PX_NAMES:
         try:
             value = float(slide.properties.get(name, "nan"))
         except ValueError:
@@ -229,7 +269,7 @@ def _resolution(slide: openslide.AbstractSlide, fallback: float | None) -> tuple
 
 def _level(slide: openslide.AbstractSlide, um_px: tuple[float, float], target: float) -> tuple[int, bool]:
     """The level to read, and whether it is at the target resolution; else the coarsest finer one."""
-    finest, coarsest = min(um_px), max(um_px)
+    coarsest = max(um_px)
     factors = slide.level_downsamples
 
     def miss(level: int) -> float:
@@ -238,9 +278,10 @@ def _level(slide: openslide.AbstractSlide, um_px: tuple[float, float], target: f
     best = min(range(len(factors)), key=miss)
     if miss(best) <= NATIVE_TOLERANCE:
         return best, True
-    finer = [level for level, factor in enumerate(factors) if coarsest * factor < target]
+    most = target * (1 + NATIVE_TOLERANCE)  # one axis may fit while the other is finer
+    finer = [level for level, factor in enumerate(factors) if coarsest * factor <= most]
     if not finer:
-        raise ScanRefused(ScanReason.TOO_COARSE, f"It has {finest:.3g} microns per pixel.")
+        raise ScanRefused(ScanReason.TOO_COARSE, f"It has {coarsest:.3g} microns per pixel.")
     return max(finer, key=lambda level: factors[level]), False
 
 

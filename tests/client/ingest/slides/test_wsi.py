@@ -7,8 +7,10 @@ from types import SimpleNamespace
 
 import numpy as np
 import openslide
+import pydicom
 import pytest
 from PIL import Image
+from pydicom.uid import VLWholeSlideMicroscopyImageStorage
 
 from client.ingest.reasons import ScanReason, ScanRefused
 from client.ingest.slides import wsi
@@ -378,6 +380,47 @@ def test_oversized_plain_tiff_is_refused(tmp_path, monkeypatch):
     Image.fromarray(canvas(700, 600)).save(tmp_path / "a.tif")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
     assert reason_of(tmp_path / "a.tif", fallback_um_px=0.5) is ScanReason.NOT_A_SLIDE
+
+
+@pytest.mark.parametrize(
+    ("unit", "per_unit", "um_px"),
+    [(2, 25_400 / 0.25, 0.25), (3, 10_000 / 0.25, 0.25), (1, 4.0, 0.5), (2, 72.0, 0.5), (3, 0, 0.5)],
+    ids=["inch", "cm", "none", "printer", "zero"],
+)
+def test_plain_tiff_states_its_own_resolution(tmp_path, unit, per_unit, um_px):
+    picture = Image.fromarray(canvas(700, 600, (0, 0, 512, 512)))
+    picture.save(tmp_path / "a.tif", tiffinfo={282: per_unit, 283: per_unit, 296: unit})
+    assert plan_of(tmp_path / "a.tif", fallback_um_px=0.5).um_px == pytest.approx((um_px, um_px))
+
+
+def test_axis_at_the_target_is_kept_where_the_other_is_finer(tmp_path):
+    picture = Image.fromarray(canvas(700, 1200, (0, 0, 512, 1024)))
+    tags = {282: 10_000 / 0.5, 283: 10_000 / 0.25, 296: 3}
+    picture.save(tmp_path / "a.tif", tiffinfo=tags)
+    slide = tiles_of(tmp_path / "a.tif")
+    assert slide.plan.region_px == (256, 512)
+    assert slide.places == ((0, 0), (1, 0), (0, 1), (1, 1))
+    picture.save(tmp_path / "b.tif", tiffinfo=tags | {282: 10_000 / 0.6})
+    assert reason_of(tmp_path / "b.tif") is ScanReason.TOO_COARSE
+
+
+def test_folder_with_files_is_no_slide(tmp_path):
+    (tmp_path / "exam-7").mkdir()
+    (tmp_path / "exam-7" / "1.dcm").write_bytes(b"a file")
+    assert reason_of(tmp_path / "exam-7") is ScanReason.NOT_A_SLIDE
+
+
+def test_label_of_a_dicom_slide_is_named_as_such(tmp_path):
+    label = pydicom.Dataset()
+    label.SOPClassUID = VLWholeSlideMicroscopyImageStorage
+    label.SOPInstanceUID = label.SeriesInstanceUID = "1.2.3"
+    label.ImageType = ["ORIGINAL", "PRIMARY", "LABEL", "NONE"]
+    label.ensure_file_meta()
+    label.file_meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
+    label.save_as(tmp_path / "a.dcm", enforce_file_format=True)
+    assert reason_of(tmp_path / "a.dcm") is ScanReason.NOT_A_SLIDE
+    with pytest.raises(ScanRefused, match="label, overview or thumbnail"):
+        plan_of(tmp_path / "a.dcm")
 
 
 # ---- real slides
