@@ -141,34 +141,38 @@ def encode(encoding: Encoding, table: TextTable, decimal: str = ".") -> dict[str
     for name, columns in encoding.modalities.items():
         matrix = np.zeros((len(table.frame), encoding.width(name)), dtype=np.float32)
         present = np.zeros(len(table.frame), dtype=np.bool_)
-        cells = {
-            column.name: cells_of(table, column.name, column.missing, column.levels or ())
-            for column in columns
-            if column.name in table.frame.columns
-        }
-        for held in cells.values():
-            present |= held.present
+        held: list[tuple[Column, int, NDArray[np.bool_]]] = []  # first feature, and the rows with a value
         start = 0
         for column in columns:
-            if column.name in cells:
+            if column.name in table.frame.columns:
+                cells = cells_of(table, column.name, column.missing, column.levels or ())
                 part = matrix[:, start : start + column.width]
-                problems += _fill(part, table, column, cells[column.name], present, decimal)
+                problems += _fill(part, table, column, cells, decimal)
+                present |= cells.present
+                held.append((column, start, cells.present))
             start += column.width
+        for column, first, given in held:
+            problems += _mark_blanks(matrix[:, first : first + column.width], column, present & ~given)
         encoded[name] = Encoded(present, matrix)
     refuse(table, problems)
     return encoded
 
 
+def _mark_blanks(part: NDArray[np.float32], column: Column, blank: NDArray[np.bool_]) -> list[Problem]:
+    """Write the indicator of blanks; without one, blanks do not fit."""
+    if column.blanks:
+        part[:, -1] = blank
+    elif blank.any():
+        rows = np.flatnonzero(blank)
+        expected = "a value, because the encoding was made without blanks of it (blanks = true in --columns)"
+        return [Problem(column.name, "blank", int(rows[0]), "", len(rows), expected)]
+    return []
+
+
 def _fill(
-    part: NDArray[np.float32],
-    table: TextTable,
-    column: Column,
-    cells: Cells,
-    present: NDArray[np.bool_],
-    decimal: str,
+    part: NDArray[np.float32], table: TextTable, column: Column, cells: Cells, decimal: str
 ) -> list[Problem]:
-    """Write one column's features; returns what does not fit."""
-    blank = present & ~cells.present
+    """Write the features of one column's cells; returns what does not fit."""
     problems: list[Problem] = []
     if column.levels is None:
         numbers, problems = parse(table, column.name, cells, decimal)
@@ -191,12 +195,6 @@ def _fill(
             features = np.array([position.get(word, 0) for word in cells.words] or [0])
             rows = np.flatnonzero(cells.present)
             part[rows, features[cells.codes[rows]]] = 1
-    if column.blanks:
-        part[:, -1] = blank
-    elif blank.any():
-        rows = np.flatnonzero(blank)
-        expected = "a value, because the encoding was made without blanks of it (blanks = true in --columns)"
-        problems.append(Problem(column.name, "blank", int(rows[0]), "", len(rows), expected))
     return problems
 
 

@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -25,6 +24,7 @@ __all__ = ["read_cells", "read_table"]
 _DELIMITERS = {".csv": ",", ".tsv": "\t"}
 _CANDIDATES = (",", ";", "\t", "|")
 _SNIFFED_ROWS = 50
+_BLOCK = 1_000_000  # cells
 _NAMES = {"tab": "\t", "\\t": "\t", "comma": ",", "semicolon": ";"}
 _UTF8 = "utf-8"
 _UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")  # of "Unicode text" as Excel saves it
@@ -46,25 +46,34 @@ def read_table(path: Path, delimiter: str | None = None, encoding: str = _UTF8) 
     """
     header: list[str] | None = None
     kept: list[list[str | None]] = []
+    packed: list[list[pa.Array]] = []  # by block of rows; Python's strings take four times the memory
     lines: list[int] = []
     for line, record in read_cells(path, delimiter, encoding):
         if header is None:
             header = [cell or "" for cell in map(cell_text, record)]
             continue
-        cells = [cell_text(cell) for cell in record]
+        cells = [cell_text(cell) if type(cell) is not str else cell.strip() or None for cell in record]
         if len(cells) != len(header):
             raise DataError(
-                f"{path}, row {len(kept) + 1} (line {line}): found {len(cells)} cells, "
+                f"{path}, row {len(lines) + 1} (line {line}): found {len(cells)} cells, "
                 f"expected {len(header)} as in the header"
             )
         kept.append(cells)
         lines.append(line)
+        if len(kept) * len(header) >= _BLOCK:
+            packed.append(_pack(kept))
+            kept.clear()
     if header is None:
         raise DataError(f"{path}: the file is empty, expected a header row")
     _check_header(path, header)
-    columns = dict(zip(header, zip(*kept, strict=True) if kept else [()] * len(header), strict=True))
-    frame = pd.DataFrame({name: pd.array(list(cells), dtype="str") for name, cells in columns.items()})
+    packed.append(_pack(kept) if kept else [pa.array([], pa.large_string())] * len(header))
+    columns = [pa.chunked_array(blocks).combine_chunks() for blocks in zip(*packed, strict=True)]
+    frame = pa.table(columns, names=header).to_pandas().astype("str")
     return TextTable(path, frame, () if path.suffix.lower() == ".parquet" else tuple(lines))
+
+
+def _pack(rows: Sequence[Sequence[str | None]]) -> list[pa.Array]:
+    return [pa.array(cells, pa.large_string()) for cells in zip(*rows, strict=True)]
 
 
 def read_cells(path: Path, delimiter: str | None = None, encoding: str = _UTF8) -> _Rows:

@@ -23,6 +23,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from mmare.errors import DataError, StudyError
 from mmare.study.tables import TableError, from_table, read_toml
@@ -138,19 +139,16 @@ def learn(
             replace(column, missing=tuple(dict.fromkeys((*column.missing, *missing.get(column.name, ())))))
             for column in columns
         ]
-        cells = [cells_of(table, column.name, column.missing, column.levels or ()) for column in columns]
-        present = np.zeros(len(table.frame), dtype=np.bool_)
-        for held in cells:
-            present |= held.present
+        found: list[tuple[Column, NDArray[np.bool_]]] = []  # not the cells: a wide table's words fill memory
+        for column in columns:
+            held = cells_of(table, column.name, column.missing, column.levels or ())
+            levels = tuple(sorted(held.used())) if column.levels == () else column.levels
+            found.append((replace(column, levels=levels), held.present))
+        present = np.any([held for _, held in found], axis=0)  # (N,)
         if not present.any():
             raise DataError(f"{table.source}: the columns {', '.join(group)} are blank in every row")
         encoding[name] = tuple(
-            replace(
-                column,
-                levels=tuple(sorted(held.used())) if column.levels == () else column.levels,
-                blanks=column.blanks or bool((present & ~held.present).any()),
-            )
-            for column, held in zip(columns, cells, strict=True)
+            replace(column, blanks=column.blanks or bool((present & ~held).any())) for column, held in found
         )
     return Encoding(encoding)
 

@@ -1,0 +1,37 @@
+"""Long and wide tables prepared: seconds beside those of the csv module's reading, which grow alike."""
+
+import csv
+import time
+
+import numpy as np
+import pytest
+
+from sites.datasets.table import TableColumns, prepare_table
+from tests.bench.printed import report
+
+pytestmark = [pytest.mark.bench, pytest.mark.filterwarnings("default")]
+
+
+@pytest.mark.parametrize(("n_rows", "width"), [(50_000, 6), (1_000, 5_000)], ids=["long", "wide"])
+def test_prepare_table(tmp_path, n_rows, width):
+    numbers = np.random.default_rng(0).normal(size=(n_rows, width)).round(4).tolist()
+    with (tmp_path / "t.csv").open("w", encoding="utf-8") as stream:
+        writer = csv.writer(stream)
+        writer.writerow(["id", "site", "y", *(f"c{column}" for column in range(width))])
+        for row, cells in enumerate(numbers):
+            writer.writerow([f"p{row}", "ab"[row % 2], "nm"[row % 3 == 0], *cells])
+    start = time.perf_counter()
+    with (tmp_path / "t.csv").open(encoding="utf-8") as stream:
+        n_cells = sum(len(record) for record in csv.reader(stream))
+    reading_s = time.perf_counter() - start
+    start = time.perf_counter()
+    prepare_table(
+        tmp_path / "t.csv", tmp_path / "fed", TableColumns("id", "site", "y", {"m": ["c*"]}), ("n", "m")
+    )
+    seconds = time.perf_counter() - start
+    assert n_cells == (n_rows + 1) * (width + 3)
+    report(
+        f"prepare table, {n_rows} x {width}",
+        seconds=f"{seconds:.1f}",
+        per_reading=f"{seconds / reading_s:.0f}",
+    )
