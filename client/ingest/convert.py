@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, replace
 from pathlib import Path
+from time import monotonic
 
 import numpy as np
 import SimpleITK as sitk  # noqa: N813  the usual name
@@ -17,7 +19,7 @@ from client.ingest.dicom.pixels import fingerprints
 from client.ingest.dicom.series import Part, find_parts
 from client.ingest.names import OwnedNames
 from client.ingest.reasons import ScanReason, ScanRefused
-from client.ingest.report import REPORT_NAME, Outcome, Report, SeriesEntry, write_json
+from client.ingest.report import REPORT_NAME, Outcome, Report, SeriesEntry, earlier_entries, write_json
 from client.ingest.volume import Volume, ras_to_lps
 from mmare.errors import InputError, RunError
 from mmare.host.files import replacing
@@ -25,6 +27,9 @@ from mmare.host.files import replacing
 __all__ = ["convert_folder", "write_volume"]
 
 Progress = Callable[[str, int, int], None]
+
+_KEEP_S = 1.0  # at most this much work is lost when it is killed; a report per series would cost more
+_INPUTS_VERSION = b"1"  # raised when the same files are to become another volume
 
 
 def convert_folder(
@@ -56,7 +61,7 @@ def convert_folder(
         names = OwnedNames(out, digest)
         frames, ignored = scan_folder(source, report_progress)
         parts = find_parts(frames, fingerprints)
-        entries = _planned_entries(parts, names)
+        entries = _taken_up(_planned_entries(parts, names), parts, source, out)
         report = Report(
             source_digest=digest,
             series=tuple(entries),
@@ -65,19 +70,16 @@ def convert_folder(
             left_over=names.left_over(entry.identity for entry in entries),
         )
         write_json(out / REPORT_NAME, report.to_json(finished=False))  # claims our files if we are killed
-        with ThreadPoolExecutor(1) as writer:
-            written: Future[None] | None = None
-            for index, part in enumerate(parts):
-                report_progress("convert", index, len(parts))
-                entries[index], volume = _convert_part(part, entries[index])
-                if volume is None:
-                    names.discard(entries[index].identity)
-                    continue
-                if written:  # one volume is compressed while the next is read: more would fill the memory
-                    written.result()
-                written = writer.submit(write_volume, volume, out / str(entries[index].output))
-            if written:
-                written.result()
+        kept_at = monotonic()
+        for done, (index, entry) in enumerate(_converted(parts, entries, out)):
+            report_progress("convert", done, len(parts))
+            entries[index] = entry
+            if entry.outcome is Outcome.REFUSED:
+                names.discard(entry.identity)
+            if monotonic() - kept_at > _KEEP_S:
+                unfinished = replace(report, series=tuple(entries))
+                write_json(out / REPORT_NAME, unfinished.to_json(finished=False))
+                kept_at = monotonic()
         report_progress("convert", len(parts), len(parts))
         report = replace(report, series=tuple(entries))
         report = replace(report, chosen=_chosen(report, rules or {}))
@@ -150,8 +152,66 @@ def _planned_entries(parts: Sequence[Part], names: OwnedNames) -> list[SeriesEnt
     ]
 
 
+def _taken_up(
+    entries: Sequence[SeriesEntry], parts: Sequence[Part], source: Path, out: Path
+) -> list[SeriesEntry]:
+    """Planned entries with their inputs, or the entry of an earlier run that made a volume of the same."""
+    earlier = earlier_entries(out / REPORT_NAME)
+    entries = [
+        replace(entry, inputs=_inputs(part, source)) if entry.output else entry
+        for entry, part in zip(entries, parts, strict=True)
+    ]
+    taken = []
+    for entry in entries:
+        old = earlier.get(entry.identity)
+        same = old is not None and old.inputs and (old.inputs, old.output) == (entry.inputs, entry.output)
+        if old is not None and same and (out / str(old.output)).is_file():
+            entry = replace(old, patient=entry.patient)  # noqa: PLW2901  numbers follow the whole folder
+        taken.append(entry)
+    return taken
+
+
+def _inputs(part: Part, source: Path) -> str:
+    """A digest that changes with the files, frames and corrections of a part; empty if a file is gone."""
+    digest = hashlib.sha256(_INPUTS_VERSION)
+    try:
+        files = {path: path.stat() for path in {frame.file.path for frame in part.frames}}
+    except OSError:  # reading it will name the error
+        return ""
+    for path, stat in sorted(files.items()):
+        state = (os.fsencode(path.relative_to(source)), stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
+        digest.update(repr(state).encode())
+    for frame in part.frames:
+        digest.update(repr((frame.file.sop_uid, frame.index, frame.slope, frame.intercept)).encode())
+    digest.update(repr((part.corrections, part.n_duplicates)).encode())
+    return digest.hexdigest()
+
+
+def _converted(
+    parts: Sequence[Part], entries: Sequence[SeriesEntry], out: Path
+) -> Iterator[tuple[int, SeriesEntry]]:
+    """Each part's place and entry, once its volume is on disk.
+
+    One volume is compressed while the next is read: more would fill the memory.
+    """
+    with ThreadPoolExecutor(1) as writer:
+        written: tuple[Future[None], int, SeriesEntry] | None = None
+        for index, (part, planned) in enumerate(zip(parts, list(entries), strict=True)):
+            entry, volume = _convert_part(part, planned)
+            if volume is None:
+                yield index, entry
+                continue
+            if written:
+                written[0].result()
+                yield written[1:]
+            written = writer.submit(write_volume, volume, out / str(entry.output)), index, entry
+        if written:
+            written[0].result()
+            yield written[1:]
+
+
 def _convert_part(part: Part, entry: SeriesEntry) -> tuple[SeriesEntry, Volume | None]:
-    if entry.output is None:
+    if entry.output is None or entry.outcome is Outcome.CONVERTED:  # of an earlier run
         return entry, None
     try:
         made = make_volume(part)

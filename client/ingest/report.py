@@ -18,7 +18,7 @@ from client.ingest.reasons import Correction, ScanReason, explain
 from client.ingest.volume import Plane
 from mmare.host.files import replacing
 
-__all__ = ["REPORT_NAME", "Outcome", "Report", "SeriesEntry", "write_json"]
+__all__ = ["REPORT_NAME", "Outcome", "Report", "SeriesEntry", "earlier_entries", "write_json"]
 
 REPORT_NAME = "report.json"
 REPORT_VERSION = 1
@@ -58,6 +58,7 @@ class SeriesEntry:
     spacing_mm: tuple[float, ...] | None = None  # along x, y, z
     orientation: str | None = None  # such as LPS
     plane: Plane | None = None
+    inputs: str = ""  # digest of the files that a volume is made of and of how; empty if there is none
 
     @property
     def identity(self) -> tuple[str, str, int, int]:
@@ -127,6 +128,29 @@ class Report:
             "chosen": list(self.chosen),
             "left_over": list(self.left_over),
         }
+
+
+def earlier_entries(path: Path) -> dict[tuple[str, str, int, int], SeriesEntry]:
+    """The volumes that a report lists, by identity; none of a report that is absent or of older make."""
+    try:
+        entries = [
+            SeriesEntry(
+                **{
+                    **plain,
+                    "outcome": Outcome(plain["outcome"]),
+                    "reasons": (),
+                    "corrections": tuple(Correction(item["code"]) for item in plain["corrections"]),
+                    "size": tuple(plain["size"]),
+                    "spacing_mm": tuple(plain["spacing_mm"]),
+                    "plane": Plane(plain["plane"]),
+                }
+            )
+            for plain in json.loads(path.read_text(encoding="utf-8"))["series"]
+            if plain["outcome"] == Outcome.CONVERTED
+        ]
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        return {}
+    return {entry.identity: entry for entry in entries}
 
 
 def _with_sentence(code: ScanReason | Correction) -> dict[str, str]:

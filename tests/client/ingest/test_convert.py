@@ -2,6 +2,9 @@
 
 import json
 import shutil
+import signal
+import subprocess
+import sys
 
 import nibabel as nib
 import numpy as np
@@ -17,7 +20,7 @@ from client.ingest.reasons import ScanReason
 from client.ingest.report import Outcome
 from client.ingest.volume import Plane, Volume
 from mmare.errors import InputError, RunError
-from tests.client.ingest.helpers import convert, only
+from tests.client.ingest.helpers import convert, only, read_back
 from tests.client.ingest.phantoms import CORONAL, save, stack, values
 
 
@@ -89,6 +92,44 @@ def test_killed_conversion_is_taken_up(tmp_path, monkeypatch):
     assert json.loads((tmp_path / "out" / "report.json").read_text())["finished"] is False
     assert only(convert(tmp_path)).output == "5_phantom-3d.nii.gz"
     assert len(list((tmp_path / "out").iterdir())) == 2
+
+
+def test_a_series_that_did_not_change_is_not_converted_again(tmp_path, monkeypatch):
+    for name in "ab":
+        save(stack(values(3), name=name), tmp_path / "in" / name)
+    first = convert(tmp_path)
+    made = []
+    monkeypatch.setattr(convert_module, "make_volume", made.append)
+    assert convert(tmp_path) == first
+    assert made == []
+
+
+@pytest.mark.system
+def test_killed_conversion_goes_on_where_it_was(tmp_path):
+    for number in range(40):
+        save(stack(values(3, seed=number), name=f"s{number}"), tmp_path / "in" / str(number))
+    program = (
+        "import os, signal, sys\nfrom pathlib import Path\n"
+        "from client.ingest import convert as c\nc._KEEP_S = 0\n"
+        "def tell(stage, done, total):\n"
+        "    if (stage, done) == ('convert', 20): os.kill(os.getpid(), signal.SIGKILL)\n"
+        "c.convert_folder(Path(sys.argv[1]), Path(sys.argv[2]), tell)"
+    )
+    command = [sys.executable, "-c", program, tmp_path / "in", tmp_path / "out"]
+    assert subprocess.run(command, check=False).returncode == -signal.SIGKILL
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("*.nii.gz")}
+    report = convert(tmp_path)
+    assert len(report.converted) == 40
+    untouched = [path for path, stamp in before.items() if path.stat().st_mtime_ns == stamp]
+    assert len(untouched) >= 20
+    assert not list((tmp_path / "out").glob(".partial*"))
+
+
+def test_a_changed_slice_is_converted_again(tmp_path):
+    save(stack(values(3)), tmp_path / "in")
+    first = read_back(tmp_path, only(convert(tmp_path)))[0]
+    save(stack(values(3, seed=7)), tmp_path / "in")
+    assert not np.array_equal(read_back(tmp_path, only(convert(tmp_path)))[0], first)
 
 
 def test_source_is_not_written(tmp_path):
