@@ -50,6 +50,7 @@ class ScanReason(StrEnum):
     CONFLICTING_AFFINES = "conflicting-affines"
     # whole slides
     NOT_A_SLIDE = "not-a-slide"
+    CONFLICTING_LEVELS = "conflicting-levels"
     NO_RESOLUTION = "no-resolution"
     TOO_COARSE = "too-coarse"
     TOO_SMALL = "too-small"
@@ -117,6 +118,7 @@ _SENTENCES: Final[dict[ScanReason | Correction, str]] = {
     ScanReason.BAD_AFFINE: "The header does not say where the voxels lie.",
     ScanReason.CONFLICTING_AFFINES: "The sform and qform point opposite ways: left and right are in doubt.",
     ScanReason.NOT_A_SLIDE: "The file is no whole slide that OpenSlide knows, or its head is damaged.",
+    ScanReason.CONFLICTING_LEVELS: "The levels of the slide do not show one picture.",
     ScanReason.NO_RESOLUTION: "The slide does not say its microns per pixel, and none was given for it.",
     ScanReason.TOO_COARSE: "The slide is coarser than the study's resolution; it is never upsampled.",
     ScanReason.TOO_SMALL: "The slide is smaller than one tile.",

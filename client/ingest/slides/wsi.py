@@ -14,6 +14,7 @@ Where the thesis leaves the choice open or we differ:
   tenth of tissue; the single fullest is kept in any case.
 - If no tissue pixel is near the mean colour (two stains, nothing between them), all of them count.
 - Of the tiles in one cell of the sampling grid, the one with most tissue on the thumbnail is taken.
+- A lowest level of another shape or brightness than the level read is another picture: refused.
 - Areas beyond the slide's edge or never scanned are white and count as glass.
 """
 
@@ -59,6 +60,10 @@ LARGEST_STORED_TILE_PX = 8192 * 8192  # in the file; scanners write 240 to 4096 
 LARGEST_LOWEST_LEVEL_PX = 150_000 * 150_000  # without a pyramid; read in strips
 _SIDES = ("width", "height")
 _STRIP_PX = 2048 * 2048
+_UNPADDED = frozenset({"aperio", "generic-tiff"})  # other formats pad their levels or name them
+_ROUNDED_PX = 4.0  # a level is rounded each time it is halved
+_N_COMPARED = 8
+_MOST_APART = 25.0  # brightness; tissue and glass differ by 50 and more
 _UM_PX_NAMES = (openslide.PROPERTY_NAME_MPP_X, openslide.PROPERTY_NAME_MPP_Y)
 _INCH = 2  # the unit of a TIFF that names none
 _RESOLUTION_UNITS_UM = {_INCH: 25_400.0, 3: 10_000.0}
@@ -241,9 +246,36 @@ def _plan(slide: openslide.AbstractSlide, tiling: Tiling, fallback_um_px: float 
     tissue, threshold = _tissue(rgb, scanned, tiling.colour_distance)
     tissue_px = tissue_per_tile(tissue, (scale / step_px[0], scale / step_px[1]), shape)
     tiles = spread(tissue_px, tiling.most_tiles)
-    return TilePlan(
+    plan = TilePlan(
         level, level_um_px, region_px, step_px, tiles, int(np.count_nonzero(tissue_px)), threshold
     )
+    if level != slide.level_count - 1:
+        _check_one_picture(slide, plan, rgb, scale)
+    return plan
+
+
+def _check_one_picture(
+    slide: openslide.AbstractSlide, plan: TilePlan, rgb: NDArray[np.uint8], scale: float
+) -> None:
+    """Compare the brightness of some tiles with the level ``(H, W, 3)`` on which the tissue was found."""
+    (width, height), lowest = slide.level_dimensions[0], slide.level_dimensions[-1]
+    vendor = slide.properties.get(openslide.PROPERTY_NAME_VENDOR)
+    skew = abs(lowest[0] * height / width - lowest[1])  # of the height, in pixels
+    if vendor in _UNPADDED and skew > _ROUNDED_PX * max(1, height / width):
+        raise ScanRefused(ScanReason.CONFLICTING_LEVELS, "Their shapes differ.")
+    apart = []
+    for tile in plan.tiles[:: max(1, len(plan.tiles) // _N_COMPARED)]:
+        left, top, right, bottom = (
+            (index + end) * step / scale
+            for end in (0, 1)
+            for index, step in zip(tile, plan.step_px, strict=True)
+        )
+        if right <= rgb.shape[1] and bottom <= rgb.shape[0]:
+            seen = rgb[int(top) : math.ceil(bottom), int(left) : math.ceil(right)].mean()
+            read = np.asarray(_read_tile(slide, plan, tile, plan.region_px[0]))
+            apart.append(abs(float(seen) - float(read.mean())))
+    if apart and sum(apart) / len(apart) > _MOST_APART:
+        raise ScanRefused(ScanReason.CONFLICTING_LEVELS)
 
 
 def _resolution(slide: openslide.AbstractSlide, fallback: float | None) -> tuple[float, float]:

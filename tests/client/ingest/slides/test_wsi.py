@@ -241,8 +241,11 @@ def test_axes_may_differ_a_little_and_the_step_follows_each():
 def test_thumbnail_that_shows_what_the_slide_does_not_hold_is_refused(tmp_path):
     thumbnail = canvas(256, 256, (0, 0, 128, 128))
     path = write_pyramid(tmp_path / "a.svs", [canvas(1024, 1024), thumbnail], 0.5)
-    assert plan_of(path).tiles == ((0, 0), (1, 0), (0, 1), (1, 1))
-    assert reason_of(path) is ScanReason.NO_TISSUE
+    assert reason_of(path) is ScanReason.CONFLICTING_LEVELS
+    with pytest.raises(ScanRefused, match="one picture"):
+        plan_of(path)
+    wide = write_pyramid(tmp_path / "b.svs", [canvas(1024, 1024), canvas(300, 256, (0, 0, 128, 128))], 0.5)
+    assert reason_of(wide) is ScanReason.CONFLICTING_LEVELS
 
 
 def test_coarse_slide_is_refused_and_never_upsampled(tmp_path):
@@ -324,7 +327,8 @@ def test_slide_whose_pixels_fail_to_decode_is_refused(tmp_path):
     (table,) = struct.unpack_from("<I", content, first + 8)
     struct.pack_into("<16I", content, table, *[len(content) + 1000] * 16)
     path.write_bytes(content)
-    assert len(plan_of(path).tiles) == 8
+    with pytest.raises(ScanRefused, match="cut short"):
+        plan_of(path)
     assert reason_of(path) is ScanReason.DAMAGED_PIXEL_DATA
 
 
