@@ -35,11 +35,14 @@ class ScanReason(StrEnum):
     NO_DECODER = "no-decoder"
     TRUNCATED_PIXEL_DATA = "truncated-pixel-data"
     DAMAGED_PIXEL_DATA = "damaged-pixel-data"
+    UNCLEAR_SCALING = "unclear-scaling"
     # arrangement of slices
     TOO_FEW_SLICES = "too-few-slices"
     MIXED_ORIENTATION = "mixed-orientation"
     FOUR_DIMENSIONAL = "four-dimensional"
     CONFLICTING_SLICES = "conflicting-slices"
+    NO_IDENTITY = "no-identity"
+    UID_PER_SLICE = "uid-per-slice"
     MISSING_SLICES = "missing-slices"
     GAP_TOO_WIDE = "gap-too-wide"
     SCATTERED_SLICES = "scattered-slices"
@@ -106,10 +109,13 @@ _SENTENCES: Final[dict[ScanReason | Correction, str]] = {
     ScanReason.NO_DECODER: "No installed codec reads this transfer syntax.",
     ScanReason.TRUNCATED_PIXEL_DATA: "Pixel data end before the picture does.",
     ScanReason.DAMAGED_PIXEL_DATA: "Pixel data cannot be decoded.",
+    ScanReason.UNCLEAR_SCALING: "Some slices do not say their scale, or not as a slope and intercept.",
     ScanReason.TOO_FEW_SLICES: "Fewer than three slices lie side by side: a picture, not a volume.",
     ScanReason.MIXED_ORIENTATION: "The slices lie in several planes, too few in each of them for a volume.",
     ScanReason.FOUR_DIMENSIONAL: "The same positions were measured repeatedly (time, diffusion, phase).",
     ScanReason.CONFLICTING_SLICES: "Some positions hold different pictures; nothing says which one belongs.",
+    ScanReason.NO_IDENTITY: "The series UID is empty or a placeholder: nothing keeps two scans apart.",
+    ScanReason.UID_PER_SLICE: "Every slice has a series UID of its own: ask for an export with true UIDs.",
     ScanReason.MISSING_SLICES: "A gap is a multiple of the others: slices are missing.",
     ScanReason.GAP_TOO_WIDE: "A gap is so much wider than the others that filling it would invent anatomy.",
     ScanReason.SCATTERED_SLICES: "The slices are parallel but do not lie along one line.",

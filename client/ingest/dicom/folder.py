@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from client.ingest.dicom.geometry import (
     Stack,
+    alternate,
     check_gaps,
     even_grid,
     is_even,
@@ -22,7 +23,7 @@ from client.ingest.dicom.geometry import (
     stack_affine,
     stack_slices,
 )
-from client.ingest.dicom.header import Frame
+from client.ingest.dicom.header import Frame, ScalingSource
 from client.ingest.dicom.mosaic import unpack_mosaic
 from client.ingest.dicom.pixels import measured_values
 from client.ingest.dicom.reader import read_frames
@@ -87,7 +88,7 @@ def make_volume(part: Part) -> ConvertedSeries:
     corrections = list(part.corrections)
     if any(frame.file.photometric == "MONOCHROME1" for frame in frames):
         corrections.append(Correction.MONOCHROME1)
-    if any(frame.scaling_is_private for frame in frames):
+    if frames[0].scaling.source is ScalingSource.PRIVATE:
         corrections.append(Correction.PHILIPS_SCALING)
     if frames[0].file.mosaic is not None:
         return ConvertedSeries(unpack_mosaic(frames[0]), (*corrections, Correction.MOSAIC))
@@ -103,6 +104,8 @@ def _make_stack(frames: tuple[Frame, ...], corrections: list[Correction]) -> Con
     if not even:
         check_gaps(stack.along_mm, [frame.thickness_mm for frame in frames])
     slices = measured_values(frames)
+    if alternate(slices):
+        raise ScanRefused(ScanReason.CONFLICTING_SLICES, "Every second slice looks like another scan.")
     spacing_mm = _spacing(frames[0])
     origin_mm = stack.origin_mm
     if is_tilted:
@@ -138,7 +141,8 @@ def _set_upright(
     slices: Grid, stack: Stack, frame: Frame, spacing_mm: tuple[float, float]
 ) -> tuple[Grid, NDArray[np.float64]]:
     """Undo the drift along columns and rows; the image grows on the side that its first pixel moves from."""
-    padding = None if frame.file.padding is None else frame.file.padding * frame.slope + frame.intercept
+    stored, scaling = frame.file.padding, frame.scaling
+    padding = None if stored is None else stored * scaling.slope + scaling.intercept
     origin_mm = stack.origin_mm
     for direction, axis, step_mm in ((1, 1, spacing_mm[0]), (0, 2, spacing_mm[1])):
         drift_mm = stack.within_mm[:, direction]

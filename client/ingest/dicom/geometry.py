@@ -18,6 +18,7 @@ from client.ingest.volume import lps_to_ras
 
 __all__ = [
     "Stack",
+    "alternate",
     "check_gaps",
     "even_grid",
     "is_even",
@@ -40,6 +41,9 @@ WIDE_GAP = 1.5  # times the common gap: wider is suspicious
 WHOLE_MULTIPLE = 0.1  # tolerance for a ratio of 2, 3, ...: slices are missing
 WIDEST_GAP = 2.0  # times the common gap: wider is not interpolated
 SAME_GAP_SHARE = 0.05  # gaps within 5 % of one another count as equal
+COARSE = 4  # every fourth pixel shows whether slices are alike
+FEWEST_ALTERNATING = 6  # slices: with fewer, chance decides
+ALTERNATING = 2.0  # times; neighbours within a scan differ less than slices two steps apart
 MOST_SLICES_PER_SLICE = 2  # an even grid has at most twice the measured slices
 
 
@@ -138,6 +142,18 @@ def is_upright(stack: Stack) -> bool:
             f"Largest distance from a line: {off_line:.2f} mm, slant {tilt_deg:.1f} deg.",
         )
     return False
+
+
+def alternate(slices: NDArray[np.generic]) -> bool:
+    """Whether every second of ``(n, rows, columns)`` slices resembles the next but one, not its neighbour.
+
+    Two scans that lie half a step apart make an even stack; within one scan neighbours are the most alike.
+    """
+    coarse = slices[:, ::COARSE, ::COARSE].astype(np.float64)
+    if len(coarse) < FEWEST_ALTERNATING:
+        return False
+    near, far = (np.median(np.abs(coarse[k:] - coarse[:-k]).mean(axis=(1, 2))) for k in (1, 2))
+    return bool(near > ALTERNATING * far)
 
 
 def check_gaps(along_mm: NDArray[np.float64], thickness_mm: Sequence[float | None]) -> None:

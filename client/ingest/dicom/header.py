@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 
-__all__ = ["FileHeader", "Frame", "Key", "MosaicLayout"]
+__all__ = ["FileHeader", "Frame", "Key", "MosaicLayout", "Scaling", "ScalingSource"]
 
 
 class Key(StrEnum):
@@ -30,6 +30,7 @@ class Key(StrEnum):
     TEMPORAL = "temporal position"
     B_VALUE = "b value"
     ACQUISITION = "acquisition"
+    CONTRAST = "contrast agent"
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,24 @@ class MosaicLayout:
     normal: tuple[float, float, float] | None  # slice direction (LPS); None if not stated
 
 
+class ScalingSource(StrEnum):
+    """Where a scale of pixel values comes from."""
+
+    ABSENT = "absent"  # stored values are measured values
+    STATED = "stated"
+    PRIVATE = "private"  # Philips's own scale slope
+    UNREADABLE = "unreadable"  # not a number, zero, or a lookup table
+
+
+@dataclass(frozen=True)
+class Scaling:
+    """Measured values are ``stored x slope + intercept``."""
+
+    slope: float = 1.0
+    intercept: float = 0.0
+    source: ScalingSource = ScalingSource.ABSENT
+
+
 @dataclass(frozen=True)
 class FileHeader:
     """What all frames of a file share; named after the DICOM attributes unless noted."""
@@ -48,6 +67,7 @@ class FileHeader:
     patient: str = field(repr=False)  # PatientID: tells patients apart and is written nowhere
     study_uid: str
     series_uid: str
+    origin: tuple[str, ...] = field(repr=False)  # what is constant in a series and differs between mixed ones
     series_number: int  # 0 if absent
     sop_class_uid: str
     sop_uid: str  # SOPInstanceUID
@@ -62,6 +82,7 @@ class FileHeader:
     has_pixels: bool
     enhanced: bool  # functional groups describe the frames
     padding: float | None  # PixelPaddingValue as stored
+    is_lossy: bool  # LossyImageCompression
     tilt_deg: float  # GantryDetectorTilt, 0 if absent
     mosaic: MosaicLayout | None  # of a Siemens mosaic
 
@@ -78,9 +99,7 @@ class Frame:
     thickness_mm: float | None  # SliceThickness
     slice_step_mm: float | None  # SpacingBetweenSlices
     image_type: tuple[str, ...]  # FrameType in an enhanced file
-    slope: float  # stored values are multiplied by it
-    intercept: float  # and this is added
-    scaling_is_private: bool  # slope and intercept are Philips's own
+    scaling: Scaling
     keys: tuple[tuple[Key, str], ...]
 
     @property

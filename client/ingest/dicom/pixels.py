@@ -22,7 +22,7 @@ from pydicom.pixels.decoders.base import get_decoder
 from pydicom.tag import Tag
 from pydicom.uid import RLELossless
 
-from client.ingest.dicom.header import FileHeader, Frame
+from client.ingest.dicom.header import FileHeader, Frame, Scaling
 from client.ingest.dicom.reader import transfer_syntax_of
 from client.ingest.dicom.resample import Grid
 from client.ingest.dicom.values import number
@@ -68,7 +68,7 @@ def measured_values(frames: Sequence[Frame]) -> Grid:
     """
     pictures: list[NDArray[np.generic]] = [np.empty(0)] * len(frames)
     for place, stored in stored_values(frames):
-        pictures[place] = _scale(stored, frames[place].slope, frames[place].intercept)
+        pictures[place] = _scale(stored, frames[place].scaling)
     if all(picture.dtype == np.int16 for picture in pictures):
         return np.stack(pictures).astype(np.int16, copy=False)
     return np.stack([picture.astype(np.float32) for picture in pictures])
@@ -88,7 +88,7 @@ def fingerprints(frames: Sequence[Frame]) -> list[bytes | None]:
 
 
 def _hash(values: NDArray[np.generic], frame: Frame) -> bytes:
-    digest = hashlib.sha256(np.array([frame.slope, frame.intercept]).tobytes())
+    digest = hashlib.sha256(np.array([frame.scaling.slope, frame.scaling.intercept]).tobytes())
     digest.update(np.ascontiguousarray(values, np.float64).tobytes())
     return digest.digest()
 
@@ -101,7 +101,8 @@ def _by_file(frames: Sequence[Frame]) -> dict[FileHeader, list[int]]:
     return places
 
 
-def _scale(stored: NDArray[np.generic], slope: float, intercept: float) -> NDArray[np.generic]:
+def _scale(stored: NDArray[np.generic], scaling: Scaling) -> NDArray[np.generic]:
+    slope, intercept = scaling.slope, scaling.intercept
     if np.issubdtype(stored.dtype, np.integer) and slope.is_integer() and intercept.is_integer():
         whole = stored.astype(np.int64) * int(slope) + int(intercept)
         fits = whole.min() >= _INT16.min and whole.max() <= _INT16.max

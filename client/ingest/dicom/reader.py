@@ -12,8 +12,8 @@ from pydicom.dataset import Dataset
 from pydicom.uid import DeflatedExplicitVRLittleEndian, MediaStorageDirectoryStorage
 
 from client.ingest.dicom.csa import read_csa
-from client.ingest.dicom.header import FileHeader, Frame, Key, MosaicLayout
-from client.ingest.dicom.values import first_item, number, numbers, private_value, text, texts
+from client.ingest.dicom.header import FileHeader, Frame, Key, MosaicLayout, Scaling, ScalingSource
+from client.ingest.dicom.values import first_item, has_value, number, numbers, private_value, text, texts
 from client.ingest.files import looks_like_dicom
 from client.ingest.reasons import ScanReason, ScanRefused
 
@@ -28,6 +28,7 @@ _PHILIPS_SCALE_SLOPE = (0x2005, 0x100E)
 _PHILIPS_FRAME = (0x2005, 0x140F)
 _SIEMENS_CSA = "SIEMENS CSA HEADER"
 _SIEMENS_MR = "SIEMENS MR HEADER"
+_LOOKUP_TABLE = "ModalityLUTSequence"
 _LOOSE = 0.05  # admits cosines rounded to two digits, not the zeros that some anonymisers write
 _N_POSITION, _N_ORIENTATION, _N_SPACING = 3, 6, 2
 
@@ -44,7 +45,18 @@ _NUMERIC_KEYS = {
     Key.B_VALUE: ("DiffusionBValue", "DiffusionBValue"),
     Key.ACQUISITION: ("AcquisitionNumber", "FrameAcquisitionNumber"),
 }
-_TEXT_KEYS = {Key.STACK: ("", "StackID"), Key.KERNEL: ("ConvolutionKernel", "ConvolutionKernel")}
+_TEXT_KEYS = {
+    Key.STACK: ("", "StackID"),
+    Key.KERNEL: ("ConvolutionKernel", "ConvolutionKernel"),
+    Key.CONTRAST: ("ContrastBolusAgent", ""),
+}
+# Constant in a series by the standard (modules of patient, study, series, frame of reference, equipment).
+_ORIGIN = (
+    *("PatientName", "PatientBirthDate", "PatientSex"),
+    *("StudyDate", "StudyTime", "StudyID", "AccessionNumber"),
+    *("SeriesDate", "SeriesDescription", "ProtocolName", "Modality"),
+    *("FrameOfReferenceUID", "DeviceSerialNumber"),
+)
 
 
 @dataclass(frozen=True)
@@ -131,6 +143,7 @@ def _file_header(path: Path, dataset: pydicom.FileDataset, *, has_pixels: bool) 
         patient=text(dataset, "PatientID"),
         study_uid=text(dataset, "StudyInstanceUID"),
         series_uid=text(dataset, "SeriesInstanceUID"),
+        origin=tuple(text(dataset, keyword) for keyword in _ORIGIN),
         series_number=int(number(dataset, "SeriesNumber") or 0),
         sop_class_uid=text(dataset, "SOPClassUID") or text(meta, "MediaStorageSOPClassUID"),
         sop_uid=text(dataset, "SOPInstanceUID") or text(meta, "MediaStorageSOPInstanceUID"),
@@ -145,6 +158,7 @@ def _file_header(path: Path, dataset: pydicom.FileDataset, *, has_pixels: bool) 
         has_pixels=has_pixels,
         enhanced="PerFrameFunctionalGroupsSequence" in dataset,
         padding=number(dataset, "PixelPaddingValue"),
+        is_lossy=text(dataset, "LossyImageCompression") == "01",
         tilt_deg=number(dataset, "GantryDetectorTilt") or 0.0,
         mosaic=_mosaic(dataset) if _MOSAIC in image_type else None,
     )
@@ -182,7 +196,6 @@ def _macros(group: Dataset | None) -> tuple[Dataset, ...]:
 
 
 def _frame(file: FileHeader, index: int, facts: _FrameSources, group: Dataset) -> Frame:
-    slope, intercept, is_private = _scaling(file, facts, group)
     type_keyword = "FrameType" if file.enhanced else "ImageType"
     image_type = texts(facts.holder(type_keyword), type_keyword)
     return Frame(
@@ -194,9 +207,7 @@ def _frame(file: FileHeader, index: int, facts: _FrameSources, group: Dataset) -
         thickness_mm=facts.number("SliceThickness"),
         slice_step_mm=facts.number("SpacingBetweenSlices"),
         image_type=image_type or texts(facts.places[-1], "ImageType"),
-        slope=slope,
-        intercept=intercept,
-        scaling_is_private=is_private,
+        scaling=_scaling(file, facts, group),
         keys=tuple(_keys(file, facts, image_type)),
     )
 
@@ -216,24 +227,31 @@ def _positive(spacing: tuple[float, ...] | None) -> tuple[float, ...] | None:
     return spacing if spacing is not None and min(spacing) > 0 else None
 
 
-def _scaling(file: FileHeader, facts: _FrameSources, group: Dataset) -> tuple[float, float, bool]:
-    """Slope, intercept, and whether they are Philips's private ones.
+def _scaling(file: FileHeader, facts: _FrameSources, group: Dataset) -> Scaling:
+    """The scale of a frame's values; Philips MR's own where there is one.
 
     Philips MR scales displayed values per series; only its private scaling, which dcm2niix uses too, compares
-    between series (Chenevert et al. 2014, https://doi.org/10.1593/tlo.13811).
+    between series (Chenevert et al. 2014, https://doi.org/10.1593/tlo.13811). Real-world value mappings are
+    not applied: most repeat the scale of the display.
     """
-    slope = facts.number("RescaleSlope") or 1.0
-    intercept = facts.number("RescaleIntercept") or 0.0
+    stated = _stated_scaling(facts)
     if not (file.modality == "MR" and file.manufacturer.startswith(_PHILIPS)):
-        return slope, intercept, False
-    real_world = first_item(facts.holder("RealWorldValueMappingSequence"), "RealWorldValueMappingSequence")
-    for item in (real_world, *(place for place in facts.places if "RealWorldValueSlope" in place)):
-        real_slope = number(item, "RealWorldValueSlope") if item is not None else None
-        if item is not None and real_slope:
-            return real_slope, number(item, "RealWorldValueIntercept") or 0.0, True
+        return stated
     private = first_item(group, _PHILIPS_FRAME) if file.enhanced else group
     scale = number(private, _PHILIPS_SCALE_SLOPE) if private is not None else None
-    return (1.0 / scale, intercept / (slope * scale), True) if scale else (slope, intercept, False)
+    if not scale or stated.source is ScalingSource.UNREADABLE:
+        return stated
+    return Scaling(1.0 / scale, stated.intercept / (stated.slope * scale), ScalingSource.PRIVATE)
+
+
+def _stated_scaling(facts: _FrameSources) -> Scaling:
+    slope, intercept = "RescaleSlope", "RescaleIntercept"
+    stated = [keyword for keyword in (slope, intercept) if has_value(facts.holder(keyword), keyword)]
+    found = {slope: 1.0, intercept: 0.0} | {keyword: facts.number(keyword) for keyword in stated}
+    factor, offset = found[slope], found[intercept]
+    if not factor or offset is None or has_value(facts.holder(_LOOKUP_TABLE), _LOOKUP_TABLE):
+        return Scaling(source=ScalingSource.UNREADABLE)
+    return Scaling(factor, offset, ScalingSource.STATED if stated else ScalingSource.ABSENT)
 
 
 def _keys(file: FileHeader, facts: _FrameSources, image_type: tuple[str, ...]) -> Iterator[tuple[Key, str]]:

@@ -12,6 +12,7 @@ Nothing here depends on file names, instance numbers or the order of files.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -21,13 +22,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from client.ingest.dicom.geometry import is_even, same_orientation, same_place, unit_axes
-from client.ingest.dicom.header import Frame, Key
+from client.ingest.dicom.header import Frame, Key, ScalingSource
 from client.ingest.dicom.kinds import is_localizer_description, kind_reasons
 from client.ingest.reasons import Correction, ScanReason
 
 __all__ = ["Part", "find_parts"]
 
 MIN_SLICES = 3  # with fewer, spacing cannot be checked
+FEWEST_UID_PARTS = 4  # of a UID that is an identity: an organisation's root has three or more already
+MOST_PLANNED = 15  # slices of a series whose description may tell that it is a localizer
+THICKER = 1.2  # times the step: slices of one pass overlap no more
 MOST_PHASES = 4  # repeats by time, b value or acquisition: up to four are volumes, more are a time series
 MOST_MR_ACQUISITIONS = 2  # a scan and its repeat; MR dynamics number time points by acquisition
 SAME_SPACING_SHARE = 1e-3  # pixel spacings written with three or more digits
@@ -35,7 +39,7 @@ SAME_SPACING_SHARE = 1e-3  # pixel spacings written with three or more digits
 _PHASE_KEYS = frozenset({Key.TEMPORAL, Key.B_VALUE, Key.ACQUISITION})
 _IN_PLANE_MM = 0.1  # stacks side by side are centimetres apart, positions are written to 1e-3 mm
 
-Fingerprint = Callable[[Sequence[Frame]], Sequence[bytes | None]]
+Fingerprints = Callable[[Sequence[Frame]], Sequence[bytes | None]]
 
 
 @dataclass(frozen=True)
@@ -48,10 +52,10 @@ class Part:
     n_duplicates: int = 0  # dropped
 
 
-def find_parts(frames: Iterable[Frame], fingerprint: Fingerprint) -> list[Part]:
+def find_parts(frames: Iterable[Frame], fingerprints: Fingerprints) -> list[Part]:
     """Group the frames of a whole folder.
 
-    ``fingerprint`` hashes the pixels of frames (None if unreadable); it is called only for those that share a
+    ``fingerprints`` hashes the pixels of frames (None if unreadable); it is called only for those that share a
     position.
 
     Returns:
@@ -62,22 +66,62 @@ def find_parts(frames: Iterable[Frame], fingerprint: Fingerprint) -> list[Part]:
         file = frame.file
         key = (file.series_number, file.study_uid, file.series_uid, file.patient)
         series.setdefault(key, []).append(frame)
-    return [part for key in sorted(series) for part in _parts_of_series(series[key], fingerprint)]
+    return _gather_single_slices(
+        [part for key in sorted(series) for part in _parts_of_series(series[key], fingerprints)]
+    )
 
 
-def _parts_of_series(frames: Sequence[Frame], fingerprint: Fingerprint) -> list[Part]:
+def _by_origin(frames: list[Frame]) -> list[list[Frame]]:
+    """Split by what is constant in a series; a value of its own in every slice tells nothing."""
+    groups = [frames] if frames else []
+    for place in range(len(frames[0].file.origin) if frames else 0):
+        split: list[list[Frame]] = []
+        for group in groups:
+            found: dict[str, list[Frame]] = {}
+            for frame in group:
+                found.setdefault(frame.file.origin[place], []).append(frame)
+            own = len(found) == len({frame.file for frame in group}) >= MIN_SLICES
+            split += [group] if own else [found[value] for value in sorted(found)]
+        groups = split
+    return groups
+
+
+def _gather_single_slices(parts: list[Part]) -> list[Part]:
+    """Join lone slices of one patient, number and kind that differ in series UID only, for one reason."""
+    lone: dict[tuple[object, ...], list[Frame]] = {}
+    for part in parts:
+        if part.reasons == (ScanReason.TOO_FEW_SLICES,) and len(part.frames) == 1:
+            lone.setdefault(_kind(part.frames[0]), []).append(part.frames[0])
+    kept: list[Part] = []
+    for part in parts:
+        group = lone.get(_kind(part.frames[0]), []) if len(part.frames) == 1 else []
+        if part.reasons != (ScanReason.TOO_FEW_SLICES,) or len(group) < MIN_SLICES:
+            kept.append(part)
+        elif part.frames[0] is group[0]:
+            kept.append(Part(tuple(group), (ScanReason.UID_PER_SLICE,)))
+    return kept
+
+
+def _kind(frame: Frame) -> tuple[object, ...]:
+    file = frame.file
+    return file.patient, file.series_number, file.description, file.shape, file.modality, frame.orientation
+
+
+def _parts_of_series(frames: Sequence[Frame], fingerprints: Fingerprints) -> list[Part]:
     slices: list[Frame] = []
     refused: dict[ScanReason, list[Frame]] = {}  # by the most important reason
     for frame in frames:
-        reasons = _exclusion_reasons(frame)
+        reasons = kind_reasons(frame)
         (refused.setdefault(reasons[0], []) if reasons else slices).append(frame)
     return [
-        *_parts_of_slices(slices, fingerprint),
+        *(part for group in _by_origin(slices) for part in _parts_of_slices(group, fingerprints)),
         *(Part(tuple(group), _reasons_in(group)) for group in refused.values()),
     ]
 
 
-def _parts_of_slices(slices: Sequence[Frame], fingerprint: Fingerprint) -> list[Part]:
+def _parts_of_slices(slices: Sequence[Frame], fingerprints: Fingerprints) -> list[Part]:
+    if not _is_identity(slices[0].file.series_uid):
+        return [Part(tuple(slices), (ScanReason.NO_IDENTITY,))]
     parts: list[Part] = []
     strays: list[Frame] = []  # of groups too small for a volume, in a series that has other groups
     alike = _alike(slices)
@@ -85,18 +129,29 @@ def _parts_of_slices(slices: Sequence[Frame], fingerprint: Fingerprint) -> list[
         if len(group) < MIN_SLICES and len(alike) > 1 and group[0].file.mosaic is None:
             strays.extend(group)
         else:
-            parts.extend(_every_position_once(group, fingerprint))
+            parts.extend(_every_position_once(group, fingerprints))
+    if len(alike) > 1 or len(slices) <= MOST_PLANNED:
+        parts = [_planned(part) for part in parts]
     return [*_note_split(parts), *([_judge_strays(strays)] if strays else [])]
 
 
+def _is_identity(uid: str) -> bool:
+    """Whether a UID can be one that a scanner gave, not blank, zeros, a word or a mere root."""
+    numbers = uid.split(".")
+    return (
+        len(numbers) >= FEWEST_UID_PARTS and all(map(str.isdigit, numbers)) and set(uid) - {"0", "."} != set()
+    )
+
+
+def _planned(part: Part) -> Part:
+    """A few slices, or several planes, are a localizer if the description says so."""
+    if part.reasons or not is_localizer_description(part.frames[0].file.description):
+        return part
+    return replace(part, reasons=(ScanReason.LOCALIZER,))
+
+
 def _reasons_in(group: Sequence[Frame]) -> tuple[ScanReason, ...]:
-    return tuple(dict.fromkeys(reason for frame in group for reason in _exclusion_reasons(frame)))
-
-
-def _exclusion_reasons(frame: Frame) -> tuple[ScanReason, ...]:
-    """Why a frame is no slice of a volume, most important reason first."""
-    planned = (ScanReason.LOCALIZER,) if is_localizer_description(frame.file.description) else ()
-    return kind_reasons(frame) or planned
+    return tuple(dict.fromkeys(reason for frame in group for reason in kind_reasons(frame)))
 
 
 def _judge_strays(frames: Sequence[Frame]) -> Part:
@@ -152,10 +207,10 @@ def _most_repeats(frames: Sequence[Frame]) -> int:
     return max(Counter(_places(frames)).values())
 
 
-def _every_position_once(frames: list[Frame], fingerprint: Fingerprint) -> list[Part]:
+def _every_position_once(frames: list[Frame], fingerprints: Fingerprints) -> list[Part]:
     if _most_repeats(frames) == 1:
         return [_judge_count(part) for part in _unmix(frames)]
-    kept = _without_copies(frames, fingerprint)
+    kept = _without_copies(frames, fingerprints)
     n_dropped = len(frames) - len(kept)
     if _most_repeats(kept) == 1:
         part = _judge_count(kept)
@@ -170,17 +225,30 @@ def _unmix(frames: list[Frame]) -> list[list[Frame]]:
 
     Consecutive stacks (a protocol that changes its slice thickness) stay together.
     """
-    if frames[0].file.mosaic is not None or _lie_evenly(frames):
+    if frames[0].file.mosaic is not None:
         return [frames]
+    keys = [key for key in Key if key is not Key.IN_PLANE]
+    if _lie_evenly(frames):
+        keys = [Key.CONTRAST, Key.ACQUISITION] if _overlap(frames) else [Key.CONTRAST]
     normal = unit_axes(_orientation(frames[0]))[2]
-    for key in Key:
-        parts = [] if key is Key.IN_PLANE else _by_key(frames, key)
+    for key in keys:
+        parts = _by_key(frames, key)
         if len(parts) > 1 and all(len(part) >= MIN_SLICES and _lie_evenly(part) for part in parts):
             heights = [_heights(part, normal) for part in parts]
             extents = sorted((float(along[0]), float(along[-1])) for along in heights)
             if any(later[0] < earlier[1] for earlier, later in pairwise(extents)):
                 return parts
     return [frames]
+
+
+def _overlap(frames: Sequence[Frame]) -> bool:
+    """Whether slices are thicker than their step, as those of two scans half a step apart are.
+
+    One scan that is acquired in two passes leaves gaps in each, which the other fills.
+    """
+    heights = _heights(frames, unit_axes(_orientation(frames[0]))[2])
+    step = float(heights[-1] - heights[0]) / max(1, len(heights) - 1)
+    return all((frame.thickness_mm or math.inf) > THICKER * step for frame in frames)
 
 
 def _heights(frames: Sequence[Frame], normal: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -205,21 +273,24 @@ def _judge_part(frames: list[Frame], dropped: Sequence[Frame]) -> Part:
     repeats = Counter(_places([*frames, *dropped]))
     if len(repeats) == 1 and frames[0].file.mosaic is None:
         return Part(tuple(frames), (ScanReason.TOO_FEW_SLICES,))
-    is_4d = min(repeats.values()) > 1
+    is_4d = min(repeats.values()) > 1 and len({frame.file.is_lossy for frame in frames}) == 1
     return Part(tuple(frames), (ScanReason.FOUR_DIMENSIONAL if is_4d else ScanReason.CONFLICTING_SLICES,))
 
 
 def _judge_count(frames: Sequence[Frame]) -> Part:
-    enough = len(frames) >= MIN_SLICES or frames[0].file.mosaic is not None
-    return Part(tuple(frames), () if enough else (ScanReason.TOO_FEW_SLICES,))
+    if len(frames) < MIN_SLICES and frames[0].file.mosaic is None:
+        return Part(tuple(frames), (ScanReason.TOO_FEW_SLICES,))
+    sources = {frame.scaling.source for frame in frames}
+    clear = len(sources) == 1 and ScalingSource.UNREADABLE not in sources
+    return Part(tuple(frames), () if clear else (ScanReason.UNCLEAR_SCALING,))
 
 
-def _without_copies(frames: Sequence[Frame], fingerprint: Fingerprint) -> list[Frame]:
+def _without_copies(frames: Sequence[Frame], fingerprints: Fingerprints) -> list[Frame]:
     """Drop frames with the position, the keys and the pixels of an earlier one."""
     places = _places(frames)
     candidates = Counter((place, frame.keys) for place, frame in zip(places, frames, strict=True))
     repeated = [candidates[place, frame.keys] > 1 for place, frame in zip(places, frames, strict=True)]
-    hashes = iter(fingerprint(list(compress(frames, repeated))))
+    hashes = iter(fingerprints(list(compress(frames, repeated))))
     marks = [
         (place, frame.keys, next(hashes)) if repeats else None
         for place, frame, repeats in zip(places, frames, repeated, strict=True)

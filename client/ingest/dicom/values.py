@@ -10,7 +10,7 @@ from typing import Any
 from pydicom.dataset import Dataset
 from pydicom.tag import BaseTag, Tag
 
-__all__ = ["NUMBER_ERRORS", "first_item", "number", "numbers", "private_value", "text", "texts"]
+__all__ = ["NUMBER_ERRORS", "first_item", "has_value", "number", "numbers", "private_value", "text", "texts"]
 
 # What pydicom raises on first access to an invalid value.
 NUMBER_ERRORS = (
@@ -36,6 +36,8 @@ def _value(dataset: Dataset, tag: str | int | tuple[int, int]) -> Any:  # noqa: 
 def number(dataset: Dataset, tag: str | int | tuple[int, int]) -> float | None:
     """The finite number in an element (the first of several), else None."""
     value = _value(dataset, tag)
+    if value is None:
+        value = next(iter(_with_points(dataset, tag)), None)
     if isinstance(value, bytes) and len(value) == _FLOAT_BYTES:  # a private float in implicit VR
         (value,) = struct.unpack("<f", value)
     elif not isinstance(value, str | bytes) and isinstance(value, Sequence) and value:
@@ -47,10 +49,24 @@ def number(dataset: Dataset, tag: str | int | tuple[int, int]) -> float | None:
     return result if math.isfinite(result) else None
 
 
+def has_value(dataset: Dataset, tag: str) -> bool:
+    """Whether an element is there and not empty, readable or not."""
+    return tag in dataset and getattr(dataset.get_item(Tag(tag)), "value", None) not in (None, b"", "")
+
+
+def _with_points(dataset: Dataset, tag: str | int | tuple[int, int]) -> list[str]:
+    """The texts of an element that pydicom does not take for numbers, decimal commas as points."""
+    raw = dataset.get_item(Tag(tag)) if tag in dataset else None
+    value = getattr(raw, "value", None)
+    return value.decode("ascii", "replace").replace(",", ".").split("\\") if isinstance(value, bytes) else []
+
+
 def numbers(dataset: Dataset, tag: str, count: int) -> tuple[float, ...] | None:
     """Exactly ``count`` finite numbers, else None."""
     value = _value(dataset, tag)
-    if value is None or isinstance(value, str | bytes):
+    if value is None:
+        value = _with_points(dataset, tag)
+    if isinstance(value, str | bytes):
         return None
     try:
         result = tuple(float(part) for part in value)

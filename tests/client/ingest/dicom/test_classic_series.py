@@ -386,17 +386,26 @@ def test_spacing_and_cosines_rounded_differently_are_one_stack(tmp_path):
     assert only(convert(tmp_path)).size == (8, 6, 6)
 
 
-def test_philips_real_world_values_are_taken_before_the_private_scale(tmp_path):
+@pytest.mark.parametrize("slope", [2.0, 0.25], ids=["as displayed", "of its own"])
+@pytest.mark.parametrize("private", [0.004, None])
+def test_philips_real_world_values_are_not_applied(tmp_path, slope, private):
+    """As in dcm2niix 1.0.20260724: the private scale slope, else the scale of the display."""
     files = stack(
         values(4), SOPClassUID=MR, Modality="MR", Manufacturer="Philips", RescaleSlope=2, RescaleIntercept=0
     )
     for file in files:
         mapping = Dataset()
-        mapping.RealWorldValueSlope, mapping.RealWorldValueIntercept = 0.25, -1.0
+        mapping.RealWorldValueSlope, mapping.RealWorldValueIntercept = slope, 0.0
         file.RealWorldValueMappingSequence = [mapping]
+        if private:
+            file.private_block(0x2005, "Philips MR Imaging DD 001", create=True).add_new(0x0E, "FL", private)
     save(files, tmp_path / "in")
-    voxels, _ = read_back(tmp_path, only(convert(tmp_path)))
-    np.testing.assert_allclose(voxels, values(4).transpose(2, 1, 0) * 0.25 - 1)
+    entry = only(convert(tmp_path))
+    assert (Correction.PHILIPS_SCALING in entry.corrections) is bool(private)
+    voxels, _ = read_back(tmp_path, entry)
+    np.testing.assert_allclose(
+        voxels, values(4).transpose(2, 1, 0) * (1 / private if private else 2), rtol=1e-5
+    )
 
 
 @pytest.mark.parametrize("signed", [False, True])

@@ -281,8 +281,8 @@ def test_broken_values_in_the_header_are_absent_ones(tmp_path):
     assert only(convert(tmp_path)).outcome is Outcome.CONVERTED
 
 
-def test_series_without_uid_still_have_an_entry(tmp_path):
-    save(stack(values(3), SeriesInstanceUID=None, SeriesNumber=None, SeriesDescription=None), tmp_path / "in")
+def test_series_without_number_and_description_still_have_a_name(tmp_path):
+    save(stack(values(3), SeriesNumber=None, SeriesDescription=None), tmp_path / "in")
     assert only(convert(tmp_path)).output == "0_series.nii.gz"
 
 
