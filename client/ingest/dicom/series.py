@@ -55,8 +55,8 @@ class Part:
 def find_parts(frames: Iterable[Frame], fingerprints: Fingerprints) -> list[Part]:
     """Group the frames of a whole folder.
 
-    ``fingerprints`` hashes the pixels of frames (None if unreadable); it is called only for those that share a
-    position.
+    ``fingerprints`` hashes the pixels of frames (None if unreadable); it is called only for those that share
+    a position.
 
     Returns:
         Parts by series number, then by UID; those of one series are adjacent.

@@ -36,14 +36,12 @@ def _value(dataset: Dataset, tag: str | int | tuple[int, int]) -> Any:  # noqa: 
 def number(dataset: Dataset, tag: str | int | tuple[int, int]) -> float | None:
     """The finite number in an element (the first of several), else None."""
     value = _value(dataset, tag)
-    if value is None:
-        value = next(iter(_with_points(dataset, tag)), None)
     if isinstance(value, bytes) and len(value) == _FLOAT_BYTES:  # a private float in implicit VR
         (value,) = struct.unpack("<f", value)
     elif not isinstance(value, str | bytes) and isinstance(value, Sequence) and value:
         value = value[0]
     try:
-        result = float(value)
+        result = _float(value)
     except NUMBER_ERRORS:
         return None
     return result if math.isfinite(result) else None
@@ -54,22 +52,20 @@ def has_value(dataset: Dataset, tag: str) -> bool:
     return tag in dataset and getattr(dataset.get_item(Tag(tag)), "value", None) not in (None, b"", "")
 
 
-def _with_points(dataset: Dataset, tag: str | int | tuple[int, int]) -> list[str]:
-    """The texts of an element that pydicom does not take for numbers, decimal commas as points."""
-    raw = dataset.get_item(Tag(tag)) if tag in dataset else None
-    value = getattr(raw, "value", None)
-    return value.decode("ascii", "replace").replace(",", ".").split("\\") if isinstance(value, bytes) else []
+def _float(part: Any) -> float:  # noqa: ANN401  a DICOM value has any type
+    """A number, also as text with a decimal comma, which pydicom leaves as text; else an error."""
+    if isinstance(part, str) and ("_" in part or not part.isascii()):
+        raise ValueError(part)
+    return float(part.replace(",", ".") if isinstance(part, str) else part)
 
 
 def numbers(dataset: Dataset, tag: str, count: int) -> tuple[float, ...] | None:
     """Exactly ``count`` finite numbers, else None."""
     value = _value(dataset, tag)
-    if value is None:
-        value = _with_points(dataset, tag)
-    if isinstance(value, str | bytes):
+    if value is None or isinstance(value, str | bytes):
         return None
     try:
-        result = tuple(float(part) for part in value)
+        result = tuple(_float(part) for part in value)
     except NUMBER_ERRORS:
         return None
     return result if len(result) == count and all(map(math.isfinite, result)) else None

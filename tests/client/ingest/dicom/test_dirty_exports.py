@@ -1,0 +1,145 @@
+"""Exports in which identity, scale or order was lost: volumes of one scan each, or a reason.
+
+Each row was woven into one wrong volume, scaled wrongly or refused for a reason that does not help before.
+"""
+
+import numpy as np
+import pytest
+from pydicom.dataset import Dataset
+
+from client.ingest.reasons import ScanReason
+from client.ingest.report import Outcome
+from tests.client.ingest.helpers import convert, read_back
+from tests.client.ingest.phantoms import picture, save, stack
+
+N = 8
+BLANK = {"SeriesInstanceUID": "", "StudyInstanceUID": "", "PatientID": "", "FrameOfReferenceUID": ""}
+CONSTANT = {"SeriesInstanceUID": "1.2.3.4.5", "StudyInstanceUID": "1.2.3.4", "PatientID": "ANON"}
+
+
+def scan(level, start=0.0, salt="", gap_mm=5.0, number=N, **more):
+    """Slices whose values rise gently, so that neighbours are alike: ``level + 2 z + column``."""
+    places = [start + gap_mm * index for index in range(number)]
+    pixels = [level + 2 * round(z) + np.arange(8) + np.zeros((6, 1)) for z in places]
+    facts = {"SliceThickness": gap_mm, "salt": salt, "RescaleSlope": 1, "RescaleIntercept": -1024, **more}
+    return stack(np.array(pixels, np.uint16), origin=(0.0, 0.0, 0.0), places=places, **facts)
+
+
+def but(files, indices, **changes):
+    """The same files, some of them with other values; None removes an element."""
+    for index in indices:
+        for keyword, value in changes.items():
+            if value is None:
+                delattr(files[index], keyword)
+            else:
+                setattr(files[index], keyword, value)
+    return files
+
+
+def twice(differing, between=2.5, **common):
+    """Two scans under one identity, the second half a step further."""
+    return scan(0, salt="a", **common) + scan(900, between, salt="b", **common, **differing)
+
+
+def with_table(files):
+    for file in files:
+        table = Dataset()
+        table.LUTDescriptor, table.LUTData = [2, 0, 16], b"\0\0\1\0"
+        file.ModalityLUTSequence = [table]
+    return files
+
+
+REFUSED = {
+    "blank-uids-interleaved": (twice({}, **BLANK), [ScanReason.NO_IDENTITY]),
+    "blank-uids-stacked": (twice({}, 5.0 * N, **BLANK), [ScanReason.NO_IDENTITY]),
+    "a-mere-root-as-uid": (scan(0, SeriesInstanceUID="1.2.3"), [ScanReason.NO_IDENTITY]),
+    "zeros-as-uid": (scan(0, SeriesInstanceUID="0.0.0.0.0"), [ScanReason.NO_IDENTITY]),
+    "nothing-differs-but-the-pictures": (twice({}, **CONSTANT), [ScanReason.CONFLICTING_SLICES]),
+    "some-slices-without-a-scale": (
+        but(scan(0), (2, 5), RescaleSlope=None, RescaleIntercept=None),
+        [ScanReason.UNCLEAR_SCALING],
+    ),
+    "a-slope-of-zero": (scan(0, RescaleSlope=0), [ScanReason.UNCLEAR_SCALING]),
+    "a-lookup-table": (with_table(scan(0)), [ScanReason.UNCLEAR_SCALING]),
+    "a-uid-per-slice": (
+        [
+            picture(file.pixel_array, f"own {index}", index, ImagePositionPatient=[0.0, 0.0, 5.0 * index])
+            for index, file in enumerate(scan(0))
+        ],
+        [ScanReason.UID_PER_SLICE],
+    ),
+    "a-lossy-copy-of-every-slice": (
+        scan(0) + scan(3, salt="copy", LossyImageCompression="01"),
+        [ScanReason.CONFLICTING_SLICES],
+    ),
+    "three-planes-by-description": (
+        scan(0, number=5, SeriesDescription="3-Plane Loc"),
+        [ScanReason.LOCALIZER],
+    ),
+}
+SPLIT = {
+    "frame-of-reference": {"FrameOfReferenceUID": "1.2.3.5.77"},
+    "study-date": {"StudyDate": "20200202"},
+    "patient-name": {"PatientName": "Other"},
+    "birth-date": {"PatientBirthDate": "19500505"},
+    "contrast-agent": {"ContrastBolusAgent": "iodine"},
+    "acquisition": {"AcquisitionNumber": 2},
+}
+
+
+@pytest.mark.parametrize(("files", "reasons"), REFUSED.values(), ids=REFUSED)
+def test_what_cannot_be_known_is_refused_with_one_reason(tmp_path, files, reasons):
+    save(files, tmp_path / "in")
+    (entry,) = convert(tmp_path).series
+    assert (entry.outcome, list(entry.reasons)) == (Outcome.REFUSED, reasons)
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["report.json"]
+
+
+@pytest.mark.parametrize(
+    ("differing", "between"),
+    [
+        *(pytest.param(facts, 2.5, id=f"{what}-half-a-step") for what, facts in SPLIT.items()),
+        # Consecutive acquisitions of one patient are one scan; consecutive patients are not.
+        *(pytest.param(SPLIT[what], 5.0 * N, id=f"{what}-on-top") for what in list(SPLIT)[:4]),
+    ],
+)
+def test_two_scans_under_one_identity_become_two_volumes(tmp_path, differing, between):
+    common = {**CONSTANT, "AcquisitionNumber": 1}
+    files = scan(0, salt="a", **common) + scan(900, between, salt="b", **{**common, **differing})
+    save(files, tmp_path / "in")
+    entries = convert(tmp_path).series
+    assert [entry.outcome for entry in entries] == [Outcome.CONVERTED] * 2
+    firsts = sorted(int(read_back(tmp_path, entry)[0][0, 0, 0]) for entry in entries)
+    assert firsts == [-1024, -1024 + 900 + 2 * round(between)]
+    assert {entry.size for entry in entries} == {(8, 6, N)}
+
+
+def test_two_passes_that_fill_each_others_gaps_stay_one_scan(tmp_path):
+    thin = {"gap_mm": 10.0, "SliceThickness": 4.5}
+    files = scan(0, AcquisitionNumber=1, **thin) + scan(0, 5.0, AcquisitionNumber=2, **thin)
+    save(files, tmp_path / "in")
+    (entry,) = convert(tmp_path).series
+    assert entry.size == (8, 6, 2 * N)
+
+
+@pytest.mark.parametrize(
+    ("written", "first"),
+    [("7,25", 7.25 * 2), ("abcd", None), ("7,2,", None), ("NaN ", None)],
+    ids=["decimal-comma", "word", "two-commas", "not-a-number"],
+)
+def test_a_scale_is_read_where_it_means_one_number_only(tmp_path, written, first):
+    save(scan(2, RescaleSlope="7.25", RescaleIntercept=0), tmp_path / "in")
+    for path in (tmp_path / "in").iterdir():
+        path.write_bytes(path.read_bytes().replace(b"7.25", written.encode()))
+    (entry,) = convert(tmp_path).series
+    if first is None:
+        assert entry.reasons == (ScanReason.UNCLEAR_SCALING,)
+    else:
+        assert float(read_back(tmp_path, entry)[0][0, 0, 0]) == first
+
+
+@pytest.mark.parametrize("description", ["Survey of the liver", "LOC T1", "plan scan", "scout"])
+def test_words_do_not_outweigh_a_volume(tmp_path, description):
+    save(scan(0, number=19, SeriesDescription=description), tmp_path / "in")
+    (entry,) = convert(tmp_path).series
+    assert entry.outcome is Outcome.CONVERTED
