@@ -182,7 +182,7 @@ def _inputs(part: Part, source: Path) -> str:
         state = (os.fsencode(path.relative_to(source)), stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
         digest.update(repr(state).encode())
     for frame in part.frames:
-        digest.update(repr((frame.file.sop_uid, frame.index, frame.slope, frame.intercept)).encode())
+        digest.update(repr((frame.file.sop_uid, frame.index, frame.scaling)).encode())
     digest.update(repr((part.corrections, part.n_duplicates)).encode())
     return digest.hexdigest()
 
