@@ -165,10 +165,14 @@ def _taken_up(
     for entry in entries:
         old = earlier.get(entry.identity)
         same = old is not None and old.inputs and (old.inputs, old.output) == (entry.inputs, entry.output)
-        if old is not None and same and (out / str(old.output)).is_file():
+        if old is not None and same and _bytes(out / str(old.output)) == old.output_bytes:
             entry = replace(old, patient=entry.patient)  # noqa: PLW2901  numbers follow the whole folder
         taken.append(entry)
     return taken
+
+
+def _bytes(path: Path) -> int:
+    return path.stat().st_size if path.is_file() else -1
 
 
 def _inputs(part: Part, source: Path) -> str:
@@ -194,6 +198,11 @@ def _converted(
 
     One volume is compressed while the next is read: more would fill the memory.
     """
+
+    def finished(writing: Future[None], index: int, entry: SeriesEntry) -> tuple[int, SeriesEntry]:
+        writing.result()
+        return index, replace(entry, output_bytes=_bytes(out / str(entry.output)))
+
     with ThreadPoolExecutor(1) as writer:
         written: tuple[Future[None], int, SeriesEntry] | None = None
         for index, (part, planned) in enumerate(zip(parts, list(entries), strict=True)):
@@ -202,12 +211,10 @@ def _converted(
                 yield index, entry
                 continue
             if written:
-                written[0].result()
-                yield written[1:]
+                yield finished(*written)
             written = writer.submit(write_volume, volume, out / str(entry.output)), index, entry
         if written:
-            written[0].result()
-            yield written[1:]
+            yield finished(*written)
 
 
 def _convert_part(part: Part, entry: SeriesEntry) -> tuple[SeriesEntry, Volume | None]:

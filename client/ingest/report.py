@@ -58,6 +58,7 @@ class SeriesEntry:
     spacing_mm: tuple[float, ...] | None = None  # along x, y, z
     orientation: str | None = None  # such as LPS
     plane: Plane | None = None
+    output_bytes: int = 0  # size of the written file; tells whether it is still whole
     inputs: str = ""  # digest of the files that a volume is made of and of how; empty if there is none
 
     @property
