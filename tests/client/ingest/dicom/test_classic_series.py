@@ -1,5 +1,6 @@
 """One-slice-per-file series of all makers: order, affine, values, repeats, splits."""
 
+import base64
 import json
 
 import nibabel as nib
@@ -7,6 +8,8 @@ import numpy as np
 import pytest
 import SimpleITK as sitk  # noqa: N813  its own manual's name
 from pydicom.dataset import Dataset
+from pydicom.encaps import encapsulate
+from pydicom.uid import HTJ2KLossless
 
 from client.ingest.reasons import Correction, ScanReason
 from client.ingest.report import Outcome
@@ -481,3 +484,20 @@ def test_report_holds_neither_name_nor_birth_date(tmp_path):
     assert "P-1" not in text
     assert {entry.patient for entry in report.series} == {1, 2}
     assert json.loads(text)["finished"] is True
+
+
+def test_high_throughput_jpeg_2000_is_decoded(tmp_path):
+    """A lossless stream of the values ``31 k``, as OpenJPH 0.26.3 writes it."""
+    stream = base64.b64decode(
+        "/0//UQApQAAAAAAIAAAABgAAAAAAAAAAAAAACAAAAAYAAAAAAAAAAAABDwEB/1AACAACAAAACv9SAAwAAgABAAUEBEAB/1wAEyCI"
+        "kJCQkJCQkJCQkJCQiIiI/2QAFwABT3BlbkpQSCBWZXIgMC4yNi4zLv+QAAoAAAAAAFYAAf+TwAAmcfsFB3QAAADAABLAABMAGgGH"
+        "dAA6+AMHdADAABNAABKACsUBAnQAfQACNADAACogABVAnPOgAjACdgDu3bt3wDGBvrYA/9k="
+    )
+    files = stack(values(3))
+    for file in files:
+        file.PixelData = encapsulate([stream])
+        file["PixelData"].is_undefined_length = True
+        file.file_meta.TransferSyntaxUID = HTJ2KLossless
+    save(files, tmp_path / "in")
+    voxels, _ = read_back(tmp_path, only(convert(tmp_path)))
+    np.testing.assert_array_equal(voxels, np.tile(31 * np.arange(48).reshape(6, 8).T[..., None], (1, 1, 3)))
