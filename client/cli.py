@@ -56,6 +56,14 @@ def check(
             help="Look at the way to the coordinator and at this machine instead; reads no data of patients.",
         ),
     ] = False,
+    read_voxels: Annotated[
+        bool,
+        typer.Option(
+            "--read-voxels",
+            help="Read and preprocess every scan and mask as embed does, which takes about as long; finds "
+            "empty, constant and non-finite volumes and masks that do not fit.",
+        ),
+    ] = False,
 ) -> None:
     """Read everything a study would use of this site and say what is there; nothing leaves."""
     config = _site(site)
@@ -74,7 +82,7 @@ def check(
                 tasks[modality] = bar.add_task(modality, total=total)
             bar.update(tasks[modality], completed=done)
 
-        manifest, results = check_site(config, found, tell)
+        manifest, results = check_site(config, found, tell, read_voxels=read_voxels)
     Console().print(report_table(config, found, manifest, results), highlight=False)
     refused = sum(sum(result.refused.values()) for result in results)
     if refused:

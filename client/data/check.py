@@ -11,8 +11,9 @@ import numpy as np
 from rich.console import Group
 from rich.table import Table
 
+from client.data.cache import EmbeddingCache
 from client.data.dataset import presence_of
-from client.data.scan_list import scans_of
+from client.data.scan_list import list_scan, scans_of
 from client.encoders.registry import check_encoders
 from client.ingest.reasons import ScanReason, ScanRefused, refused_by
 from mmare.errors import DataError
@@ -42,13 +43,19 @@ class ModalityCheck:
     found: NDArray[np.bool_]  # (N,) rows for which the site names a file or value
     usable: NDArray[np.bool_]  # (N,) rows that a model could use
     refused: Counter[tuple[ScanReason, str]]  # rows per code and detail
-    note: str = ""  # about vectors that no row has
+    note: str = ""  # about vectors that no row has, or voxels that were not read
 
 
 def check_site(
-    site: SiteConfig, study: Study, progress: Progress = lambda _name, _done, _total: None
+    site: SiteConfig,
+    study: Study,
+    progress: Progress = lambda _name, _done, _total: None,
+    *,
+    read_voxels: bool = False,
 ) -> tuple[Manifest, list[ModalityCheck]]:
     """Read everything that the study would use; scans are opened, none is encoded.
+
+    With ``read_voxels`` scans and masks are read and preprocessed as by `embed`: both refuse the same.
 
     Raises:
         DataError: If manifest, features or study cannot be used at all; names file, row, found and expected.
@@ -61,7 +68,9 @@ def check_site(
             none = np.zeros(len(manifest.patient_ids), dtype=bool)
             results.append(ModalityCheck(modality.name, none, none, Counter()))
         elif modality.kind is Kind.VOLUME:
-            results.append(_scans(site, study, modality, len(manifest.patient_ids), progress))
+            results.append(
+                _scans(site, study, modality, len(manifest.patient_ids), progress, read_voxels=read_voxels)
+            )
         else:
             present = presence_of(modality, manifest, site, study)
             note = _strangers(site, modality, manifest)
@@ -82,23 +91,34 @@ def _strangers(site: SiteConfig, modality: ModalitySpec, manifest: Manifest) -> 
 
 
 def _scans(
-    site: SiteConfig, study: Study, modality: ModalitySpec, rows: int, progress: Progress
+    site: SiteConfig,
+    study: Study,
+    modality: ModalitySpec,
+    rows: int,
+    progress: Progress,
+    *,
+    read_voxels: bool,
 ) -> ModalityCheck:
-    from client.data.read_scan import try_scan  # noqa: PLC0415 - importing the readers takes seconds
+    from client.data.read_scan import read_scan, try_scan  # noqa: PLC0415 - importing the readers takes seconds
 
     found, usable = np.zeros(rows, dtype=bool), np.zeros(rows, dtype=bool)
     refused: Counter[tuple[ScanReason, str]] = Counter()
     scans = [scan for scan in scans_of(site, study) if scan.modality.name == modality.name]
+    cache = EmbeddingCache(site.cache)
     for done, scan in enumerate(scans):
         found[scan.row] = True
         try:
-            try_scan(site, scan)
+            if read_voxels:
+                read_scan(site, scan, list_scan(cache, site, scan).key)
+            else:
+                try_scan(site, scan)
             usable[scan.row] = True
         except (DataError, OSError) as error:
             why = refused_by(error)
             refused[why.reason, why.detail] += 1
         progress(modality.name, done + 1, len(scans))
-    return ModalityCheck(modality.name, found, usable, refused)
+    note = "" if read_voxels or not scans else "voxels not opened (--read-voxels reads them as embed does)"
+    return ModalityCheck(modality.name, found, usable, refused, note)
 
 
 def report_table(site: SiteConfig, study: Study, manifest: Manifest, results: list[ModalityCheck]) -> Group:

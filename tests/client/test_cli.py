@@ -11,7 +11,15 @@ from typer.testing import CliRunner
 
 from client.cli import app, main
 from mmare.errors import DataError, InputError, RunError, StudyError
-from tests.client.data.test_embed import constant, truncated, write_scan, write_series, write_site
+from tests.client.data.test_embed import (
+    all_zero,
+    constant,
+    not_finite,
+    truncated,
+    write_scan,
+    write_series,
+    write_site,
+)
 from tests.federations import tiny_federation
 
 RUNNER = CliRunner(env={"COLUMNS": "160", "NO_COLOR": "1"})
@@ -117,6 +125,15 @@ def test_check_counts_refused_scans_by_reason(federation):
     truncated(federation / "elm" / "2.nii.gz")
     with pytest.raises(RunError, match=r"1 scans|2 scans"):
         invoke("check", site_of(federation))
+
+
+@pytest.mark.parametrize("spoil", [constant, all_zero, not_finite])
+def test_check_that_reads_voxels_refuses_what_embed_refuses(federation, spoil):
+    spoil(federation / "elm" / "1.nii.gz")
+    assert "voxels not opened" in invoke("check", site_of(federation)).stdout
+    for command in (["check", site_of(federation), "--read-voxels"], ["embed", site_of(federation)]):
+        with pytest.raises(RunError, match="1 scans"):
+            invoke(*command)
 
 
 def test_each_refused_scan_is_one_line_and_the_exit_code_says_so(federation, monkeypatch, capsys):
