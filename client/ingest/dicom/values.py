@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import struct
 from collections.abc import Sequence
 from typing import Any
@@ -23,6 +24,7 @@ NUMBER_ERRORS = (
     NotImplementedError,
 )
 _FLOAT_BYTES = 4
+_THOUSANDS = re.compile(r"[+-]?[1-9]\d{0,2},\d{3}")  # such as 1,024: its comma may mean either
 
 
 def _value(dataset: Dataset, tag: str | int | tuple[int, int]) -> Any:  # noqa: ANN401  a DICOM value has any type
@@ -54,7 +56,7 @@ def has_value(dataset: Dataset, tag: str) -> bool:
 
 def _float(part: Any) -> float:  # noqa: ANN401  a DICOM value has any type
     """A number, also as text with a decimal comma, which pydicom leaves as text; else an error."""
-    if isinstance(part, str) and ("_" in part or not part.isascii()):
+    if isinstance(part, str) and ("_" in part or not part.isascii() or _THOUSANDS.fullmatch(part.strip())):
         raise ValueError(part)
     return float(part.replace(",", ".") if isinstance(part, str) else part)
 

@@ -124,13 +124,13 @@ def test_two_passes_that_fill_each_others_gaps_stay_one_scan(tmp_path):
 
 @pytest.mark.parametrize(
     ("written", "first"),
-    [("7,25", 7.25 * 2), ("abcd", None), ("7,2,", None), ("NaN ", None)],
-    ids=["decimal-comma", "word", "two-commas", "not-a-number"],
+    [("7,25", 7.25 * 2), ("1,024", None), ("abcd", None), ("7,2,", None), ("NaN ", None)],
+    ids=["decimal-comma", "thousands", "word", "two-commas", "not-a-number"],
 )
 def test_a_scale_is_read_where_it_means_one_number_only(tmp_path, written, first):
-    save(scan(2, RescaleSlope="7.25", RescaleIntercept=0), tmp_path / "in")
+    save(scan(2, RescaleSlope="7.250"[: len(written)], RescaleIntercept=0), tmp_path / "in")
     for path in (tmp_path / "in").iterdir():
-        path.write_bytes(path.read_bytes().replace(b"7.25", written.encode()))
+        path.write_bytes(path.read_bytes().replace(b"7.250"[: len(written)], written.encode()))
     (entry,) = convert(tmp_path).series
     if first is None:
         assert entry.reasons == (ScanReason.UNCLEAR_SCALING,)
