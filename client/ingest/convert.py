@@ -205,7 +205,7 @@ def _converted(
 
     with ThreadPoolExecutor(1) as writer:
         written: tuple[Future[None], int, SeriesEntry] | None = None
-        for index, (part, planned) in enumerate(zip(parts, list(entries), strict=True)):
+        for index, (part, planned) in enumerate(zip(parts, entries, strict=True)):
             entry, volume = _convert_part(part, planned)
             if volume is None:
                 yield index, entry

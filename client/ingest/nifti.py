@@ -17,12 +17,11 @@ from numpy.typing import NDArray
 
 from client.ingest.files import os_error_reason
 from client.ingest.reasons import ScanReason, ScanRefused
-from client.ingest.volume import SMALLEST_CELL_MM3, Volume
+from client.ingest.volume import MIN_SLICES, SMALLEST_CELL_MM3, Volume
 
 __all__ = ["read_nifti"]
 
 _N_AXES = 3
-_FEWEST_SLICES = 3  # as for a DICOM series
 _GZIP_MAGIC = b"\x1f\x8b"
 _NIFTI2_SIZES = (540, int.from_bytes((540).to_bytes(4, "big"), "little"))  # of the header, either order
 _UNIT_MM = {1: 1e3, 3: 1e-3}  # metre, micron; millimetres where nothing is said
@@ -130,7 +129,7 @@ def _voxels(image: nib.nifti1.Nifti1Pair) -> NDArray[np.int16] | NDArray[np.floa
     shape = image.shape
     if len(shape) > _N_AXES and any(length != 1 for length in shape[_N_AXES:]):
         raise ScanRefused(ScanReason.FOUR_DIMENSIONAL, f"The shape is {' x '.join(map(str, shape))}.")
-    if len(shape) < _N_AXES or min(shape[:_N_AXES]) < _FEWEST_SLICES:
+    if len(shape) < _N_AXES or min(shape[:_N_AXES]) < MIN_SLICES:
         raise ScanRefused(ScanReason.TOO_FEW_SLICES, f"The shape is {' x '.join(map(str, shape))}.")
     stored = image.get_data_dtype()  # type: ignore[no-untyped-call]  # as above
     if stored.fields is not None:

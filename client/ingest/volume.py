@@ -19,6 +19,7 @@ __all__ = ["LPS_TO_RAS", "RAS_TO_LPS", "Plane", "Volume", "lps_to_ras", "ras_to_
 
 LPS_TO_RAS: NDArray[np.float64] = np.diag([-1.0, -1.0, 1.0, 1.0])
 RAS_TO_LPS: NDArray[np.float64] = LPS_TO_RAS  # half a turn is its own inverse
+MIN_SLICES = 3  # with fewer, spacing cannot be checked
 SMALLEST_CELL_MM3 = 1e-9  # smaller voxels are degenerate: two axes coincide or one is zero
 
 _N_AXES = 3

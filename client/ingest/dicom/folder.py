@@ -28,10 +28,10 @@ from client.ingest.dicom.mosaic import unpack_mosaic
 from client.ingest.dicom.pixels import measured_values
 from client.ingest.dicom.reader import read_frames
 from client.ingest.dicom.resample import Grid, to_even_gaps, upright
-from client.ingest.dicom.series import MIN_SLICES, Part
+from client.ingest.dicom.series import Part
 from client.ingest.files import IgnoredFile, list_files, os_error_reason
 from client.ingest.reasons import Correction, ScanReason, ScanRefused
-from client.ingest.volume import Volume
+from client.ingest.volume import MIN_SLICES, Volume
 
 __all__ = ["ConvertedSeries", "make_volume", "scan_folder"]
 

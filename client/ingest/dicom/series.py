@@ -7,6 +7,7 @@
                                                                        └──> no repeats       a volume
                           copies dropped, then split by echo, image type, ...  <─────────┘   or refused
 
+Slices of one UID are split first by what a series has one of (`FileHeader.origin`).
 Nothing here depends on file names, instance numbers or the order of files.
 """
 
@@ -25,10 +26,10 @@ from client.ingest.dicom.geometry import is_even, same_orientation, same_place, 
 from client.ingest.dicom.header import Frame, Key, ScalingSource
 from client.ingest.dicom.kinds import is_localizer_description, kind_reasons
 from client.ingest.reasons import Correction, ScanReason
+from client.ingest.volume import MIN_SLICES
 
 __all__ = ["Part", "find_parts"]
 
-MIN_SLICES = 3  # with fewer, spacing cannot be checked
 FEWEST_UID_PARTS = 4  # of a UID that is an identity: an organisation's root has three or more already
 MOST_PLANNED = 15  # slices of a series whose description may tell that it is a localizer
 THICKER = 1.2  # times the step: slices of one pass overlap no more
@@ -77,11 +78,9 @@ def _by_origin(frames: list[Frame]) -> list[list[Frame]]:
     for place in range(len(frames[0].file.origin) if frames else 0):
         split: list[list[Frame]] = []
         for group in groups:
-            found: dict[str, list[Frame]] = {}
-            for frame in group:
-                found.setdefault(frame.file.origin[place], []).append(frame)
+            found = _grouped(group, [frame.file.origin[place] for frame in group])
             own = len(found) == len({frame.file for frame in group}) >= MIN_SLICES
-            split += [group] if own else [found[value] for value in sorted(found)]
+            split += [group] if own else found
         groups = split
     return groups
 
@@ -338,9 +337,14 @@ def _most_phases(frame: Frame, key: Key) -> int:
 
 
 def _by_key(frames: Sequence[Frame], key: Key) -> list[list[Frame]]:
+    in_plane = key is Key.IN_PLANE
+    return _grouped(frames, [_in_plane(frame, frames[0]) if in_plane else frame.key(key) for frame in frames])
+
+
+def _grouped(frames: Sequence[Frame], values: Sequence[str]) -> list[list[Frame]]:
+    """The frames of each value, by value."""
     groups: dict[str, list[Frame]] = {}
-    for frame in frames:
-        value = _in_plane(frame, frames[0]) if key is Key.IN_PLANE else frame.key(key)
+    for frame, value in zip(frames, values, strict=True):
         groups.setdefault(value, []).append(frame)
     return [groups[value] for value in sorted(groups)]
 

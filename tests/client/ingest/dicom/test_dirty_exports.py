@@ -25,14 +25,11 @@ def scan(level, start=0.0, salt="", gap_mm=5.0, number=N, **more):
     return stack(np.array(pixels, np.uint16), origin=(0.0, 0.0, 0.0), places=places, **facts)
 
 
-def but(files, indices, **changes):
-    """The same files, some of them with other values; None removes an element."""
+def without(files, indices, *keywords):
+    """The same files, some of them without some elements."""
     for index in indices:
-        for keyword, value in changes.items():
-            if value is None:
-                delattr(files[index], keyword)
-            else:
-                setattr(files[index], keyword, value)
+        for keyword in keywords:
+            delattr(files[index], keyword)
     return files
 
 
@@ -56,7 +53,7 @@ REFUSED = {
     "zeros-as-uid": (scan(0, SeriesInstanceUID="0.0.0.0.0"), [ScanReason.NO_IDENTITY]),
     "nothing-differs-but-the-pictures": (twice({}, **CONSTANT), [ScanReason.CONFLICTING_SLICES]),
     "some-slices-without-a-scale": (
-        but(scan(0), (2, 5), RescaleSlope=None, RescaleIntercept=None),
+        without(scan(0), (2, 5), "RescaleSlope", "RescaleIntercept"),
         [ScanReason.UNCLEAR_SCALING],
     ),
     "a-slope-of-zero": (scan(0, RescaleSlope=0), [ScanReason.UNCLEAR_SCALING]),
