@@ -83,9 +83,8 @@ class SiteConfig:
     """
 
     id: str  # unique in a federation
-    display_name: str = field(
-        kw_only=True, default=""
-    )  # as people write it, where the id cannot say it; stays here
+    # As people write it, where the id cannot say it; it never leaves the site.
+    display_name: str = field(kw_only=True, default="")
     folder: Path  # of ``site.toml``; the paths in the file are resolved against it
     manifest: Path
     modalities: Mapping[str, ModalitySource]  # by the study's name; the site never has the others

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from mmare.errors import DataError
 from sites.table_file import read_cells
-from sites.tabular import cell_text
+from sites.tabular import cell_text, is_plain
 
 __all__ = ["Vectors", "load_features", "write_features"]
 
@@ -119,16 +119,11 @@ def _read_npz(path: Path) -> Iterator[tuple[str, NDArray[np.generic]]]:
 def _read_rows(path: Path) -> Iterator[tuple[str, NDArray[np.generic]]]:
     header: list[str] = []
     id_at = 0
-    for row, (line, record) in enumerate(read_cells(path)):
+    for row, (_, record) in enumerate(read_cells(path)):
         if not header:
             header = [cell_text(name) or "" for name in record]
             id_at = _id_position(path, header)
             continue
-        if len(record) != len(header):
-            raise DataError(
-                f"{path}, row {row} (line {line}): found {len(record)} cells, "
-                f"expected {len(header)} as in the header"
-            )
         cells = ["" if cell is None else cell for cell in record]
         patient = cell_text(cells.pop(id_at)) or ""
         yield patient, _numbers(cells, f"{path}, row {row} (patient {patient!r})", header, id_at)
@@ -138,9 +133,8 @@ def _read_rows(path: Path) -> Iterator[tuple[str, NDArray[np.generic]]]:
 
 def _numbers(cells: Sequence[object], where: str, header: Sequence[str], id_at: int) -> NDArray[np.generic]:
     try:
-        # Python takes 1_5 for 15 and digits of every script; numpy follows it.
         text = "".join(cell for cell in cells if isinstance(cell, str))
-        if "_" in text or not text.isascii():
+        if not is_plain(text):
             raise ValueError(text)  # noqa: TRY301 - found below, with what numpy refuses
         return np.array(cells, dtype=np.float64)
     except (TypeError, ValueError):
@@ -155,7 +149,7 @@ def _is_number(cell: object) -> bool:
         float(text)
     except ValueError:
         return False
-    return "_" not in text and text.isascii()
+    return is_plain(text)
 
 
 def _read_parquet(path: Path) -> Iterator[tuple[str, NDArray[np.generic]]]:

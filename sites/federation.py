@@ -328,7 +328,8 @@ def _write_site(folder: Path, identity: str, site: SiteTables, encoding: Encodin
             sources[name] = {"file": write_features(folder, name, held)}
             if encoding is not None and name in encoding.modalities:
                 sources[name]["encoding"] = ENCODING_FILE
-                (folder / ENCODING_FILE).write_text(encoding.text(), encoding="utf-8")
+    if encoding is not None and any("encoding" in source for source in sources.values()):
+        (folder / ENCODING_FILE).write_text(encoding.text(), encoding="utf-8")
     sources |= {name: {"columns": list(columns)} for name, columns in site.columns.items()}
     held_scans = {name: column for name, column in site.scans.items() if site.manifest[column].notna().any()}
     sources |= {name: {"column": column} for name, column in held_scans.items()}

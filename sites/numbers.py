@@ -11,7 +11,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from mmare.errors import DataError
-from sites.tabular import TextTable, finite_number
+from sites.tabular import TextTable, finite_number, is_plain
 
 __all__ = [
     "LARGEST",
@@ -112,8 +112,7 @@ def meaning_missing(words: Sequence[str], codes: Collection[str]) -> set[str]:
 
 def _floats(words: Sequence[str]) -> NDArray[np.float64]:
     """The words as finite numbers, NaN where one is none."""
-    joined = "".join(words)
-    if joined.isascii() and "_" not in joined:
+    if is_plain("".join(words)):
         try:
             values = np.array(words, dtype=object).astype(np.float64)
         except ValueError:

@@ -53,11 +53,6 @@ def read_table(path: Path, delimiter: str | None = None, encoding: str = _UTF8) 
             header = [cell or "" for cell in map(cell_text, record)]
             continue
         cells = [cell_text(cell) if type(cell) is not str else cell.strip() or None for cell in record]
-        if len(cells) != len(header):
-            raise DataError(
-                f"{path}, row {len(lines) + 1} (line {line}): found {len(cells)} cells, "
-                f"expected {len(header)} as in the header"
-            )
         kept.append(cells)
         lines.append(line)
         if len(kept) * len(header) >= _BLOCK:
@@ -80,7 +75,7 @@ def read_cells(path: Path, delimiter: str | None = None, encoding: str = _UTF8) 
     """The rows of a table file that are not blank, header first, each with its line; cells as typed.
 
     Raises:
-        DataError: If the file is missing or cannot be read, also later on.
+        DataError: If the file is missing, cannot be read or a row does not fit the header, also later on.
     """
     ending = path.suffix.lower()
     if ending not in _FORMATS:
@@ -93,10 +88,19 @@ def read_cells(path: Path, delimiter: str | None = None, encoding: str = _UTF8) 
             if ending in _DELIMITERS
             else enumerate(_FORMATS[ending](path), start=1)
         )
+        row = width = 0  # the header is row 0
         for line, cells in rows:
             # Empty lines are what spreadsheets leave at the end.
-            if any(cell is not None and str(cell).strip() for cell in cells):
-                yield line, cells
+            if not any(cell is not None and str(cell).strip() for cell in cells):
+                continue
+            width = width or len(cells)
+            if len(cells) != width:
+                raise DataError(  # noqa: TRY301 - raised again below
+                    f"{path}, row {row} (line {line}): found {len(cells)} cells, "
+                    f"expected {width} as in the header"
+                )
+            yield line, cells
+            row += 1
     except (DataError, GeneratorExit):
         raise
     except (UnicodeError, LookupError):

@@ -19,7 +19,7 @@ import pandas as pd
 
 from mmare.errors import DataError
 
-__all__ = ["TextTable", "cell_text", "did_you_mean", "finite_number", "unknown_column"]
+__all__ = ["TextTable", "cell_text", "did_you_mean", "finite_number", "is_plain", "unknown_column"]
 
 _CUT_SHORT = re.compile(r"\d(\.\d+)?[eE]\+\d+")  # 1.23457E+11
 _DIGITS = 15  # of a number in Excel
@@ -105,10 +105,15 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     return f" (did you mean {near[0]!r}?)" if near else ""
 
 
+def is_plain(text: str) -> bool:
+    """Whether text may hold a number as people write it: Python also reads 1_5 and digits of every script."""
+    return text.isascii() and "_" not in text
+
+
 def finite_number(cell: object) -> float | None:
     """The cell as a finite number, if it is one; ``1_5`` and digits of other scripts are none."""
     text = str(cell)
-    if "_" in text or not text.isascii():
+    if not is_plain(text):
         return None
     try:
         number = float(text)

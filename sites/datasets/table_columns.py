@@ -205,7 +205,7 @@ def _column(
     name: str, base: Treatment, spec: ColumnsFile, patterns: Sequence[str], categorical: Collection[str]
 ) -> Column:
     """One column with its treatment; levels are ``()`` where they are still to be found."""
-    treatment = Treatment(**{part.name: getattr(base, part.name) for part in fields(Treatment)})
+    treatment = base.over(Treatment())
     for pattern in patterns:
         if fnmatchcase(name, pattern):
             treatment = spec.column[pattern].over(treatment)
