@@ -13,7 +13,7 @@ from rich.table import Table
 
 from server.monitoring.run_state import RunState
 from server.store.events import Aggregated, Resumed, RollCall, RunStarted, SiteLeftOut, Validated, name_of
-from server.store.selection import NO_ROWS
+from server.store.selection import NO_ROWS, has_no_rows
 
 if TYPE_CHECKING:
     from server.monitoring.parts import RoundState
@@ -63,7 +63,7 @@ class RoundTable:
             case SiteLeftOut(phase=phase, round=number, site=site, reason=reason):
                 self._console.print(f"[yellow]{phase or f'round {number}'}: {site} left out: {reason}[/]")
             case Validated(round=number, metrics=metrics):
-                if metrics["pooled"].get("n") == 0 and not self._warned:
+                if has_no_rows(metrics) and not self._warned:
                     self._warned = True
                     self._console.print(f"[yellow]{NO_ROWS}[/]")
                 self._say(self._state.rounds[number])

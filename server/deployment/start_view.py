@@ -11,7 +11,7 @@ from rich.text import Text
 
 from server.monitoring.watch import dashboard
 from server.store import events
-from server.store.selection import NO_ROWS
+from server.store.selection import NO_ROWS, has_no_rows
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -91,7 +91,7 @@ def event_line(event: Event) -> str | None:  # noqa: PLR0911 - one line per even
         case events.Aggregated(round=number, seconds=seconds):
             return f"round {number}: {sum(seconds.values()):.1f} s"
         case events.Validated(round=number, metrics=metrics):
-            return f"round {number}: {_validation(metrics['pooled'])}"
+            return f"round {number}: {_validation(metrics)}"
         case events.CheckpointDamaged(files=files):
             return f"damaged checkpoints are ignored: {', '.join(files)}"
         case events.RunFailed(reason=reason):
@@ -101,8 +101,8 @@ def event_line(event: Event) -> str | None:  # noqa: PLR0911 - one line per even
     return None
 
 
-def _validation(pooled: Mapping[str, Any]) -> str:
-    if pooled.get("n") == 0:
+def _validation(metrics: Mapping[str, Any]) -> str:
+    if has_no_rows(metrics):
         return NO_ROWS
-    score = pooled["balanced_accuracy"]
+    score = metrics["pooled"]["balanced_accuracy"]
     return f"validation balanced accuracy {'not defined' if score is None else f'{score:.3f}'}"

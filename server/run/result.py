@@ -12,7 +12,7 @@ from server.monitoring.followed_run import read_run
 from server.rounds.loop import Outcome
 from server.rounds.update_checks import Upload
 from server.store.events import SiteLeftOut
-from server.store.selection import NO_ROWS
+from server.store.selection import NO_ROWS, has_no_rows
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -106,7 +106,7 @@ def notes_of_sites(out: Path) -> list[str]:
 
 def notes_of_selection(outcomes: Mapping[str, Outcome]) -> list[str]:
     """Which runs could not select their best round, by the site that trained alone or an empty name."""
-    lacking = [site for site, found in outcomes.items() if not found.metrics["validation"]["pooled"]["n"]]
+    lacking = [site for site, found in outcomes.items() if has_no_rows(found.metrics["validation"])]
     alone = ", ".join(filter(None, lacking))
     return [f"{NO_ROWS} ({alone})" if alone else NO_ROWS] if lacking else []
 

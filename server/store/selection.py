@@ -9,9 +9,14 @@ from typing import Any, Final
 
 from mmare.study.choices import Select
 
-__all__ = ["NO_ROWS", "Selection"]
+__all__ = ["NO_ROWS", "Selection", "has_no_rows"]
 
 NO_ROWS: Final = "no validation rows: the best round cannot be selected, the last one is kept"
+
+
+def has_no_rows(metrics: Mapping[str, Any]) -> bool:
+    """Whether nothing was scored, so that no round can be told from another."""
+    return bool(metrics["pooled"].get("n") == 0)
 
 
 @dataclass(frozen=True)
@@ -37,7 +42,7 @@ class Selection:
         """The selection after a round with these metrics (`server.rounds.round_metrics.headline`)."""
         first, loss = _value(metrics, select), metrics["pooled"].get("log_loss")
         score = (-math.inf if first is None else first, -math.inf if loss is None else -loss)
-        nothing = metrics["pooled"].get("n") == 0 and score == self.score  # and none of the rounds before
+        nothing = has_no_rows(metrics) and score == self.score  # and none of the rounds before
         if self.round == 0 or score > self.score or nothing:
             return Selection(round_number, score, round_number)
         return Selection(self.round, self.score, round_number)
