@@ -72,22 +72,21 @@ def check_site(
                 _scans(site, study, modality, len(manifest.patient_ids), progress, read_voxels=read_voxels)
             )
         else:
-            present = presence_of(modality, manifest, site, study)
-            note = _strangers(site, modality, manifest)
-            results.append(ModalityCheck(modality.name, present, present, Counter(), note))
+            results.append(_given(site, study, modality, manifest))
     return manifest, results
 
 
-def _strangers(site: SiteConfig, modality: ModalitySpec, manifest: Manifest) -> str:
-    """How many vectors of a features file have an id that the manifest lacks; empty if none."""
+def _given(site: SiteConfig, study: Study, modality: ModalitySpec, manifest: Manifest) -> ModalityCheck:
+    """Texts, or the vectors of a features file and how many of them have an id that the manifest lacks."""
     file = site.modalities[modality.name].file
     if file is None or modality.kind is not Kind.FEATURES:
-        return ""
+        present = presence_of(modality, manifest, site, study)
+        return ModalityCheck(modality.name, present, present, Counter())
     vectors = load_features(file, modality.width)
-    strangers = len(vectors.keys() - set(manifest.patient_ids))
-    if not strangers:
-        return ""
-    return f"{strangers} of {len(vectors)} vectors in {file.name} match no patient of {manifest.source.name}"
+    present = np.array([patient in vectors for patient in manifest.patient_ids], dtype=bool)
+    strangers = len(vectors) - int(present.sum())
+    found = f"{strangers} of {len(vectors)} vectors in {file.name} match no patient of {manifest.source.name}"
+    return ModalityCheck(modality.name, present, present, Counter(), found if strangers else "")
 
 
 def _scans(
