@@ -5,7 +5,6 @@ pandas and scikit-learn are imported inside the commands, so that ``--help`` is 
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
@@ -17,6 +16,7 @@ from mmare.errors import StudyError
 from mmare.host.console import must_exist
 from mmare.study.choices import Kind, PromptMode
 from simulation.prepare.embed_first import embedding_first
+from simulation.prepare.option_values import commas, named, number
 from simulation.prepare.summary import show
 from sites.missing.plan import Missingness
 from sites.options import (
@@ -116,7 +116,7 @@ def mmist(  # noqa: PLR0913, PLR0917 - one parameter per flag
             split,
             cohort,
             seed,
-            _commas(without or []),
+            commas(without or []),
             min_patients,
             prompt_mode=prompt_mode,
             missing=missing,
@@ -228,7 +228,7 @@ def synthetic(  # noqa: PLR0913, PLR0917 - one parameter per flag
     from sites.datasets.synthetic import prepare_synthetic
 
     missing = _missing(mechanism, missing_rate, driver, slope, site_missing)
-    weights = {name: _number(text, "--signal") for name, text in _named(signal or [], "--signal").items()}
+    weights = {name: number(text, "--signal") for name, text in named(signal or [], "--signal").items()}
     with embedding_first(out, Console(stderr=True)) as embed:
         prepared = prepare_synthetic(
             kind,
@@ -238,7 +238,7 @@ def synthetic(  # noqa: PLR0913, PLR0917 - one parameter per flag
             n_sites=sites,
             pattern=pattern,
             signal=weights,
-            without=_commas(without or []),
+            without=commas(without or []),
             missing=missing,
             overwrite=overwrite,
             embed=embed,
@@ -341,19 +341,19 @@ def table(  # noqa: PLR0913, PLR0917 - one parameter per flag
         site=site_column,
         label=label_column,
         split=split_column,
-        modalities={name: _commas([group]) for name, group in _named(modality or [], "--modality").items()},
-        categorical=_commas(categorical or []),
+        modalities={name: commas([group]) for name, group in named(modality or [], "--modality").items()},
+        categorical=commas(categorical or []),
     )
     prepared = prepare_table(
         table,
         out,
         meaning,
-        _commas([classes]),
-        features={name: Path(file) for name, file in _named(features or [], "--features").items()},
+        commas([classes]),
+        features={name: Path(file) for name, file in named(features or [], "--features").items()},
         spec=ColumnsFile() if columns is None else load_columns(columns),
         encoding=None if encoding is None else load_encoding(encoding),
         decimal=decimal,
-        missing_values=_commas(missing_values or []),
+        missing_values=commas(missing_values or []),
         positive=positive,
         seed=seed,
         missing=_missing(mechanism, missing_rate, driver, slope, site_missing, pattern),
@@ -389,29 +389,3 @@ def _check_encoder(name: str) -> None:
     known = sorted(key for key in fits if not ENCODERS[key].slides)
     if name not in known:
         raise StudyError(f"--encoder is {name!r}, expected one of {', '.join(known)}")
-
-
-def _number(text: str, flag: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        raise StudyError(f"{flag} is {text!r}, expected a number") from None
-
-
-def _commas(words: Sequence[str]) -> list[str]:
-    """Split words at commas, but not inside double quotes."""
-    parts = (part for word in words for row in csv.reader([word], skipinitialspace=True) for part in row)
-    return [part.strip() for part in parts if part.strip()]
-
-
-def _named(pairs: Sequence[str], flag: str) -> dict[str, str]:
-    """Parse ``NAME=VALUE`` pairs; raises `StudyError` if one is malformed or a name occurs twice."""
-    named: dict[str, str] = {}
-    for pair in pairs:
-        name, _, value = (part.strip() for part in pair.partition("="))
-        if not name or not value:
-            raise StudyError(f"{flag} is {pair!r}, expected NAME=VALUE")
-        if name in named:
-            raise StudyError(f"{flag} names {name!r} twice, expected each modality once")
-        named[name] = value
-    return named
