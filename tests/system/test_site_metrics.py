@@ -237,7 +237,7 @@ def test_scans_that_are_encoded_are_seen(place):
     assert usable == set(told) - {"t1"}  # what is left of t1 tells how few are refused
     refused = prometheus.query("mmare_site_worker_scans_refused")
     assert [(labels["modality"], value) for labels, value in refused] == [("t2", 6)]
-    expected = {("t1", "damaged-pixel-data"), ("t2", "damaged-pixel-data"), ("t2", None)}
+    expected = {("t1", "not-nifti"), ("t2", "not-nifti"), ("t2", None)}
 
     def alerts():
         return {
