@@ -12,6 +12,7 @@ import typer
 from rich.console import Console
 
 from client.membership.commands import app as kit_app
+from client.privacy.commands import app as audit_app
 from mmare.errors import RunError
 from mmare.host.console import must_exist, run_command
 
@@ -165,6 +166,7 @@ def approve(
     config = _site(site)
     wanted = _study(config, study)
     from client.privacy.approvals import ApprovalFolder, default_releases
+    from client.privacy.audit_log import Entry, Event, log_of
     from client.privacy.study_summary import study_in_words
 
     folder = ApprovalFolder(config.folder)
@@ -172,11 +174,16 @@ def approve(
         folder.revoke(wanted.hash)
         typer.echo(f"no longer approved: {wanted.name}, hash {wanted.hash}")
         return
-    most = config.max_releases or default_releases(wanted)
+    most, log = config.max_releases or default_releases(wanted), log_of(config)
     typer.echo(study_in_words(wanted, config, most) + "\n")
+    before = folder.find(wanted.hash)
+    wrong = log.examine(*([before.head] if before else []))[1]
+    if wrong:
+        typer.echo(f"The audit log does not verify: {wrong}. Approving goes on after what is there.\n")
     if not yes and not typer.confirm(f"Approve this for the site {config.id}?"):
         raise RunError(f"{study}: not approved")
-    typer.echo(f"approved: {folder.record(wanted, most)}")
+    head = log.append(Entry(Event.APPROVED, study=wanted.hash, broken=wrong), anew=True)
+    typer.echo(f"approved: {folder.record(wanted, most, head)}")
 
 
 @app.command(epilog="Example: mmare-site start hospital/site.toml")
@@ -239,6 +246,7 @@ weights_app = typer.Typer(
 )
 app.add_typer(weights_app, name="weights")
 app.add_typer(kit_app, name="kit")
+app.add_typer(audit_app, name="audit")
 
 
 @weights_app.callback()

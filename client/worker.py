@@ -24,7 +24,7 @@ import grpc
 from client.data.dataset import load_data
 from client.encoders.registry import pick_device
 from client.privacy.approvals import ApprovalFolder
-from client.privacy.audit_log import AuditLog
+from client.privacy.audit_log import log_of
 from client.privacy.gate import Gate
 from client.relay.worker_link import CHANNEL_OPTIONS, LONGEST_PATH, address_of
 from client.telemetry.seen import WorkerActivity, unobserved
@@ -42,13 +42,14 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from contextlib import AbstractContextManager
 
+    from client.privacy.audit_log import AuditLog
     from client.telemetry.seen import Observer
     from client.worker_pb.site_worker_pb2 import Question, StatusQuestion
     from mmare.host.signals import Stop
     from mmare.wire.messages import Endpoint
     from sites.config import SiteConfig, WorkerConfig
 
-__all__ = ["SiteStatus", "Worker", "audit_log", "make_service", "run_worker", "serve"]
+__all__ = ["SiteStatus", "Worker", "make_service", "run_worker", "serve"]
 
 LOG = logging.getLogger(__name__)
 
@@ -149,11 +150,6 @@ class Worker(SiteWorkerServicer):
         return self._turn.acquire(timeout=timeout_s)
 
 
-def audit_log(site: SiteConfig) -> AuditLog:
-    """The worker's audit log, beside ``site.toml`` since the cache may be deleted."""
-    return AuditLog(site.folder / "audit.jsonl", durable=True)
-
-
 def make_service(
     site: SiteConfig, approvals: ApprovalFolder, audit: AuditLog, observe: Observer = unobserved
 ) -> SiteService:
@@ -179,7 +175,7 @@ def run_worker(site: SiteConfig, ready: Callable[[], None] = lambda: None, stop:
         RunError: If a worker of this site is running already.
         InputError: If socket, group, device or the metrics port is unusable.
     """
-    approvals, audit, activity = ApprovalFolder(site.folder), audit_log(site), WorkerActivity()
+    approvals, audit, activity = ApprovalFolder(site.folder), log_of(site), WorkerActivity()
     observe, page = _monitoring(site, approvals, audit, activity)
     service = make_service(site, approvals, audit, observe)
     worker = Worker(service, SiteStatus(site.id, approvals, audit, site.max_releases), activity)

@@ -105,6 +105,7 @@ class SiteCode(StrEnum):
     NORM = "S302"  # the update's norm exceeds the site's limit
     RELEASES = "S303"  # the site's limit of releases for this study is reached
     AUDIT = "S304"  # the audit log could not be written, so nothing was released
+    CHAIN = "S305"  # lines of the audit log are missing or were changed, so nothing is released
     WORKER = "S401"  # the site worker does not reply: not running, or it ended
     LATE = "S402"  # the site worker missed the study's deadline
     INTERNAL = "S500"  # anything else; the detail is in the site's own log

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import tomli_w
 
+from client.privacy.audit_chain import START, Head
 from mmare.errors import DataError, StudyError
 from mmare.host.files import replacing
 from mmare.study.study import Study, parse_study
@@ -40,6 +41,7 @@ class Approval:
     user: str = ""  # who approved it
     max_releases: int | None = None  # None: unlimited
     study: Study | None = None  # as shown; None if the approval is not a file
+    head: Head = START  # of the audit log then, which lacks none of its lines since
 
 
 class Approvals(Protocol):
@@ -95,8 +97,11 @@ class ApprovalFolder:
             reverse=True,
         )
 
-    def record(self, study: Study, max_releases: int | None) -> Path:
-        """Approve a study and return the file, written atomically. Again, it resets the count of releases."""
+    def record(self, study: Study, max_releases: int | None, log: Head = START) -> Path:
+        """Approve a study and return the file, written atomically. Again, it resets the count of releases.
+
+        ``log`` is the head of the audit log after the line of this approval.
+        """
         head: dict[str, Any] = {
             "study_hash": study.hash,
             "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
@@ -104,6 +109,8 @@ class ApprovalFolder:
         }
         if max_releases is not None:
             head["max_releases"] = max_releases
+        if log.lines:
+            head["log"] = log.text().strip()
         self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         path = self._path(study.hash)
         with replacing(path) as partial:
@@ -133,10 +140,15 @@ def _read(path: Path, study_hash: str) -> Approval | None:
         head = content.pop(_HEAD)
         study = parse_study(content, source=str(path))
         time, user, most = head["time"], head["user"], head.get("max_releases")
+        log = Head.parse(f"{head['log']}\n") if "log" in head else START
     except (TableError, StudyError, KeyError, TypeError):
         LOG.exception("%s: not an approval; it approves nothing", path)
         return None
-    if {study.hash, head.get("study_hash")} != {study_hash} or type(most) not in (int, type(None)):
+    if (
+        {study.hash, head.get("study_hash")} != {study_hash}
+        or type(most) not in (int, type(None))
+        or log is None
+    ):
         LOG.error("%s: changed after it was approved; it approves nothing", path)
         return None
-    return Approval(study_hash, str(time), str(user), most, study)
+    return Approval(study_hash, str(time), str(user), most, study, log)

@@ -1,37 +1,56 @@
-"""The site's append-only audit log: a line per released or refused answer.
+"""The site's append-only audit log: a line per approval and per released or refused answer.
 
 A line has kind, time, study, number of bytes and their hash, which identify the answer at the coordinator,
 but no patient value. It is written before the bytes leave: an answer that cannot be logged is not released.
+The lines form a chain (`client.privacy.audit_chain`): a log that lost lines, or in which one was changed, is
+not continued.
 """
 
 from __future__ import annotations
 
+import fcntl
 import json
 import logging
 import os
-from dataclasses import asdict, dataclass
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from enum import StrEnum
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final
 
+from client.privacy.audit_chain import Chain, Head
+from mmare.errors import RunError
+
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from pathlib import Path
 
-__all__ = ["AuditLog", "Entry", "Event", "Tally"]
+    from sites.config import SiteConfig
+
+__all__ = ["AuditLog", "ChainError", "Entry", "Event", "Tally", "log_of"]
 
 LOG = logging.getLogger(__name__)
 
 _FLAGS: Final = os.O_APPEND | os.O_CREAT | os.O_RDWR | os.O_CLOEXEC
 _MODE: Final = 0o600
+_LONGEST_HEAD: Final = 256  # bytes read of what should be a head
+_REMEDY: Final = (
+    "nothing is released; restore the log and its head from a backup, or approve the studies again "
+    "(mmare-site approve), which begins a new chain and says so in the log"
+)
+
+
+class ChainError(RunError):
+    """A log that is not what its head or an approval says."""
 
 
 class Event(StrEnum):
-    """What happened to an answer."""
+    """What happened to an answer, or to a study."""
 
     RELEASED = "released"
     REFUSED = "refused"
+    APPROVED = "approved"
 
 
 @dataclass(frozen=True)
@@ -47,6 +66,7 @@ class Entry:
     bytes: int = 0  # of header and tensors
     sha256: str = ""  # of header followed by tensors
     code: str = ""  # of a refusal
+    broken: str = ""  # what was wrong with the log when a study was approved
 
 
 @dataclass
@@ -67,29 +87,120 @@ class AuditLog:
 
     def __init__(self, path: Path, *, durable: bool = False) -> None:
         self.path = path
+        self.head_path = path.with_suffix(".head")
         self._durable = durable
-        self._whole = False
+        self._read: tuple[tuple[int, ...], Chain] | None = None  # state of the file, and what it held
 
-    def append(self, entry: Entry) -> None:
-        """Add a line; raises `OSError` if it cannot be written, and then nothing may leave."""
-        line = {"time": _now()} | {
+    def append(self, entry: Entry, *, anew: bool = False) -> Head:
+        """Add a line and return the new head; its cost does not grow with the log.
+
+        Args:
+            entry: What to add.
+            anew: Begin a new chain, in a log that does not verify.
+
+        Raises:
+            OSError: If it cannot be written; then nothing may leave.
+            ChainError: If the log does not verify; then nothing may leave either.
+        """
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self._locked(_FLAGS) as file:
+            chain = self._chain(file)
+            wrong = self._fault(chain)
+            if wrong and not anew:
+                raise ChainError(f"{self.path}: {wrong}; {_REMEDY}")
+            if chain.head.lines == 0 and not wrong:
+                self._write_head(Head())  # before the first line: a chain without a head is a wrong one
+            return self._write(file, chain, replace(entry, broken=wrong or entry.broken), anew=bool(wrong))
+
+    def check(self, *approved: Head) -> None:
+        """Raise `ChainError` if the log is shorter than its head or one of ``approved``, or differs."""
+        wrong = self.examine(*approved)[1]
+        if wrong:
+            raise ChainError(f"{self.path}: {wrong}; {_REMEDY}")
+
+    def examine(self, *approved: Head) -> tuple[Chain, str]:
+        """What the log holds, and the first thing that is wrong with it; empty if nothing is.
+
+        Raises:
+            OSError: If it cannot be read.
+        """
+        try:
+            with self._locked(os.O_RDONLY | os.O_CLOEXEC) as file:
+                chain = self._chain(file)
+                return chain, self._fault(chain, *approved)
+        except FileNotFoundError:
+            return Chain(), self._fault(Chain(), *approved)
+
+    @contextmanager
+    def _locked(self, flags: int) -> Iterator[int]:
+        file = os.open(self.path, flags, _MODE)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX)  # line and head belong together, also between processes
+            yield file
+        finally:
+            os.close(file)
+
+    def _chain(self, file: int) -> Chain:
+        """What the log holds: as known, or read from the beginning if the file was touched since."""
+        state = _state(file)
+        if self._read is None or self._read[0] != state:
+            with open(os.dup(file), "rb") as lines:  # noqa: PTH123 - of an open file
+                lines.seek(0)
+                self._read = (state, Chain(lines))
+        return self._read[1]
+
+    def _fault(self, chain: Chain, *approved: Head) -> str:
+        if chain.fault:
+            return chain.fault
+        try:
+            with self.head_path.open(encoding="latin-1") as file:
+                text = file.read(_LONGEST_HEAD)
+        except FileNotFoundError:
+            text = ""
+        own = Head.parse(text)
+        if own is None and (text or chain.head.lines):
+            return f"{self.head_path.name} {'is damaged' if text else 'is missing or empty'}"
+        for head, holder in (
+            (own or Head(), self.head_path.name),
+            *((each, "an approval") for each in approved),
+        ):
+            if head.lines > chain.head.lines:
+                return (
+                    f"its chain ends after line {chain.head.lines}, {holder} names line {head.lines}: lines "
+                    "were removed"
+                )
+            if not chain.holds(head):
+                return f"line {head.lines} of its chain is not the one that {holder} names: it was changed"
+        return ""
+
+    def _write(self, file: int, chain: Chain, entry: Entry, *, anew: bool) -> Head:
+        self._read = None  # until the line is written
+        separator = b""
+        if not chain.ended:
+            separator = b"\n"  # after a line cut short by a power failure
+            chain.end_line()
+        line = {**chain.link(anew=anew), "time": _now()} | {
             key: value for key, value in asdict(entry).items() if value not in ("", ())
         }
         content = json.dumps(line, separators=(",", ":")).encode() + b"\n"
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        file = os.open(self.path, _FLAGS, _MODE)
+        wanted = len(separator + content)
+        written = os.write(file, separator + content)  # one call: readers find no half of a line
+        if written != wanted:
+            raise OSError(f"{self.path}: {written} of {wanted} bytes written")
+        if self._durable:
+            os.fdatasync(file)
+        chain.take(content)
+        self._write_head(chain.head)
+        self._read = (_state(file), chain)
+        return chain.head
+
+    def _write_head(self, head: Head) -> None:
+        """Overwrite the head in place: it fits one sector, and an old one does no harm."""
+        file = os.open(self.head_path, os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC, _MODE)
         try:
-            if not self._whole and _torn(file):
-                content = b"\n" + content  # separates a line cut short by a power failure
-            self._whole = False
-            written = os.write(file, content)  # one call, so lines of several processes do not mix
-            self._whole = written == len(content)
-            if self._durable:
-                os.fdatasync(file)
+            os.pwrite(file, head.text().encode(), 0)
         finally:
             os.close(file)
-        if not self._whole:
-            raise OSError(f"{self.path}: {written} of {len(content)} bytes written")
 
     def lines(self) -> Iterator[dict[str, Any]]:
         """Every line in order; damaged ones are reported in the site's log and skipped."""
@@ -124,7 +235,7 @@ class AuditLog:
             if line["event"] == Event.RELEASED:
                 tally.released += 1
                 tally.bytes += line.get("bytes", 0)
-            else:
+            elif line["event"] == Event.REFUSED:
                 tally.refused += 1
         return found
 
@@ -134,7 +245,12 @@ def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="milliseconds")
 
 
-def _torn(file: int) -> bool:
-    """Whether the last line is incomplete."""
-    size = os.fstat(file).st_size
-    return size > 0 and os.pread(file, 1, size - 1) != b"\n"
+def _state(file: int) -> tuple[int, ...]:
+    """Changes whenever the file does."""
+    status = os.fstat(file)
+    return status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
+
+
+def log_of(site: SiteConfig) -> AuditLog:
+    """The worker's audit log, beside ``site.toml`` since the cache may be deleted."""
+    return AuditLog(site.folder / "audit.jsonl", durable=True)

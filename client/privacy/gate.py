@@ -12,17 +12,18 @@ import logging
 import math
 import re
 from collections.abc import Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
-from client.privacy.audit_log import Entry, Event
+from client.privacy.audit_log import ChainError, Entry, Event
 from client.privacy.release_rules import Facts, ReleaseError, StudyRules, check_answer
 from mmare.errors import SiteCode, SiteError
 from mmare.study.study import parse_study
 from mmare.wire.messages import Update, encode
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable
+    from collections.abc import Hashable, Iterator
     from typing import TypeVar
 
     from torch import Tensor
@@ -85,6 +86,7 @@ class Gate:
         if approval is None:
             LOG.error("study %s with the hash %s is not approved", study.name, study.hash)
             raise SiteError(SiteCode.STUDY)
+        self._check_log(approval)
         most = self._most(approval)
         if most is not None and self._count(approval) >= most:
             LOG.error("study %s: all %s answers are released; approve it again", study.name, most)
@@ -188,15 +190,30 @@ class Gate:
             self._released = (approval, since)
         return self._released[1]
 
+    def _check_log(self, approval: Approval) -> None:
+        """Raise `SiteError` if the log, which counts what was released, lost lines."""
+        if self._audit is not None:
+            with _coded():
+                self._audit.check(approval.head)
+
     def _log(self, entry: Entry) -> None:
         """Write a line; raises `SiteError` if that fails."""
-        if self._audit is None:
-            return
-        try:
-            self._audit.append(entry)
-        except OSError:
-            LOG.exception("the audit log cannot be written")
-            raise SiteError(SiteCode.AUDIT) from None
+        if self._audit is not None:
+            with _coded():
+                self._audit.append(entry)
+
+
+@contextmanager
+def _coded() -> Iterator[None]:
+    """Turn what the audit log raises into a code."""
+    try:
+        yield
+    except ChainError as error:
+        LOG.error("%s", error)  # noqa: TRY400 - the sentence is enough
+        raise SiteError(SiteCode.CHAIN) from None
+    except OSError:
+        LOG.exception("the audit log cannot be read or written")
+        raise SiteError(SiteCode.AUDIT) from None
 
 
 def _digest(*parts: bytes) -> str:

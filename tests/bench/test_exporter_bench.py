@@ -16,11 +16,12 @@ from prometheus_client import CollectorRegistry, generate_latest
 
 from client.ingest.reasons import ScanReason
 from client.privacy.approvals import ApprovalFolder
+from client.privacy.audit_log import log_of
 from client.telemetry.embed_record import watched
 from client.telemetry.endpoint import SiteMetrics
 from client.telemetry.endpoint import serving as site_serving
 from client.telemetry.seen import WorkerActivity
-from client.worker import audit_log, make_service
+from client.worker import make_service
 from mmare.study.study import load_study
 from mmare.wire.messages import Request, Task, decode
 from server.monitoring.exporter import Exporter, serving
@@ -134,7 +135,7 @@ SITE_READER = """
 import json, pathlib, sys, time
 from prometheus_client import CollectorRegistry, generate_latest
 from client.privacy.approvals import ApprovalFolder
-from client.worker import audit_log
+from client.privacy.audit_log import log_of
 from sites.config import load_site
 
 def memory(kind):
@@ -146,7 +147,7 @@ before = memory("VmRSS")
 from client.telemetry.endpoint import SiteMetrics
 from client.telemetry.seen import WorkerActivity
 registry = CollectorRegistry()
-metrics = SiteMetrics(site, ApprovalFolder(site.folder), audit_log(site).path, WorkerActivity())
+metrics = SiteMetrics(site, ApprovalFolder(site.folder), log_of(site).path, WorkerActivity())
 registry.register(metrics)
 began = time.perf_counter()
 metrics.cache_size.measure()
@@ -230,7 +231,7 @@ def test_cost_of_metrics_to_a_round_at_a_site(tmp_path):
     site = load_site(federation / "ash" / "site.toml")
     approvals = ApprovalFolder(site.folder)
     approvals.record(study, 10**6)
-    metrics = SiteMetrics(site, approvals, audit_log(site).path, WorkerActivity())
+    metrics = SiteMetrics(site, approvals, log_of(site).path, WorkerActivity())
     answers = []
 
     def observe(*answer):
@@ -238,8 +239,8 @@ def test_cost_of_metrics_to_a_round_at_a_site(tmp_path):
         metrics.observe(*answer)
 
     services = {
-        "plain": make_service(site, approvals, audit_log(site)),
-        "watched": make_service(site, approvals, audit_log(site), observe),
+        "plain": make_service(site, approvals, log_of(site)),
+        "watched": make_service(site, approvals, log_of(site), observe),
     }
     turns = itertools.count()
 

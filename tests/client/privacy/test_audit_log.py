@@ -1,3 +1,4 @@
+import hashlib
 import json
 import os
 import stat
@@ -21,6 +22,8 @@ def test_a_line_has_all_fields_that_are_not_empty(log):
     first, second = log.lines()
     assert first.pop("time") <= second.pop("time")
     assert first == {
+        "n": 1,
+        "prev": hashlib.sha256().hexdigest(),
         "event": "released",
         "task": "train",
         "study": "a" * 64,
@@ -29,7 +32,8 @@ def test_a_line_has_all_fields_that_are_not_empty(log):
         "what": ["update"],
         "bytes": 40,
     }
-    assert second == {"event": "refused", "code": "S101", "round": 0, "bytes": 0}
+    prev = hashlib.sha256(log.path.read_bytes().splitlines()[0]).hexdigest()
+    assert second == {"n": 2, "prev": prev, "event": "refused", "code": "S101", "round": 0, "bytes": 0}
 
 
 def test_the_log_is_readable_by_its_owner_only(log):

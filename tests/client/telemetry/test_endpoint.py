@@ -24,7 +24,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from client.ingest.reasons import ScanReason
 from client.privacy.approvals import ApprovalFolder
-from client.privacy.audit_log import Entry, Event
+from client.privacy.audit_log import Entry, Event, log_of
 from client.relay.programs import RelayFolder
 from client.relay.status_file import ProgramState, RelayState, write_state
 from client.relay.worker_link import WorkerLink
@@ -32,7 +32,7 @@ from client.telemetry.catalogue import SITE_METRICS
 from client.telemetry.embed_record import ScanCounts
 from client.telemetry.endpoint import SiteMetrics, serving
 from client.telemetry.seen import WorkerActivity
-from client.worker import audit_log, make_service, run_worker
+from client.worker import make_service, run_worker
 from mmare.errors import InputError, SiteCode
 from mmare.host.metric_families import Kind
 from mmare.study.study import load_study
@@ -53,7 +53,7 @@ class Watched:
         changes["min_count"] = min_count
         self.site = replace(load_site(federation / SITE / "site.toml"), **changes)
         self.approvals = ApprovalFolder(self.site.folder)
-        self.audit = audit_log(self.site)
+        self.audit = log_of(self.site)
         self.seen = WorkerActivity()
         self.metrics = SiteMetrics(self.site, self.approvals, self.audit.path, self.seen)
         self.service = make_service(self.site, self.approvals, self.audit, self.metrics.observe)
