@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -62,7 +62,7 @@ class Encoding:
         """
         if modality not in self.modalities:
             raise DataError(f"the encoding has no modality {modality!r}, only {', '.join(self.modalities)}")
-        content = [_VERSION, [asdict(column) for column in self.modalities[modality]]]
+        content = [_VERSION, [vars(column) for column in self.modalities[modality]]]
         text = json.dumps(content, sort_keys=True, ensure_ascii=True, allow_nan=False)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -71,7 +71,7 @@ class Encoding:
         plain = Column("")
         columns = {
             name: [
-                {key: value for key, value in asdict(column).items() if value != getattr(plain, key)}
+                {key: value for key, value in vars(column).items() if value != getattr(plain, key)}
                 for column in group
             ]
             for name, group in self.modalities.items()
@@ -123,13 +123,16 @@ def load_encoding(path: Path) -> Encoding:
     return encoding
 
 
-def encode(encoding: Encoding, table: TextTable, decimal: str = ".") -> dict[str, Encoded]:
+def encode(
+    encoding: Encoding, table: TextTable, decimal: str = ".", missing: Mapping[str, Sequence[str]] = {}
+) -> dict[str, Encoded]:
     """The rows of a table as vectors; columns that the encoding does not know are not looked at.
 
     A modality none of whose columns is in the table is absent in every row.
 
     Args:
         decimal: What separates decimals in text files, ``.`` or ``,``.
+        missing: Cells of this table that mean missing, by column, besides those of the encoding.
 
     Raises:
         DataError: For all at once: columns that the table lacks, cells that are no number, levels and blanks
@@ -145,7 +148,8 @@ def encode(encoding: Encoding, table: TextTable, decimal: str = ".") -> dict[str
         start = 0
         for column in columns:
             if column.name in table.frame.columns:
-                cells = cells_of(table, column.name, column.missing, column.levels or ())
+                gone = (*column.missing, *missing.get(column.name, ()))
+                cells = cells_of(table, column.name, gone, column.levels or ())
                 part = matrix[:, start : start + column.width]
                 problems += _fill(part, table, column, cells, decimal)
                 present |= cells.present
@@ -187,7 +191,7 @@ def _fill(
             part[:, 0] = np.where(cells.present, numbers, 0)
     else:
         position = {level: at for at, level in enumerate(column.levels)}
-        unknown = {word for word in cells.used() if word not in position}
+        unknown = {word for word in cells.words if word not in position}
         if unknown:
             known = f"a level that the encoding knows: {', '.join(column.levels)}"
             problems = [misfit(column.name, cells, unknown, "level", known)]

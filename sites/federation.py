@@ -203,9 +203,9 @@ def write_federation(
         out.parent.mkdir(parents=True, exist_ok=True)
         partial.mkdir()
         _write_toml(partial / STUDY_FILE, study.to_dict())
+        _write_beside(partial, amputation, encoding)
         for identity, site in tables.items():
             _write_site(partial / identity, identity, site, encoding)
-        _write_beside(partial, amputation, encoding)
         if synthetic_scans is not None:
             synthetic_scans.rename(partial / SCANS_FOLDER)
         _replace(partial, out)
@@ -329,7 +329,7 @@ def _write_site(folder: Path, identity: str, site: SiteTables, encoding: Encodin
             if encoding is not None and name in encoding.modalities:
                 sources[name]["encoding"] = ENCODING_FILE
     if encoding is not None and any("encoding" in source for source in sources.values()):
-        (folder / ENCODING_FILE).write_text(encoding.text(), encoding="utf-8")
+        shutil.copyfile(folder.parent / ENCODING_FILE, folder / ENCODING_FILE)
     sources |= {name: {"columns": list(columns)} for name, columns in site.columns.items()}
     held_scans = {name: column for name, column in site.scans.items() if site.manifest[column].notna().any()}
     sources |= {name: {"column": column} for name, column in held_scans.items()}

@@ -1,13 +1,15 @@
-"""The cells of one column, each spelling looked at once: numbers, words, and what is neither."""
+"""The cells of one column as numbers or words, and every cell that is neither."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
-import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from mmare.errors import DataError
@@ -19,7 +21,6 @@ __all__ = [
     "Problem",
     "beyond",
     "cells_of",
-    "meaning_missing",
     "misfit",
     "not_available",
     "parse",
@@ -50,24 +51,29 @@ _ADVICE = {
 
 @dataclass(frozen=True)
 class Cells:
-    """One column: the spelling in each row as an index."""
+    """One column."""
 
-    codes: NDArray[np.int64]  # (N,) position in ``words``, -1 if blank
-    words: tuple[str, ...]  # no spelling twice
+    text: pa.Array  # (N,) as written, blanks null
+    numbers: NDArray[np.float64] | None  # (N,), NaN where blank; none if a cell is no finite number
 
-    @property
+    @cached_property
     def present(self) -> NDArray[np.bool_]:
         """``(N,)``."""
-        return self.codes >= 0
+        return np.asarray(self.text.is_valid())
 
-    def without(self, missing: Collection[str]) -> Cells:
-        """The column with further spellings blank."""
-        gone = np.array([word in missing for word in self.words] or [False])
-        return replace(self, codes=np.where(self.present & gone[self.codes], -1, self.codes))
+    @cached_property
+    def _spellings(self) -> pa.DictionaryArray:
+        return self.text.dictionary_encode()
 
-    def used(self) -> list[str]:
+    @cached_property
+    def codes(self) -> NDArray[np.int64]:
+        """The spelling in each row as a position in ``words``, -1 if blank, ``(N,)``."""
+        return np.asarray(self._spellings.indices.fill_null(-1), dtype=np.int64)
+
+    @cached_property
+    def words(self) -> tuple[str, ...]:
         """The spellings of the cells that are not blank, in order of their first row."""
-        return [self.words[code] for code in pd.unique(self.codes) if code >= 0]
+        return tuple(self._spellings.dictionary.to_pylist())
 
 
 @dataclass(frozen=True)
@@ -82,18 +88,31 @@ class Problem:
     expected: str  # and what to do
 
 
-def cells_of(table: TextTable, name: str, missing: Collection[str] = (), keep: Collection[str] = ()) -> Cells:
-    """One column; blank are empty cells, ``NA`` and its like unless in ``keep``, and ``missing``.
+def cells_of(
+    table: TextTable, name: str, missing: Collection[str] = (), keep: Collection[str] | None = ()
+) -> Cells:
+    """One column; blank are empty cells, ``missing``, and ``NA`` and its like unless in ``keep``.
 
-    A number in ``missing`` matches in any spelling.
+    A number in ``missing`` matches in any spelling; a ``keep`` of none keeps every word.
     """
-    codes, words = pd.factorize(table.frame[name])
-    column = Cells(codes.astype(np.int64), tuple(words.to_numpy(dtype=object).tolist()))
-    gone = meaning_missing(column.words, missing)
-    letters = "".join(column.words)
-    if "n" in letters or "N" in letters:  # looking at every word of a wide table takes seconds
-        gone |= {word for word in column.words if not_available(word) and word not in keep}
-    return column.without(gone) if gone else column
+    text = pa.array(table.frame[name])
+    numbers = _all_numbers(text)
+    if numbers is None:
+        gone = _among(text, missing)
+        if keep is not None:
+            absent = _among(pc.ascii_lower(text), _NOT_AVAILABLE)
+            gone = pc.or_(gone, pc.and_not(absent, _among(text, keep)))
+        text = pc.if_else(gone, None, text)
+        numbers = _all_numbers(text)
+    cells = Cells(text, numbers)
+    codes = [number for code in missing if (number := finite_number(code)) is not None]
+    if not codes:
+        return cells
+    values = np.append(_floats(cells.words), np.nan)[cells.codes] if numbers is None else numbers
+    same = np.isin(values, codes)
+    if not same.any():
+        return cells
+    return Cells(pc.if_else(same, None, text), None if numbers is None else np.where(same, np.nan, numbers))
 
 
 def not_available(word: str) -> bool:
@@ -101,13 +120,17 @@ def not_available(word: str) -> bool:
     return word.lower() in _NOT_AVAILABLE
 
 
-def meaning_missing(words: Sequence[str], codes: Collection[str]) -> set[str]:
-    """Those of the words that are one of some codes; a number is in any spelling."""
-    if not codes:
-        return set()
-    numbers = [number for code in codes if (number := finite_number(code)) is not None]
-    same = np.flatnonzero(np.isin(_floats(words), numbers)).tolist() if numbers else []
-    return {words[position] for position in same} | (set(words) & set(codes))
+def _among(text: pa.Array, words: Collection[str]) -> pa.Array:
+    return pc.is_in(text, value_set=pa.array(list(words), text.type))
+
+
+def _all_numbers(text: pa.Array) -> NDArray[np.float64] | None:
+    """``(N,)``, NaN where blank, if every cell is a finite number; Arrow takes a tenth of Python's time."""
+    try:
+        numbers: NDArray[np.float64] = pc.cast(text, pa.float64()).to_numpy(zero_copy_only=False)
+    except pa.ArrowInvalid:
+        return None
+    return numbers if np.isfinite(numbers).sum() == len(text) - text.null_count else None
 
 
 def _floats(words: Sequence[str]) -> NDArray[np.float64]:
@@ -130,6 +153,8 @@ def parse(
 
     Typed files write every decimal with a point; ``decimal`` is of text files.
     """
+    if decimal == "." and column.numbers is not None:
+        return column.numbers, []
     words = list(column.words)
     if decimal == ",":
         points = table.source.suffix.lower() not in _TYPED
@@ -157,8 +182,10 @@ def parse(
 
 def beyond(name: str, column: Cells, wrong: NDArray[np.bool_], kind: str) -> list[Problem]:
     """The marked cells as a problem, if there are any."""
+    if not wrong.any():
+        return []
     words = {column.words[code] for code in np.unique(column.codes[wrong])}
-    return [misfit(name, column, words, kind, _ADVICE[kind])] if words else []
+    return [misfit(name, column, words, kind, _ADVICE[kind])]
 
 
 def misfit(name: str, column: Cells, words: Collection[str], kind: str, expected: str) -> Problem:

@@ -13,7 +13,9 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from mmare.errors import DataError
@@ -45,30 +47,34 @@ def read_table(path: Path, delimiter: str | None = None, encoding: str = _UTF8) 
         DataError: If the file is missing, cannot be read, or its rows do not fit its header.
     """
     header: list[str] | None = None
-    kept: list[list[str | None]] = []
+    typed = path.suffix.lower() not in _DELIMITERS
+    kept: list[str | None] = []  # cells, row by row
     packed: list[list[pa.Array]] = []  # by block of rows; Python's strings take four times the memory
     lines: list[int] = []
     for line, record in read_cells(path, delimiter, encoding):
         if header is None:
             header = [cell or "" for cell in map(cell_text, record)]
             continue
-        cells = [cell_text(cell) if type(cell) is not str else cell.strip() or None for cell in record]
-        kept.append(cells)
+        kept.extend(map(cell_text, record) if typed else record)
         lines.append(line)
-        if len(kept) * len(header) >= _BLOCK:
-            packed.append(_pack(kept))
+        if len(kept) >= _BLOCK:
+            packed.append(_pack(kept, len(header)))
             kept.clear()
     if header is None:
         raise DataError(f"{path}: the file is empty, expected a header row")
     _check_header(path, header)
-    packed.append(_pack(kept) if kept else [pa.array([], pa.large_string())] * len(header))
+    packed.append(_pack(kept, len(header)))
     columns = [pa.chunked_array(blocks).combine_chunks() for blocks in zip(*packed, strict=True)]
     frame = pa.table(columns, names=header).to_pandas().astype("str")
     return TextTable(path, frame, () if path.suffix.lower() == ".parquet" else tuple(lines))
 
 
-def _pack(rows: Sequence[Sequence[str | None]]) -> list[pa.Array]:
-    return [pa.array(cells, pa.large_string()) for cells in zip(*rows, strict=True)]
+def _pack(cells: Sequence[str | None], width: int) -> list[pa.Array]:
+    """The columns of some rows; Arrow strips and sorts cells faster than Python."""
+    block = pc.utf8_trim_whitespace(pa.array(cells, pa.large_string()))
+    block = pc.if_else(pc.equal(block, ""), None, block)
+    rows = np.arange(0, len(cells), width)
+    return [block.take(pa.array(rows + column)) for column in range(width)]
 
 
 def read_cells(path: Path, delimiter: str | None = None, encoding: str = _UTF8) -> _Rows:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -21,7 +21,7 @@ from sites.federation import Prepared, SiteTables, check_target, site_id, write_
 from sites.manifest import ID, LABEL, SPLIT, parse_labels, parse_splits
 from sites.missing.amputate import take_away
 from sites.missing.plan import Missingness
-from sites.numbers import meaning_missing
+from sites.numbers import cells_of, parse
 from sites.splits import three_way
 from sites.table_file import read_table
 from sites.tabular import TextTable, did_you_mean, unknown_column
@@ -103,17 +103,16 @@ def prepare_table(  # noqa: PLR0913 - the flags of the command, one to one
     content = read_table(table, delimiter, encoding_of_text)
     groups = _groups(content, columns, spec)
     _check_columns(content, replace(columns, modalities=groups))
-    missing_codes = _missing_by_column(content, missing_values)
-    content = _blank(content, columns, missing_codes)
+    codes = _missing_by_column(content, columns, missing_values)
+    content = _blank(content, columns.reserved, codes)
     everyone = content.require_unique(columns.id)
     content, notes = labelled(content, columns.label, drop=drop_unlabelled)
     ids = content.require(columns.id)
     homes = dict(zip(ids, content.require(columns.site), strict=True))
     if encoding is None:
-        codes = {name: _codes(name, columns, missing_codes) for group in groups.values() for name in group}
         encoding = learn(content, groups, spec, columns.categorical, codes)
-    encoded = encode(encoding, content, decimal)
-    notes += level_notes(content, encoding)
+    encoded = encode(encoding, content, decimal, codes)
+    notes += level_notes(content, encoding, codes)
     vectors: dict[str, Vectors] = {
         name: {ids[row]: part.matrix[row] for row in np.flatnonzero(part.present).tolist()}
         for name, part in encoded.items()
@@ -140,7 +139,7 @@ def prepare_table(  # noqa: PLR0913 - the flags of the command, one to one
         SiteTables(str(name), group[[ID, LABEL, SPLIT]], vectors)
         for name, group in rows.groupby("site", sort=True)
     ]
-    covariates = content.frame.drop(columns=[columns.id, columns.label]).set_index(pd.Index(ids))
+    covariates = _covariates(content, columns, codes, missing.drivers, decimal)
     taken = take_away(sites, study, missing, covariates)
     prepared = write_federation(
         out,
@@ -219,31 +218,48 @@ def _check_columns(table: TextTable, columns: TableColumns) -> None:
         raise DataError(f"{table.source}: no patient, so no site is left; expected at least one row")
 
 
-def _blank(table: TextTable, columns: TableColumns, missing: Mapping[str, Sequence[str]]) -> TextTable:
-    """The table with cells that mean missing blanked; ids, sites, labels and splits only if named."""
+def _blank(table: TextTable, names: Collection[str], missing: Mapping[str, Sequence[str]]) -> TextTable:
+    """The table with cells of some columns blanked that mean missing; no other word is."""
     frame = table.frame.copy(deep=False)
-    for name in frame.columns:
-        if codes := _codes(str(name), columns, missing):
-            spellings = frame[name].dropna().drop_duplicates().to_numpy(dtype=object).tolist()
-            if gone := meaning_missing(spellings, codes):
-                frame[name] = frame[name].mask(frame[name].isin(gone))
+    for name in names:
+        if name in missing:
+            frame[name] = frame[name].where(cells_of(table, name, missing[name], keep=None).present)
     return replace(table, frame=frame)
 
 
-def _codes(name: str, columns: TableColumns, missing: Mapping[str, Sequence[str]]) -> list[str]:
-    every = [] if name in columns.reserved else missing[""]
-    return [*every, *missing.get(name, ())]
+def _covariates(
+    table: TextTable,
+    columns: TableColumns,
+    missing: Mapping[str, Sequence[str]],
+    drivers: Collection[str],
+    decimal: str,
+) -> pd.DataFrame:
+    """The columns that may drive mar, indexed by id; those that do are read like columns of modalities."""
+    frame = table.frame.drop(columns=[columns.id, columns.label])
+    for name in drivers:
+        if name in frame.columns and name not in columns.reserved:
+            cells = cells_of(table, name, missing.get(name, ()))
+            numbers, problems = parse(table, name, cells, decimal)
+            frame[name] = frame[name].where(cells.present) if problems else numbers
+    return frame.set_index(pd.Index(table.require(columns.id)))
 
 
-def _missing_by_column(table: TextTable, missing_values: Sequence[str]) -> dict[str, list[str]]:
-    """Cells that mean missing, by column; those of all columns under the empty name."""
-    codes: dict[str, list[str]] = {"": []}
+def _missing_by_column(
+    table: TextTable, columns: TableColumns, missing_values: Sequence[str]
+) -> dict[str, list[str]]:
+    """Cells that mean missing, by column; those of every column are not of ids, sites, labels and splits."""
+    every: list[str] = []
+    single: dict[str, list[str]] = {}
     for text in missing_values:
         name, equals, value = text.partition("=")
-        if equals and name not in table.frame.columns:
+        if not equals:
+            every.append(text)
+        elif name in table.frame.columns:
+            single.setdefault(name, []).append(value)
+        else:
             raise unknown_column(table.source, name, table.frame.columns)
-        codes.setdefault(name if equals else "", []).append(value if equals else text)
-    return codes
+    codes = {str(name): every for name in table.frame.columns if every and name not in columns.reserved}
+    return codes | {name: [*codes.get(name, ()), *own] for name, own in single.items()}
 
 
 def _study(

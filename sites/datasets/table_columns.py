@@ -142,7 +142,7 @@ def learn(
         found: list[tuple[Column, NDArray[np.bool_]]] = []  # not the cells: a wide table's words fill memory
         for column in columns:
             held = cells_of(table, column.name, column.missing, column.levels or ())
-            levels = tuple(sorted(held.used())) if column.levels == () else column.levels
+            levels = tuple(sorted(held.words)) if column.levels == () else column.levels
             found.append((replace(column, levels=levels), held.present))
         present = np.any([held for _, held in found], axis=0)  # (N,)
         if not present.any():
@@ -153,8 +153,12 @@ def learn(
     return Encoding(encoding)
 
 
-def level_notes(table: TextTable, encoding: Encoding) -> list[str]:
-    """Sentences about words of a table that its user may have meant otherwise."""
+def level_notes(table: TextTable, encoding: Encoding, missing: Mapping[str, Sequence[str]] = {}) -> list[str]:
+    """Sentences about words of a table that its user may have meant otherwise.
+
+    Args:
+        missing: Cells that mean missing by column, as the user named them.
+    """
     notes = []
     for columns in encoding.modalities.values():
         for column in columns:
@@ -162,7 +166,8 @@ def level_notes(table: TextTable, encoding: Encoding) -> list[str]:
                 continue
             spelt = table.frame[column.name].value_counts(sort=False)
             gone = {str(word): int(n) for word, n in spelt.items() if not_available(str(word))}
-            gone = {word: n for word, n in gone.items() if word not in column.levels}
+            named = (*column.levels, *column.missing, *missing.get(column.name, ()))
+            gone = {word: n for word, n in gone.items() if word not in named}
             if gone:
                 counts = ", ".join(f"{word!r} in {n}" for word, n in gone.items())
                 notes.append(

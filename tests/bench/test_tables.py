@@ -12,9 +12,14 @@ from tests.bench.printed import report
 pytestmark = [pytest.mark.bench, pytest.mark.filterwarnings("default")]
 
 
+@pytest.mark.parametrize("codes", [(), ("-9", "?")], ids=["plain", "codes"])
 @pytest.mark.parametrize(("n_rows", "width"), [(50_000, 6), (1_000, 5_000)], ids=["long", "wide"])
-def test_prepare_table(tmp_path, n_rows, width):
-    numbers = np.random.default_rng(0).normal(size=(n_rows, width)).round(4).tolist()
+def test_prepare_table(tmp_path, n_rows, width, codes):
+    draws = np.random.default_rng(0)
+    values = draws.normal(size=(n_rows, width)).round(4).astype(object)
+    for code in codes:
+        values[draws.random((n_rows, width)) < 0.02] = code
+    numbers = values.tolist()
     with (tmp_path / "t.csv").open("w", encoding="utf-8") as stream:
         writer = csv.writer(stream)
         writer.writerow(["id", "site", "y", *(f"c{column}" for column in range(width))])
@@ -25,13 +30,12 @@ def test_prepare_table(tmp_path, n_rows, width):
         n_cells = sum(len(record) for record in csv.reader(stream))
     reading_s = time.perf_counter() - start
     start = time.perf_counter()
-    prepare_table(
-        tmp_path / "t.csv", tmp_path / "fed", TableColumns("id", "site", "y", {"m": ["c*"]}), ("n", "m")
-    )
+    columns = TableColumns("id", "site", "y", {"m": ["c*"]})
+    prepare_table(tmp_path / "t.csv", tmp_path / "fed", columns, ("n", "m"), missing_values=codes)
     seconds = time.perf_counter() - start
     assert n_cells == (n_rows + 1) * (width + 3)
     report(
-        f"prepare table, {n_rows} x {width}",
+        f"prepare table, {n_rows} x {width}{' with missing codes' if codes else ''}",
         seconds=f"{seconds:.1f}",
         per_reading=f"{seconds / reading_s:.0f}",
     )

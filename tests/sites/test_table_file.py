@@ -1,8 +1,14 @@
 """Table files read as text: CSV, TSV, Parquet and Excel give the same cells."""
 
+import csv
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
 import openpyxl
 import pandas as pd
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from mmare.errors import DataError
 from sites.table_file import read_table
@@ -162,3 +168,15 @@ def test_the_delimiter_and_the_encoding_can_be_said(tmp_path):
     with pytest.raises(DataError, match="not utf-99 text"):
         read_table(path, None, "utf-99")
     assert read_table(write(tmp_path, "id\tx\n1\tß\n", encoding="utf-16")).column("x") == ["ß"]
+
+
+@given(st.lists(st.text(st.characters(exclude_categories=("Cs",)), max_size=4), min_size=1, max_size=6))
+def test_every_cell_is_stripped_as_python_does(cells):
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "t.csv"
+        with path.open("w", encoding="utf-8", newline="") as stream:
+            csv.writer(stream, quoting=csv.QUOTE_ALL).writerows(
+                [["id", "x"], *(["1", cell] for cell in cells)]
+            )
+        found = read_table(path, ",").column("x")
+    assert found == [cell.strip() or None for cell in cells]

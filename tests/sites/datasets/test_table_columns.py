@@ -9,6 +9,7 @@ from sites.datasets.table_columns import load_columns
 from sites.encoding import load_encoding
 from sites.features import load_features
 from sites.federation import site_folders
+from sites.missing.plan import Missingness
 
 ROWS = """id,site,y,age,sex,smoke,ENSG1,ENSG2
 0,a,n,50,f,NA,0,0.5
@@ -158,3 +159,43 @@ def test_a_pattern_leaves_out_what_no_modality_may_hold(tmp_path):
     rows = "id,site,y,x\n0,a,n,1\n1,a,y,2\n"
     prepared = prepare(tmp_path, {"all": ("*",)}, rows)
     assert prepared.study.modalities[0].width == 1
+
+
+def test_a_missing_code_of_the_second_table_only(tmp_path):
+    prepare(tmp_path, {"exam": ("age", "sex")}, categorical=("sex",))
+    kept = load_encoding(tmp_path / "fed" / "encoding.json")
+    rows = ROWS.replace(",50,f,", ",50,unknown,").replace(",0,m,", ",999,m,")
+    with pytest.raises(DataError, match="sex is 'unknown', expected a level that the encoding knows"):
+        prepare(tmp_path, rows=rows, out="two", encoding=kept)
+    with pytest.raises(DataError, match="sex is blank, expected a value, because the encoding was made"):
+        prepare(tmp_path, rows=rows, out="two", encoding=kept, missing_values=("sex=unknown",))
+    rows = rows.replace(",unknown,", ",f,").replace(",999,m,", ",unknown,unknown,")
+    codes = ("unknown",)
+    prepared = prepare(tmp_path, rows=rows, out="two", encoding=kept, missing_values=codes, drop_empty=True)
+    assert "1" not in vectors(tmp_path, "exam", "two")
+    assert "1 row without any modality left out" in prepared.notes
+
+
+def test_words_that_the_user_named_as_missing_need_no_note(tmp_path):
+    named = ("NA", "smoke=nan")
+    assert prepare(tmp_path, {"exam": ("age", "smoke")}, categorical=("smoke",)).notes[0].startswith("smoke")
+    prepared = prepare(
+        tmp_path, {"exam": ("age", "smoke")}, categorical=("smoke",), missing_values=named, overwrite=True
+    )
+    assert not [note for note in prepared.notes if "smoke" in note]
+
+
+@pytest.mark.parametrize("blank", ["NA", "-9", "?"])
+def test_a_driver_of_mar_is_read_like_a_column_of_a_modality(tmp_path, blank):
+    """Sorted as words, 5 would be above 10; with a decimal comma or a NA in the column it was."""
+    ages = [5, 6, 7, 10, 40, 80] * 20
+    lines = [f"{row};{'ab'[row % 2]};{'ny'[row % 3 == 0]};{age},5;1" for row, age in enumerate(ages)]
+    rows = "\n".join(["id;site;y;age;x", *lines, f"999;a;n;{blank};1"])
+    plain = rows.replace(",5", ".5").replace(blank, "")
+    missing = Missingness("mar", 0.4, drivers=("age",), slope=8)
+    prepare(tmp_path, {"x": ("x",), "z": ("x",)}, plain, missing=missing)
+    options = {"decimal": ",", "missing_values": ("?", "-9"), "missing": missing}
+    prepare(tmp_path, {"x": ("x",), "z": ("x",)}, rows, "two", "t.csv", **options)
+    assert vectors(tmp_path, "x") == vectors(tmp_path, "x", "two")
+    # Older patients lose the modality; those of whom nothing is known, as one of average age.
+    assert len(vectors(tmp_path, "x")) < len(ages)
