@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 
 from client.ingest.reasons import ScanReason, ScanRefused, explain
-from mmare.host.files import replacing
+from mmare.host.files import own_folder, replacing
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -110,8 +110,8 @@ class EmbeddingCache:
     @staticmethod
     def _write(path: Path, content: bytes) -> None:
         """Replace a file; a power cut may take it, and the scan is encoded again, but never a part of it."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(path, flush_folder=False) as partial:  # 5 ms a scan less
+        own_folder(path.parent)
+        with replacing(path, flush_folder=False, private=True) as partial:  # 5 ms a scan less
             partial.write_bytes(content)
 
     def _path(self, key: str) -> Path:

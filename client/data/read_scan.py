@@ -18,6 +18,7 @@ from client.ingest.reasons import ScanReason, ScanRefused
 from client.ingest.slides.wsi import plan_of, tiles_of
 from client.ingest.volume import Plane
 from mmare.errors import DataError, InputError
+from mmare.host.files import own_folder
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -71,6 +72,7 @@ def _volume(site: SiteConfig, scan: Scan) -> Volume:
     if not scan.path.is_dir():
         return read_nifti(scan.path)
     out = site.cache / "converted" / hashlib.sha256(str(scan.path.absolute()).encode()).hexdigest()[:16]
+    own_folder(out)
     try:
         choice = choose_each(convert_folder(scan.path, out, rules=rules).series, rules)[scan.modality.name]
     except InputError as error:  # such as several patients in one folder

@@ -33,7 +33,7 @@ import torch
 
 from client.ingest.reasons import ScanReason, ScanRefused
 from mmare.errors import InputError
-from mmare.host.files import replacing
+from mmare.host.files import own_folder, replacing
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -244,7 +244,7 @@ def run_mask_command(template: str, source: Path, target: Path, timeout_s: float
         ScanRefused: If the program fails, times out or writes nothing.
     """
     words = _words(template)
-    target.parent.mkdir(parents=True, exist_ok=True)
+    own_folder(target.parent)
     with replacing(target, f"partial-{uuid.uuid4().hex}-{target.name}") as partial:
         paths = dict(zip(_PLACEHOLDERS, (str(source), str(partial)), strict=True))
         _run([_put(word, paths) for word in words], timeout_s)

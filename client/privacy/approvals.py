@@ -13,7 +13,7 @@ import tomli_w
 
 from client.privacy.audit_chain import START, Head
 from mmare.errors import DataError, StudyError
-from mmare.host.files import replacing
+from mmare.host.files import own_folder, replacing
 from mmare.study.study import Study, parse_study
 from mmare.study.tables import TableError, read_toml
 
@@ -111,9 +111,9 @@ class ApprovalFolder:
             head["max_releases"] = max_releases
         if log.lines:
             head["log"] = log.text().strip()
-        self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        own_folder(self._folder)
         path = self._path(study.hash)
-        with replacing(path) as partial:
+        with replacing(path, private=True) as partial:
             partial.write_text(tomli_w.dumps({_HEAD: head, **study.to_dict()}), encoding="utf-8")
         return path
 

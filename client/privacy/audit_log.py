@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from client.privacy.audit_chain import Chain, Head
 from mmare.errors import RunError
+from mmare.host.files import own, own_folder
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -32,8 +33,7 @@ __all__ = ["AuditLog", "ChainError", "Entry", "Event", "Tally", "log_of"]
 
 LOG = logging.getLogger(__name__)
 
-_FLAGS: Final = os.O_APPEND | os.O_CREAT | os.O_RDWR | os.O_CLOEXEC
-_MODE: Final = 0o600
+_FLAGS: Final = os.O_APPEND | os.O_CREAT | os.O_RDWR
 _LONGEST_HEAD: Final = 256  # bytes read of what should be a head
 _REMEDY: Final = (
     "nothing is released; restore the log and its head from a backup, or approve the studies again "
@@ -102,7 +102,7 @@ class AuditLog:
             OSError: If it cannot be written; then nothing may leave.
             ChainError: If the log does not verify; then nothing may leave either.
         """
-        self.path.parent.mkdir(parents=True, exist_ok=True)
+        own_folder(self.path.parent)
         with self._locked(_FLAGS) as file:
             chain = self._chain(file)
             wrong = self._fault(chain)
@@ -125,7 +125,7 @@ class AuditLog:
             OSError: If it cannot be read.
         """
         try:
-            with self._locked(os.O_RDONLY | os.O_CLOEXEC) as file:
+            with self._locked(os.O_RDONLY) as file:
                 chain = self._chain(file)
                 return chain, self._fault(chain, *approved)
         except FileNotFoundError:
@@ -133,7 +133,7 @@ class AuditLog:
 
     @contextmanager
     def _locked(self, flags: int) -> Iterator[int]:
-        file = os.open(self.path, flags, _MODE)
+        file = own(self.path, flags)
         try:
             fcntl.flock(file, fcntl.LOCK_EX)  # line and head belong together, also between processes
             yield file
@@ -196,7 +196,7 @@ class AuditLog:
 
     def _write_head(self, head: Head) -> None:
         """Overwrite the head in place: it fits one sector, and an old one does no harm."""
-        file = os.open(self.head_path, os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC, _MODE)
+        file = own(self.head_path, os.O_CREAT | os.O_WRONLY)
         try:
             os.pwrite(file, head.text().encode(), 0)
         finally:

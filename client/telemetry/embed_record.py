@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Final
 
 from client.ingest.reasons import ScanReason
-from mmare.host.files import write_whole
+from mmare.host.files import OWN_MODE, own_folder, write_whole
 from mmare.study.tables import TableError, from_table
 
 if TYPE_CHECKING:
@@ -119,8 +119,8 @@ class EmbedWatch:
         self._written = self._clock()
         record = EmbedRecord(self._written, active, self._modalities)
         try:
-            self._cache.mkdir(parents=True, exist_ok=True)
-            write_whole(self._cache / FILE, json.dumps(asdict(record)).encode())
+            own_folder(self._cache)
+            write_whole(self._cache / FILE, json.dumps(asdict(record)).encode(), OWN_MODE)
         except OSError:
             LOG.warning("the embedding progress cannot be saved")
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from mmare.host.files import replacing
+from mmare.host.files import own_folder, replacing
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -70,8 +70,8 @@ class StateStore:
     ) -> None:
         path = self._path(run, round_number)
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with replacing(path) as partial:
+            own_folder(path.parent)
+            with replacing(path, private=True) as partial:
                 save_file(state, partial)
         finally:
             _PENDING.release()

@@ -1,4 +1,4 @@
-"""Files that others rely on: whole or not there, even after a power cut; and names fit for files."""
+"""Files that others rely on: whole or not there, even after a power cut; private files; names of files."""
 
 from __future__ import annotations
 
@@ -8,17 +8,21 @@ import re
 import unicodedata
 import uuid
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-__all__ = ["replacing", "slug", "write_whole"]
+__all__ = ["OWN_MODE", "own", "own_folder", "replacing", "slug", "write_whole"]
+
+OWN_MODE: Final = 0o600
 
 
 @contextmanager
-def replacing(path: Path, beside: str | None = None, *, flush_folder: bool = True) -> Iterator[Path]:
+def replacing(
+    path: Path, beside: str | None = None, *, flush_folder: bool = True, private: bool = False
+) -> Iterator[Path]:
     """Write a file beside its place; when the block ends well, it is flushed to disk and takes the place.
 
     A reader finds the old file or the new one, whole. If the block fails, the old one stays, and no other.
@@ -27,6 +31,7 @@ def replacing(path: Path, beside: str | None = None, *, flush_folder: bool = Tru
         path: To make or replace; its folder exists.
         beside: Name to write to, where the writer needs a certain suffix; by default a random one.
         flush_folder: Whether the new name survives a power cut, too: milliseconds more a file.
+        private: Whether only the user can read it, whatever the umask; the path is then an empty file.
 
     Yields:
         The path to write to.
@@ -45,6 +50,8 @@ def replacing(path: Path, beside: str | None = None, *, flush_folder: bool = Tru
     """
     partial = path.with_name(beside or f".{uuid.uuid4().hex}")
     try:
+        if private:
+            os.close(own(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL))
         yield partial
         _flush(partial)
         partial.replace(path)
@@ -82,6 +89,26 @@ def write_whole(path: Path, content: bytes, mode: int = 0o644, group: int | None
                 os.fchown(number, -1, group)
             os.fchmod(number, mode)
             file.write(content)
+
+
+def own(path: Path | str, flags: int) -> int:
+    """Open a file; a new one is its owner's alone, whatever the umask: ``open(path, "ab", opener=own)``."""
+    return os.open(path, flags | os.O_CLOEXEC, OWN_MODE)
+
+
+def own_folder(path: Path) -> None:
+    """Make a folder, and those above it, that only the user can enter; those that exist stay as they are.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from tempfile import TemporaryDirectory
+        >>> with TemporaryDirectory() as folder:
+        ...     own_folder(Path(folder) / "run" / "spool")
+        ...     oct((Path(folder) / "run").stat().st_mode)
+        '0o40700'
+    """
+    for folder in [*reversed(path.parents), path]:
+        folder.mkdir(mode=0o700, exist_ok=True)
 
 
 def slug(text: str) -> str:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from mmare.errors import Ending, RunError
+from mmare.host.files import own_folder
 from mmare.models.phases import last_phase_start
 from mmare.study.choices import Mode
 from mmare.wire.messages import Request, Split, Statistics, Task
@@ -98,7 +99,7 @@ class RoundLoop:
             RunError: If too few sites take part or answer; finished rounds are kept.
         """
         self._began = time.perf_counter()
-        self._spool.mkdir(parents=True, exist_ok=True)
+        own_folder(self._spool)
         expected = self._plan.expected_nodes or self._quorum(self._study.federation.min_sites)
         self._calls.begin(expected)
         self._inquiry = Inquiry(

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from mmare.errors import Reason, SiteCode
+from mmare.host.files import own
 from mmare.wire.messages import Layout, Request, Update, WireError, encode
 from mmare.wire.tensors import unpack
 from server.rounds.fleet import LATE
@@ -180,7 +181,7 @@ class Inquiry:
 def _write_over(path: Path, payload: bytes) -> None:
     """Write a file in place if the previous round's has the same size, which reuses its cached pages."""
     same_size = path.exists() and path.stat().st_size == len(payload)
-    with path.open("r+b" if same_size else "wb") as file:
+    with open(path, "r+b" if same_size else "wb", opener=own) as file:
         file.write(payload)
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 import tomli_w
 
 from mmare.errors import BusyError, Ending, InputError, MmareError, RunError, StudyError
-from mmare.host.files import replacing, slug
+from mmare.host.files import own_folder, replacing, slug
 from mmare.host.locks import locked
 from mmare.models.registry import build_model, model_options
 from mmare.study.choices import Mode
@@ -125,13 +125,13 @@ def execute(fleet: Fleet, request: RunRequest, listeners: tuple[Listener, ...] =
         return done
     check_run(request)
     study, out = request.study, request.out
-    out.mkdir(parents=True, exist_ok=True)
-    with locked(out / LOCK, BusyError(f"{out}: another process is running this run")):
+    own_folder(out)
+    with locked(out / LOCK, BusyError(f"{out}: another process is running this run"), mode=0o600):
         if request.overwrite:
             _clear(out)
         started = read_run(out).first
         run = started.run if started else f"{slug(study.name) or 'run'}-{uuid.uuid4().hex[:8]}"
-        with replacing(out / STUDY_FILE) as partial:
+        with replacing(out / STUDY_FILE, private=True) as partial:
             partial.write_text(tomli_w.dumps(study.to_dict()), encoding="utf-8")
         journal = Journal(out / JOURNAL, run, listeners)
         journal.write(_started(request))
@@ -143,7 +143,7 @@ def execute(fleet: Fleet, request: RunRequest, listeners: tuple[Listener, ...] =
         except KeyboardInterrupt:
             journal.write(RunFailed(reason="interrupted", code=Ending.INTERRUPTED))
             raise RunError("interrupted; the same command resumes the run") from None
-        with replacing(out / RESULT) as partial:
+        with replacing(out / RESULT, private=True) as partial:
             partial.write_text(json.dumps(result, indent=2, allow_nan=False) + "\n", encoding="utf-8")
         journal.write(RunFinished(**{key: result[key] for key in ("rounds_run", "best_round", "seconds")}))
     return result
@@ -167,8 +167,8 @@ def _run(fleet: Fleet, request: RunRequest, journal: Journal, run: str) -> dict[
     alone: dict[str, Outcome] = {}
     for site in trainers:
         folder = out / "local" / site
-        folder.mkdir(parents=True, exist_ok=True)
-        with replacing(folder / STUDY_FILE) as partial:
+        own_folder(folder)
+        with replacing(folder / STUDY_FILE, private=True) as partial:
             partial.write_text(tomli_w.dumps(study.to_dict()), encoding="utf-8")
         own = Journal(folder / JOURNAL, f"{run}-{site}", journal.listeners)
         own.write(replace(_started(request), site=site))

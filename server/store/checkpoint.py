@@ -10,7 +10,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from mmare.host.files import replacing
+from mmare.host.files import own_folder, replacing
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -31,8 +31,8 @@ class DamagedCheckpointError(ValueError):
 def write_checkpoint(path: Path, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> int:
     """Replace a checkpoint durably; returns its size in bytes. ``state`` must be JSON-serialisable."""
     text = json.dumps(state, sort_keys=True, allow_nan=False)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as partial:
+    own_folder(path.parent)
+    with replacing(path, private=True) as partial:
         save_file(dict(tensors), partial, metadata={STATE: text, DIGEST: _digest(tensors, text)})
     return path.stat().st_size
 

@@ -62,7 +62,7 @@ class CheckpointStore:
 
     def save_best(self, round_number: int) -> None:
         """Copy the checkpoint of the best round so far, to outlive the following rounds."""
-        with replacing(self._best(round_number)) as partial:
+        with replacing(self._best(round_number), private=True) as partial:
             shutil.copyfile(self._round(round_number), partial)  # not a link: damage must not reach both
 
     def load_best(self, round_number: int) -> dict[str, Tensor]:

@@ -9,6 +9,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
+from mmare.host.files import own
 from server.store.events import to_entry
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ class Journal:
         """
         entry = to_entry(replace(event, time=datetime.now(UTC).isoformat(), run=self._run))
         line = json.dumps(entry, allow_nan=False).encode() + b"\n"
-        with self._path.open("ab", buffering=0) as file:
+        with open(self._path, "ab", buffering=0, opener=own) as file:
             size = file.seek(0, os.SEEK_END)
             try:
                 while line:  # a full disk accepts a part, and raises at the next call

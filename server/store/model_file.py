@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from mmare.errors import InputError
-from mmare.host.files import replacing
+from mmare.host.files import own_folder, replacing
 from mmare.models.registry import build_model
 from mmare.study.study import parse_study
 from mmare.wire.tensors import copy_tensors, global_tensors
@@ -32,9 +32,9 @@ WEIGHTS, CARD = "model.safetensors", "model.json"
 
 def save_model(folder: Path, study: Study, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
     """Write ``model.safetensors`` and ``model.json``, the latter with ``facts`` such as the round."""
-    folder.mkdir(parents=True, exist_ok=True)
+    own_folder(folder)
     weights = folder / WEIGHTS
-    with replacing(weights) as partial:
+    with replacing(weights, private=True) as partial:
         save_file({name: value.contiguous() for name, value in tensors.items()}, partial)
     card = {
         "study": study.to_dict(),
@@ -43,7 +43,7 @@ def save_model(folder: Path, study: Study, tensors: Mapping[str, Tensor], facts:
         "software": version("federated-mmare"),
         **facts,
     }
-    with replacing(folder / CARD) as partial:
+    with replacing(folder / CARD, private=True) as partial:
         partial.write_text(json.dumps(card, indent=2) + "\n", encoding="utf-8")
 
 

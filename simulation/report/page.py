@@ -45,7 +45,7 @@ def render_page(view: Mapping[str, Any], template: str = "report_template.html.j
 
 def replace_page(path: Path, page: str) -> Path:
     """Replace a page atomically: a reader never sees half of one."""
-    with replacing(path) as partial:
+    with replacing(path, private=True) as partial:
         partial.write_text(page, encoding="utf-8")
     return path
 
