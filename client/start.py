@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Final
 
 from client.relay.exit_reasons import exit_reason, log_tail
 from client.relay.patched.clock import PICKUP_S
-from client.relay.programs import SUPEREXEC, SUPERNODE, RelayFolder, relay_programs
+from client.relay.programs import SUPEREXEC, SUPERNODE, RelayFolder, check_flower, relay_programs
 from client.relay.status_file import ProgramState, RelayState, last_contact, listens, write_state
 from mmare.errors import RunError
 from mmare.host.locks import is_held, locked
@@ -75,7 +75,7 @@ def keep_site(site: SiteConfig, file: Path, *, worker: bool = True, stop: Stop |
 
     Raises:
         RunError: If the site's programs are running already.
-        InputError: If the kit is unusable.
+        InputError: If the kit is unusable, or the installed Flower not the one that the relay needs.
     """
     folder = RelayFolder.of(site)
     SiteKit(site.coordinator.kit).coordinator()  # checked before the folder is created
@@ -87,6 +87,7 @@ def keep_site(site: SiteConfig, file: Path, *, worker: bool = True, stop: Stop |
         ProcessSupervisor() as processes,
     ):
         relay = relay_programs(site)
+        check_flower()
         if worker:
             if is_held(Path(f"{site.worker.socket}.lock")):
                 raise RunError(f"{site.worker.socket}: a site worker is running there already")

@@ -108,6 +108,9 @@ class SiteCode(StrEnum):
     CHAIN = "S305"  # lines of the audit log are missing or were changed, so nothing is released
     WORKER = "S401"  # the site worker does not reply: not running, or it ended
     LATE = "S402"  # the site worker missed the study's deadline
+    RELAY = (
+        "S403"  # the installed Flower is not the one that the relay was checked with, so it does not start
+    )
     INTERNAL = "S500"  # anything else; the detail is in the site's own log
 
 

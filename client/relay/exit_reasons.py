@@ -7,6 +7,7 @@ import re
 from typing import TYPE_CHECKING, Final
 
 from client.relay.programs import SUPERNODE
+from mmare.errors import SiteCode
 from mmare.host.supervised import how_it_ended
 
 if TYPE_CHECKING:
@@ -37,6 +38,10 @@ _REASONS: Final = (
     ("handshake error", "the encrypted connection was cut off"),
     ("address already in use", "another program listens on [coordinator] runtime_port"),
     ("Unable to parse the private key", "the site's key cannot be read; make a new one with kit request"),
+    (
+        SiteCode.RELAY,
+        f"the installed Flower is not the one that the relay was checked with ({SiteCode.RELAY})",
+    ),
     ("SuperExec auth secret", "superexec.secret of the kit cannot be read"),
     ("ended without an answer", "the process that answered a message ended before its reply"),
 )

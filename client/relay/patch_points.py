@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib
 import inspect
 from dataclasses import dataclass
-from types import ModuleType
+from types import CodeType, ModuleType
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
@@ -43,6 +43,7 @@ class PatchPoint:
     parameters: str | None = None  # all of a callable, comma-separated in order; None: not checked
     defaults: tuple[str, ...] = ()  # keyword-only parameters that must have a default
     kind: type | None = None  # required type
+    uses: tuple[str, ...] = ()  # names that its code must mention, where replacing them is what protects
 
     def difference(self) -> str | None:
         """How the installed name differs, None if it does not."""
@@ -61,8 +62,17 @@ class PatchPoint:
         if parameters != self.parameters:
             return f"{where} takes {parameters}; expected {self.parameters}"
         given = getattr(found, "__kwdefaults__", None) or {}
-        missing = ", ".join(name for name in self.defaults if name not in given)
-        return f"{where} has no default of {missing}" if missing else None
+        missing = [name for name in self.defaults if name not in given]
+        mentioned = _mentioned(found.__code__) if self.uses else set()
+        unused = [name for name in self.uses if name not in mentioned]
+        said = f"{where} has no default of {', '.join(missing)}" if missing else None
+        return f"{where} does not use {', '.join(unused)}" if unused else said
+
+
+def _mentioned(code: CodeType) -> set[str]:
+    """Names in a function and in those within it."""
+    inner = (constant for constant in code.co_consts if isinstance(constant, CodeType))
+    return set(code.co_names).union(*map(_mentioned, inner))
 
 
 def differences(points: Iterable[PatchPoint]) -> list[str]:
@@ -179,6 +189,7 @@ SUPEREXEC_POINTS: Final = (
         "runtime_dependency_install, parent_pid, suppress_output, task_id, fab_hash",
     ),
     PatchPoint(_TYPES, "LaunchResult.accepted", ""),
+    PatchPoint(_TYPES, "LaunchResult.failed", "message"),
 )
 
 CLIENTAPP_POINTS: Final = (  # in the process that answers one message, forked by SuperExec
@@ -186,6 +197,7 @@ CLIENTAPP_POINTS: Final = (  # in the process that answers one message, forked b
         CLIENTAPP,
         "run_clientapp",
         "runtime_api_address, token, insecure, certificates, parent_pid, runtime_dependency_install",
+        uses=("install_from_fab", "get_load_client_app_fn", "push_message"),
     ),
     PatchPoint(CLIENTAPP, "push_message", "client, message, context"),
     PatchPoint(CLIENTAPP, "install_from_fab", "fab_file, install_dir, skip_prompt"),

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import os
 import socket
+import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from client.relay.patched.__main__ import FOLDER_VARIABLE
+from client.relay.patched.__main__ import CHECK, FOLDER_VARIABLE
 from mmare.errors import InputError
 from mmare.host.supervised import Program
 from mmare.wire.joining import SiteKit
@@ -28,6 +29,7 @@ __all__ = [
     "SUPEREXEC",
     "SUPERNODE",
     "RelayFolder",
+    "check_flower",
     "no_proxy_value",
     "relay_environment",
     "relay_programs",
@@ -123,6 +125,14 @@ def relay_programs(site: SiteConfig) -> tuple[Program, Program]:
         program(SUPERNODE, supernode, 1.0, SUPERNODE_STOP_S),
         program(SUPEREXEC, superexec, 0.5, SUPEREXEC_STOP_S),
     )
+
+
+def check_flower() -> None:
+    """Raise `InputError` where the installed Flower might run code that arrives with a message."""
+    command = (sys.executable, "-P", "-m", "client.relay.patched", CHECK)
+    done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603 - our own; this process stays small
+    if done.returncode:
+        raise InputError((done.stderr.strip().splitlines() or ["the check of Flower failed"])[-1])
 
 
 def relay_environment(folder: RelayFolder, around: Mapping[str, str]) -> dict[str, str]:

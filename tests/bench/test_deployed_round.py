@@ -20,7 +20,6 @@ from pathlib import Path
 import pytest
 
 from client.membership.kit import make_request
-from client.relay.patched.__main__ import STOCK_VARIABLE
 from client.relay.programs import SUPERNODE, RelayFolder, relay_programs
 from server.membership.records import admit
 from sites.federation import site_folders
@@ -40,6 +39,7 @@ ROLES = (  # the first that is in a command line
     ("forkserver", "processes of messages"),
     ("resource_tracker", "resource tracker"),
     ("relay.patched supernode", "SuperNode"),
+    ("flower-supernode", "SuperNode"),
     ("relay.patched superexec", "site's SuperExec"),
     ("clientapp", "processes of messages"),
     ("flower-superlink", "SuperLink"),
@@ -56,26 +56,33 @@ class StockSite(Hospital):
     """Flower alone: a ClientApp that imports torch, reads the data and trains, in a process of its own."""
 
     def start(self, *_: str) -> None:
-        RelayFolder.of(self.site).make()
         place = f"partition-id={SITES.index(self.name)} num-partitions={len(SITES)}"
+        self.start_relay(place)
+
+    def start_relay(self, place: str = "") -> None:
+        """Flower's own programs."""
+        RelayFolder.of(self.site).make()
         for program in relay_programs(self.site):
-            words = list(program.command)
+            words = list(program.command[5:])  # less python -P -m client.relay.patched ROLE
             if program.name == SUPERNODE:
-                words[words.index("--node-config") + 1] = place
+                words[words.index("--node-config") + 1] = place or words[words.index("--node-config") + 1]
             self.running[program.name] = Running(
-                program.log, "python3", *words[1:], environment={**program.environment, **STOCK}
+                program.log, f"flower-{program.name}", *words, environment={**program.environment, **STOCK}
             )
 
 
-class StockRelay(Hospital):
+class StockRelay(StockSite):
     """Flower's relay as it is, with a resident worker."""
 
     def start(self, *_: str) -> None:
-        log = self.folder / "start-all.log"
-        self.running["all"] = Running(log, "mmare-site", "start", self.file, environment=STOCK)
+        log = self.folder / "start-worker.log"
+        self.running["worker"] = Running(
+            log, "mmare-site", "start", self.file, "--part", "worker", environment=STOCK
+        )
+        self.start_relay()
 
 
-STOCK = {STOCK_VARIABLE: "1", "OMP_NUM_THREADS": "1"}
+STOCK = {"OMP_NUM_THREADS": "1"}
 VARIANTS = {
     "stock Flower, torch in the ClientApp": StockSite,
     "stock relay, resident worker": StockRelay,

@@ -2,7 +2,8 @@
 
 The programs and their arguments are Flower's own; token, secret, heartbeat and error replies are unchanged.
 Where Flower has no settings, private names are patched. Each is checked first (`client.relay.patch_points`):
-if Flower has changed one, its programs run unpatched, with a warning; ``MMARE_STOCK_RELAY=1`` skips patching.
+if Flower has changed one, nothing is started, since Flower's own programs run the code that arrives with a
+message, beside the site's data. ``check`` in place of a role only checks.
 """
 
 from __future__ import annotations
@@ -16,18 +17,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, NoReturn
 
 from client.relay.patch_points import CLIENTAPP_POINTS, SUPEREXEC_POINTS, SUPERNODE_POINTS, differences
-from mmare.errors import InputError
+from mmare.errors import InputError, SiteCode
 
 if TYPE_CHECKING:
     from types import FrameType
 
     from client.relay.patch_points import PatchPoint
 
-__all__ = ["FOLDER_VARIABLE", "STOCK_VARIABLE", "main", "unusable"]
+__all__ = ["CHECK", "FOLDER_VARIABLE", "main", "unusable"]
 
 LOG = logging.getLogger("flwr.mmare")  # child of Flower's logger, so that it is printed
 
-STOCK_VARIABLE: Final = "MMARE_STOCK_RELAY"
+CHECK: Final = "check"
 FOLDER_VARIABLE: Final = "MMARE_RELAY_FOLDER"  # where SuperNode writes its node id and last contact
 POINTS: Final[dict[str, tuple[PatchPoint, ...]]] = {
     "supernode": SUPERNODE_POINTS,
@@ -43,12 +44,20 @@ def unusable(role: str) -> list[str]:
 def main() -> NoReturn:
     """Run the program named by the first argument, then exit even if it left threads running."""
     role, sys.argv = sys.argv[1], [f"flower-{sys.argv[1]}", *sys.argv[2:]]
-    if role not in POINTS:
-        raise InputError(f"{role} is not supernode or superexec")
+    if role != CHECK and role not in POINTS:
+        raise InputError(f"{role} is not supernode, superexec or {CHECK}")
+    found = [each for name in (POINTS if role == CHECK else [role]) for each in unusable(name)]
+    if found:
+        sys.stderr.write(
+            f"{SiteCode.RELAY}: the installed Flower differs from the one that the relay was checked with "
+            f"({'; '.join(found)}), and might run code that a coordinator sends; expected flwr as in "
+            "deploy/constraints.txt\n"
+        )
+    if found or role == CHECK:
+        sys.exit(1 if found else 0)
     threading.excepthook = _end
     signal.signal(signal.SIGUSR1, _stop)
-    if not os.environ.get(STOCK_VARIABLE):
-        _warm_up(role)
+    _warm_up(role)
     code: int | str | None = 1  # returning means a lost connection; unpatched, it would hang
     try:
         _run(role)
@@ -60,15 +69,7 @@ def main() -> NoReturn:
 
 
 def _warm_up(role: str) -> None:
-    found = unusable(role)
-    if found:
-        LOG.warning(
-            "The warm relay does not support this version of Flower (%s): its own %s runs, and a round takes "
-            "seconds longer.",
-            "; ".join(found),
-            role,
-        )
-    elif role == "supernode":
+    if role == "supernode":
         from client.relay.patched.supernode import warm_up as warm_node  # noqa: PLC0415 - after the check
 
         warm_node(Path(os.environ[FOLDER_VARIABLE]))

@@ -1,6 +1,7 @@
 """Answers one message in a process forked from a preloaded one, by Flower's own steps.
 
-Code in the received bundle never runs: the app is the installed `client.relay.app`.
+Code in the received bundle never runs: it is not unpacked, the app is the installed `client.relay.app`, and
+whatever tries to run a file of Flower's folder fails.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import os
 import signal
 import sys
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 import httpcore  # noqa: F401 - preloaded, since httpx imports it on first use
@@ -46,6 +48,7 @@ def run_task(task: Task) -> None:
     """Answer one message and exit; killed if the fork server or SuperExec ends."""
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     reseed()
+    sys.addaudithook(partial(_refuse_code, os.environ["FLWR_HOME"] + os.sep))
     push = _CompletionFlag(stock.push_message)
     replace(CLIENTAPP, "push_message", push)
     replace(CLIENTAPP, "install_from_fab", lambda *_args, **_kwargs: None)
@@ -54,7 +57,11 @@ def run_task(task: Task) -> None:
     failed = True
     try:
         stock.run_clientapp(
-            runtime_api_address=task.address, token=task.token, insecure=True, parent_pid=task.superexec_pid
+            runtime_api_address=task.address,
+            token=task.token,
+            insecure=True,
+            parent_pid=task.superexec_pid,
+            runtime_dependency_install=False,
         )
     except SystemExit as end:  # how Flower ends it; 0 also on a requested stop
         failed = end.code not in (None, 0)
@@ -69,6 +76,13 @@ def run_task(task: Task) -> None:
 def reseed() -> None:
     """Reseed NumPy, which forks share; Python reseeds its own `random`."""
     np.random.seed()  # noqa: NPY002, TID251 - no seed is the point
+
+
+def _refuse_code(folder: str, event: str, arguments: tuple[Any, ...]) -> None:
+    """An audit hook (PEP 578): no code of a file in ``folder`` runs, nor is a library there loaded."""
+    file = {"exec": lambda: arguments[0].co_filename, "import": lambda: arguments[1]}.get(event, str)()
+    if str(file).startswith(folder):
+        raise RuntimeError("code that arrived with a message")
 
 
 class _CompletionFlag:

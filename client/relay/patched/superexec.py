@@ -9,14 +9,15 @@ from __future__ import annotations
 import logging
 import os
 from multiprocessing import forkserver, get_context
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from flwr.supercore.constant import ExecutorType, TaskType
 from flwr.supercore.superexec.executor.subprocess_executor import SubprocessExecutor
 from flwr.supercore.superexec.executor.types import LaunchResult
 
-from client.relay.patch_points import SUPEREXEC, named, replace
+from client.relay.patch_points import SUPEREXEC, replace
 from client.relay.patched.clock import AdaptiveClock
+from mmare.errors import InputError
 
 if TYPE_CHECKING:
     from multiprocessing.context import ForkServerProcess
@@ -56,8 +57,8 @@ class WarmExecutor(SubprocessExecutor):
 
     def launch(self, spec: ExecutionSpec) -> LaunchResult:
         """Fork a process for a message."""
-        if not spec.insecure:  # TLS on loopback: left to Flower
-            return super().launch(spec)
+        if not spec.insecure:  # Flower's own launch would run the bundle
+            return LaunchResult.failed("TLS on loopback is not supported")
         from client.relay.patched.clientapp import Task, run_task  # noqa: PLC0415 - the fork server must start first
 
         self._clock.worked()
@@ -93,12 +94,11 @@ class WarmExecutor(SubprocessExecutor):
 def warm_up() -> None:
     """Patch Flower's SuperExec, to be started after this, to use `WarmExecutor`."""
     clock = AdaptiveClock(shortest={}, longest={POLL_S: QUIET_POLL_S})
-    stock = named(SUPEREXEC, "get_executor")
 
-    def get_executor(executor_type: ExecutorType, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 - Flower's
-        if executor_type is ExecutorType.SUBPROCESS:
-            return WarmExecutor(clock)
-        return stock(executor_type, *args, **kwargs)
+    def get_executor(executor_type: ExecutorType, *_: object, **__: object) -> WarmExecutor:
+        if executor_type is not ExecutorType.SUBPROCESS:
+            raise InputError(f"{executor_type} is not {ExecutorType.SUBPROCESS}, which runs no bundle")
+        return WarmExecutor(clock)
 
     replace(SUPEREXEC, "get_executor", get_executor)
     replace(SUPEREXEC, "time", clock)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from client.relay.patch_points import PatchPoint, apply_default, differences, named, replace
-from client.relay.patched.__main__ import FOLDER_VARIABLE, STOCK_VARIABLE, unusable
+from client.relay.patched.__main__ import FOLDER_VARIABLE, unusable
 from client.relay.patched.clientapp import reseed
 from client.relay.patched.clock import PICKUP_S, AdaptiveClock
 from client.relay.patched.supernode import _Lifecycle
@@ -124,10 +124,10 @@ main()
 """
 
 
-def version_of(code: str, folder, **environment: str) -> subprocess.CompletedProcess[str]:
+def version_of(code: str, folder) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-c", code],
-        env={**os.environ, "FLWR_DISABLE_UPDATE_CHECK": "1", FOLDER_VARIABLE: str(folder), **environment},
+        env={**os.environ, "FLWR_DISABLE_UPDATE_CHECK": "1", FOLDER_VARIABLE: str(folder)},
         capture_output=True,
         text=True,
         timeout=60,
@@ -137,14 +137,13 @@ def version_of(code: str, folder, **environment: str) -> subprocess.CompletedPro
 
 @pytest.mark.slow
 @pytest.mark.parametrize("role", ["supernode", "superexec"])
-@pytest.mark.parametrize("stock", [False, True], ids=["warm", "stock"])
-def test_a_supported_flower_runs_without_a_warning(role, stock, tmp_path):
+def test_a_supported_flower_runs(role, tmp_path):
     code = "import sys; from client.relay.patched import __main__ as relay; "
     code += f"sys.argv = ['x', {role!r}, '--version']; relay.main()"
-    done = version_of(code, tmp_path, **({STOCK_VARIABLE: "1"} if stock else {}))
+    done = version_of(code, tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("Flower version: ")
-    assert "warm relay" not in done.stdout + done.stderr
+    assert "S403" not in done.stdout + done.stderr
 
 
 @pytest.mark.slow
@@ -155,16 +154,20 @@ def test_a_supported_flower_runs_without_a_warning(role, stock, tmp_path):
             "supernode", "flwr.supernode", "start_client_internal", "http_request_response", id="node"
         ),
         pytest.param("superexec", "flwr.supernode.runtime", "run_clientapp", "push_message", id="exec"),
+        pytest.param("superexec", "flwr.supernode.runtime", "run_clientapp", "install_from_fab", id="bundle"),
     ],
 )
-def test_an_unsupported_flower_runs_unpatched_with_a_warning(role, module, owner, name, tmp_path):
+def test_an_unsupported_flower_does_not_start(role, module, owner, name, tmp_path):
     code = SPOILED.format(role=role, module=module, owner=owner, name=name)
-    done = version_of(code, tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert "Flower version: " in done.stdout
-    said = done.stdout + done.stderr
-    assert f"{module}.{owner}.{name} is not there" in said
-    assert f"its own {role} runs, and a round takes seconds longer" in said
+    for each in (role, "check"):
+        done = version_of(code.replace(repr(role), repr(each)), tmp_path)
+        assert done.returncode == 1, done.stderr
+        assert "Flower version: " not in done.stdout
+        assert (
+            "S403: the installed Flower differs from the one that the relay was checked with" in done.stderr
+        )
+        assert f"{module}.{owner}.{name} is not there" in done.stderr
+        assert "traceback" not in done.stderr.lower()
 
 
 def test_the_relay_imports_neither_torch_nor_a_reader_of_scans():
