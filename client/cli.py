@@ -158,6 +158,10 @@ def approve(
     *,
     yes: Annotated[bool, typer.Option("--yes", help="Agree without being asked.")] = False,
     revoke: Annotated[bool, typer.Option("--revoke", help="Take an approval back.")] = False,
+    seed: Annotated[
+        list[int] | None,
+        typer.Option(help="A seed that runs may have, beside the study's own; once for each."),
+    ] = None,
 ) -> None:
     """Say in plain words what a study computes and what leaves, and record that you agree.
 
@@ -175,7 +179,7 @@ def approve(
         typer.echo(f"no longer approved: {wanted.name}, hash {wanted.hash}")
         return
     most, log = config.max_releases or default_releases(wanted), log_of(config)
-    typer.echo(study_in_words(wanted, config, most) + "\n")
+    typer.echo(study_in_words(wanted, config, most, seed or ()) + "\n")
     before = folder.find(wanted.hash)
     wrong = log.examine(*([before.head] if before else []))[1]
     if wrong:
@@ -183,7 +187,7 @@ def approve(
     if not yes and not typer.confirm(f"Approve this for the site {config.id}?"):
         raise RunError(f"{study}: not approved")
     head = log.append(Entry(Event.APPROVED, study=wanted.hash, broken=wrong), anew=True)
-    typer.echo(f"approved: {folder.record(wanted, most, head)}")
+    typer.echo(f"approved: {folder.record(wanted, most, head, seed or ())}")
 
 
 @app.command(epilog="Example: mmare-site start hospital/site.toml")

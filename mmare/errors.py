@@ -106,6 +106,8 @@ class SiteCode(StrEnum):
     RELEASES = "S303"  # the site's limit of releases for this study is reached
     AUDIT = "S304"  # the audit log could not be written, so nothing was released
     CHAIN = "S305"  # lines of the audit log are missing or were changed, so nothing is released
+    REQUEST = "S306"  # the approved study does not call for what was asked
+    ROUND = "S307"  # an earlier round, or one that was answered, asked again with something else
     WORKER = "S401"  # the site worker does not reply: not running, or it ended
     LATE = "S402"  # the site worker missed the study's deadline
     RELAY = (

@@ -14,11 +14,12 @@ import tomli_w
 from client.privacy.audit_chain import START, Head
 from mmare.errors import DataError, StudyError
 from mmare.host.files import own_folder, replacing
+from mmare.study.choices import ExtraAnswer
 from mmare.study.study import Study, parse_study
-from mmare.study.tables import TableError, read_toml
+from mmare.study.tables import TableError, convert, read_toml
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Collection, Iterable
     from pathlib import Path
 
 __all__ = ["Approval", "ApprovalFolder", "Approvals", "FixedApprovals", "default_releases"]
@@ -42,6 +43,8 @@ class Approval:
     max_releases: int | None = None  # None: unlimited
     study: Study | None = None  # as shown; None if the approval is not a file
     head: Head = START  # of the audit log then, which lacks none of its lines since
+    seeds: frozenset[int] | None = None  # that a run may have; None: any
+    extra: frozenset[ExtraAnswer] | None = None  # None: what the study names
 
 
 class Approvals(Protocol):
@@ -52,14 +55,16 @@ class Approvals(Protocol):
 
 
 class FixedApprovals:
-    """Approval of given study hashes, for a simulation's own study."""
+    """Approval of given study hashes with any seed and every answer, for a simulation's own study."""
 
     def __init__(self, hashes: Iterable[str]) -> None:
         self._hashes = frozenset(hashes)
 
     def find(self, study_hash: str) -> Approval | None:
         """As of `Approvals`."""
-        return Approval(study_hash) if study_hash in self._hashes else None
+        if study_hash not in self._hashes:
+            return None
+        return Approval(study_hash, extra=frozenset(ExtraAnswer))
 
 
 class ApprovalFolder:
@@ -97,10 +102,13 @@ class ApprovalFolder:
             reverse=True,
         )
 
-    def record(self, study: Study, max_releases: int | None, log: Head = START) -> Path:
+    def record(
+        self, study: Study, max_releases: int | None, log: Head = START, seeds: Collection[int] = ()
+    ) -> Path:
         """Approve a study and return the file, written atomically. Again, it resets the count of releases.
 
-        ``log`` is the head of the audit log after the line of this approval.
+        ``log`` is the head of the audit log after the line of this approval, ``seeds`` are those that a run
+        may have beside the study's own.
         """
         head: dict[str, Any] = {
             "study_hash": study.hash,
@@ -111,6 +119,8 @@ class ApprovalFolder:
             head["max_releases"] = max_releases
         if log.lines:
             head["log"] = log.text().strip()
+        if seeds:
+            head["seeds"] = sorted({study.seed, *seeds})
         own_folder(self._folder)
         path = self._path(study.hash)
         with replacing(path, private=True) as partial:
@@ -141,6 +151,7 @@ def _read(path: Path, study_hash: str) -> Approval | None:
         study = parse_study(content, source=str(path))
         time, user, most = head["time"], head["user"], head.get("max_releases")
         log = Head.parse(f"{head['log']}\n") if "log" in head else START
+        seeds = convert(head.get("seeds", (study.seed,)), tuple[int, ...], "seeds")
     except (TableError, StudyError, KeyError, TypeError):
         LOG.exception("%s: not an approval; it approves nothing", path)
         return None
@@ -151,4 +162,4 @@ def _read(path: Path, study_hash: str) -> Approval | None:
     ):
         LOG.error("%s: changed after it was approved; it approves nothing", path)
         return None
-    return Approval(study_hash, str(time), str(user), most, study, log)
+    return Approval(study_hash, str(time), str(user), most, study, log, frozenset(seeds))

@@ -67,6 +67,8 @@ class Entry:
     sha256: str = ""  # of header followed by tensors
     code: str = ""  # of a refusal
     broken: str = ""  # what was wrong with the log when a study was approved
+    asked: str = ""  # SHA-256 of the request answered, header followed by tensors
+    final: bool = False  # whether the run trains no more
 
 
 @dataclass
@@ -180,7 +182,7 @@ class AuditLog:
             separator = b"\n"  # after a line cut short by a power failure
             chain.end_line()
         line = {**chain.link(anew=anew), "time": _now()} | {
-            key: value for key, value in asdict(entry).items() if value not in ("", ())
+            key: value for key, value in asdict(entry).items() if value is not False and value not in ("", ())
         }
         content = json.dumps(line, separators=(",", ":")).encode() + b"\n"
         wanted = len(separator + content)
@@ -202,12 +204,15 @@ class AuditLog:
         finally:
             os.close(file)
 
-    def lines(self) -> Iterator[dict[str, Any]]:
-        """Every line in order; damaged ones are reported in the site's log and skipped."""
+    def lines(self, of_run: str = "") -> Iterator[dict[str, Any]]:
+        """Every line in order, or of one run; damaged ones are reported in the site's log and skipped."""
         if not self.path.exists():
             return
+        wanted = f'"run":"{of_run}"'.encode() if of_run else b""
         with self.path.open("rb") as file:
             for number, content in enumerate(file, start=1):
+                if wanted not in content:
+                    continue
                 try:
                     line = json.loads(content)
                     Event(line["event"])

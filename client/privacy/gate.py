@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 from client.privacy.audit_log import ChainError, Entry, Event
 from client.privacy.release_rules import Facts, ReleaseError, StudyRules, check_answer
+from client.privacy.request_rules import RequestError, check_request
+from client.privacy.run_records import OrderError, RunRecords, in_order, request_digest
 from mmare.errors import SiteCode, SiteError
 from mmare.study.study import parse_study
 from mmare.wire.messages import Update, encode
@@ -71,6 +73,35 @@ class Gate:
         self._read: tuple[Mapping[str, Any], Study] | None = None
         self._rules: StudyRules | None = None
         self._released: tuple[Approval, int] | None = None
+        self._records = RunRecords(audit)
+        self._asked: tuple[Request, str] | None = None  # the last request checked, and its digest
+
+    def check(self, request: Request, received: bytes) -> Study:
+        """The study of a request that it calls for, in the order of rounds.
+
+        Args:
+            request: To be answered.
+            received: Tensors that came with it.
+
+        Raises:
+            StudyError: If its tables are not a valid study.
+            SiteError: If it is not to be answered.
+        """
+        study = self.admit(request.study)
+        approval = self._approvals.find(study.hash)
+        extra = approval.extra if approval and approval.extra is not None else study.privacy.extra
+        try:
+            check_request(request, study, extra)
+        except RequestError as error:
+            LOG.error("asked for what the study does not call for: %s", error)  # noqa: TRY400 - the sentence is enough
+            raise SiteError(SiteCode.REQUEST) from None
+        try:
+            if in_order(request):
+                self._records.of(request.run).check(request, self._digest_of(request, received))
+        except OrderError as error:
+            LOG.error("asked out of order: %s", error)  # noqa: TRY400 - the sentence is enough
+            raise SiteError(SiteCode.ROUND) from None
+        return study
 
     def admit(self, tables: Mapping[str, Any]) -> Study:
         """The study of a request, if it is approved and its limit of answers is not reached.
@@ -87,6 +118,10 @@ class Gate:
             LOG.error("study %s with the hash %s is not approved", study.name, study.hash)
             raise SiteError(SiteCode.STUDY)
         self._check_log(approval)
+        if approval.seeds is not None and study.seed not in approval.seeds:
+            approved = ", ".join(map(str, sorted(approval.seeds)))
+            LOG.error("study %s: seed %s is not approved, only %s", study.name, study.seed, approved)
+            raise SiteError(SiteCode.STUDY)
         most = self._most(approval)
         if most is not None and self._count(approval) >= most:
             LOG.error("study %s: all %s answers are released; approve it again", study.name, most)
@@ -130,8 +165,12 @@ class Gate:
             what=what,
             bytes=len(header.encode()) + len(payload),
             sha256=_digest(header.encode(), payload) if self._audit else "",
+            asked=self._digest_of(request, received) if in_order(request) else "",
+            final=request.final,
         )
         self._log(entry)
+        if entry.asked:
+            self._records.add(request, entry.asked)
         if self._released is not None:
             self._released = (self._released[0], self._released[1] + 1)
         return header, payload
@@ -178,6 +217,11 @@ class Gate:
             LOG.error("held back: an update of norm %.6g, the limit is %.6g", change, longest)
             raise SiteError(SiteCode.NORM)
         return sent.tobytes(), change
+
+    def _digest_of(self, request: Request, received: bytes) -> str:
+        if self._asked is None or self._asked[0] is not request:
+            self._asked = request, request_digest(request, received)
+        return self._asked[1]
 
     def _most(self, approval: Approval) -> int | None:
         limits = [most for most in (approval.max_releases, self._max_releases) if most is not None]

@@ -6,10 +6,10 @@ import textwrap
 from typing import TYPE_CHECKING
 
 from client.privacy.release_rules import StudyRules
-from mmare.study.choices import Kind, Wire
+from mmare.study.choices import ExtraAnswer, Kind, Wire
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Collection, Iterator
 
     from mmare.study.specs import ModalitySpec
     from mmare.study.study import Study
@@ -24,10 +24,17 @@ _HELD = {
     Kind.TEXT: "texts made of the manifest's columns, encoded on this machine",
     Kind.FEATURES: "precomputed numbers",
 }
+_EXTRA = {
+    ExtraAnswer.SUBSETS: "At the end: the same for every subset of modalities, the others hidden.",
+    ExtraAnswer.COMPARISON: (
+        "If two models are compared: per class, how many test rows both, one or neither predicted right."
+    ),
+    ExtraAnswer.TRAIN: "In every round and at the end: the same counts and sums over the train rows.",
+}
 
 
-def study_in_words(study: Study, site: SiteConfig, max_releases: int) -> str:
-    """What approving a study, for at most ``max_releases`` answers, means for a site.
+def study_in_words(study: Study, site: SiteConfig, max_releases: int, seeds: Collection[int] = ()) -> str:
+    """What approving a study, for at most ``max_releases`` answers and more ``seeds``, means for a site.
 
     Raises:
         StudyError: If the study's model does not exist or cannot serve it.
@@ -38,7 +45,7 @@ def study_in_words(study: Study, site: SiteConfig, max_releases: int) -> str:
     lines += ["", "What will leave"]
     lines += _listed(_leaving(study, StudyRules(study), limit))
     lines += ["", "What holds it back"]
-    lines += _listed(_limits(study, site, limit, max_releases))
+    lines += _listed(_limits(study, site, limit, max_releases, sorted({study.seed, *seeds})))
     lines += ["", "What never leaves"]
     lines += _listed(
         (
@@ -88,15 +95,14 @@ def _leaving(study: Study, rules: StudyRules, limit: int) -> Iterator[str]:
     )
     yield (
         "In every round and at the end: per true class, counts, histograms of predicted probability and sums "
-        "of losses, from which metrics are computed; on the coordinator's request also per pattern and "
-        f"subset of modalities.{groups}"
+        f"of losses, from which metrics are computed; at the end also per pattern of modalities.{groups}"
     )
-    yield "If two models are compared: per class, how many test rows both, one or neither predicted right."
+    yield from (_EXTRA[each] for each in study.privacy.extra)
     if study.federation.local:
         yield f"Not sent: {', '.join(study.federation.local)} of the model, which stay at this site."
 
 
-def _limits(study: Study, site: SiteConfig, limit: int, max_releases: int) -> Iterator[str]:
+def _limits(study: Study, site: SiteConfig, limit: int, max_releases: int, seeds: list[int]) -> Iterator[str]:
     if limit > 1:
         yield f"The smallest group disclosed has {limit} rows: the stricter limit of study and site."
     else:
@@ -110,7 +116,14 @@ def _limits(study: Study, site: SiteConfig, limit: int, max_releases: int) -> It
         f"At most {max_releases:,} answers are released from now on; then the study must be approved again. "
         "Each is a line in the audit log."
     )
-    yield "A study that differs in anything but its name and seed is a different study and is refused."
+    yield (
+        "A study that differs in anything but its name is a different study and is refused; so is a run with "
+        f"another seed than {', '.join(map(str, seeds))}."
+    )
+    yield (
+        "Nothing is answered that this study does not call for, and no round twice: a resumed run may repeat "
+        "only the identical request."
+    )
 
 
 def _listed(sentences: Iterator[str] | tuple[str, ...]) -> list[str]:

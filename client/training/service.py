@@ -151,7 +151,7 @@ class SiteService:
         """
         if not _RUN.fullmatch(request.run):
             raise WireError("the run name is invalid")
-        study = self._gate.admit(request.study)
+        study = self._gate.check(request, payload)
         answer, tensors = self._compute(request, study, payload)
         self._observe(study, request, answer)
         return answer, tensors

@@ -6,6 +6,7 @@ from enum import StrEnum
 
 __all__ = [
     "Backend",
+    "ExtraAnswer",
     "Kind",
     "MaskUse",
     "Mode",
@@ -33,6 +34,14 @@ class Backend(StrEnum):
 
     INPROCESS = "inprocess"
     RAY = "ray"
+
+
+class ExtraAnswer(StrEnum):
+    """What a site answers only if its study names it."""
+
+    SUBSETS = "subsets"  # metrics of every subset of modalities
+    COMPARISON = "comparison"  # which test rows two models predict right
+    TRAIN = "train"  # metrics on the train rows
 
 
 class Kind(StrEnum):

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from mmare.study.choices import (
+    ExtraAnswer,
     Kind,
     MaskUse,
     OptimizerName,
@@ -108,3 +109,4 @@ class PrivacySpec:
     """Disclosure limits."""
 
     min_count: int = 5  # smallest group whose size may leave a site
+    extra: tuple[ExtraAnswer, ...] = ()  # answers beside those of every run

@@ -87,7 +87,7 @@ class Study:
             "federation": {
                 key: value for key, value in _present(asdict(self.federation)).items() if value != {}
             },
-            "privacy": asdict(self.privacy),
+            "privacy": _present(asdict(self.privacy)),
         }
 
     def override(self, assignments: Sequence[str]) -> Study:

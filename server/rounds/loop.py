@@ -10,6 +10,7 @@ from mmare.errors import Ending, RunError
 from mmare.host.files import own_folder
 from mmare.models.phases import last_phase_start
 from mmare.study.choices import Mode
+from mmare.study.schedule import Plateau, rate_factor
 from mmare.wire.messages import Request, Split, Statistics, Task
 from mmare.wire.sharing import keeps_state
 from server.rounds.global_model import Averaging, GlobalModel
@@ -17,7 +18,6 @@ from server.rounds.requests import Inquiry, Reply
 from server.rounds.roll_call import RollCalls
 from server.rounds.round_metrics import collect_states, headline, metrics_of
 from server.rounds.scaling import check_statistics, set_scaling
-from server.rounds.schedule import Plateau, rate_factor
 from server.store import events
 from server.store.checkpoint import DamagedCheckpointError
 from server.store.checkpoints import CheckpointStore, Progress

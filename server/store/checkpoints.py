@@ -34,7 +34,7 @@ class Progress:
     trained: bool = False  # all rounds are done; the selection is final
     best_states: Mapping[str, int] = field(default_factory=dict)  # state_rounds after the best round
     own_losses: Mapping[str, float] = field(default_factory=dict)  # per site, of its own last model
-    plateau: Mapping[str, Any] = field(default_factory=dict)  # server.rounds.schedule
+    plateau: Mapping[str, Any] = field(default_factory=dict)  # mmare.study.schedule
 
 
 class CheckpointStore:

@@ -21,6 +21,8 @@ REASONS = {  # `mmare.errors.SiteCode`, explained to a reader
     "S203": "training or evaluation gave values that are not numbers",
     "S204": "its kept optimiser state is missing or damaged",
     "S205": "no rows to train on",
+    "S306": "its approved study does not call for what was asked",
+    "S307": "asked for an earlier round, or again for one with another model",
     "S500": "an error; the detail is in the site's own log",
 }
 

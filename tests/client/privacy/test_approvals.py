@@ -54,6 +54,23 @@ def test_name_and_seed_are_not_part_of_an_approval(tmp_path):
     assert folder.find(tiny_study(training={"rounds": 5}).hash) is None
 
 
+def test_only_the_seeds_of_an_approval_are_approved(tmp_path):
+    folder = ApprovalFolder(tmp_path)
+    folder.record(STUDY, None)
+    assert folder.find(STUDY.hash).seeds == {STUDY.seed}
+    folder.record(STUDY, None, seeds=[7, 9])
+    assert ApprovalFolder(tmp_path).find(STUDY.hash).seeds == {STUDY.seed, 7, 9}
+    path = tmp_path / "approved" / f"{STUDY.hash}.toml"
+    path.write_text(path.read_text().replace("9,", "'9',"))
+    assert ApprovalFolder(tmp_path).find(STUDY.hash) is None  # damaged
+
+
+def test_the_command_names_further_seeds(federation, site):
+    said = approve(federation, "--yes", "--seed", "7", "--seed", "9").stdout
+    assert "another seed than 3, 7, 9" in " ".join(said.split())
+    assert ApprovalFolder(site.folder).find(STUDY.hash).seeds == {3, 7, 9}
+
+
 def test_approving_and_revoking_need_no_restart(tmp_path):
     running, typing = ApprovalFolder(tmp_path), ApprovalFolder(tmp_path)
     assert running.find(STUDY.hash) is None

@@ -103,7 +103,7 @@ def test_no_class_of_a_withheld_pattern_follows_from_what_is_disclosed(sizes, mi
 # What leaves
 
 LIMIT = 5
-STUDY = tiny_study(privacy={"min_count": LIMIT})
+STUDY = tiny_study(privacy={"min_count": LIMIT}, federation={"options": {"gap_step": 0.1}})
 MODEL = build_model(STUDY)
 SENT = pack(global_tensors(MODEL)).numpy().tobytes()
 ROWS = 60  # to train on
@@ -159,9 +159,11 @@ def passing(tmp_path_factory):
     requests = {
         "describe": asked(Task.DESCRIBE),
         "statistics": asked(Task.STATISTICS),
-        "train": asked(Task.TRAIN, patterns=True, subsets=True, gap=True),
+        "train": asked(Task.TRAIN, gap=True),
         "plain": asked(Task.TRAIN),
-        "evaluate": asked(Task.EVALUATE, splits=(Split.VAL, Split.TEST), patterns=True),
+        "evaluate": asked(
+            Task.EVALUATE, splits=(Split.VAL, Split.TEST), patterns=True, subsets=True, final=True
+        ),
         "compare": asked(Task.COMPARE),
     }
     return {name: answered(folder, request) for name, request in requests.items()}
@@ -281,7 +283,7 @@ def test_patterns_that_the_study_does_not_have_are_held_back(passing):
 def test_a_pattern_that_is_left_out_may_not_be_small(tmp_path):
     """With all patterns but a small one, the small one is the split's state less theirs."""
     study = tiny_study(privacy={"min_count": 0})
-    request = asked(Task.EVALUATE, study, splits=(Split.VAL,), patterns=True)
+    request = asked(Task.EVALUATE, study, splits=(Split.VAL,), patterns=True, final=True)
     case = answered(tmp_path, request, study, missing=0.2)
     evaluation = case.answer.evaluations[0]
     sizes = {

@@ -35,8 +35,10 @@ from client.telemetry.seen import WorkerActivity
 from client.worker import make_service, run_worker
 from mmare.errors import InputError, SiteCode
 from mmare.host.metric_families import Kind
+from mmare.models.registry import build_model
 from mmare.study.study import load_study
 from mmare.wire.messages import Request, Task, encode
+from mmare.wire.tensors import global_tensors, layout_of, pack
 from sites.config import MetricsConfig, load_site
 from tests.federations import run_nodes, tiny_federation, tiny_study
 from tests.properties import examples
@@ -167,10 +169,12 @@ def test_a_refusal_is_told_by_its_code(watched):
 
 def test_a_comparison_after_the_end_does_not_open_a_run_again(watched):
     watched.approvals.record(watched.study, 40)
+    model = global_tensors(build_model(watched.study))
     roll_call = Request(Task.DESCRIBE, "one", watched.study.to_dict())
+    end = replace(roll_call, task=Task.EVALUATE, final=True, layout=layout_of(model).fingerprint)
     states = []
-    for request in (roll_call, replace(roll_call, final=True), roll_call, replace(roll_call, run="two")):
-        watched.service(encode(request), b"")
+    for request in (roll_call, end, roll_call, replace(roll_call, run="two")):
+        watched.service(encode(request), pack(model).numpy().tobytes())
         states.append(watched.found()["run_open"][()])
     assert states == [1, 0, 0, 1]
 

@@ -125,7 +125,8 @@ def test_training_returns_the_change_and_says_what_it_came_to(tmp_path):
 
 def test_evaluating_trains_nothing_and_returns_no_tensors(tmp_path):
     header, payload = service(tmp_path)(
-        encode(request(Task.EVALUATE, round=3, splits=(Split.VAL, Split.TEST), layout=LAYOUT)), FLAT
+        encode(request(Task.EVALUATE, round=3, splits=(Split.VAL, Split.TEST), layout=LAYOUT, final=True)),
+        FLAT,
     )
     update = decode(Update, header)
     assert payload == b""

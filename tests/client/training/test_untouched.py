@@ -29,7 +29,7 @@ FULL, NO_CT, MIXED = (True, True), (False, True), None
 
 
 def study_of(federation=None, **training: object):
-    wanted = {"learning_rate": 0.02, "weight_decay": 0.1, "noise_probability": 0.0, **training}
+    wanted = {"rounds": 9, "learning_rate": 0.02, "weight_decay": 0.1, "noise_probability": 0.0, **training}
     return tiny_study(training=wanted, federation={"min_sites": 1, **(federation or {})})
 
 
@@ -237,8 +237,19 @@ def test_the_final_message_leaves_local_parts_at_the_site(tmp_path):
     study = study_of({"local": ["head"]})
     site = Site(tmp_path, study)
     site.train(1, FULL)
-    site.train(2, FULL, final=True, splits=(Split.VAL,))
-    assert site.store.held("run") == (1, 2)
+    asked = Request(
+        Task.EVALUATE,
+        "run",
+        study.to_dict(),
+        1,
+        (Split.TEST,),
+        state_round=1,
+        layout=layout_of(site.sent).fingerprint,
+        final=True,
+    )
+    service = SiteService("ash", tiny_data, site.store, site.pool, approved=frozenset({study.hash}))
+    decode(Update, service(encode(asked), pack(site.sent).numpy().tobytes())[0])
+    assert site.store.held("run") == (1,)
 
 
 SMALL = {

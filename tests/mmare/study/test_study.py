@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from mmare.errors import StudyError
 from mmare.models.registry import build_model
 from mmare.study.choices import (
+    ExtraAnswer,
     Kind,
     MaskUse,
     OptimizerName,
@@ -238,7 +239,7 @@ MISTAKES = [
     ("study.extra = 1", "[study] has an unknown key 'extra'; expected one of classes, name, positive, seed"),
     ("training.epochs = 1", "[training] has an unknown key 'epochs'; expected one of batch_size,"),
     ("federation.rounds = 1", "[federation] has an unknown key 'rounds'; expected one of deadline_s,"),
-    ("privacy.epsilon = 1", "[privacy] has an unknown key 'epsilon'; expected one of min_count"),
+    ("privacy.epsilon = 1", "[privacy] has an unknown key 'epsilon'; expected one of extra, min_count"),
     (
         "modality.0.dim = 8",
         "[[modality]] has an unknown key 'dim'; expected one of crop_to_mask, encoder, kind, mask, name,",
@@ -577,7 +578,7 @@ OTHER = SimpleNamespace(
     federation=FederationSpec(
         "fedprox", 4, 61.0, {"weighting": "exposure"}, ("norms",), Wire.FLOAT16, Untouched.DRIFT, 5.0
     ),
-    privacy=PrivacySpec(11),
+    privacy=PrivacySpec(11, (ExtraAnswer.SUBSETS,)),
 )
 
 

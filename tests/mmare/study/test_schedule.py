@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mmare.study.choices import Schedule
+from mmare.study.schedule import Plateau, is_rate_factor, rate_factor
 from mmare.study.specs import TrainingSpec
-from server.rounds.schedule import Plateau, rate_factor
 
 LOSSES = st.lists(st.none() | st.floats(1e-6, 10.0), max_size=40)
 
@@ -85,3 +85,16 @@ def test_the_cosine_starts_at_one_and_falls_in_every_round(rounds):
 def test_only_a_plateau_reads_the_state(schedule, factor):
     state = replace(Plateau(), factor=0.09)
     assert {rate_factor(training(schedule), number, state) for number in (1, 5, 10)} == {factor}
+
+
+@given(LOSSES, st.sampled_from(list(Schedule)))
+def test_every_factor_of_a_run_is_one_that_a_site_expects(losses, schedule):
+    """Losses are those of the models after rounds 1, 2, …: round n starts after n - 2 of them."""
+    spec, state = training(schedule, rounds=len(losses) + 2), Plateau()
+    for number in range(1, len(losses) + 3):
+        if number > 2:
+            state = state.after(losses[number - 3])
+        factor = rate_factor(spec, number, state)
+        assert is_rate_factor(spec, number, factor)
+        assert not is_rate_factor(spec, number, factor * 1.001)
+        assert not is_rate_factor(spec, number, math.nan)

@@ -1,4 +1,4 @@
-"""Learning rates over rounds: the factor that the server sends with every request."""
+"""Learning rates over rounds: the factor that the server sends with every request, and a site checks."""
 
 from __future__ import annotations
 
@@ -12,12 +12,13 @@ from mmare.study.choices import Schedule
 if TYPE_CHECKING:
     from mmare.study.specs import TrainingSpec
 
-__all__ = ["Plateau", "rate_factor"]
+__all__ = ["Plateau", "is_rate_factor", "rate_factor"]
 
 COSINE_END: Final = 0.005  # final factor, as in DRIM: 1e-3 to 5e-6
 PLATEAU_PATIENCE: Final = 3  # rounds, as in HyperMM
 PLATEAU_FACTOR: Final = 0.3
 PLATEAU_THRESHOLD: Final = 1e-4  # relative improvement that counts
+ROUNDING: Final = 1e-9  # relative, between the two ends
 
 
 @dataclass(frozen=True)
@@ -60,3 +61,26 @@ def rate_factor(training: TrainingSpec, round_number: int, plateau: Plateau) -> 
         done = (round_number - 1) / training.rounds
         return COSINE_END + (1 - COSINE_END) * 0.5 * (1 + math.cos(math.pi * done))
     return plateau.factor if training.schedule is Schedule.PLATEAU else 1.0
+
+
+def is_rate_factor(training: TrainingSpec, round_number: int, factor: float) -> bool:
+    """Whether `rate_factor` can give this in a round, whatever the losses before it were.
+
+    Example:
+        >>> from mmare.study.specs import TrainingSpec
+        >>> plateau = TrainingSpec(schedule=Schedule.PLATEAU)
+        >>> is_rate_factor(plateau, 5, 0.3), is_rate_factor(plateau, 6, 0.3), is_rate_factor(plateau, 6, 0.2)
+        (False, True, False)
+    """
+    drops = 0
+    if training.schedule is Schedule.PLATEAU:
+        validated = max(round_number - 2, 0)  # the model that a round starts from is not yet
+        drops = validated // (PLATEAU_PATIENCE + 1)
+    return any(
+        math.isclose(
+            factor,
+            rate_factor(training, round_number, Plateau(factor=PLATEAU_FACTOR**drop)),
+            rel_tol=ROUNDING,
+        )
+        for drop in range(drops + 1)
+    )

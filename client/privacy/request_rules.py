@@ -1,0 +1,73 @@
+"""What an approved study may be asked: only what its own settings call for."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from mmare.study.choices import ExtraAnswer
+from mmare.study.schedule import is_rate_factor
+from mmare.study.strategy_options import strategy_options
+from mmare.wire.messages import Request, Split, Task
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
+
+    from mmare.study.study import Study
+
+__all__ = ["RequestError", "check_request"]
+
+_TRAINING_SPLITS: Final = ((), (Split.VAL,))
+
+
+class RequestError(ValueError):
+    """A request that the approved study does not call for; the message is for the site's own log."""
+
+
+def check_request(request: Request, study: Study, extra: Collection[ExtraAnswer]) -> None:
+    """Check every field that changes what leaves; ``extra`` are the answers beside those of every run.
+
+    Raises:
+        RequestError: Naming the first field that does not follow from the study.
+    """
+    trains, task = request.task is Task.TRAIN, request.task.value
+    rounds = study.training.rounds
+    _require(request.train == trains, f"{task} with train = {request.train}")
+    if request.task in (Task.TRAIN, Task.EVALUATE):
+        first = 0 if request.final else 1  # without validation no round is selected
+        _require(first <= request.round <= rounds, f"round {request.round}, expected {first} to {rounds}")
+    else:
+        _require(request == _bare(request), f"{task} with settings of a round")
+    _require(
+        request.task is not Task.COMPARE or ExtraAnswer.COMPARISON in extra,
+        "a comparison, which the study does not name",
+    )
+    _splits(request, extra)
+    _require(not request.patterns or request.final, "patterns before the end of the run")
+    _require(not request.subsets or request.final, "subsets before the end of the run")
+    _require(not request.subsets or ExtraAnswer.SUBSETS in extra, "subsets, which the study does not name")
+    options = strategy_options(study.federation.strategy, study.federation.options)
+    gap = trains and getattr(options, "gap_step", 0.0) > 0
+    _require(gap or not request.gap, "the trained model's metrics, which its strategy does not use")
+    factor = request.rate_factor
+    _require(
+        not trains or is_rate_factor(study.training, request.round, factor),
+        f"rate factor {factor:g}, which the schedule cannot give in round {request.round}",
+    )
+
+
+def _splits(request: Request, extra: Collection[ExtraAnswer]) -> None:
+    splits = tuple(split for split in request.splits if split is not Split.TRAIN)
+    if splits != request.splits:
+        _require(ExtraAnswer.TRAIN in extra, "metrics on train rows, which the study does not name")
+    _require(len(set(request.splits)) == len(request.splits), "a split named twice")
+    _require(not request.final or request.task is Task.EVALUATE, "a final request that evaluates nothing")
+    _require(request.final or splits in _TRAINING_SPLITS, "metrics on test rows before the end of the run")
+
+
+def _bare(request: Request) -> Request:
+    return Request(request.task, request.run, request.study, layout=request.layout)
+
+
+def _require(fine: object, sentence: str) -> None:
+    if not fine:
+        raise RequestError(sentence)

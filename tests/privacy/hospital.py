@@ -1,0 +1,82 @@
+"""A hospital behind its real service and gate, for attacks by a coordinator."""
+
+from dataclasses import replace
+
+import torch
+
+from client.privacy.approvals import ApprovalFolder
+from client.privacy.audit_log import AuditLog
+from client.worker import make_service
+from mmare.models.registry import build_model
+from mmare.study.study import Study
+from mmare.wire.messages import (
+    Comparison,
+    Refusal,
+    Request,
+    RollCall,
+    Statistics,
+    Task,
+    Update,
+    WireError,
+    decode,
+    encode,
+)
+from mmare.wire.tensors import global_tensors, layout_of, pack
+from sites.config import SiteConfig, load_site
+from sites.federation import write_federation
+from tests.federations import site_tables, tiny_study
+
+LIMIT = 5
+STUDY = tiny_study(privacy={"min_count": LIMIT})
+
+
+_KINDS = {
+    Task.DESCRIBE: RollCall,
+    Task.STATISTICS: Statistics,
+    Task.TRAIN: Update,
+    Task.EVALUATE: Update,
+    Task.COMPARE: Comparison,
+}
+
+
+class Hospital:
+    """A site folder, its approval of one study, and a worker's service that can be restarted."""
+
+    def __init__(self, folder, study: Study = STUDY, patients: int = 48, tables=None) -> None:
+        self.study = study
+        write_federation(folder, study, [tables or site_tables("ash", study, patients, 3, 0.3)])
+        self.site: SiteConfig = replace(load_site(folder / "ash" / "site.toml"), min_count=LIMIT)
+        self.audit = AuditLog(self.site.folder / "audit.jsonl")
+        self.approvals = ApprovalFolder(self.site.folder)
+        self.approvals.record(study, None)
+        self.restart()
+
+    def restart(self) -> None:
+        """A new worker on the same folder."""
+        self.service = make_service(self.site, self.approvals, AuditLog(self.audit.path))
+
+    def ask(self, task: Task, payload: bytes = b"", *, study: Study | None = None, **fields: object):
+        """The answer's header, or the code of a refusal."""
+        study = study or self.study
+        request = Request(task, **{"run": "run", "study": study.to_dict(), **fields})
+        header, self.tensors = self.service(encode(request), payload)
+        try:
+            return decode(_KINDS[task], header)
+        except WireError:
+            return decode(Refusal, header).code
+
+    def train(self, number: int, model=None, **fields: object):
+        """An answer to a round of training from ``model``, by default the seed's own."""
+        model = model or build_model(fields.get("study") or self.study)
+        tensors = global_tensors(model)
+        given = {"round": number, "train": True, "layout": layout_of(tensors).fingerprint, **fields}
+        return self.ask(Task.TRAIN, flat(model), **given)
+
+    def lines(self, event: str) -> list[dict]:
+        """Of the audit log."""
+        return [line for line in self.audit.lines() if line["event"] == event]
+
+
+def flat(model: torch.nn.Module) -> bytes:
+    """A model's tensors as they travel."""
+    return pack(global_tensors(model)).numpy().tobytes()
