@@ -99,7 +99,7 @@ def convert(
 ) -> None:
     """Turn a folder of DICOM files into volumes; what cannot be used is named with its reason.
 
-    Exit code 1 when no series could be used at all.
+    Exit code 1 when a series could not be used, were it only a localizer, or a file could not be read.
     """
     must_exist(source, "a folder to convert")
     from client.data.progress import scan_progress
@@ -120,6 +120,9 @@ def convert(
         raise RunError(
             f"{source}: no usable series among {report.n_files} files; {out / 'report.json'} says why"
         )
+    if report.anything_refused:
+        left_out = f"{len(report.refused)} series and {len(report.lost)} unreadable files"
+        raise RunError(f"{source}: {left_out} are not among the volumes; {out / 'report.json'} says why")
 
 
 @app.command(epilog="Example: mmare-site embed runs/scans/guys/site.toml")

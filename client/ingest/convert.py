@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, replace
@@ -12,6 +13,7 @@ from time import monotonic
 
 import numpy as np
 import SimpleITK as sitk  # noqa: N813  the usual name
+from isal import igzip
 
 from client.ingest.choose import SeriesRule, choose_each
 from client.ingest.dicom.folder import make_volume, scan_folder
@@ -29,7 +31,9 @@ __all__ = ["convert_folder", "write_volume"]
 Progress = Callable[[str, int, int], None]
 
 _KEEP_S = 1.0  # at most this much work is lost when it is killed; a report per series would cost more
-_INPUTS_VERSION = b"1"  # raised when the same files are to become another volume
+_COMPRESSION = 3  # the best of ISA-L: a file 4 % larger than zlib's in a tenth of its time
+_PIECE_BYTES = 1 << 20
+_INPUTS_VERSION = b"2"  # raised when the same files are to become another volume
 
 
 def convert_folder(
@@ -99,12 +103,17 @@ def write_volume(volume: Volume, path: Path) -> None:
     image.SetOrigin(affine_mm[:3, 3].tolist())  # type: ignore[no-untyped-call]  # as above
     direction = affine_mm[:3, :3] / np.array(volume.spacing_mm)
     image.SetDirection(direction.ravel().tolist())  # type: ignore[no-untyped-call]  # as above
+    # Names that are always the same: what a killed conversion left is written over by the next one.
+    plain = path.with_name(f".plain-{path.stem}")
     try:
-        # A name that is always the same: what a killed conversion left is written over by the next one.
         with replacing(path, f".partial-{path.name}") as partial:
-            sitk.WriteImage(image, str(partial), useCompression=True)
+            sitk.WriteImage(image, str(plain), useCompression=False)
+            with plain.open("rb") as whole, igzip.open(partial, "wb", _COMPRESSION) as stream:  # type: ignore[no-untyped-call]
+                shutil.copyfileobj(whole, stream, _PIECE_BYTES)
     except (RuntimeError, OSError) as error:
         raise RunError("a volume cannot be written to the output folder; is the disk full?") from error
+    finally:
+        plain.unlink(missing_ok=True)
 
 
 def _check_folders(source: Path, out: Path) -> tuple[Path, Path]:

@@ -33,6 +33,7 @@ class ScanReason(StrEnum):
     # pixel data
     UNKNOWN_TRANSFER_SYNTAX = "unknown-transfer-syntax"
     NO_DECODER = "no-decoder"
+    WRONG_TRANSFER_SYNTAX = "wrong-transfer-syntax"
     TRUNCATED_PIXEL_DATA = "truncated-pixel-data"
     DAMAGED_PIXEL_DATA = "damaged-pixel-data"
     UNCLEAR_SCALING = "unclear-scaling"
@@ -107,9 +108,10 @@ _SENTENCES: Final[dict[ScanReason | Correction, str]] = {
     ScanReason.NO_GEOMETRY: "Position, orientation or pixel spacing is not given or makes no sense.",
     ScanReason.UNKNOWN_TRANSFER_SYNTAX: "The transfer syntax is not one of the DICOM standard.",
     ScanReason.NO_DECODER: "No installed codec reads this transfer syntax.",
+    ScanReason.WRONG_TRANSFER_SYNTAX: "The pixel data is not in the transfer syntax that the file states.",
     ScanReason.TRUNCATED_PIXEL_DATA: "Pixel data end before the picture does.",
     ScanReason.DAMAGED_PIXEL_DATA: "Pixel data cannot be decoded.",
-    ScanReason.UNCLEAR_SCALING: "Some slices do not say their scale, or not as a slope and intercept.",
+    ScanReason.UNCLEAR_SCALING: "The scale is lost in some slices, or is not one slope and one intercept.",
     ScanReason.TOO_FEW_SLICES: "Fewer than three slices lie side by side: a picture, not a volume.",
     ScanReason.MIXED_ORIENTATION: "The slices lie in several planes, too few in each of them for a volume.",
     ScanReason.FOUR_DIMENSIONAL: "The same positions were measured repeatedly (time, diffusion, phase).",

@@ -193,6 +193,14 @@ def test_convert_says_where_the_report_is(tmp_path):
     assert len(list((tmp_path / "out").glob("*.nii.gz"))) == 1
 
 
+def test_convert_fails_in_the_end_if_a_series_was_refused(tmp_path):
+    write_series(tmp_path / "in")
+    (tmp_path / "in" / "cut.dcm").write_bytes(b"\0" * 128 + b"DICM")
+    with pytest.raises(RunError, match=r"0 series and 1 unreadable files are not among the volumes"):
+        invoke("convert", tmp_path / "in", "--out", tmp_path / "out")
+    assert len(list((tmp_path / "out").glob("*.nii.gz"))) == 1
+
+
 @pytest.mark.parametrize("content", [None, b"", b"no checkpoint"], ids=["missing", "empty", "text"])
 def test_a_file_that_is_no_checkpoint_is_one_sentence(tmp_path, content):
     file = tmp_path / "resnet_18_23dataset.pth"

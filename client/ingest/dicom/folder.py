@@ -23,7 +23,7 @@ from client.ingest.dicom.geometry import (
     stack_affine,
     stack_slices,
 )
-from client.ingest.dicom.header import Frame, ScalingSource
+from client.ingest.dicom.header import Frame
 from client.ingest.dicom.mosaic import unpack_mosaic
 from client.ingest.dicom.pixels import measured_values
 from client.ingest.dicom.reader import read_frames
@@ -88,7 +88,7 @@ def make_volume(part: Part) -> ConvertedSeries:
     corrections = list(part.corrections)
     if any(frame.file.photometric == "MONOCHROME1" for frame in frames):
         corrections.append(Correction.MONOCHROME1)
-    if frames[0].scaling.source is ScalingSource.PRIVATE:
+    if frames[0].scaling.is_private:
         corrections.append(Correction.PHILIPS_SCALING)
     if frames[0].file.mosaic is not None:
         return ConvertedSeries(unpack_mosaic(frames[0]), (*corrections, Correction.MOSAIC))

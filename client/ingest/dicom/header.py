@@ -31,9 +31,10 @@ class Key(StrEnum):
     B_VALUE = "b value"
     ACQUISITION = "acquisition"
     CONTRAST = "contrast agent"
+    UNIT = "unit"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class MosaicLayout:
     """How a Siemens mosaic is tiled."""
 
@@ -46,20 +47,21 @@ class ScalingSource(StrEnum):
 
     ABSENT = "absent"  # stored values are measured values
     STATED = "stated"
-    PRIVATE = "private"  # Philips's own scale slope
-    UNREADABLE = "unreadable"  # not a number, zero, or a lookup table
+    MAPPED = "mapped"  # by a real-world mapping
+    UNREADABLE = "unreadable"  # no number or several, zero, half lost, or a lookup table
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Scaling:
     """Measured values are ``stored x slope + intercept``."""
 
     slope: float = 1.0
     intercept: float = 0.0
     source: ScalingSource = ScalingSource.ABSENT
+    is_private: bool = False  # by Philips's own scale slope
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class FileHeader:
     """What all frames of a file share; named after the DICOM attributes unless noted."""
 
@@ -87,7 +89,7 @@ class FileHeader:
     mosaic: MosaicLayout | None  # of a Siemens mosaic
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Frame:
     """One image."""
 

@@ -43,6 +43,8 @@ _PIXEL_TAGS = [  # all that decoding needs: reading every element takes longer
 _END_OF_IMAGE = b"\xff\xd9"  # ends every stream of the JPEG family
 _TRAILING_BYTES = 64  # padding that encoders append
 _BITS_PER_BYTE = 8
+_ITEM_TAG = b"\xfe\xff\x00\xe0"  # begins encapsulated pixel data
+_WHOLE = 2.0**31  # times 32 stored bits stays within int64
 _INT16 = np.iinfo(np.int16)
 
 
@@ -103,11 +105,18 @@ def _by_file(frames: Sequence[Frame]) -> dict[FileHeader, list[int]]:
 
 def _scale(stored: NDArray[np.generic], scaling: Scaling) -> NDArray[np.generic]:
     slope, intercept = scaling.slope, scaling.intercept
-    if np.issubdtype(stored.dtype, np.integer) and slope.is_integer() and intercept.is_integer():
-        whole = stored.astype(np.int64) * int(slope) + int(intercept)
-        fits = whole.min() >= _INT16.min and whole.max() <= _INT16.max
-        return whole.astype(np.int16 if fits else np.int64)
-    return (stored.astype(np.float64) * slope + intercept).astype(np.float32)
+    is_whole = slope.is_integer() and intercept.is_integer() and max(abs(slope), abs(intercept)) < _WHOLE
+    if is_whole and np.issubdtype(stored.dtype, np.integer):
+        ends = [int(end) * int(slope) + int(intercept) for end in (stored.min(), stored.max())]
+        fits = min(ends) >= _INT16.min and max(ends) <= _INT16.max
+        if fits and (slope, intercept) == (1, 0):
+            return stored.astype(np.int16)
+        return (stored.astype(np.int64) * int(slope) + int(intercept)).astype(np.int16 if fits else np.int64)
+    with np.errstate(over="ignore"):
+        scaled = (stored.astype(np.float64) * slope + intercept).astype(np.float32)
+    if np.issubdtype(stored.dtype, np.integer) and not np.isfinite(scaled).all():
+        raise ScanRefused(ScanReason.UNCLEAR_SCALING, f"A slope of {slope:g} and intercept of {intercept:g}.")
+    return scaled
 
 
 class _Pictures:
@@ -172,9 +181,15 @@ def _check_length(file: FileHeader, dataset: Dataset) -> None:
         bits = number(dataset, "BitsAllocated") or 0.0
         wanted = prod(file.shape) * file.n_samples * file.n_frames * int(bits) // _BITS_PER_BYTE
         found = len(dataset[keyword].value or b"")
+        if getattr(dataset[keyword], "is_undefined_length", False):
+            raise ScanRefused(
+                ScanReason.WRONG_TRANSFER_SYNTAX, "It is compressed, stated is an uncompressed one."
+            )
         if found < wanted:
             raise ScanRefused(ScanReason.TRUNCATED_PIXEL_DATA, f"{found} of {wanted} bytes.")
         return
+    if not dataset.PixelData.startswith(_ITEM_TAG):
+        raise ScanRefused(ScanReason.WRONG_TRANSFER_SYNTAX, "It is uncompressed, stated is a compressed one.")
     try:
         streams = list(generate_frames(dataset.PixelData, number_of_frames=file.n_frames))
     except Exception as error:

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import functools
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pydicom
 from pydicom.dataset import Dataset
 from pydicom.uid import DeflatedExplicitVRLittleEndian, MediaStorageDirectoryStorage
 
 from client.ingest.dicom.csa import read_csa
-from client.ingest.dicom.header import FileHeader, Frame, Key, MosaicLayout, Scaling, ScalingSource
-from client.ingest.dicom.values import first_item, has_value, number, numbers, private_value, text, texts
+from client.ingest.dicom.header import FileHeader, Frame, Key, MosaicLayout
+from client.ingest.dicom.scaling import read_scaling
+from client.ingest.dicom.values import FrameSources, first_item, items, number, private_value, text, texts
 from client.ingest.files import looks_like_dicom
 from client.ingest.reasons import ScanReason, ScanRefused
 
@@ -23,12 +25,8 @@ _ECHO_DECIMALS = 3  # ms
 _MOSAIC = "MOSAIC"
 _GE = "ge "
 _GE_PARAMETERS = "GEMS_PARM_01"
-_PHILIPS = "philips"
-_PHILIPS_SCALE_SLOPE = (0x2005, 0x100E)
-_PHILIPS_FRAME = (0x2005, 0x140F)
 _SIEMENS_CSA = "SIEMENS CSA HEADER"
 _SIEMENS_MR = "SIEMENS MR HEADER"
-_LOOKUP_TABLE = "ModalityLUTSequence"
 _LOOSE = 0.05  # admits cosines rounded to two digits, not the zeros that some anonymisers write
 _N_POSITION, _N_ORIENTATION, _N_SPACING = 3, 6, 2
 
@@ -49,6 +47,7 @@ _TEXT_KEYS = {
     Key.STACK: ("", "StackID"),
     Key.KERNEL: ("ConvolutionKernel", "ConvolutionKernel"),
     Key.CONTRAST: ("ContrastBolusAgent", ""),
+    Key.UNIT: ("RescaleType", "RescaleType"),
 }
 # Constant in a series by the standard (modules of patient, study, series, frame of reference, equipment).
 _ORIGIN = (
@@ -57,26 +56,6 @@ _ORIGIN = (
     *("SeriesDate", "SeriesDescription", "ProtocolName", "Modality"),
     *("FrameOfReferenceUID", "DeviceSerialNumber"),
 )
-
-
-@dataclass(frozen=True)
-class _FrameSources:
-    """The data sets that describe one frame, most specific first."""
-
-    places: tuple[Dataset, ...]
-
-    def holder(self, keyword: str) -> Dataset:
-        """The data set that holds an element; the least specific one if none does."""
-        return next((place for place in self.places if keyword in place), self.places[-1])
-
-    def number(self, keyword: str) -> float | None:
-        return number(self.holder(keyword), keyword)
-
-    def numbers(self, keyword: str, count: int) -> tuple[float, ...] | None:
-        return numbers(self.holder(keyword), keyword, count)
-
-    def text(self, keyword: str) -> str:
-        return text(self.holder(keyword), keyword)
 
 
 def transfer_syntax_of(dataset: pydicom.FileDataset) -> str:
@@ -143,7 +122,7 @@ def _file_header(path: Path, dataset: pydicom.FileDataset, *, has_pixels: bool) 
         patient=text(dataset, "PatientID"),
         study_uid=text(dataset, "StudyInstanceUID"),
         series_uid=text(dataset, "SeriesInstanceUID"),
-        origin=tuple(text(dataset, keyword) for keyword in _ORIGIN),
+        origin=_once(tuple(text(dataset, keyword) for keyword in _ORIGIN)),
         series_number=int(number(dataset, "SeriesNumber") or 0),
         sop_class_uid=text(dataset, "SOPClassUID") or text(meta, "MediaStorageSOPClassUID"),
         sop_uid=text(dataset, "SOPInstanceUID") or text(meta, "MediaStorageSOPInstanceUID"),
@@ -180,36 +159,41 @@ def _mosaic(dataset: Dataset) -> MosaicLayout:
 
 def _frames(file: FileHeader, dataset: Dataset) -> Iterator[Frame]:
     if not file.enhanced:
-        yield _frame(file, 0, _FrameSources((dataset,)), dataset)
+        yield _frame(file, 0, FrameSources((dataset,)), dataset)
         return
     shared = _macros(first_item(dataset, "SharedFunctionalGroupsSequence"))
     for index, group in enumerate(dataset.PerFrameFunctionalGroupsSequence):
-        yield _frame(file, index, _FrameSources((*_macros(group), *shared, dataset)), group)
+        yield _frame(file, index, FrameSources((*_macros(group), *shared, dataset)), group)
 
 
 def _macros(group: Dataset | None) -> tuple[Dataset, ...]:
-    """The one item of every standard macro in a functional group."""
+    """The items of every standard macro in a functional group, mostly one each."""
     if group is None:
         return ()
-    items = (first_item(group, tag) for tag in sorted(group.keys()) if not tag.is_private)
-    return tuple(item for item in items if item is not None)
+    return tuple(item for tag in sorted(group.keys()) if not tag.is_private for item in items(group, tag))
 
 
-def _frame(file: FileHeader, index: int, facts: _FrameSources, group: Dataset) -> Frame:
+def _frame(file: FileHeader, index: int, facts: FrameSources, group: Dataset) -> Frame:
     type_keyword = "FrameType" if file.enhanced else "ImageType"
     image_type = texts(facts.holder(type_keyword), type_keyword)
     return Frame(
         file=file,
         index=index,
         position_mm=facts.numbers("ImagePositionPatient", _N_POSITION),
-        orientation=_orientation(facts.numbers("ImageOrientationPatient", _N_ORIENTATION)),
-        spacing_mm=_positive(facts.numbers("PixelSpacing", _N_SPACING)),
+        orientation=_once(_orientation(facts.numbers("ImageOrientationPatient", _N_ORIENTATION))),
+        spacing_mm=_once(_positive(facts.numbers("PixelSpacing", _N_SPACING))),
         thickness_mm=facts.number("SliceThickness"),
         slice_step_mm=facts.number("SpacingBetweenSlices"),
-        image_type=image_type or texts(facts.places[-1], "ImageType"),
-        scaling=_scaling(file, facts, group),
-        keys=tuple(_keys(file, facts, image_type)),
+        image_type=_once(image_type or texts(facts.places[-1], "ImageType")),
+        scaling=_once(read_scaling(file, facts, group)),
+        keys=_once(tuple(_keys(file, facts, image_type))),
     )
+
+
+@functools.lru_cache(1 << 12)
+def _once(value: Any) -> Any:  # noqa: ANN401  whatever many frames have in common
+    """One object for all equal ones: a folder may hold a hundred thousand files."""
+    return value
 
 
 def _orientation(cosines: Sequence[float] | None) -> tuple[float, ...] | None:
@@ -227,34 +211,7 @@ def _positive(spacing: tuple[float, ...] | None) -> tuple[float, ...] | None:
     return spacing if spacing is not None and min(spacing) > 0 else None
 
 
-def _scaling(file: FileHeader, facts: _FrameSources, group: Dataset) -> Scaling:
-    """The scale of a frame's values; Philips MR's own where there is one.
-
-    Philips MR scales displayed values per series; only its private scaling, which dcm2niix uses too, compares
-    between series (Chenevert et al. 2014, https://doi.org/10.1593/tlo.13811). Real-world value mappings are
-    not applied: most repeat the scale of the display.
-    """
-    stated = _stated_scaling(facts)
-    if not (file.modality == "MR" and file.manufacturer.startswith(_PHILIPS)):
-        return stated
-    private = first_item(group, _PHILIPS_FRAME) if file.enhanced else group
-    scale = number(private, _PHILIPS_SCALE_SLOPE) if private is not None else None
-    if not scale or stated.source is ScalingSource.UNREADABLE:
-        return stated
-    return Scaling(1.0 / scale, stated.intercept / (stated.slope * scale), ScalingSource.PRIVATE)
-
-
-def _stated_scaling(facts: _FrameSources) -> Scaling:
-    slope, intercept = "RescaleSlope", "RescaleIntercept"
-    stated = [keyword for keyword in (slope, intercept) if has_value(facts.holder(keyword), keyword)]
-    found = {slope: 1.0, intercept: 0.0} | {keyword: facts.number(keyword) for keyword in stated}
-    factor, offset = found[slope], found[intercept]
-    if not factor or offset is None or has_value(facts.holder(_LOOKUP_TABLE), _LOOKUP_TABLE):
-        return Scaling(source=ScalingSource.UNREADABLE)
-    return Scaling(factor, offset, ScalingSource.STATED if stated else ScalingSource.ABSENT)
-
-
-def _keys(file: FileHeader, facts: _FrameSources, image_type: tuple[str, ...]) -> Iterator[tuple[Key, str]]:
+def _keys(file: FileHeader, facts: FrameSources, image_type: tuple[str, ...]) -> Iterator[tuple[Key, str]]:
     place = 1 if file.enhanced else 0
     component = facts.text("ComplexImageComponent") if file.enhanced else ""
     yield Key.IMAGE_TYPE, "\\".join((*image_type, component)).rstrip("\\")

@@ -273,14 +273,22 @@ def _judge_part(frames: list[Frame], dropped: Sequence[Frame]) -> Part:
     if len(repeats) == 1 and frames[0].file.mosaic is None:
         return Part(tuple(frames), (ScanReason.TOO_FEW_SLICES,))
     is_4d = min(repeats.values()) > 1 and len({frame.file.is_lossy for frame in frames}) == 1
+    if _is_ge_pair(frames[0], max(repeats.values())):
+        is_4d = any(len({frame.key(key) for frame in frames}) > 1 for key in _PHASE_KEYS)
     return Part(tuple(frames), (ScanReason.FOUR_DIMENSIONAL if is_4d else ScanReason.CONFLICTING_SLICES,))
+
+
+def _is_ge_pair(frame: Frame, most_repeats: int) -> bool:
+    """Whether two pictures a position may be a B0 map and its magnitude, which GE keeps in one series."""
+    file = frame.file
+    return most_repeats == 2 and file.modality == "MR" and file.manufacturer.startswith("ge ")  # noqa: PLR2004
 
 
 def _judge_count(frames: Sequence[Frame]) -> Part:
     if len(frames) < MIN_SLICES and frames[0].file.mosaic is None:
         return Part(tuple(frames), (ScanReason.TOO_FEW_SLICES,))
-    sources = {frame.scaling.source for frame in frames}
-    clear = len(sources) == 1 and ScalingSource.UNREADABLE not in sources
+    sources = {(frame.scaling.source, frame.scaling.is_private) for frame in frames}
+    clear = len(sources) == 1 and frames[0].scaling.source is not ScalingSource.UNREADABLE
     return Part(tuple(frames), () if clear else (ScanReason.UNCLEAR_SCALING,))
 
 

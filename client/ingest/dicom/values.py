@@ -2,16 +2,31 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import re
 import struct
-from collections.abc import Sequence
+from collections.abc import MutableSequence, Sequence
+from dataclasses import dataclass
 from typing import Any
 
+from pydicom.dataelem import RawDataElement, convert_raw_data_element
 from pydicom.dataset import Dataset
 from pydicom.tag import BaseTag, Tag
 
-__all__ = ["NUMBER_ERRORS", "first_item", "has_value", "number", "numbers", "private_value", "text", "texts"]
+__all__ = [
+    "NUMBER_ERRORS",
+    "FrameSources",
+    "first_item",
+    "has_value",
+    "items",
+    "number",
+    "numbers",
+    "only_number",
+    "private_value",
+    "text",
+    "texts",
+]
 
 # What pydicom raises on first access to an invalid value.
 NUMBER_ERRORS = (
@@ -27,12 +42,28 @@ _FLOAT_BYTES = 4
 _THOUSANDS = re.compile(r"[+-]?[1-9]\d{0,2},\d{3}")  # such as 1,024: its comma may mean either
 
 
+_SIMPLE = frozenset({"CS", "DA", "DS", "IS", "LO", "PN", "SH", "TM", "UI", "US", "FD", "FL"})
+_tag = functools.cache(Tag)
+
+
 def _value(dataset: Dataset, tag: str | int | tuple[int, int]) -> Any:  # noqa: ANN401  a DICOM value has any type
-    key = tag if isinstance(tag, str) else Tag(tag)
+    key = _tag(tag)
     try:
-        return dataset[key].value if key in dataset else None
-    except NUMBER_ERRORS:
+        raw = dataset.get_item(key)
+        if isinstance(raw, RawDataElement) and raw.VR in _SIMPLE and not key.is_private:
+            return _converted(raw._replace(value_tell=0), _character_sets(dataset.original_character_set))
+        return dataset[key].value
+    except NUMBER_ERRORS:  # KeyError among them
         return None
+
+
+@functools.lru_cache(1 << 12)  # most values of a series are the same in all its files
+def _converted(raw: RawDataElement, character_sets: tuple[str, ...]) -> Any:  # noqa: ANN401  as above
+    return convert_raw_data_element(raw, encoding=list(character_sets)).value
+
+
+def _character_sets(stated: str | MutableSequence[str]) -> tuple[str, ...]:
+    return (stated,) if isinstance(stated, str) else tuple(stated)
 
 
 def number(dataset: Dataset, tag: str | int | tuple[int, int]) -> float | None:
@@ -49,7 +80,14 @@ def number(dataset: Dataset, tag: str | int | tuple[int, int]) -> float | None:
     return result if math.isfinite(result) else None
 
 
-def has_value(dataset: Dataset, tag: str) -> bool:
+def only_number(dataset: Dataset, tag: str | tuple[int, int]) -> float | None:
+    """The finite number in an element, else None; also if it holds several that differ."""
+    value = _value(dataset, tag)
+    several = isinstance(value, Sequence) and not isinstance(value, str | bytes)
+    return None if several and any(part != value[0] for part in value) else number(dataset, tag)
+
+
+def has_value(dataset: Dataset, tag: str | tuple[int, int]) -> bool:
     """Whether an element is there and not empty, readable or not."""
     return tag in dataset and getattr(dataset.get_item(Tag(tag)), "value", None) not in (None, b"", "")
 
@@ -87,13 +125,17 @@ def text(dataset: Dataset, tag: str) -> str:
     return "\\".join(texts(dataset, tag))
 
 
+def items(dataset: Dataset, tag: str | BaseTag | tuple[int, int]) -> tuple[Dataset, ...]:
+    """The items of a sequence; none if it is absent."""
+    value = _value(dataset, tag)
+    if not isinstance(value, Sequence) or isinstance(value, str | bytes):
+        return ()
+    return tuple(item for item in value if isinstance(item, Dataset))
+
+
 def first_item(dataset: Dataset, tag: str | BaseTag | tuple[int, int]) -> Dataset | None:
     """The first item of a sequence, or None."""
-    value = _value(dataset, tag)
-    if isinstance(value, Sequence) and not isinstance(value, str | bytes) and value:
-        item = value[0]
-        return item if isinstance(item, Dataset) else None
-    return None
+    return next(iter(items(dataset, tag)), None)
 
 
 def private_value(dataset: Dataset, group: int, creator: str, element: int) -> Any:  # noqa: ANN401  any type
@@ -102,3 +144,26 @@ def private_value(dataset: Dataset, group: int, creator: str, element: int) -> A
         return dataset.private_block(group, creator)[element].value
     except NUMBER_ERRORS:
         return _value(dataset, (group, 0x1000 + element))
+
+
+@dataclass(frozen=True)
+class FrameSources:
+    """The data sets that describe one frame, most specific first."""
+
+    places: tuple[Dataset, ...]
+
+    def holder(self, keyword: str) -> Dataset:
+        """The data set that holds an element; the least specific one if none does."""
+        return next((place for place in self.places[:-1] if keyword in place), self.places[-1])
+
+    def number(self, keyword: str) -> float | None:
+        """As `number`, of the most specific place."""
+        return number(self.holder(keyword), keyword)
+
+    def numbers(self, keyword: str, count: int) -> tuple[float, ...] | None:
+        """As `numbers`, of the most specific place."""
+        return numbers(self.holder(keyword), keyword, count)
+
+    def text(self, keyword: str) -> str:
+        """As `text`, of the most specific place."""
+        return text(self.holder(keyword), keyword)

@@ -206,10 +206,10 @@ def _group(modality: str, facts: dict[str, Any]) -> Dataset:
     content = {keyword: facts[key] for key, keyword in _CONTENT.items() if key in facts}
     if content:
         group.FrameContentSequence = _item(**content)
-    if "slope" in facts:
-        group.PixelValueTransformationSequence = _item(
-            RescaleSlope=facts["slope"], RescaleIntercept=facts.get("intercept", 0.0), RescaleType="US"
-        )
+    names = {"slope": "RescaleSlope", "intercept": "RescaleIntercept"}
+    scale = {keyword: facts[key] for key, keyword in names.items() if key in facts}
+    if scale:
+        group.PixelValueTransformationSequence = _item(**scale, RescaleType="US")
     if "echo" in facts:
         group.MREchoSequence = _item(EffectiveEchoTime=facts["echo"])
     if "b" in facts:

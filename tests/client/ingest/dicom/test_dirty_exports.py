@@ -3,9 +3,12 @@
 Each row was woven into one wrong volume, scaled wrongly or refused for a reason that does not help before.
 """
 
+import math
+
 import numpy as np
 import pytest
 from pydicom.dataset import Dataset
+from pydicom.uid import ExplicitVRLittleEndian, RLELossless
 
 from client.ingest.reasons import ScanReason
 from client.ingest.report import Outcome
@@ -14,6 +17,7 @@ from tests.client.ingest.phantoms import picture, save, stack
 
 N = 8
 BLANK = {"SeriesInstanceUID": "", "StudyInstanceUID": "", "PatientID": "", "FrameOfReferenceUID": ""}
+NO_RESCALE = {"RescaleSlope": None, "RescaleIntercept": None}
 CONSTANT = {"SeriesInstanceUID": "1.2.3.4.5", "StudyInstanceUID": "1.2.3.4", "PatientID": "ANON"}
 
 
@@ -46,6 +50,24 @@ def with_table(files):
     return files
 
 
+def philips(own, **more):
+    files = scan(
+        0, Modality="MR", Manufacturer="Philips", **{"RescaleSlope": 2, "RescaleIntercept": -10, **more}
+    )
+    for file in files if own else ():
+        file.private_block(0x2005, "Philips MR Imaging DD 001", create=True).add_new(0x0E, "FL", own)
+    return files
+
+
+def mapped(files, *slopes):
+    """Files with real-world mappings."""
+    for file in files:
+        file.RealWorldValueMappingSequence = [Dataset() for _ in slopes]
+        for item, slope in zip(file.RealWorldValueMappingSequence, slopes, strict=True):
+            item.RealWorldValueSlope, item.RealWorldValueIntercept = slope, -10.0
+    return files
+
+
 REFUSED = {
     "blank-uids-interleaved": (twice({}, **BLANK), [ScanReason.NO_IDENTITY]),
     "blank-uids-stacked": (twice({}, 5.0 * N, **BLANK), [ScanReason.NO_IDENTITY]),
@@ -69,6 +91,33 @@ REFUSED = {
         scan(0) + scan(3, salt="copy", LossyImageCompression="01"),
         [ScanReason.CONFLICTING_SLICES],
     ),
+    "a-scale-of-two-values": (scan(0, RescaleSlope=[1, 2]), [ScanReason.UNCLEAR_SCALING]),
+    "a-scale-beyond-all-numbers": (scan(0, RescaleSlope="1e300"), [ScanReason.UNCLEAR_SCALING]),
+    "no-slope-anywhere": (without(scan(0), range(N), "RescaleSlope"), [ScanReason.UNCLEAR_SCALING]),
+    "some-slices-without-an-intercept": (
+        without(scan(0), (2, 5), "RescaleIntercept"),
+        [ScanReason.UNCLEAR_SCALING],
+    ),
+    "some-slices-without-a-slope": (without(scan(0), (2, 5), "RescaleSlope"), [ScanReason.UNCLEAR_SCALING]),
+    "philips-some-slices-without-rescale": (
+        without(philips(0.004), (2, 5), "RescaleSlope", "RescaleIntercept"),
+        [ScanReason.UNCLEAR_SCALING],
+    ),
+    "philips-some-slices-without-its-own": (
+        philips(0.004)[:5] + philips(None)[5:],
+        [ScanReason.UNCLEAR_SCALING],
+    ),
+    "philips-own-slope-is-no-number": (philips(math.nan), [ScanReason.UNCLEAR_SCALING]),
+    "philips-own-slope-of-two-values": (philips([0.004, 0.005]), [ScanReason.UNCLEAR_SCALING]),
+    "philips-two-mappings": (mapped(philips(None, **NO_RESCALE), 2.0, 3.0), [ScanReason.UNCLEAR_SCALING]),
+    "a-b0-map-and-its-magnitude": (
+        [
+            file
+            for salt in "ab"
+            for file in scan(ord(salt), salt=salt, Modality="MR", Manufacturer="GE MEDICAL")
+        ],
+        [ScanReason.CONFLICTING_SLICES],
+    ),
     "three-planes-by-description": (
         scan(0, number=5, SeriesDescription="3-Plane Loc"),
         [ScanReason.LOCALIZER],
@@ -90,6 +139,20 @@ def test_what_cannot_be_known_is_refused_with_one_reason(tmp_path, files, reason
     (entry,) = convert(tmp_path).series
     assert (entry.outcome, list(entry.reasons)) == (Outcome.REFUSED, reasons)
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["report.json"]
+
+
+@pytest.mark.parametrize(
+    ("true", "stated"), [(RLELossless, ExplicitVRLittleEndian), (ExplicitVRLittleEndian, RLELossless)]
+)
+def test_a_wrong_label_of_compression_is_found(tmp_path, true, stated):
+    files = scan(0)
+    for file in files if true == RLELossless else ():
+        file.compress(RLELossless)
+    save(files, tmp_path / "in")
+    for path in (tmp_path / "in").iterdir():
+        path.write_bytes(path.read_bytes().replace(f"{true}\0".encode(), f"{stated}\0".encode()))
+    (entry,) = convert(tmp_path).series
+    assert entry.reasons == (ScanReason.WRONG_TRANSFER_SYNTAX,)
 
 
 @pytest.mark.parametrize(
@@ -133,6 +196,32 @@ def test_a_scale_is_read_where_it_means_one_number_only(tmp_path, written, first
         assert entry.reasons == (ScanReason.UNCLEAR_SCALING,)
     else:
         assert float(read_back(tmp_path, entry)[0][0, 0, 0]) == first
+
+
+@pytest.mark.parametrize(
+    ("files", "first"),
+    [
+        (philips(0.004), -10 / (2 * 0.004)),
+        (mapped(philips(None), 3.0), -10),
+        (mapped(philips(None, **NO_RESCALE), 3.0, 3.0), -10),
+        (mapped(philips(0.004, **NO_RESCALE), 3.0), -10 / (3 * 0.004)),
+        (mapped(scan(7, Manufacturer="SIEMENS", **NO_RESCALE), 3.0), 7),
+        (philips(0.0), -10),
+    ],
+    ids=[
+        "own-slope",
+        "rescale",
+        "mapping-alone",
+        "own-slope-and-mapping",
+        "not-philips",
+        "own-slope-of-zero",
+    ],
+)
+def test_the_scale_is_that_of_dcm2niix(tmp_path, files, first):
+    """Values of dcm2niix 1.0.20260724 for the same files."""
+    save(files, tmp_path / "in")
+    (entry,) = convert(tmp_path).series
+    assert read_back(tmp_path, entry)[0][0, 0, 0] == pytest.approx(first, rel=1e-5)
 
 
 @pytest.mark.parametrize("description", ["Survey of the liver", "LOC T1", "plan scan", "scout"])

@@ -202,3 +202,12 @@ def test_echoes_of_mosaics_are_split(tmp_path):
 def test_a_plain_series_of_another_modality_with_geometry_is_taken(tmp_path):
     save(stack(values(4), SOPClassUID=MR, Modality="MR"), tmp_path / "in")
     assert only(convert(tmp_path)).modality == "MR"
+
+
+@pytest.mark.parametrize("lost", [("slope",), ("intercept",), ("slope", "intercept")])
+def test_a_frame_whose_scale_is_lost_stops_the_volume(tmp_path, lost):
+    frames = [{"position": _at(place), "slope": 2.0, "intercept": -1000.0} for place in range(5)]
+    for name in lost:
+        del frames[3][name]
+    save([enhanced(values(5), frames, "CT", {"orientation": AXIAL})], tmp_path / "in")
+    assert only(convert(tmp_path)).reasons == (ScanReason.UNCLEAR_SCALING,)
