@@ -28,6 +28,7 @@ from client.privacy.audit_log import log_of
 from client.privacy.gate import Gate
 from client.relay.worker_link import CHANNEL_OPTIONS, LONGEST_PATH, address_of
 from client.telemetry.seen import WorkerActivity, unobserved
+from client.training.expiry import KeptRuns
 from client.training.model_pool import ModelPool
 from client.training.service import SiteService
 from client.training.state import StateStore
@@ -158,7 +159,7 @@ def make_service(
     return SiteService(
         site.id,
         lambda study: load_data(site, study),
-        StateStore(site.cache),
+        StateStore(site.cache, KeptRuns(site.keep_days, site.keep_runs)),
         ModelPool(pick_device(site.device), site.threads),
         gate=gate,
         observe=observe,

@@ -92,6 +92,8 @@ class SiteConfig:
     threads: int = 1  # CPU threads for training
     min_count: int = 5  # smallest group whose size may leave the site; the study's limit applies as well
     cache: Path = field(kw_only=True)  # for what is computed once, such as embeddings
+    keep_runs: int = 20  # runs that do not end, whose state the worker keeps
+    keep_days: int = 90  # since such a run was last heard of
     weights: Path | None = None  # folder filled by ``mmare-site weights import``
     max_norm: float | None = None  # largest L2 norm of a round's update that may leave; none: any finite one
     max_releases: int | None = None  # answers that may leave per study; none: as many as its approval allows
@@ -121,7 +123,9 @@ def _parse(content: Mapping[str, Any], folder: Path) -> SiteConfig:
     _check_keys(content, _TABLES, "the file", "table")
     site = _Section(content, "site", ("id", "display_name"), folder)
     data = _Section(content, "data", ("manifest",), folder)
-    compute = _Section(content, "compute", ("device", "cache", "threads", "weights"), folder)
+    compute = _Section(
+        content, "compute", ("device", "cache", "threads", "weights", "keep_runs", "keep_days"), folder
+    )
     policy = _Section(content, "policy", ("min_count", "max_norm", "max_releases"), folder)
     worker = _Section(content, "worker", ("socket", "group", "grace_s"), folder)
     metrics = _Section(content, "metrics", ("port", "address"), folder)
@@ -147,6 +151,8 @@ def _parse(content: Mapping[str, Any], folder: Path) -> SiteConfig:
         threads=compute.whole("threads", 1, least=1),
         min_count=policy.whole("min_count", 5, least=0),
         cache=compute.path("cache", "cache"),
+        keep_runs=compute.whole("keep_runs", 20, least=1),
+        keep_days=compute.whole("keep_days", 90, least=1),
         weights=compute.path("weights") if "weights" in compute else None,
         max_norm=policy.number("max_norm") if "max_norm" in policy else None,
         max_releases=policy.whole("max_releases", 1, least=1) if "max_releases" in policy else None,

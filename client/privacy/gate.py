@@ -10,11 +10,10 @@ from __future__ import annotations
 import hashlib
 import logging
 import math
-import re
 from collections.abc import Mapping
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 from client.privacy.audit_log import ChainError, Entry, Event
 from client.privacy.release_rules import Facts, ReleaseError, StudyRules, check_answer
@@ -22,6 +21,7 @@ from client.privacy.request_rules import RequestError, check_request
 from client.privacy.run_records import OrderError, RunRecords, in_order, request_digest
 from mmare.errors import SiteCode, SiteError
 from mmare.study.study import parse_study
+from mmare.wire.limits import RUN_NAME
 from mmare.wire.messages import Update, encode
 
 if TYPE_CHECKING:
@@ -41,8 +41,6 @@ if TYPE_CHECKING:
 __all__ = ["Gate"]
 
 LOG = logging.getLogger(__name__)
-
-_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,199}")  # of a run, as admitted to the audit log
 
 
 class Gate:
@@ -270,4 +268,4 @@ def _digest(*parts: bytes) -> str:
 
 def _run(request: Request) -> str:
     """The run's name for the log; empty if what was received is not a valid name."""
-    return request.run if _NAME.fullmatch(request.run) else ""
+    return request.run if RUN_NAME.fullmatch(request.run) else ""

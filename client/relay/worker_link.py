@@ -11,6 +11,7 @@ import grpc
 from client.worker_pb.site_worker_pb2 import Question, StatusQuestion
 from client.worker_pb.site_worker_pb2_grpc import SiteWorkerStub
 from mmare.errors import SiteCode
+from mmare.wire.limits import MOST_HEADER, MOST_PAYLOAD, MOST_REQUEST
 from mmare.wire.messages import Refusal, encode
 
 if TYPE_CHECKING:
@@ -22,7 +23,9 @@ __all__ = ["CHANNEL_OPTIONS", "LONGEST_PATH", "WorkerLink", "address_of"]
 
 LOG = logging.getLogger(__name__)
 
-MOST_BYTES: Final = 1 << 30  # per message; gRPC's default of 4 MiB is less than most models
+MOST_BYTES: Final = (
+    MOST_HEADER + MOST_PAYLOAD
+)  # per message; gRPC's default of 4 MiB is less than most models
 LONGEST_PATH: Final = 107  # bytes; the kernel's limit for a Unix socket
 CHANNEL_OPTIONS: Final = (
     ("grpc.max_receive_message_length", MOST_BYTES),
@@ -43,7 +46,10 @@ class WorkerLink:
         self._address = address_of(socket)
 
     def __call__(self, header: str, payload: bytes) -> tuple[str, bytes]:
-        """The worker's answer, or a refusal with a code."""
+        """The worker's answer, or a refusal with a code; what is too long is not passed on."""
+        if len(header) > MOST_REQUEST or len(payload) > MOST_PAYLOAD:
+            LOG.error("a message of %s characters and %s bytes is too long", len(header), len(payload))
+            return encode(Refusal(SiteCode.MESSAGE)), b""
         try:
             with grpc.insecure_channel(self._address, options=CHANNEL_OPTIONS) as channel:
                 question = Question(header=header, payload=payload)

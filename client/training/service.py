@@ -7,7 +7,6 @@ behind a socket, passes a header and flat bytes and gets the same back. Failures
 from __future__ import annotations
 
 import logging
-import re
 import time
 from collections import Counter
 from importlib.metadata import version
@@ -31,6 +30,7 @@ from mmare.models.registry import build_model
 from mmare.randomness import generator_for
 from mmare.study.choices import OptimizerState, Scaling, Untouched
 from mmare.study.strategy_options import FedProxOptions, strategy_options
+from mmare.wire.limits import MOST_REQUEST, RUN_NAME
 from mmare.wire.messages import (
     Comparison,
     Counts,
@@ -70,8 +70,6 @@ __all__ = ["SiteService"]
 LOG = logging.getLogger(__name__)
 
 LOCAL = "local/"  # prefix, in a stored state, of parameters that stay at the site
-
-_RUN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")  # names a folder at the site, so no path separators
 
 
 class SiteService:
@@ -113,7 +111,7 @@ class SiteService:
         self._models.apply_threads()  # gRPC and the simulation call from their own threads
         request = None
         try:
-            request = decode(Request, header)
+            request = decode(Request, header, MOST_REQUEST)
             answer, tensors = self.answer(request, payload)
             return self._gate.release(request, payload, answer, tensors, self._train_rows())
         except SiteError as error:
@@ -149,7 +147,7 @@ class SiteService:
             DataError: If the data cannot be used.
             WireError: If the run name is invalid, or the payload does not fit the study's model.
         """
-        if not _RUN.fullmatch(request.run):
+        if not RUN_NAME.fullmatch(request.run):
             raise WireError("the run name is invalid")
         study = self._gate.check(request, payload)
         answer, tensors = self._compute(request, study, payload)
@@ -166,8 +164,9 @@ class SiteService:
             layout = layout_of(sent)
             if layout.fingerprint != request.layout:
                 raise WireError(f"layout {request.layout}, expected {layout.fingerprint}")
-            if not payload:
-                raise WireError("no tensors")
+            size = layout.size * (2 if request.task is Task.COMPARE else 1)
+            if len(payload) != size:  # before it is copied
+                raise WireError(f"{len(payload)} bytes of tensors, expected {size}")
             if request.task is Task.COMPARE:
                 return self._compare(study, model, layout, payload), None
             received = unpack(torch.frombuffer(bytearray(payload), dtype=torch.uint8), layout)
@@ -175,6 +174,8 @@ class SiteService:
             update, tensors = self._round(request, study, model, received)
         if request.final and not study.federation.local:  # local parts belong to the site's model
             self._store.drop(request.run)
+        elif request.final:
+            self._store.keep(request.run)
         return update, tensors
 
     def _round(

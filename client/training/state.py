@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Final
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from mmare.host.files import own_folder, replacing
+from client.training.expiry import FINISHED, KeptRuns, drop_abandoned
+from mmare.host.files import OWN_MODE, own_folder, replacing
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -21,6 +22,7 @@ __all__ = ["StateStore"]
 
 _WRITER: Final = ThreadPoolExecutor(max_workers=1, thread_name_prefix="state")
 _PENDING: Final = BoundedSemaphore(2)  # states waiting for the disk, over all sites: bounds memory
+FOR_EVER: Final = KeptRuns()
 KEPT_BEFORE: Final = 2  # states up to the accepted round, so that a resume can step back one
 
 
@@ -28,16 +30,18 @@ class StateStore:
     """States per run and round, each file whole or absent, in the site's cache ``folder``.
 
     Writing is asynchronous: an answer need not wait for the disk. `save` waits for the previous write, so the
-    state one round back, as far as a resume goes, is always complete.
+    state one round back, as far as a resume goes, is always complete. Abandoned runs expire as ``kept`` says.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, kept: KeptRuns = FOR_EVER) -> None:
         self._folder = folder / "runs"
+        self._kept = kept
         self._writing: Future[None] | None = None
 
     def held(self, run: str) -> tuple[int, ...]:
-        """Rounds of ``run`` whose state is stored, in order."""
+        """Rounds of ``run`` whose state is stored, in order; others, which were abandoned, may expire."""
         self._finish()
+        drop_abandoned(self._folder, self._kept, run)
         return self._present(run)
 
     def load(self, run: str, round_number: int) -> dict[str, Tensor] | None:
@@ -81,6 +85,12 @@ class StateStore:
         for held in present:
             if held not in wanted:
                 self._path(run, held).unlink(missing_ok=True)
+
+    def keep(self, run: str) -> None:
+        """Mark a run as finished: its last state, with the parts that stay here, does not expire."""
+        self._finish()
+        own_folder(self._folder / run)
+        (self._folder / run / FINISHED).touch(mode=OWN_MODE)
 
     def drop(self, run: str) -> None:
         """Delete the states of a run."""

@@ -17,6 +17,7 @@ from typing import Any, Final, TypeVar
 
 from mmare.errors import Reason, SiteCode
 from mmare.study.tables import TableError, from_table
+from mmare.wire.limits import MOST_HEADER
 
 __all__ = [
     "CHUNK_BYTES",
@@ -252,16 +253,19 @@ def encode(header: Any) -> str:  # noqa: ANN401 - any dataclass of this module
     return json.dumps(content, separators=(",", ":"), allow_nan=False)
 
 
-def decode(kind: type[Header], text: str) -> Header:
+def decode(kind: type[Header], text: str, most: int = MOST_HEADER) -> Header:
     """Parse and validate what `encode` wrote.
 
     Raises:
-        WireError: If it is not a message of this kind and version with fields of the right types.
+        WireError: If it has more than ``most`` characters, or is not a message of this kind and version with
+            fields of the right types.
 
     Example:
         >>> decode(Refusal, encode(Refusal(SiteCode.DATA)))
         Refusal(code=<SiteCode.DATA: 'S201'>)
     """
+    if len(text) > most:
+        raise WireError(f"a header of {len(text)} characters, expected at most {most}")
     try:
         content = json.loads(text, parse_constant=_refuse_constant)
         version, name, body = content["version"], content["kind"], content["body"]

@@ -27,8 +27,8 @@ class Answer:
     code: Reason = Reason.OTHER  # of the failure
     name: str = ""  # the site that the node was admitted as; empty if nodes have no names
 
-    def read(self, kind: type[Header]) -> Header:
-        """Decode the header.
+    def read(self, kind: type[Header], most: int) -> Header:
+        """Decode the header, of at most ``most`` characters.
 
         Raises:
             WireError: The node's failure, the site's refusal, or what is wrong with the header.
@@ -36,10 +36,10 @@ class Answer:
         if self.header is None:
             raise WireError(self.failure, self.code)
         try:
-            return decode(kind, self.header)
+            return decode(kind, self.header, most)
         except WireError as error:
             try:
-                code = decode(Refusal, self.header).code
+                code = decode(Refusal, self.header, most).code
             except WireError:
                 raise error from None
         raise WireError(f"refused: {code.value}", code)

@@ -15,6 +15,7 @@ from mmare.errors import RunError
 from mmare.metrics.intervals import draw_cells
 from mmare.wire.messages import Comparison, Request, Task, WireError, encode
 from mmare.wire.tensors import layout_of, pack
+from server.rounds.answer_sizes import most_header
 from server.rounds.fleet import LATE
 
 if TYPE_CHECKING:
@@ -56,12 +57,12 @@ def gains(
         if site not in members:
             left_out[site] = "not at the roll call"
             continue
-        header = encode(Request(Task.COMPARE, run, study.to_dict(), layout=layout))
+        request = Request(Task.COMPARE, run, study.to_dict(), layout=layout)
         payload = first + pack(alone[site]).numpy().tobytes()
         left_out[site] = LATE
-        for answer in fleet.ask({members[site].node: header}, payload, study.federation.deadline_s):
+        for answer in fleet.ask({members[site].node: encode(request)}, payload, study.federation.deadline_s):
             try:
-                cells[site] = _read(answer, site, study)
+                cells[site] = _read(answer, site, study, most_header(study, request))
                 del left_out[site]
             except WireError as error:
                 left_out[site] = str(error)
@@ -127,13 +128,13 @@ def _add(parts: Sequence[Sequence[int]]) -> tuple[int, ...]:
     return tuple(sum(column) for column in zip(*parts, strict=True))
 
 
-def _read(answer: Answer, site: str, study: Study) -> dict[str, tuple[int, ...]]:
+def _read(answer: Answer, site: str, study: Study, most: int) -> dict[str, tuple[int, ...]]:
     """The cells of an answer, validated.
 
     Raises:
         WireError: If they are impossible.
     """
-    found = answer.read(Comparison)
+    found = answer.read(Comparison, most)
     if found.site != site:
         raise WireError(f"an answer of site {found.site!r}, expected {site!r}")
     for name, cells in found.cells.items():

@@ -13,6 +13,7 @@ from mmare.study.choices import Mode
 from mmare.study.schedule import Plateau, rate_factor
 from mmare.wire.messages import Request, Split, Statistics, Task
 from mmare.wire.sharing import keeps_state
+from server.rounds.answer_sizes import most_header
 from server.rounds.global_model import Averaging, GlobalModel
 from server.rounds.requests import Inquiry, Reply
 from server.rounds.roll_call import RollCalls
@@ -201,7 +202,7 @@ class RoundLoop:
         found: dict[str, Statistics] = {}
 
         def check(site: str, answer: Answer) -> None:
-            statistics = answer.read(Statistics)
+            statistics = answer.read(Statistics, most_header(self._study, request))
             check_statistics(statistics, self._study, self._calls.members[site].call.samples)
             found[site] = statistics
 

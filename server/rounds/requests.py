@@ -11,6 +11,7 @@ from mmare.errors import Reason, SiteCode
 from mmare.host.files import own
 from mmare.wire.messages import Layout, Request, Update, WireError, encode
 from mmare.wire.tensors import unpack
+from server.rounds.answer_sizes import most_header
 from server.rounds.fleet import LATE
 from server.rounds.round_metrics import collect_states, trained_state
 from server.store import events
@@ -144,7 +145,7 @@ class Inquiry:
         Raises:
             WireError: If they do not match.
         """
-        update = answer.read(Update)
+        update = answer.read(Update, most_header(self._study, request, self._upload.trained(request)))
         size = len((answer.header or "").encode()) + len(answer.payload)
         if update.site != site or update.round != request.round:
             raise WireError(

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 from mmare.errors import Reason
 from mmare.wire.messages import Request, RollCall, Task, WireError, encode
+from server.rounds.answer_sizes import most_header
 from server.rounds.fleet import LATE
 from server.store import events
 
@@ -58,7 +59,8 @@ class RollCalls:
         self._fleet = fleet
         self._study = study
         self._journal = journal
-        self._request = encode(Request(Task.DESCRIBE, run, study.to_dict()))
+        request = Request(Task.DESCRIBE, run, study.to_dict())
+        self._request, self._most = encode(request), most_header(study, request)
         self._now = now
         self._asked: dict[int, float] = {}  # nodes that do not take part, and when they were last asked
         self._online: set[int] = set()
@@ -100,7 +102,7 @@ class RollCalls:
         for answer in self._fleet.ask(dict.fromkeys(nodes, self._request), b"", deadline_s):
             names[answer.node] = answer.name
             try:
-                calls[answer.node] = _read(answer)
+                calls[answer.node] = _read(answer, self._most)
                 del failures[answer.node]
             except WireError as error:
                 failures[answer.node] = error
@@ -161,14 +163,14 @@ def _present(fleet: Fleet, study: Study, journal: Journal, expected: int) -> Seq
     return nodes
 
 
-def _read(answer: Answer) -> RollCall:
+def _read(answer: Answer, most: int) -> RollCall:
     """A site's answer to the roll call.
 
     Raises:
-        WireError: If it is another message, or its site id is invalid or not the one its node was admitted
-            as.
+        WireError: If it is another message, has more than ``most`` characters, or its site id is invalid or
+            not the one its node was admitted as.
     """
-    call = answer.read(RollCall)
+    call = answer.read(RollCall, most)
     if not _ID.fullmatch(call.site):
         raise WireError(
             "a site id with other characters than letters, digits, dot, dash, underscore and plus"

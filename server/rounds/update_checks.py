@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from mmare.models.base import MultimodalModel
     from mmare.study.study import Study
+    from mmare.wire.messages import Request
 
 __all__ = ["Upload"]
 
@@ -51,6 +52,10 @@ class Upload:
         """Blocks that are federated in a round, in the model's order."""
         trained = phase_at(self._phases, round_number).blocks
         return tuple(name for name in self._federated if name in trained)
+
+    def trained(self, request: Request) -> frozenset[str]:
+        """Blocks whose exposures answer a request."""
+        return phase_at(self._phases, request.round).blocks if request.train else frozenset()
 
     def _layout(self, blocks: tuple[str, ...]) -> Layout:
         """Layout of what a site sends for these blocks."""

@@ -16,6 +16,8 @@ from mmare.host.locks import locked
 from mmare.models.registry import build_model, model_options
 from mmare.study.choices import Mode
 from mmare.study.study import STUDY_FILE
+from mmare.wire.limits import MOST_NAME, MOST_PAYLOAD, RUN_NAME, run_name
+from mmare.wire.tensors import global_tensors, layout_of
 from server.aggregation.strategies import strategy_of
 from server.monitoring.followed_run import read_run
 from server.rounds.loop import Plan, RoundLoop
@@ -49,6 +51,7 @@ if TYPE_CHECKING:
 __all__ = ["check_run", "execute", "finished_result"]
 
 LOCK: Final = ".lock"
+COMPARED: Final = 2  # models in one message, at most
 MOST_MODALITIES: Final = 6  # to test subsets of: 63
 _OWN: Final = (JOURNAL, RESULT, STUDY_FILE, "report.html", "checkpoints", "model", "spool", "local", LOCK)
 
@@ -95,7 +98,14 @@ def check_run(request: RunRequest) -> None:
         StudyError: If model, strategy, subsets or local parts cannot be used.
     """
     study = request.study
-    Upload(build_model(study), study)
+    model = build_model(study)
+    Upload(model, study)
+    size = COMPARED * layout_of(global_tensors(model)).size
+    if size > MOST_PAYLOAD:
+        raise StudyError(
+            f"two models of {size // COMPARED >> 20} MiB are too large to send, expected at most "
+            f"{MOST_PAYLOAD >> 20} MiB together"
+        )
     strategy_of(study.federation)
     if request.subsets and len(study.modalities) > MOST_MODALITIES:
         raise StudyError(
@@ -130,7 +140,12 @@ def execute(fleet: Fleet, request: RunRequest, listeners: tuple[Listener, ...] =
         if request.overwrite:
             _clear(out)
         started = read_run(out).first
-        run = started.run if started else f"{slug(study.name) or 'run'}-{uuid.uuid4().hex[:8]}"
+        run = started.run if started else run_name(slug(study.name) or "run", uuid.uuid4().hex[:8])
+        if not RUN_NAME.fullmatch(run):
+            raise InputError(
+                f"{out}: the name of its run has {len(run)} characters, expected at most {MOST_NAME}; "
+                "--overwrite begins another"
+            )
         with replacing(out / STUDY_FILE, private=True) as partial:
             partial.write_text(tomli_w.dumps(study.to_dict()), encoding="utf-8")
         journal = Journal(out / JOURNAL, run, listeners)
@@ -166,14 +181,14 @@ def _run(fleet: Fleet, request: RunRequest, journal: Journal, run: str) -> dict[
     local: dict[str, Any] = {}
     alone: dict[str, Outcome] = {}
     for site in trainers:
-        folder = out / "local" / site
+        folder, alone_name = out / "local" / site, run_name(run, site)
         own_folder(folder)
         with replacing(folder / STUDY_FILE, private=True) as partial:
             partial.write_text(tomli_w.dumps(study.to_dict()), encoding="utf-8")
-        own = Journal(folder / JOURNAL, f"{run}-{site}", journal.listeners)
+        own = Journal(folder / JOURNAL, alone_name, journal.listeners)
         own.write(replace(_started(request), site=site))
         plan = Plan(Mode.LOCAL, site, len(members), request.subsets)
-        outcome = RoundLoop(fleet, study, folder, own, f"{run}-{site}", plan).run()
+        outcome = RoundLoop(fleet, study, folder, own, alone_name, plan).run()
         alone[site] = outcome
         save_model(folder / "model", study, outcome.tensors, {"run": run, "round": outcome.best_round})
         own.write(RunFinished(**outcome_facts(outcome)))

@@ -71,7 +71,7 @@ def test_those_who_match_take_part_in_id_order(tmp_path):
             lambda *_: (encode(Refusal(SiteCode.STUDY)), b""), "node 3", "refused: S102", SiteCode.STUDY
         ),
         pytest.param(lambda *_: ("no header", b""), "node 3", "not a message of this system", Reason.OTHER),
-        pytest.param(lambda *_: ("[" * 100_000, b""), "node 3", "not a message of this system", Reason.OTHER),
+        pytest.param(lambda *_: ("[" * 60_000, b""), "node 3", "not a message of this system", Reason.OTHER),
         pytest.param(
             lambda *_: (encode(CALL).replace('"samples":20', '"samples":20.5'), b""),
             "node 3",
