@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from mmare.errors import DataError
 from mmare.study.tables import TableError, from_table
 from sites.numbers import LARGEST, Cells, Problem, beyond, cells_of, misfit, parse, refuse
-from sites.tabular import TextTable, did_you_mean
+from sites.tabular import TextTable, did_you_mean, listed
 
 __all__ = ["ENCODING_FILE", "Column", "Encoded", "Encoding", "encode", "load_encoding"]
 
@@ -219,10 +219,9 @@ def _check_columns(encoding: Encoding, table: TextTable) -> None:
     if lacking:
         hint = did_you_mean(lacking[0], known)
         raise DataError(
-            f"{table.source}: the encoding needs {_listed(lacking)}{hint}; the table has {_listed(known)}"
+            f"{table.source}: the encoding needs {_quoted(lacking)}{hint}; the table has {_quoted(known)}"
         )
 
 
-def _listed(names: Sequence[str], most: int = 20) -> str:
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(map(repr, names[:most])) + more
+def _quoted(names: Sequence[str]) -> str:
+    return listed([repr(name) for name in names])

@@ -32,6 +32,8 @@ _UTF8 = "utf-8"
 _UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")  # of "Unicode text" as Excel saves it
 _PANDAS_INDEX = re.compile(r"__index_level_\d+__")  # an index without a name is no column
 
+csv.field_size_limit(2**31 - 1)  # the names of 20,000 genes are one cell to the delimiters that are tried
+
 _Rows = Iterator[tuple[int, Sequence[Any]]]  # with the 1-based line of each
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import difflib
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -19,7 +19,7 @@ import pandas as pd
 
 from mmare.errors import DataError
 
-__all__ = ["TextTable", "cell_text", "did_you_mean", "finite_number", "is_plain", "unknown_column"]
+__all__ = ["TextTable", "cell_text", "did_you_mean", "finite_number", "is_plain", "listed", "unknown_column"]
 
 _CUT_SHORT = re.compile(r"\d(\.\d+)?[eE]\+\d+")  # 1.23457E+11
 _DIGITS = 15  # of a number in Excel
@@ -96,7 +96,13 @@ def unknown_column(source: Path, name: str, known: Iterable[object]) -> DataErro
     """The error for a missing column, with the closest existing name."""
     names = [str(column) for column in known]
     hint = did_you_mean(name, names)
-    return DataError(f"{source}: no column {name!r}{hint}; the table has {', '.join(names)}")
+    return DataError(f"{source}: no column {name!r}{hint}; the table has {listed(names)}")
+
+
+def listed(names: Sequence[str], most: int = 20) -> str:
+    """Names for a sentence, the first of very many."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

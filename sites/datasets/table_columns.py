@@ -29,7 +29,7 @@ from mmare.errors import DataError, StudyError
 from mmare.study.tables import TableError, from_table, read_toml
 from sites.encoding import Column, Encoding
 from sites.numbers import cells_of, not_available
-from sites.tabular import TextTable, did_you_mean, finite_number, unknown_column
+from sites.tabular import TextTable, did_you_mean, finite_number, listed, unknown_column
 
 __all__ = ["ColumnsFile", "Group", "Treatment", "choose_columns", "learn", "level_notes", "load_columns"]
 
@@ -146,7 +146,7 @@ def learn(
             found.append((replace(column, levels=levels), held.present))
         present = np.any([held for _, held in found], axis=0)  # (N,)
         if not present.any():
-            raise DataError(f"{table.source}: the columns {', '.join(group)} are blank in every row")
+            raise DataError(f"{table.source}: the columns {listed(group)} are blank in every row")
         encoding[name] = tuple(
             replace(column, blanks=column.blanks or bool((present & ~held).any())) for column, held in found
         )

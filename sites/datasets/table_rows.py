@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from mmare.errors import DataError
 from sites.features import Vectors
+from sites.numbers import LARGEST
 from sites.tabular import TextTable
 
 __all__ = ["check_classes", "labelled", "matched", "nonempty", "rows_of"]
@@ -89,8 +90,15 @@ def matched(
         allow: Take a file of which more than a tenth of the vectors match nobody.
 
     Raises:
-        DataError: If no vector, or too few of them, have a patient.
+        DataError: If no vector, or too few of them, have a patient, or a number is absurdly large.
     """
+    for row, (patient, vector) in enumerate(vectors.items(), start=1):
+        if (large := np.abs(vector) > np.float32(LARGEST)).any():
+            feature = int(large.argmax())
+            raise DataError(
+                f"{path}, row {row} (patient {patient!r}): feature {feature + 1} is {vector[feature]:g}, "
+                f"expected a number of at most {LARGEST:g} in size"
+            )
     found = {patient: vectors[patient] for patient in places if patient in vectors}
     if not found:
         raise DataError(

@@ -102,6 +102,15 @@ def test_same_seed_same_federation(tmp_path):
     assert bytes_of[0] == bytes_of[1] != bytes_of[2]
 
 
+def test_absurd_vectors_are_named_by_row(tmp_path):
+    np.savez(tmp_path / "ct.npz", p1=np.ones(2), p4=np.array([1, 1e30]))
+    with pytest.raises(
+        DataError, match=r"row 2 \(patient 'p4'\): feature 2 is 1e\+30, expected .* at most 1e\+15"
+    ):
+        prepare(tmp_path, features={"ct": tmp_path / "ct.npz"})
+    assert not (tmp_path / "fed").exists()
+
+
 def test_vectors_come_from_files_too(tmp_path):
     ct = {"p1": np.ones(100), "p4": np.zeros(100), "unknown": np.ones(100)}
     np.savez(tmp_path / "ct.npz", **ct)
