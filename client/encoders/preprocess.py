@@ -49,6 +49,7 @@ DEFAULT_SIZE: Final = (56, 448, 448)  # what MedicalNet was trained on
 AXES: Final = "SAR"  # slices rise to the head, rows to the front, columns to the right
 GRID_TOLERANCE_MM: Final = 0.1  # affines of one scan differ by float32 rounding of qform and sform
 
+_FARTHEST: Final = 1e6  # deviations from the mean; no scanner has such a range, and networks overflow
 _LABELS: Final = (("L", "R"), ("P", "A"), ("I", "S"))  # the letters of nibabel, for axes of an RAS affine
 _PLACEHOLDERS: Final = ("{input}", "{output}")
 _LAST_WORDS: Final = 200  # characters of a failed command's last line
@@ -224,7 +225,10 @@ def _standardise(voxels: Tensor) -> Tensor:
         raise ScanRefused(ScanReason.CONSTANT_VOLUME)
     mean, deviation = float(foreground.mean()), float(foreground.std())
     standardise = NormalizeIntensity(subtrahend=mean, divisor=deviation)  # type: ignore[arg-type]  # takes plain numbers, too
-    return torch.as_tensor(standardise(voxels)).as_subclass(torch.Tensor)
+    found = torch.as_tensor(standardise(voxels)).as_subclass(torch.Tensor)
+    if not bool((found.abs() <= _FARTHEST).all()):  # NaN is not
+        raise ScanRefused(ScanReason.OUTLYING_VOXELS)
+    return found
 
 
 def _fill(voxels: Tensor, background: Tensor, seed: int) -> Tensor:

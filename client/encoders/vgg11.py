@@ -120,6 +120,8 @@ def slices_of(volume: Volume, steps: SliceSteps, mask: Volume | None = None) -> 
     if darkest == brightest:
         raise ScanRefused(ScanReason.CONSTANT_VOLUME)
     if highest is None:
+        if not bool((brightest - darkest).isfinite()):
+            raise ScanRefused(ScanReason.OUTLYING_VOXELS)
         picked = (picked - darkest) / (brightest - darkest)
     resized = functional.interpolate(
         picked.transpose(0, 1), size=(SIDE, SIDE), mode="bilinear", antialias=True

@@ -6,7 +6,7 @@ import gzip
 import warnings
 import zlib
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import nibabel as nib
 import numpy as np
@@ -24,6 +24,7 @@ __all__ = ["read_nifti"]
 _N_AXES = 3
 _GZIP_MAGIC = b"\x1f\x8b"
 _NIFTI2_SIZES = (540, int.from_bytes((540).to_bytes(4, "big"), "little"))  # of the header, either order
+_SIZES = (348, 540)
 _UNIT_MM = {1: 1e3, 3: 1e-3}  # metre, micron; millimetres where nothing is said
 _UNIT_BITS = 0x07  # of xyzt_units; the others are those of time
 _PLAUSIBLE_VOXEL_MM = (0.01, 100.0)  # beyond, the units are wrong
@@ -37,8 +38,8 @@ def read_nifti(path: Path) -> Volume:
 
     The affine is the sform if its code is above 0, else the qform likewise, in the header's units; a file
     with neither has no position in the patient and is refused. An identity sform is a placeholder where a
-    qform is set. Scaling is applied; trailing axes of length 1 are dropped. Content, not the name, tells
-    whether the file is compressed.
+    qform is set. Scaling is applied, and refused where it is no number; trailing axes of length 1 are
+    dropped. Content, not the name, tells whether the file is compressed.
 
     Raises:
         ScanRefused: With the reason; the message holds no path.
@@ -63,16 +64,21 @@ def read_nifti(path: Path) -> Volume:
 
 
 def _read(path: Path) -> tuple[NDArray[np.float64], NDArray[np.int16] | NDArray[np.float32]]:
+    header = path.with_suffix(".hdr") if path.suffix.lower() == ".img" else path
+    if header != path and header.is_file():
+        with header.open("rb") as stream:
+            _check_scale(stream)
     with path.open("rb") as stream:  # gives the system's own error
         zipped = stream.read(len(_GZIP_MAGIC)) == _GZIP_MAGIC
         stream.seek(0)
         if zipped:
             _check_whole(stream)
-        if zipped == (path.suffix.lower() == ".gz"):
-            image = _checked(nib.load(path))
-            return _affine(image), _voxels(image)
-        with gzip.open(stream) if zipped else stream as content:  # the name says otherwise
-            image = _checked(_from_stream(content))
+        with gzip.open(stream) if zipped else stream as content:
+            if header == path:
+                _check_scale(content)
+            # The name may say otherwise than the content.
+            as_named = zipped == (path.suffix.lower() == ".gz")
+            image = _checked(nib.load(path) if as_named else _kind(content).from_stream(content))
             return _affine(image), _voxels(image)
 
 
@@ -84,11 +90,25 @@ def _check_whole(stream: BinaryIO) -> None:
     stream.seek(0)
 
 
-def _from_stream(stream: BinaryIO | gzip.GzipFile) -> object:
+def _kind(stream: BinaryIO | gzip.GzipFile) -> Any:  # noqa: ANN401  nibabel has no types here
     two = int.from_bytes(stream.read(4), "little") in _NIFTI2_SIZES
     stream.seek(0)
-    kind = nib.nifti2.Nifti2Image if two else nib.nifti1.Nifti1Image
-    return kind.from_stream(stream)  # type: ignore[arg-type]  # a file is all it needs
+    return nib.nifti2.Nifti2Image if two else nib.nifti1.Nifti1Image
+
+
+def _check_scale(stream: BinaryIO | gzip.GzipFile) -> None:
+    """Refuse a scale that is no number; readers take it for 1, or for 0, or stop.
+
+    By the standard a slope of 0 means that values are not scaled; writers use NaN alike.
+    """
+    header = _kind(stream).header_class.from_fileobj(stream, check=False)
+    stream.seek(0)
+    slope, intercept = float(header["scl_slope"]), float(header["scl_inter"])
+    unscaled = slope == 0 or (np.isnan(slope) and (np.isnan(intercept) or intercept == 0))
+    if header["sizeof_hdr"] in _SIZES and not (unscaled or np.isfinite((slope, intercept)).all()):
+        raise ScanRefused(
+            ScanReason.UNCLEAR_SCALING, f"The header has scl_slope {slope:g} and scl_inter {intercept:g}."
+        )
 
 
 def _checked(image: object) -> nib.nifti1.Nifti1Pair:

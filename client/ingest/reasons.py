@@ -62,6 +62,7 @@ class ScanReason(StrEnum):
     DARK_BACKGROUND = "dark-background"
     # volumes and masks as encoder input
     NON_FINITE_VOXELS = "non-finite-voxels"
+    OUTLYING_VOXELS = "outlying-voxels"
     EMPTY_VOLUME = "empty-volume"
     CONSTANT_VOLUME = "constant-volume"
     NO_MASK = "no-mask"
@@ -133,6 +134,7 @@ _SENTENCES: Final[dict[ScanReason | Correction, str]] = {
     ScanReason.NO_TISSUE: "No tissue stands out from the glass.",
     ScanReason.DARK_BACKGROUND: "The background is dark: no bright-field slide.",
     ScanReason.NON_FINITE_VOXELS: "Some voxels are NaN or infinite.",
+    ScanReason.OUTLYING_VOXELS: "Some values are a million times as far off as the others: no measurements.",
     ScanReason.EMPTY_VOLUME: "No voxel lies above the background.",
     ScanReason.CONSTANT_VOLUME: "All voxels above the background have one value.",
     ScanReason.NO_MASK: "The study needs a mask and the patient has none.",

@@ -238,6 +238,13 @@ STRIP = VolumeSteps(size=SIZE, mask=MaskUse.MASK)
             ScanReason.NON_FINITE_VOXELS,
             id="infinite on both sides",
         ),
+        pytest.param(
+            Volume(np.where(head() > 0, head(), np.float32(-3e38)), RAS_MM),
+            STEPS,
+            None,
+            ScanReason.OUTLYING_VOXELS,
+            id="a fill value",
+        ),
         pytest.param(Volume(head(), RAS_MM), STRIP, None, ScanReason.NO_MASK, id="no mask"),
         pytest.param(Volume(head(), RAS_MM), STRIP, filled(1), ScanReason.MASK_GRID, id="another shape"),
         pytest.param(

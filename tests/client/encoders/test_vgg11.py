@@ -200,9 +200,10 @@ def test_a_mask_strips_and_a_box_cuts():
         (np.zeros((3, 3, 3), np.int16), STEPS, ScanReason.EMPTY_VOLUME),
         (np.full((3, 3, 3), 7, np.int16), STEPS, ScanReason.CONSTANT_VOLUME),
         (np.full((3, 3, 3), np.inf, np.float32), STEPS, ScanReason.NON_FINITE_VOXELS),
+        (np.float32([[[3e38]], [[-3e38]], [[3e38]]]), STEPS, ScanReason.OUTLYING_VOXELS),
         (np.full((3, 3, 3), 9, np.int16), SliceSteps(window=(50, 60)), ScanReason.EMPTY_VOLUME),
     ],
-    ids=["empty", "constant", "infinite", "below the window"],
+    ids=["empty", "constant", "infinite", "outlying", "below the window"],
 )
 def test_volumes_without_contrast_are_refused_with_the_reason(voxels, steps, reason):
     with pytest.raises(ScanRefused) as refused:

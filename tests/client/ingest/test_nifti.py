@@ -208,3 +208,56 @@ def test_compression_is_told_by_content(tmp_path, kind, name, zipped):
     volume = read_nifti(tmp_path / name)
     np.testing.assert_array_equal(volume.voxels, voxels)
     np.testing.assert_allclose(volume.affine_mm, SFORM, atol=1e-6)
+
+
+def _with_scale(path, slope, intercept, kind=nib.Nifti1Image):
+    header = kind.from_image(_image(_voxels())).header
+    header["scl_slope"], header["scl_inter"] = slope, intercept
+    header.set_data_offset(header.single_vox_offset)
+    gap = b"\0" * (header.single_vox_offset - len(header.binaryblock))
+    path.write_bytes(header.binaryblock + gap + _voxels().tobytes("F"))
+    return path
+
+
+NAN, INF = float("nan"), float("inf")
+
+
+@pytest.mark.parametrize("kind", [nib.Nifti1Image, nib.Nifti2Image])
+@pytest.mark.parametrize(
+    ("slope", "intercept", "first"),
+    [
+        # SimpleITK agrees but for an intercept without a slope, which it adds against the standard.
+        pytest.param(0, 0, 0, id="no-scale"),
+        pytest.param(0, -10, 0, id="no-slope"),
+        pytest.param(NAN, 0, 0, id="nan-slope"),
+        pytest.param(NAN, NAN, 0, id="nan"),
+        pytest.param(1, -10, -10, id="scaled"),
+        pytest.param(-1, 5, 5, id="negative"),
+        # nibabel takes the first four for 1 and 0, SimpleITK all but one; nibabel stops at the last three.
+        pytest.param(INF, 0, None, id="infinite-slope"),
+        pytest.param(-INF, 0, None, id="minus-infinite-slope"),
+        pytest.param(INF, NAN, None, id="infinite-and-nan"),
+        pytest.param(NAN, -10, None, id="nan-slope-and-intercept"),
+        pytest.param(1, NAN, None, id="nan-intercept"),
+        pytest.param(2, NAN, None, id="slope-and-nan-intercept"),
+        pytest.param(2, INF, None, id="infinite-intercept"),
+    ],
+)
+def test_a_scale_that_is_no_number_is_refused(tmp_path, kind, slope, intercept, first):
+    path = _with_scale(tmp_path / "a.nii", slope, intercept, kind)
+    if first is None:
+        _refused(path, ScanReason.UNCLEAR_SCALING)
+        (tmp_path / "a.nii.gz").write_bytes(gzip.compress(path.read_bytes()))
+        _refused(tmp_path / "a.nii.gz", ScanReason.UNCLEAR_SCALING)
+    else:
+        expected = _voxels() * (slope if slope in (1, -1) else 1) + first
+        np.testing.assert_array_equal(read_nifti(path).voxels, expected)
+
+
+def test_the_scale_of_a_pair_is_checked_too(tmp_path):
+    nib.save(nib.Nifti1Pair.from_image(_image(_voxels())), tmp_path / "a.img")
+    np.testing.assert_array_equal(read_nifti(tmp_path / "a.img").voxels, _voxels())
+    header = bytearray((tmp_path / "a.hdr").read_bytes())
+    header[112:116] = np.float32(np.inf).tobytes()
+    (tmp_path / "a.hdr").write_bytes(header)
+    _refused(tmp_path / "a.img", ScanReason.UNCLEAR_SCALING)
