@@ -29,8 +29,8 @@ def moment_rows(embedding: Tensor, scaling: Scaling) -> Tensor:
     return functional.normalize(rows, dim=1) if scaling is Scaling.L2 else rows
 
 
-def pooled_moments(n: int, total: Sequence[float], squares: Sequence[float]) -> tuple[Tensor, Tensor]:
-    """Mean and population standard deviation from the sums of ``n`` rows, ``(W,)`` float32 each.
+def pooled_moments(n: float, total: Sequence[float], squares: Sequence[float]) -> tuple[Tensor, Tensor]:
+    """Mean and population standard deviation from the sums of ``n`` rows or weights, ``(W,)`` float32 each.
 
     The deviation is at least 1e-6. Without rows they are 0 and 1.
 

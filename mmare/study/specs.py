@@ -102,6 +102,7 @@ class FederationSpec:
     wire: Wire = Wire.FLOAT32  # ``float16`` sends the change at half the bytes
     untouched: Untouched = Untouched.STAY
     max_norm: float = 0.0  # largest L2 norm of an update; 0: any finite one
+    max_share: float = 1.0  # of a site in every weighted mean; sites that are too few for it weigh alike
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from mmare.errors import StudyError
 from mmare.study.choices import MaskUse
 from mmare.study.recipes import recipe_of
 from mmare.study.specs import FederationSpec, ModalitySpec, ModelSpec, PrivacySpec, TrainingSpec
-from mmare.study.strategy_options import strategy_options
+from mmare.study.strategy_options import FedAvgOptions, strategy_options
 from mmare.study.tables import TableError, check_keys, convert, from_table, read_toml
 
 __all__ = ["PARTS", "STUDY_FILE", "SUBSET", "Study", "check_study", "load_study", "parse_study"]
@@ -84,9 +84,7 @@ class Study:
             "modality": [_modality_table(modality) for modality in self.modalities],
             "model": {"name": self.model.name, **asdict(self.model)["options"]},  # a copy however deep
             "training": _present(asdict(self.training)),
-            "federation": {
-                key: value for key, value in _present(asdict(self.federation)).items() if value != {}
-            },
+            "federation": _federation_table(self.federation),
             "privacy": _present(asdict(self.privacy)),
         }
 
@@ -188,6 +186,14 @@ def _modality_table(modality: ModalitySpec) -> dict[str, Any]:
     return table
 
 
+def _federation_table(federation: FederationSpec) -> dict[str, Any]:
+    """Its table without the default of a key that is younger than the hashes of older studies."""
+    table = {key: value for key, value in _present(asdict(federation)).items() if value != {}}
+    if federation.max_share == 1:
+        del table["max_share"]
+    return table
+
+
 def _present(table: Mapping[str, Any]) -> dict[str, Any]:
     """The table without ``None``, which TOML cannot express, and empty tuples."""
     return {key: value for key, value in table.items() if value is not None and value != ()}
@@ -268,6 +274,10 @@ def check_study(study: Study) -> None:
         *((value >= 1, f"{key} must be at least 1, found {value}") for key, value in at_least_one.items()),
         *((value > 0, f"{key} must be positive, found {value}") for key, value in positive.items()),
         *((value >= 0, f"{key} must not be negative, found {value}") for key, value in not_negative.items()),
+        (
+            0 < study.federation.max_share <= 1,
+            f"[federation] max_share must be above 0 and at most 1, found {study.federation.max_share}",
+        ),
         (study.seed < MAX_SEED, f"[study] seed must be below 2**63, found {study.seed}"),
         (_is_plain(study.model.options), "[model] may hold texts, finite numbers, lists and tables only"),
         (bool(names), "no [[modality]]: a study needs at least one"),
@@ -314,7 +324,11 @@ def check_study(study: Study) -> None:
     for holds, sentence in rules:
         if not holds:
             raise StudyError(sentence)
-    strategy_options(study.federation.strategy, study.federation.options)
+    options = strategy_options(study.federation.strategy, study.federation.options)
+    if study.federation.max_share < 1 and not isinstance(options, FedAvgOptions):
+        raise StudyError(
+            f"[federation] max_share has no effect: strategy {study.federation.strategy} weighs no site"
+        )
     for modality in study.modalities:
         _check_volume(modality)
         if modality.kind == "text" and modality.encoder == "given":

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from itertools import accumulate
+from sys import float_info
 from typing import TYPE_CHECKING
 
 from mmare.study.strategy_options import FedAvgOptions, Weighting
@@ -11,7 +13,7 @@ from server.aggregation.mean import BlockWeights, Contribution
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-__all__ = ["gap_factors", "site_weights"]
+__all__ = ["capped", "gap_factors", "site_weights"]
 
 
 def site_weights(
@@ -19,6 +21,7 @@ def site_weights(
     contributions: Sequence[Contribution],
     options: FedAvgOptions,
     factors: Mapping[str, float],
+    most: float = 1.0,
 ) -> dict[str, BlockWeights]:
     """Weights of the sites and of the current value in each block.
 
@@ -31,6 +34,7 @@ def site_weights(
         blocks: Names of the model's blocks.
         options: Weighting, exponent a and damping κ.
         factors: Multiply the weights, per site; ignored in a block in which all would become zero.
+        most: Largest share of a site: `capped`.
 
     Example:
         >>> sent = [Contribution("a", 8, {"ct": 2}, ("ct",), dict), Contribution("b", 4, {"ct": 0}, (), dict)]
@@ -40,15 +44,20 @@ def site_weights(
         {'ct': BlockWeights(sites={'a': 2.0}, stay=0.0)}
     """
     ordered = sorted(contributions, key=lambda each: each.site)
-    return {block: _weights(block, ordered, options, factors) for block in blocks}
+    return {block: _weights(block, ordered, options, factors, most) for block in blocks}
 
 
 def _weights(
-    block: str, contributions: Sequence[Contribution], options: FedAvgOptions, factors: Mapping[str, float]
+    block: str,
+    contributions: Sequence[Contribution],
+    options: FedAvgOptions,
+    factors: Mapping[str, float],
+    most: float,
 ) -> BlockWeights:
     senders = {each.site for each in contributions if block in each.blocks}
     if options.weighting is Weighting.SAMPLES:
-        votes = _with_factors({each.site: float(each.samples) for each in contributions}, factors)
+        samples = {each.site: float(each.samples) for each in contributions}
+        votes = capped(_with_factors(samples, factors), most)
         others = sum(vote for site, vote in votes.items() if site not in senders)
         return BlockWeights({site: vote for site, vote in votes.items() if site in senders}, float(others))
     exposed = {
@@ -56,11 +65,35 @@ def _weights(
         for each in contributions
         if each.site in senders and each.exposures[block] > 0
     }
-    votes = _with_factors(
-        {site: float(count) ** options.exponent for site, count in exposed.items()}, factors
-    )
+    powers = {site: float(count) ** options.exponent for site, count in exposed.items()}
+    votes = capped(_with_factors(powers, factors), most)
     exposure = sum(exposed.values())
     return BlockWeights(votes, sum(votes.values()) * options.damping / exposure if exposure else 0.0)
+
+
+def capped(votes: Mapping[str, float], most: float) -> dict[str, float]:
+    """Lower the largest weights until no site has more than the share ``most`` of their sum.
+
+    What the capped sites lose goes to the others, in proportion. If sites with a weight are so few that one
+    must have more, they weigh alike. Without a site above the share, weights stay as they are.
+
+    Example:
+        >>> capped({"a": 26e6, "b": 30.0, "c": 10.0}, 0.5)
+        {'a': 40.0, 'b': 30.0, 'c': 10.0}
+        >>> capped({"a": 26e6, "b": 30.0, "c": 0.0}, 0.4)
+        {'a': 1.0, 'b': 1.0, 'c': 0.0}
+    """
+    rising = sorted(vote for vote in votes.values() if vote > 0)
+    sums = list(accumulate(rising))  # of the smallest
+    if not rising or rising[-1] <= most * sums[-1]:
+        return dict(votes)
+    if len(rising) * most <= 1:
+        return {site: float(vote > 0) for site, vote in votes.items()}
+    left = len(rising)  # sites that are not above the share
+    while rising[left - 1] * (1 - most * (len(rising) - left)) > most * sums[left - 1]:
+        left -= 1
+    level = most * sums[left - 1] / max(1 - most * (len(rising) - left), float_info.epsilon)
+    return {site: min(vote, level) for site, vote in votes.items()}
 
 
 def _with_factors(votes: Mapping[str, float], factors: Mapping[str, float]) -> dict[str, float]:

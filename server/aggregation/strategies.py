@@ -58,6 +58,7 @@ class Gathered:
     parts: Mapping[str, Sequence[str]]  # names of the tensors of each block
     contributions: Sequence[Contribution]
     state: Mapping[str, Tensor] = field(default_factory=dict)  # empty in the first round
+    max_share: float = 1.0  # of a site in a weighted mean
 
 
 Strategy = Callable[[Gathered], tuple[Tensors, Tensors]]
@@ -83,7 +84,7 @@ def strategy_of(federation: FederationSpec) -> Strategy:
             raise RunError(
                 "no site sent an update with training samples: there is nothing to aggregate", Ending.QUORUM
             )
-        changed, state = step(replace(gathered, contributions=contributions))
+        changed, state = step(replace(gathered, contributions=contributions, max_share=federation.max_share))
         if not is_finite(changed) or not is_finite(state):
             raise RunError(
                 f"strategy {federation.strategy} made values that are not finite; its options are too large",
@@ -108,7 +109,7 @@ def _mean(gathered: Gathered, options: FedAvgOptions) -> tuple[Tensors, dict[str
         }
         gaps = {each.site: each.gap for each in gathered.contributions}
         factors = gap_factors(gaps, before, options.gap_step)
-    weights = site_weights(gathered.parts, gathered.contributions, options, factors)
+    weights = site_weights(gathered.parts, gathered.contributions, options, factors, gathered.max_share)
     mean = weighted_mean(gathered.current, gathered.parts, gathered.contributions, weights)
     kept = {f"{GAP}{site}": torch.tensor(value, dtype=torch.float64) for site, value in factors.items()}
     return mean, weights, kept

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 from mmare.host.metric_labels import OTHER
 from server.store.events import SiteLeftOut, SiteUpdate
 
-__all__ = ["RoundState", "SiteState", "count", "number", "one_of"]
+__all__ = ["RoundState", "SiteState", "count", "number", "one_of", "rows_ratios"]
 
 
 @dataclass
@@ -20,12 +21,19 @@ class SiteState:
     last_seen: float = 0.0  # last accepted answer, seconds since the epoch
     answer: SiteUpdate | None = None  # last one after the roll call
     samples: int | None = None  # training rows
+    samples_change: float | None = None  # of these at the last roll call that changed them, by those before
     modality_samples: dict[str, int] = field(default_factory=dict)  # training rows with the modality
     norm: float | None = None  # of its last update
     train_loss: float | None = None  # likewise
     missed: int = 0  # consecutive rounds from which it was left out
     left_out: dict[str, float] = field(default_factory=dict)  # time of the last, per code
     scores: dict[str, dict[str, float]] = field(default_factory=dict)  # per split and metric
+
+    def claim(self, samples: int | None) -> None:
+        """What the site says at a roll call."""
+        if self.samples and samples and samples != self.samples:
+            self.samples_change = samples / self.samples
+        self.samples = samples
 
 
 @dataclass
@@ -56,6 +64,18 @@ class RoundState:
     def seconds(self) -> float:
         """Duration up to the next model."""
         return sum(number(seconds) or 0.0 for seconds in self.phases.values())
+
+
+def rows_ratios(sites: Mapping[str, SiteState]) -> dict[str, float]:
+    """Per site, its training rows over the median of the others', where both are told.
+
+    Example:
+        >>> rows_ratios({"ash": SiteState(samples=40), "birch": SiteState(samples=20), "cedar": SiteState()})
+        {'ash': 2.0, 'birch': 0.5}
+    """
+    told = {name: site.samples for name, site in sites.items() if site.samples}
+    others = {name: [rows for other, rows in told.items() if other != name] for name in told}
+    return {name: rows / statistics.median(others[name]) for name, rows in told.items() if others[name]}
 
 
 def number(value: object) -> float | None:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Final
 
 from mmare.errors import Ending, Reason, SiteCode
+from server.monitoring.parts import rows_ratios
 from server.monitoring.run_state import RunState
 
 __all__ = ["run_alerts"]
@@ -15,6 +16,8 @@ STALLED: Final = 1.5  # deadlines without an event; after one, late sites are lo
 SILENT_ROUNDS: Final = 3
 STARVED_ROUNDS: Final = 5
 NORM_RATIO: Final = 5.0  # of the median over sites
+ROWS_RATIO: Final = 10.0  # of the median over the other sites
+ROWS_CHANGE: Final = 1.5  # between two roll calls of a run, up or down
 REGRESSION: Final = 0.1  # of pooled balanced accuracy against the best round
 SITE_GAP: Final = 0.3  # of balanced accuracy between the best and the worst site
 UNEXERCISED: Final = "conditioning."  # blocks for missing modalities, unused if none is missing
@@ -32,7 +35,7 @@ def run_alerts(state: RunState, now: float) -> list[tuple[str, str]]:
         return [(name, f"the run failed ({state.failed}); the same command resumes it")]
     if not state.active:
         return []
-    return [*_rounds(state, now), *_sites(state), *_data(state), *_scores(state)]
+    return [*_rounds(state, now), *_sites(state), *_rows(state), *_data(state), *_scores(state)]
 
 
 def _rounds(state: RunState, now: float) -> Iterator[tuple[str, str]]:
@@ -53,6 +56,16 @@ def _sites(state: RunState) -> Iterator[tuple[str, str]]:
     for name, norm in sorted(norms.items()):
         if norm > NORM_RATIO * median > 0:
             yield "NormOutlier", f"the update of {name} is {norm / median:.1f} times the median"
+
+
+def _rows(state: RunState) -> Iterator[tuple[str, str]]:
+    for name, ratio in sorted(rows_ratios(state.sites).items()):
+        if ratio > ROWS_RATIO:
+            yield "RowsOutlier", f"{name} claims {ratio:.0f} times as many rows as the median of the others"
+    for name, site in sorted(state.sites.items()):
+        change = site.samples_change
+        if change is not None and max(change, 1 / change) > ROWS_CHANGE:
+            yield "RowsOutlier", f"{name} claims {change:.2g} times as many rows as before in this run"
 
 
 def _alert_of(reason: str) -> str:

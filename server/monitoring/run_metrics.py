@@ -11,7 +11,7 @@ from typing import Final
 
 from mmare.host.metric_families import Kind, Metric, Sample
 from server.monitoring.kit_metrics import KIT_METRICS
-from server.monitoring.parts import SiteState
+from server.monitoring.parts import SiteState, rows_ratios
 from server.monitoring.run_state import PACKAGES, SITE_SCORES, RunState
 
 __all__ = ["INFO_LABELS", "METRICS", "run_samples"]
@@ -74,6 +74,8 @@ METRICS: Final = (
         (*_SITE, "reason"),
     ),
     Metric("mmare_site_samples", _G, "Training rows of a site; withheld if few.", _SITE),
+    Metric("mmare_site_samples_ratio", _G, "These over the median of the other sites' rows.", _SITE),
+    Metric("mmare_site_samples_change", _G, "These over what the site had said before in the run.", _SITE),
     Metric(
         "mmare_site_modality_samples",
         _G,
@@ -135,6 +137,8 @@ def run_samples(state: RunState) -> Iterator[Sample]:
             yield Sample(name, (*labels, key), number)
     for site_name, site in state.sites.items():
         yield from _site_samples((*labels, site_name), site)
+    for site_name, ratio in rows_ratios(state.sites).items():
+        yield Sample("mmare_site_samples_ratio", (*labels, site_name), ratio)
     yield from _score_samples(labels, state)
 
 
@@ -174,6 +178,7 @@ def _site_samples(labels: tuple[str, ...], site: SiteState) -> Iterator[Sample]:
         "mmare_site_last_seen_timestamp_seconds": site.last_seen or None,
         "mmare_site_missed_rounds": site.missed,
         "mmare_site_samples": site.samples,
+        "mmare_site_samples_change": site.samples_change,
         "mmare_site_update_norm": site.norm,
         "mmare_site_train_loss": site.train_loss,
     }

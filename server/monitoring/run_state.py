@@ -256,7 +256,7 @@ class RunState:
         self.members.add(name)
         site.last_seen = time
         samples = event.samples or 0
-        site.samples = samples if samples >= self.min_count else None
+        site.claim(samples if samples >= self.min_count else None)
         patterns = event.counts.get("patterns", {}).get("train", {})
         site.modality_samples = {}
         for slot, modality in enumerate(self.modalities):

@@ -76,7 +76,7 @@ class Averaging:
     def __init__(self, model: GlobalModel, study: Study, *, federated: bool) -> None:
         federation = study.federation
         if not federated:
-            federation = replace(federation, strategy="fedavg", options={})
+            federation = replace(federation, strategy="fedavg", options={}, max_share=1.0)
         options = strategy_options(federation.strategy, federation.options)
         self.measures_gap = getattr(options, "gap_step", 0.0) > 0
         self._strategy = strategy_of(federation)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -107,6 +108,7 @@ class RoundLoop:
             self._fleet, self._study, self._calls, self._journal, self._spool, self._global.upload
         )
         self._require_quorum(len(self._trainers()), "took part in the roll call")
+        self._require_shares(len(self._trainers()))
         progress = self._resume()
         if progress.round == 0:
             self._scale()
@@ -148,6 +150,15 @@ class RoundLoop:
             raise RunError(
                 f"{found} sites with training rows {what}, expected at least {wanted} "
                 "(federation.min_sites); the journal names the others and why",
+                Ending.QUORUM,
+            )
+
+    def _require_shares(self, found: int) -> None:
+        most = self._study.federation.max_share
+        if self._plan.mode is Mode.FEDERATED and found * most < 1:
+            raise RunError(
+                f"{found} sites with training rows, which cannot all have a share of at most {most:g} "
+                f"(federation.max_share); expected at least {math.ceil(1 / most)}",
                 Ending.QUORUM,
             )
 

@@ -168,8 +168,10 @@ class Inquiry:
         if not request.train:
             return Reply(update, None, size)
         draws = self._calls.members[site].call.samples * self._study.training.local_epochs
-        if not 0 < update.samples <= draws:
-            raise WireError(f"{update.samples} samples, expected 1 to {draws}", Reason.SAMPLES)
+        if update.samples != draws:
+            raise WireError(
+                f"{update.samples} samples, expected {draws} by the rows of the roll call", Reason.SAMPLES
+            )
         layout = self._upload.check(update, request.round)
         if len(answer.payload) != layout.size:
             raise WireError(f"{len(answer.payload)} bytes of tensors, expected {layout.size}", Reason.LAYOUT)

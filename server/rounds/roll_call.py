@@ -11,7 +11,7 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Final
 
 from mmare.errors import Reason
-from mmare.wire.messages import Request, RollCall, Task, WireError, encode
+from mmare.wire.messages import Request, RollCall, Split, Task, WireError, encode
 from server.rounds.answer_sizes import most_header
 from server.rounds.fleet import LATE
 from server.store import events
@@ -196,9 +196,29 @@ def _mismatch(call: RollCall, study: Study, encoders: dict[str, str]) -> WireErr
         return WireError(f"study hash {call.study_hash[:12]}, expected {study.hash[:12]}", Reason.STUDY_HASH)
     if call.software != own:
         return WireError(f"software version {call.software}, expected {own}", Reason.SOFTWARE)
+    contradiction = _contradiction(call, study)
+    if contradiction:
+        return WireError(contradiction, Reason.SAMPLES)
     for modality, mark in call.encoders.items():
         if mark != encoders.get(modality, mark):
             return WireError(
                 f"encoder of {modality} is {mark}, expected {encoders[modality]}", Reason.ENCODER
             )
     return None
+
+
+def _contradiction(call: RollCall, study: Study) -> str:
+    """Why a site's train rows, which it weighs by, do not fit its counts; empty if they do."""
+    sizes = call.counts.splits.get(Split.TRAIN, {})
+    if set(sizes) != set(study.classes):
+        return f"train rows of the classes {', '.join(sorted(sizes)) or 'none'}, expected those of the study"
+    for what, groups in (("classes", sizes), ("patterns", call.counts.patterns.get(Split.TRAIN, {}))):
+        told = sum(size for size in groups.values() if size is not None)
+        withheld = sum(size is None for size in groups.values())
+        complete = what == "classes" and not withheld
+        if call.samples != told if complete else call.samples < told:
+            least = "exactly" if complete else "at least"
+            return f"{call.samples} train rows, expected {least} the {told} of its {what}"
+        if any(size is not None and size < 0 for size in groups.values()):
+            return f"a negative number of train rows in one of its {what}"
+    return ""

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Final
 from mmare.errors import Reason
 from mmare.models.adapters import pooled_moments
 from mmare.wire.messages import WireError
+from server.aggregation.site_weights import capped
 from server.store import events
 
 if TYPE_CHECKING:
@@ -53,9 +54,19 @@ def set_scaling(
     for slot, modality in enumerate(study.modalities):
         moments = {site: statistics[site].moments[slot] for site in sorted(statistics)}
         parts = {site: part for site, part in moments.items() if part.n > 0}
-        n = sum(part.n for part in parts.values())
-        total = [sum(values) for values in zip(*(part.total for part in parts.values()), strict=True)]
-        squares = [sum(values) for values in zip(*(part.squares for part in parts.values()), strict=True)]
+        rows = {site: part.n for site, part in parts.items()}
+        weights = capped(rows, study.federation.max_share)  # of sites, where a row weighs 1 without a cap
+        n = sum(weights.values())
+        total, squares = (
+            [
+                sum(value * (weights[site] / rows[site]) for site, value in zip(parts, values, strict=True))
+                for values in zip(*columns, strict=True)
+            ]
+            for columns in (
+                [part.total for part in parts.values()],
+                [part.squares for part in parts.values()],
+            )
+        )
         zeros = [0.0] * modality.width
         model.scaling.set_moments(slot, *pooled_moments(n, total or zeros, squares or zeros))
-        journal.write(events.Scaling(modality=modality.name, n=n, sites=tuple(parts)))
+        journal.write(events.Scaling(modality=modality.name, n=sum(rows.values()), sites=tuple(parts)))

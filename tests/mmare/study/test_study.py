@@ -576,7 +576,7 @@ OTHER = SimpleNamespace(
         0.25,
     ),
     federation=FederationSpec(
-        "fedprox", 4, 61.0, {"weighting": "exposure"}, ("norms",), Wire.FLOAT16, Untouched.DRIFT, 5.0
+        "fedprox", 4, 61.0, {"weighting": "exposure"}, ("norms",), Wire.FLOAT16, Untouched.DRIFT, 5.0, 0.5
     ),
     privacy=PrivacySpec(11, (ExtraAnswer.SUBSETS,)),
 )

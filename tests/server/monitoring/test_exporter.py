@@ -169,6 +169,18 @@ def test_small_counts_and_their_complements_are_withheld(tmp_path):
     assert found["mmare_score_site_gap"][one(split="validation", metric="balanced_accuracy")] == 0
 
 
+def test_rows_are_compared_with_the_others_and_with_before(tmp_path):
+    calls = [("ash", 40), ("birch", 20), ("cedar", 300), ("dogwood", 4), ("ash", 60), ("ash", 60)]
+    write(tmp_path, [started(), *(called(name, samples=samples) for name, samples in calls)])
+    found = exported(tmp_path, min_count=5)
+    assert found["mmare_site_samples_ratio"] == {
+        one(site="ash"): 60 / 160,
+        one(site="birch"): 20 / 180,
+        one(site="cedar"): 300 / 40,
+    }
+    assert found["mmare_site_samples_change"] == {one(site="ash"): 1.5}
+
+
 def test_a_study_may_ask_for_a_larger_smallest_count(tmp_path):
     events = [started(privacy={"min_count": 50}), called("ash"), called("birch", samples=60)]
     write(tmp_path, events)

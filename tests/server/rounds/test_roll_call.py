@@ -13,7 +13,8 @@ from tests.federations import CallableFleet, tiny_study
 from tests.server.journals import read_journal
 
 STUDY = tiny_study()
-CALL = RollCall("", STUDY.hash, version("federated-mmare"), {"ct": "given", "wsi": "given"}, Counts(), 20)
+COUNTS = Counts({"train": {"no": None, "yes": None}})
+CALL = RollCall("", STUDY.hash, version("federated-mmare"), {"ct": "given", "wsi": "given"}, COUNTS, 20)
 
 
 def site(name, **changes: object):
