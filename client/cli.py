@@ -14,7 +14,7 @@ from rich.console import Console
 from client.membership.commands import app as kit_app
 from client.privacy.commands import app as audit_app
 from mmare.errors import RunError
-from mmare.host.console import must_exist, run_command
+from mmare.host.console import must_exist, run_command, visible
 
 if TYPE_CHECKING:
     from rich.progress import TaskID
@@ -179,7 +179,7 @@ def approve(
     folder = ApprovalFolder(config.folder)
     if revoke:
         folder.revoke(wanted.hash)
-        typer.echo(f"no longer approved: {wanted.name}, hash {wanted.hash}")
+        typer.echo(f"no longer approved: {visible(wanted.name)}, hash {wanted.hash}")
         return
     most, log = config.max_releases or default_releases(wanted), log_of(config)
     typer.echo(study_in_words(wanted, config, most, seed or ()) + "\n")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final
 
 from client.relay.programs import RelayFolder
 from client.relay.status_file import last_contact, read_state
+from mmare.host.console import visible
 from mmare.wire.joining import SiteKit
 
 if TYPE_CHECKING:
@@ -86,7 +87,7 @@ def _contact(status: StatusAnswer, now: datetime) -> str:
 
 
 def _study(tally: StudyTally) -> str:
-    name = tally.name or ("a study" if tally.study_hash else "messages that name no study")
+    name = visible(tally.name) or ("a study" if tally.study_hash else "messages that name no study")
     most = f" of {tally.max_releases:,}" if tally.HasField("max_releases") else ""
     kind = "approved" if tally.approved else "not approved"
     released = f"{tally.released:,} answers{most} ({tally.released_bytes / 1e6:.1f} MB)"

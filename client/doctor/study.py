@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from client.doctor.findings import fine, problem, warning
 from client.privacy.approvals import ApprovalFolder
 from mmare.errors import MmareError
+from mmare.host.console import visible
 from mmare.study.study import load_study
 
 if TYPE_CHECKING:
@@ -36,14 +37,14 @@ def check_study(site: SiteConfig, study: Study, path: Path) -> list[Finding]:
     """Check that a study, from ``path``, is approved and which of its modalities the site has."""
     findings = []
     approvals = ApprovalFolder(site.folder)
-    name = f"{study.name}, hash {study.hash[:12]}"
+    name = f"{visible(study.name)}, hash {study.hash[:12]}"
     if approvals.find(study.hash) is not None:
         findings.append(fine("study", f"{name}: approved"))
     elif not os.access(site.folder, os.R_OK):
         findings.append(fine("study", f"{name}; this user cannot see whether it is approved"))
     else:
         others = ", ".join(
-            f"{each.study.name if each.study else 'a study'} {each.study_hash[:12]}"
+            f"{visible(each.study.name) if each.study else 'a study'} {each.study_hash[:12]}"
             for each in approvals.all()
         )
         found = f"{name}: not approved, so the worker refuses it"

@@ -50,6 +50,7 @@ def install(
     Nothing in a bundle is executed, and a study does not run before it is approved.
     """
     from client.membership.kit import authority_fingerprint, install_bundle
+    from mmare.host.console import visible
     from mmare.study.study import load_study
     from mmare.wire.joining import SiteKit
     from sites.config import load_site
@@ -62,7 +63,7 @@ def install(
     )
     study = SiteKit(config.coordinator.kit).study
     if study.exists():
-        typer.echo(f"study: {load_study(study).name}")
+        typer.echo(f"study: {visible(load_study(study).name)}")
         typer.echo(f"next: mmare-site approve {study} --site {site}, then mmare-site start {site}")
     else:
         typer.echo(
