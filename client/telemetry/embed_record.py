@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Final
 
 from client.ingest.reasons import ScanReason
-from mmare.host.files import OWN_MODE, own_folder, write_whole
+from mmare.host.files import own_folder, write_whole
 from mmare.study.tables import TableError, from_table
 
 if TYPE_CHECKING:
@@ -120,7 +120,7 @@ class EmbedWatch:
         record = EmbedRecord(self._written, active, self._modalities)
         try:
             own_folder(self._cache)
-            write_whole(self._cache / FILE, json.dumps(asdict(record)).encode(), OWN_MODE)
+            write_whole(self._cache / FILE, json.dumps(asdict(record)).encode())
         except OSError:
             LOG.warning("the embedding progress cannot be saved")
 
