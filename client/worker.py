@@ -203,7 +203,7 @@ def _monitoring(
         return unobserved, nullcontext()
     from client.telemetry.endpoint import SiteMetrics, serving  # noqa: PLC0415 - Prometheus is optional
 
-    metrics = SiteMetrics(site, approvals, audit.path, activity)
+    metrics = SiteMetrics(site, approvals, audit, activity)
     return metrics.observe, serving(metrics, site.metrics.port, site.metrics.address)
 
 

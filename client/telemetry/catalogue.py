@@ -54,6 +54,7 @@ SITE_METRICS: Final = (
         "releases_allowed", "Answers that an approved study may release before it must be renewed.", "study"
     ),
     _gauge("audit_log_bytes", "Size of the audit log."),
+    _gauge("audit_log_intact", "Whether no line of the audit log is missing or was changed."),
     _gauge("scans", "Scans in the manifest; withheld if few.", "modality"),
     _gauge("scans_done", "Scans known to be usable or not, rounded down to the smallest count.", "modality"),
     _gauge("scans_usable", "Scans with an embedding; withheld if they, or the others, are few.", "modality"),

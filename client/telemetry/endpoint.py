@@ -10,7 +10,7 @@ import platform
 import shutil
 import threading
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Final
 
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from prometheus_client.metrics_core import Metric as Family
 
     from client.privacy.approvals import Approval, ApprovalFolder
+    from client.privacy.audit_log import AuditLog
     from client.telemetry.embed_record import ScanCounts
     from client.telemetry.seen import WorkerActivity
     from sites.config import SiteConfig
@@ -61,7 +62,7 @@ class SiteMetrics(Collector):
         self,
         site: SiteConfig,
         approvals: ApprovalFolder,
-        audit: Path,  # the log
+        audit: AuditLog,
         seen: WorkerActivity,
         gpus: GpuReader | None = None,
     ) -> None:
@@ -69,7 +70,7 @@ class SiteMetrics(Collector):
         self._label = safe(site.id)
         self._approvals = approvals
         self._audit = audit
-        self._tally = AuditTally(audit)
+        self._tally = AuditTally(audit.path)
         self._seen = seen
         self._gpus = gpus or GpuReader()
         self._lock = threading.Lock()  # scrapes may overlap
@@ -154,6 +155,9 @@ class SiteMetrics(Collector):
         tally.read_on({name: approval.time for name, approval in approved.items()})
         yield self._sample("approvals", len(approved))
         yield self._sample("audit_log_bytes", tally.size)
+        with suppress(OSError):  # the gate reports it
+            wrong = self._audit.examine(*(approval.head for approval in approved.values()))[1]
+            yield self._sample("audit_log_intact", float(not wrong))
         yield self._sample("released_bytes_total", tally.bytes)
         for task in (*Task, OTHER):  # start at 0, else rate() misses the first increase
             yield self._sample("releases_total", tally.released[task], task)
@@ -196,7 +200,7 @@ class SiteMetrics(Collector):
     def _machine(self) -> Iterator[Sample]:
         for part, size in self.cache_size.bytes.items():
             yield self._sample("cache_bytes", size, part)
-        for place, path in (("cache", self._site.cache), ("audit", self._audit)):
+        for place, path in (("cache", self._site.cache), ("audit", self._audit.path)):
             try:
                 disk = shutil.disk_usage(_existing(path))
             except OSError:

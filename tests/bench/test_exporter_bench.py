@@ -147,7 +147,7 @@ before = memory("VmRSS")
 from client.telemetry.endpoint import SiteMetrics
 from client.telemetry.seen import WorkerActivity
 registry = CollectorRegistry()
-metrics = SiteMetrics(site, ApprovalFolder(site.folder), log_of(site).path, WorkerActivity())
+metrics = SiteMetrics(site, ApprovalFolder(site.folder), log_of(site), WorkerActivity())
 registry.register(metrics)
 began = time.perf_counter()
 metrics.cache_size.measure()
@@ -231,7 +231,7 @@ def test_cost_of_metrics_to_a_round_at_a_site(tmp_path):
     site = load_site(federation / "ash" / "site.toml")
     approvals = ApprovalFolder(site.folder)
     approvals.record(study, 10**6)
-    metrics = SiteMetrics(site, approvals, log_of(site).path, WorkerActivity())
+    metrics = SiteMetrics(site, approvals, log_of(site), WorkerActivity())
     answers = []
 
     def observe(*answer):

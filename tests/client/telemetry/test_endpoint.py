@@ -57,7 +57,7 @@ class Watched:
         self.approvals = ApprovalFolder(self.site.folder)
         self.audit = log_of(self.site)
         self.seen = WorkerActivity()
-        self.metrics = SiteMetrics(self.site, self.approvals, self.audit.path, self.seen)
+        self.metrics = SiteMetrics(self.site, self.approvals, self.audit, self.seen)
         self.service = make_service(self.site, self.approvals, self.audit, self.metrics.observe)
 
     def found(self):
@@ -177,6 +177,15 @@ def test_a_comparison_after_the_end_does_not_open_a_run_again(watched):
         watched.service(encode(request), pack(model).numpy().tobytes())
         states.append(watched.found()["run_open"][()])
     assert states == [1, 0, 0, 1]
+
+
+def test_a_log_that_lost_lines_is_told(watched):
+    watched.approvals.record(watched.study, 10)
+    assert watched.found()["audit_log_intact"] == {(): 1}
+    released(watched, watched.study, 2)
+    assert watched.found()["audit_log_intact"] == {(): 1}
+    watched.audit.path.write_bytes(watched.audit.path.read_bytes().splitlines(keepends=True)[0])
+    assert watched.found()["audit_log_intact"] == {(): 0}
 
 
 def released(watched, study, times):

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from client.privacy.approvals import ApprovalFolder
+from client.privacy.audit_log import AuditLog
 from client.telemetry.endpoint import SiteMetrics
 from client.telemetry.gpu import GpuReader, GpuState
 from client.telemetry.seen import WorkerActivity
@@ -100,7 +101,7 @@ def test_gpus_are_told_to_prometheus(driver, tmp_path):
     driver()
     gpus = GpuReader()
     metrics = SiteMetrics(
-        site, ApprovalFolder(site.folder), site.folder / "audit.jsonl", WorkerActivity(), gpus
+        site, ApprovalFolder(site.folder), AuditLog(site.folder / "audit.jsonl"), WorkerActivity(), gpus
     )
     found = {
         (sample.name.removeprefix("mmare_site_worker_gpu_"), sample.labels["gpu"]): sample.value
