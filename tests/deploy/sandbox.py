@@ -17,6 +17,7 @@ ROOT = Path(__file__).parents[2]
 SYSTEMD = Path("/lib/systemd/systemd")
 
 # What the inside looks like before systemd starts. $OUT comes back, $PYTHON is this Python's installation.
+# What services need is in /opt: they have a /tmp and homes of their own, and this checkout may be there.
 _INSIDE = r"""
 set -e
 mount --make-rprivate /
@@ -24,9 +25,11 @@ mount -t tmpfs tmpfs $PLACE
 mkdir $PLACE/upper $PLACE/work $PLACE/root
 mount -t overlay overlay -o lowerdir=/,upperdir=$PLACE/upper,workdir=$PLACE/work $PLACE/root
 R=$PLACE/root
-mkdir -p $R/out $R/opt/python $R/opt/source
+mkdir -p $R/out $R/opt/python $R/opt/packages $R/opt/programs $R/opt/source
 mount --bind $OUT $R/out
 mount --bind $PYTHON $R/opt/python
+mount --bind $PACKAGES $R/opt/packages
+mount --bind $PROGRAMS $R/opt/programs
 mount --bind $SOURCE $R/opt/source
 mount -t proc proc $R/proc
 mount -t sysfs sysfs $R/sys
@@ -74,13 +77,13 @@ exec env -i container=other PATH=/usr/sbin:/usr/bin:/sbin:/bin LANG=C.UTF-8 \
 
 # As deploy/*.md leave it after their first step: a virtual environment in /opt/mmare, and deploy beside it.
 INSTALLED = r"""
-mkdir -p /opt/mmare/bin /opt/mmare/lib/$NAME /opt/mmare/share
+mkdir -p /opt/mmare/bin /opt/mmare/lib/$NAME/site-packages /opt/mmare/share
 ln -s /opt/python/bin/$NAME /opt/mmare/bin/python
 printf 'home = /opt/python/bin\nversion = %s\n' "$VERSION" > /opt/mmare/pyvenv.cfg
-ln -s $PACKAGES /opt/mmare/lib/$NAME/site-packages
+printf '/opt/source\n/opt/packages\n' > /opt/mmare/lib/$NAME/site-packages/mmare.pth
 for name in mmare-site mmare-server flower-superlink flower-superexec flower-supernode flwr flwr-clientapp \
             flwr-serverapp; do
-  sed '1s|.*|#!/opt/mmare/bin/python|' $BIN/$name > /opt/mmare/bin/$name
+  sed '1s|.*|#!/opt/mmare/bin/python|' /opt/programs/$name > /opt/mmare/bin/$name
   chmod 755 /opt/mmare/bin/$name
 done
 cp -r /opt/source/deploy /opt/mmare/share/
@@ -93,13 +96,7 @@ true
 
 def installed() -> str:
     """Lines of a script that make the inside look as if our software were installed in ``/opt/mmare``."""
-    here = Path(sys.executable).parent
-    values = {
-        "NAME": f"python3.{sys.version_info.minor}",
-        "VERSION": sys.version.split()[0],
-        "PACKAGES": str(Path(pytest.__file__).parents[1]),
-        "BIN": str(here),
-    }
+    values = {"NAME": f"python3.{sys.version_info.minor}", "VERSION": sys.version.split()[0]}
     return "".join(f"{name}={value}\n" for name, value in values.items()) + INSTALLED
 
 
@@ -136,6 +133,8 @@ def run_inside(script: str, out: Path) -> tuple[int, str]:
         "PLACE": str(place),
         "OUT": str(out),
         "PYTHON": sys.base_prefix,
+        "PACKAGES": str(Path(pytest.__file__).parents[1]),
+        "PROGRAMS": str(Path(sys.executable).parent),
         "SOURCE": str(ROOT),
         "SYSTEMD": str(SYSTEMD),
         "LONGEST_S": str(LONGEST_S),
