@@ -8,7 +8,6 @@ from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.model_selection import train_test_split
 
 from mmare.errors import DataError
 from mmare.wire.messages import Split
@@ -57,6 +56,8 @@ def stratified_split(keys: Sequence[Sequence[str]], test_fraction: float, seed: 
     Raises:
         DataError: If the fraction is not between 0 and 1, or the levels differ in length.
     """
+    from sklearn.model_selection import train_test_split  # noqa: PLC0415  takes seconds to import
+
     if not 0 < test_fraction < 1:
         raise DataError(f"test fraction is {test_fraction}, expected a number between 0 and 1")
     if len({len(level) for level in keys}) != 1:

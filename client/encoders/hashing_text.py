@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
-from sklearn.feature_extraction.text import HashingVectorizer
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -26,6 +25,8 @@ def encode_texts(texts: Sequence[str], width: int) -> NDArray[np.float32]:
         >>> encode_texts(["The tumor grade is G3."], 512).shape
         (1, 512)
     """
+    from sklearn.feature_extraction.text import HashingVectorizer  # noqa: PLC0415  takes seconds to import
+
     vectorizer = HashingVectorizer(n_features=width, ngram_range=NGRAMS, norm="l2", token_pattern=WORD)
     rows: NDArray[np.float32] = vectorizer.transform(texts).toarray().astype(np.float32)
     return rows

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+from functools import cache
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, Final
 
@@ -118,7 +119,12 @@ def notes_of_model(study: Study) -> list[str]:
     return [note for note in (MODELS[study.model.name].NOTE, stay if parts else "") if note]
 
 
+@cache
+def _version(package: str) -> str:
+    return version(package)  # reads the whole description of the package
+
+
 def versions() -> dict[str, str]:
     """Versions of Python and of the packages that results depend on."""
-    packages = {name: version(name) for name in ("federated-mmare", "flwr", "numpy", "torch")}
+    packages = {name: _version(name) for name in ("federated-mmare", "flwr", "numpy", "torch")}
     return {**packages, "python": platform.python_version()}

@@ -137,10 +137,10 @@ def test_a_gpu_computes_in_what_it_has(monkeypatch, capability, expected):
 
 
 @pytest.mark.slow
-def test_naming_an_encoder_imports_nothing_heavy():
+def test_a_worker_and_the_name_of_an_encoder_import_nothing_heavy():
     code = (
-        "import sys, client.encoders.registry, client.encoders.preprocess\n"
-        "heavy = ('monai', 'open_clip', 'transformers', 'torchvision')\n"
+        "import sys, client.worker, client.encoders.registry, client.encoders.preprocess\n"
+        "heavy = ('monai', 'open_clip', 'transformers', 'torchvision', 'sklearn', 'scipy')\n"
         "print([name for name in heavy if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

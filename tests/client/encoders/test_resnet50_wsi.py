@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
-import torchvision
 from torch.nn.functional import adaptive_avg_pool2d
 
 from client.encoders.resnet50_wsi import WIDTH, ResNet50Wsi, TruncatedResNet50, load_resnet50_wsi
@@ -23,6 +22,8 @@ SIDE = 64
 @pytest.fixture(scope="module")
 def reference():
     """Torchvision's whole network; batch statistics as far from their start as a trained one's."""
+    import torchvision
+
     network = torchvision.models.resnet50(weights=None).eval()
     source = torch.Generator().manual_seed(5)
     with torch.no_grad():
@@ -92,6 +93,8 @@ def test_network_equals_torchvision_up_to_layer3_bit_for_bit(reference, weights)
 
 
 def test_features_equal_torchvision_after_its_own_normalisation_bit_for_bit(reference, encoder, tiles):
+    import torchvision
+
     normalise = torchvision.transforms.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
     pictures = torch.stack([normalise(torchvision.transforms.functional.to_tensor(tile)) for tile in tiles])
     pictures = pictures.contiguous(memory_format=torch.channels_last)

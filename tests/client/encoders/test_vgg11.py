@@ -6,8 +6,6 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-import torchvision
-from torchvision.transforms import Normalize
 
 from client.data.dataset import load_data
 from client.data.embed import embed_site
@@ -32,6 +30,8 @@ STEPS = SliceSteps(size=(2, 224, 224))
 @lru_cache
 def published():
     """A whole VGG11 as torchvision publishes it, with small last layers, which no test reads."""
+    import torchvision
+
     with torch.random.fork_rng(devices=[]), torch.device("meta"):
         names = {name: tuple(value.shape) for name, value in torchvision.models.vgg11().state_dict().items()}
     source = torch.Generator().manual_seed(3)
@@ -46,6 +46,8 @@ def published():
 @lru_cache
 def reference():
     """Torchvision's own layers with those weights."""
+    import torchvision
+
     with torch.device("meta"):
         network = torchvision.models.vgg11().features
     own = {key.removeprefix("features."): value for key, value in published().items() if "features" in key}
@@ -75,9 +77,11 @@ def head(shape=(9, 10, 12), seed=0):
 
 def straightforward(voxels):
     """Slices in a loop, each through torchvision's resize, normalisation and layers; then their maximum."""
+    import torchvision
+
     box = voxels[2:7, 1:9, 3:10].transpose(2, 1, 0)[[0, 6]]  # head-foot, front-back, right-left
     box = (box - box.min()) / (box.max() - box.min())
-    normalise = Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    normalise = torchvision.transforms.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
     maps = []
     for picture in torch.from_numpy(box.copy()):
         grey = torchvision.transforms.functional.resize(picture[None], [224, 224], antialias=True)
@@ -235,6 +239,8 @@ def test_the_published_file_is_recognised_and_its_last_layers_left_out(imported)
 
 def vgg13(state):
     """Torchvision's configuration B has two layers more, so other numbers."""
+    import torchvision
+
     with torch.device("meta"):
         shapes = {name: value.shape for name, value in torchvision.models.vgg13().state_dict().items()}
     return {name: torch.zeros(shape) for name, shape in shapes.items() if name.startswith("features.")} | {
@@ -319,6 +325,8 @@ def test_gpu_agrees_with_the_processor(imported, encoder):
 
 
 def test_names_and_shapes_are_those_of_torchvision():
+    import torchvision
+
     with torch.device("meta"):
         state = torchvision.models.vgg11().features.state_dict()
     assert state_shapes() == {f"features.{name}": tuple(value.shape) for name, value in state.items()}
