@@ -3,6 +3,7 @@
 import ast
 import importlib
 import subprocess
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -26,8 +27,13 @@ SOURCES = sorted(
 )  # less what a program wrote
 
 
+@cache
+def nodes(path):
+    return list(ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
+
+
 def imported(path):
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for node in nodes(path):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -48,7 +54,7 @@ def test_the_files_of_a_run_are_spelt_once(name):
     found = [
         str(path.relative_to(ROOT))
         for path in SOURCES
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        for node in nodes(path)
         if isinstance(node, ast.Constant) and node.value == name
     ]
     assert len(found) == 1, found

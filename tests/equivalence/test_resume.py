@@ -47,16 +47,16 @@ def die(federation, out, *listeners: object, **options: object):
 
 MOMENTS = [
     ("scaling", None, 1),
-    ("round_started", 3, 1),
     ("site_update", 3, 1),
-    ("aggregated", 3, 1),
-    ("checkpoint", 2, 1),
     ("checkpoint", 3, 2),  # the training is over
     ("validated", 2, 1),
     ("selected", None, 1),
-    ("run_finished", None, 1),
 ]
 MORE_MOMENTS = [
+    ("round_started", 3, 1),
+    ("aggregated", 3, 1),
+    ("checkpoint", 2, 1),
+    ("run_finished", None, 1),
     ("run_started", None, 1),
     ("roll_call", None, 2),
     ("round_started", 1, 1),

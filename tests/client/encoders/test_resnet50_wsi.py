@@ -15,6 +15,7 @@ from client.ingest.slides.tissue import Tiling
 from client.ingest.slides.wsi import tiles_of
 from mmare.errors import InputError
 from tests.data_folder import data_folder
+from tests.properties import first_quick
 
 SIDE = 64
 
@@ -144,8 +145,10 @@ def test_no_download_and_no_global_randomness(monkeypatch, weights_file, tiles):
     assert torch.equal(torch.get_rng_state(), before)
 
 
-@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
-@pytest.mark.parametrize("whole", [True, False], ids=["whole", "truncated"])
+@pytest.mark.parametrize(
+    ("suffix", "whole"),
+    first_quick((".pth", True), (".pth", False), (".safetensors", True), (".safetensors", False)),
+)
 def test_both_kinds_of_file_whole_or_cut_give_the_same_bits(tmp_path, weights, encoder, tiles, suffix, whole):
     path = save(tmp_path / f"w{suffix}", weights if whole else truncated(weights))
     loaded = load_resnet50_wsi(path)

@@ -53,7 +53,7 @@ def test_a_signal_at_any_moment_stops():
 def test_an_event_would_hang():
     """Why `StopSignal` exists."""
     with pytest.raises(subprocess.TimeoutExpired):
-        interrupted_at_every_step("from threading import Event as make", 1.5)
+        interrupted_at_every_step("from threading import Event as make", 0.5)
 
 
 @pytest.mark.parametrize("number", NUMBERS)
