@@ -14,32 +14,28 @@ Where the thesis leaves the choice open or we differ:
   tenth of tissue; the single fullest is kept in any case.
 - If no tissue pixel is near the mean colour (two stains, nothing between them), all of them count.
 - Of the tiles in one cell of the sampling grid, the one with most tissue on the thumbnail is taken.
-- A lowest level of another shape or brightness than the level read is another picture: refused.
+- A lowest level of another shape than the level read, or that does not correlate with it, is another
+  picture: refused (`client.ingest.slides.levels`).
 - Areas beyond the slide's edge or never scanned are white and count as glass.
 """
 
 from __future__ import annotations
 
 import math
-import struct
-import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import openslide
-import pydicom
 from numpy.typing import NDArray
 from PIL import Image
-from PIL.TiffImagePlugin import RESOLUTION_UNIT, X_RESOLUTION, Y_RESOLUTION, TiffImageFile
-from pydicom.errors import InvalidDicomError
 
-from client.ingest.files import os_error_reason
 from client.ingest.reasons import ScanReason, ScanRefused
+from client.ingest.slides.levels import cells_across, cells_of, compared, one_picture
+from client.ingest.slides.opening import opened
+from client.ingest.slides.resolution import NATIVE_TOLERANCE, resolution
 from client.ingest.slides.tissue import (
-    PLAUSIBLE_UM_PX,
     Tiling,
     near_mean_colour,
     otsu_threshold,
@@ -47,41 +43,17 @@ from client.ingest.slides.tissue import (
     spread,
     tissue_per_tile,
 )
-from mmare.errors import InputError
 
 __all__ = ["SlideTiles", "TilePlan", "plan_of", "tiles_of"]
 
-NATIVE_TOLERANCE = 0.05  # 20x is 0.4990 or 0.5040 µm, by scanner; such a level is not resampled
 LEAST_CONTRAST = 20  # grey levels between tissue and glass; noise of bare glass stays below 10
 DARKEST_GLASS = 128  # grey; darker backgrounds are fluorescence or a failed scan
 LARGEST_THUMBNAIL_PX = 4096 * 4096  # larger lowest levels are averaged down while read
-LONGEST_SIDE_PX = 1_000_000  # 25 cm at 0.25 µm
-LARGEST_STORED_TILE_PX = 8192 * 8192  # in the file; scanners write 240 to 4096 a side
-LARGEST_LOWEST_LEVEL_PX = 150_000 * 150_000  # without a pyramid; read in strips
-_SIDES = ("width", "height")
 _STRIP_PX = 2048 * 2048
 _UNPADDED = frozenset({"aperio", "generic-tiff"})  # other formats pad their levels or name them
 _ROUNDED_PX = 4.0  # a level is rounded each time it is halved
-_N_COMPARED = 8
-_MOST_APART = 25.0  # brightness; tissue and glass differ by 50 and more
-_UM_PX_NAMES = (openslide.PROPERTY_NAME_MPP_X, openslide.PROPERTY_NAME_MPP_Y)
-_INCH = 2  # the unit of a TIFF that names none
-_RESOLUTION_UNITS_UM = {_INCH: 25_400.0, 3: 10_000.0}
 _GREYS = 256
 _WHITE = (255, 255, 255)
-_EXTRAS = frozenset({"LABEL", "OVERVIEW", "LOCALIZER", "THUMBNAIL"})
-_NO_PYRAMID = "It is a slide's label, overview or thumbnail; name a file of its pyramid."
-_CUT_SHORT = "The slide is damaged or cut short."
-_PILLOW_ERRORS = (  # observed on damaged files
-    Image.DecompressionBombError,
-    OSError,
-    EOFError,
-    SyntaxError,
-    ValueError,
-    TypeError,
-    LookupError,
-    struct.error,
-)
 
 
 @dataclass(frozen=True)
@@ -114,14 +86,14 @@ class SlideTiles:
 
 
 def plan_of(path: Path, *, tiling: Tiling | None = None, fallback_um_px: float | None = None) -> TilePlan:
-    """Choose the tiles of a slide (any format of OpenSlide, or a plain RGB TIFF) without reading them.
+    """Choose the tiles of a slide (see `opened`) without reading them.
 
     ``fallback_um_px`` applies to a slide that does not state the microns per pixel of level 0.
 
     Raises:
         ScanRefused: With the reason; the message holds no path.
     """
-    with _opened(path) as slide:
+    with opened(path) as slide:
         return _plan(slide, tiling or Tiling(), fallback_um_px)
 
 
@@ -132,9 +104,10 @@ def tiles_of(path: Path, *, tiling: Tiling | None = None, fallback_um_px: float 
         ScanRefused: With the reason; the message holds no path.
     """
     tiling = tiling or Tiling()
-    with _opened(path) as slide:
+    with opened(path) as slide:
         plan = _plan(slide, tiling, fallback_um_px)
-        read = [_read_tile(slide, plan, tile, tiling.tile_px) for tile in plan.tiles]
+        side = (tiling.tile_px, tiling.tile_px)
+        read = [_read_tile(slide, plan, tile, side) for tile in plan.tiles]
     pixels = np.stack([np.asarray(picture) for picture in read])  # (N, S, S, 3)
     grey = np.stack([np.asarray(picture.convert("L")) for picture in read])  # (N, S, S)
     shares = (grey <= plan.threshold).mean(axis=(1, 2))
@@ -145,90 +118,8 @@ def tiles_of(path: Path, *, tiling: Tiling | None = None, fallback_um_px: float 
     return SlideTiles(plan, pixels[kept], places, shares[kept])
 
 
-@contextmanager
-def _opened(path: Path) -> Iterator[openslide.AbstractSlide]:
-    """Open a slide; OpenSlide's errors within the block become a reason."""
-    try:
-        if path.is_dir() and any(path.iterdir()):
-            raise ScanRefused(ScanReason.NOT_A_SLIDE, "It is a folder; name one file of the slide's pyramid.")
-        if not path.is_file():  # a pipe would block
-            raise ScanRefused(ScanReason.UNREADABLE_FILE, "It is missing or not a regular file.")
-        with path.open("rb") as stream:
-            if not stream.read(1):
-                raise ScanRefused(ScanReason.EMPTY_FILE)
-    except OSError as error:
-        raise ScanRefused(os_error_reason(error)) from error
-    try:
-        with _open(path) as slide:
-            _check_sizes(slide)
-            yield slide
-    except openslide.OpenSlideError as error:
-        if _is_dicom_extra(path):
-            raise ScanRefused(ScanReason.NOT_A_SLIDE, _NO_PYRAMID) from error
-        raise ScanRefused(ScanReason.DAMAGED_PIXEL_DATA, _CUT_SHORT) from error
-
-
-def _open(path: Path) -> openslide.AbstractSlide:
-    try:
-        return openslide.OpenSlide(path)
-    except openslide.OpenSlideUnsupportedFormatError:
-        return _plain_tiff(path)
-
-
-def _is_dicom_extra(path: Path) -> bool:
-    """Whether it is a label, overview or thumbnail of a DICOM slide."""
-    try:
-        header = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=["ImageType"])
-    except (InvalidDicomError, OSError):
-        return False
-    return not _EXTRAS.isdisjoint(header.get("ImageType") or ())
-
-
-def _check_sizes(slide: openslide.AbstractSlide) -> None:
-    """Refuse implausible sizes in a damaged header: OpenSlide aborts the process if out of memory."""
-    for level, (width, height) in enumerate(slide.level_dimensions):
-        tile = [slide.properties.get(f"openslide.level[{level}].tile-{side}", "0") for side in _SIDES]
-        if max(width, height) > LONGEST_SIDE_PX or math.prod(map(int, tile)) > LARGEST_STORED_TILE_PX:
-            raise ScanRefused(ScanReason.DAMAGED_PIXEL_DATA, "Its header states impossible sizes.")
-    if math.prod(slide.level_dimensions[-1]) > LARGEST_LOWEST_LEVEL_PX:
-        raise ScanRefused(ScanReason.DAMAGED_PIXEL_DATA, "Its lowest level is impossibly large.")
-
-
-def _plain_tiff(path: Path) -> openslide.AbstractSlide:
-    """A single-image RGB TIFF without pyramid or tiles, as small slides are exported."""
-    refused = ScanRefused(ScanReason.NOT_A_SLIDE)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Pillow's, about damaged tags and large images
-        try:
-            with Image.open(path, formats=("TIFF",)) as picture:
-                if not isinstance(picture, TiffImageFile) or picture.mode != "RGB" or picture.n_frames != 1:
-                    raise ScanRefused(ScanReason.NOT_A_SLIDE, "A TIFF that is not a single RGB image.")
-                refused = ScanRefused(ScanReason.DAMAGED_PIXEL_DATA, _CUT_SHORT)
-                return _PlainTiff(picture)
-        except _PILLOW_ERRORS as error:
-            raise refused from error
-
-
-class _PlainTiff(openslide.ImageSlide):
-    """A TIFF that Pillow decodes, with the resolution that its tags state."""
-
-    def __init__(self, picture: TiffImageFile) -> None:
-        super().__init__(picture.copy())  # decoded here
-        unit_um = _RESOLUTION_UNITS_UM.get(picture.tag_v2.get(RESOLUTION_UNIT, _INCH))
-        self._um_px = [
-            unit_um / float(picture.tag_v2[tag])
-            for tag in (X_RESOLUTION, Y_RESOLUTION)
-            if unit_um and float(picture.tag_v2.get(tag, 0)) > 0
-        ]
-
-    @property
-    def properties(self) -> dict[str, str]:
-        """Microns per pixel under OpenSlide's names."""
-        return dict(zip(_UM_PX_NAMES, map(str, self._um_px), strict=False))
-
-
 def _plan(slide: openslide.AbstractSlide, tiling: Tiling, fallback_um_px: float | None) -> TilePlan:
-    um_px = _resolution(slide, fallback_um_px)
+    um_px = resolution(slide.properties, fallback_um_px)
     level, native = _level(slide, um_px, tiling.um_px)
     factor = slide.level_downsamples[level]
     level_um_px = (um_px[0] * factor, um_px[1] * factor)
@@ -250,53 +141,33 @@ def _plan(slide: openslide.AbstractSlide, tiling: Tiling, fallback_um_px: float 
         level, level_um_px, region_px, step_px, tiles, int(np.count_nonzero(tissue_px)), threshold
     )
     if level != slide.level_count - 1:
-        _check_one_picture(slide, plan, rgb, scale)
+        _check_one_picture(slide, plan, tissue_px, rgb, scale)
     return plan
 
 
 def _check_one_picture(
-    slide: openslide.AbstractSlide, plan: TilePlan, rgb: NDArray[np.uint8], scale: float
+    slide: openslide.AbstractSlide,
+    plan: TilePlan,
+    tissue_px: NDArray[np.int64],
+    rgb: NDArray[np.uint8],
+    scale: float,
 ) -> None:
-    """Compare the brightness of some tiles with the level ``(H, W, 3)`` on which the tissue was found."""
+    """Compare tiles with the level ``(H, W, 3)`` on which the tissue was found."""
     (width, height), lowest = slide.level_dimensions[0], slide.level_dimensions[-1]
     vendor = slide.properties.get(openslide.PROPERTY_NAME_VENDOR)
     skew = abs(lowest[0] * height / width - lowest[1])  # of the height, in pixels
     if vendor in _UNPADDED and skew > _ROUNDED_PX * max(1, height / width):
         raise ScanRefused(ScanReason.CONFLICTING_LEVELS, "Their shapes differ.")
-    apart = []
-    for tile in plan.tiles[:: max(1, len(plan.tiles) // _N_COMPARED)]:
-        left, top, right, bottom = (
-            (index + end) * step / scale
-            for end in (0, 1)
-            for index, step in zip(tile, plan.step_px, strict=True)
-        )
-        if right <= rgb.shape[1] and bottom <= rgb.shape[0]:
-            seen = rgb[int(top) : math.ceil(bottom), int(left) : math.ceil(right)].mean()
-            read = np.asarray(_read_tile(slide, plan, tile, plan.region_px[0]))
-            apart.append(abs(float(seen) - float(read.mean())))
-    if apart and sum(apart) / len(apart) > _MOST_APART:
+    across, down = (step / scale for step in plan.step_px)  # of a tile, on the level of the tissue
+    seen = Image.fromarray(rgb).convert("L")
+    n_cells = cells_across(min(across, down))
+    tissue, glass = compared(plan.tiles, tissue_px, (seen.width / across, seen.height / down))
+    tiles = [*tissue, *glass]
+    boxes = [(x * across, y * down, (x + 1) * across, (y + 1) * down) for x, y in tiles]
+    one = [cells_of(seen, n_cells, box) for box in boxes]
+    other = [cells_of(_read_tile(slide, plan, tile, plan.region_px), n_cells) for tile in tiles]
+    if tiles and not one_picture(np.stack(one), np.stack(other), len(tissue)):
         raise ScanRefused(ScanReason.CONFLICTING_LEVELS)
-
-
-def _resolution(slide: openslide.AbstractSlide, fallback: float | None) -> tuple[float, float]:
-    """Microns per pixel of level 0, across and down."""
-    lowest, highest = PLAUSIBLE_UM_PX
-    stated = []
-    for name in _UM_PX_NAMES:
-        try:
-            value = float(slide.properties.get(name, "nan"))
-        except ValueError:
-            value = math.nan
-        if not lowest <= value <= highest:  # NaN included
-            break
-        stated.append(value)
-    else:
-        return stated[0], stated[1]
-    if fallback is None:
-        raise ScanRefused(ScanReason.NO_RESOLUTION)
-    if not lowest <= fallback <= highest:
-        raise InputError(f"um_px of slides is {fallback}, expected {lowest} to {highest} microns per pixel")
-    return fallback, fallback
 
 
 def _level(slide: openslide.AbstractSlide, um_px: tuple[float, float], target: float) -> tuple[int, bool]:
@@ -360,10 +231,10 @@ def _tissue(
 
 
 def _read_tile(
-    slide: openslide.AbstractSlide, plan: TilePlan, tile: tuple[int, int], side: int
+    slide: openslide.AbstractSlide, plan: TilePlan, tile: tuple[int, int], size: tuple[int, int]
 ) -> Image.Image:
     corner = (int(tile[0] * plan.step_px[0]), int(tile[1] * plan.step_px[1]))  # of level 0
     picture = _flat(slide.read_region(corner, plan.level, plan.region_px).convert("RGBA"))
-    if plan.region_px == (side, side):
+    if plan.region_px == size:
         return picture
-    return picture.resize((side, side), Image.Resampling.LANCZOS)
+    return picture.resize(size, Image.Resampling.LANCZOS)
