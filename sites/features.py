@@ -14,8 +14,9 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from mmare.errors import DataError
+from mmare.numerals import is_plain
 from sites.table_file import read_cells
-from sites.tabular import cell_text, is_plain
+from sites.tabular import cell_text
 
 __all__ = ["Vectors", "load_features", "write_features"]
 

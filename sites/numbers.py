@@ -13,7 +13,8 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from mmare.errors import DataError
-from sites.tabular import TextTable, finite_number, is_plain
+from mmare.numerals import is_plain
+from sites.tabular import TextTable, finite_number
 
 __all__ = [
     "LARGEST",

@@ -18,8 +18,9 @@ import numpy as np
 import pandas as pd
 
 from mmare.errors import DataError
+from mmare.numerals import is_plain
 
-__all__ = ["TextTable", "cell_text", "did_you_mean", "finite_number", "is_plain", "listed", "unknown_column"]
+__all__ = ["TextTable", "cell_text", "did_you_mean", "finite_number", "listed", "unknown_column"]
 
 _CUT_SHORT = re.compile(r"\d(\.\d+)?[eE]\+\d+")  # 1.23457E+11
 _DIGITS = 15  # of a number in Excel
@@ -109,11 +110,6 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     """A suffix for errors with the closest known name; empty if none is close."""
     near = difflib.get_close_matches(name, list(known), n=1)
     return f" (did you mean {near[0]!r}?)" if near else ""
-
-
-def is_plain(text: str) -> bool:
-    """Whether text may hold a number as people write it: Python also reads 1_5 and digits of every script."""
-    return text.isascii() and "_" not in text
 
 
 def finite_number(cell: object) -> float | None:

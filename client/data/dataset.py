@@ -21,6 +21,7 @@ from sites.prompts import compile_prompt
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
+    from pathlib import Path
 
     from numpy.typing import NDArray
     from torch import Tensor
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from mmare.study.specs import ModalitySpec
     from mmare.study.study import Study
     from sites.config import ModalitySource, SiteConfig
+    from sites.encoding import Encoding
     from sites.manifest import Manifest
 
     Vectors = Iterator[tuple[int, NDArray[np.float32]]]  # row of the manifest, (W,)
@@ -73,6 +75,7 @@ def load_data(site: SiteConfig, study: Study) -> SiteData:
     """
     manifest = load_manifest(site.manifest, study.classes, study.seed)
     encoders: dict[str, str] = {}
+    encodings: dict[Path, Encoding] = {}
     columns: list[NDArray[np.bool_]] = []
     embeddings: list[Tensor] = []
     for modality in study.modalities:
@@ -81,7 +84,7 @@ def load_data(site: SiteConfig, study: Study) -> SiteData:
         if modality.name in site.modalities:
             for row, vector in _VECTORS[modality.kind](modality, manifest, site, study):
                 rows[row], present[row] = vector, True
-            encoders[modality.name] = modality_fingerprint(modality, site)
+            encoders[modality.name] = modality_fingerprint(modality, site, encodings)
         embeddings.append(torch.from_numpy(rows))
         columns.append(present)
     found = np.stack(columns, axis=1)  # (N, M)
@@ -149,14 +152,25 @@ def _scan_vectors(modality: ModalitySpec, manifest: Manifest, site: SiteConfig, 
 _VECTORS: Final = {Kind.FEATURES: _feature_vectors, Kind.TEXT: _text_vectors, Kind.VOLUME: _scan_vectors}
 
 
-def modality_fingerprint(modality: ModalitySpec, site: SiteConfig) -> str:
-    """What made a modality's vectors at a site: encoder, weights and steps, or the encoding of a table."""
+def modality_fingerprint(
+    modality: ModalitySpec, site: SiteConfig, read: dict[Path, Encoding] | None = None
+) -> str:
+    """What made a modality's vectors at a site: encoder, weights and steps, or the encoding of a table.
+
+    Args:
+        read: The encoding files read so far, which modalities share; a new one is added.
+    """
     if modality.kind is Kind.VOLUME:
         return scan_fingerprint(site, modality)
     if modality.kind is Kind.TEXT:
         return fingerprint(modality.encoder, encoder_source(site))
     file = site.modalities[modality.name].encoding
-    return GIVEN if file is None else f"{GIVEN}:{load_encoding(file).fingerprint(modality.name)}"
+    if file is None:
+        return GIVEN
+    read = {} if read is None else read
+    if file not in read:
+        read[file] = load_encoding(file)
+    return f"{GIVEN}:{read[file].fingerprint(modality.name)}"
 
 
 def _texts(modality: ModalitySpec, source: ModalitySource, manifest: Manifest) -> list[str | None]:

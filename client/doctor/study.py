@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from client.doctor.findings import Finding
     from mmare.study.study import Study
     from sites.config import SiteConfig
+    from sites.encoding import Encoding
 
 __all__ = ["check_encoders", "check_study", "read_study"]
 
@@ -75,11 +76,12 @@ def check_encoders(site: SiteConfig, study: Study) -> list[Finding]:
     except MmareError as error:
         return [problem("encoders", str(error), "install the same version as the coordinator")]
     findings = []
+    encodings: dict[Path, Encoding] = {}
     for modality in study.modalities:
         if modality.name not in site.modalities:
             continue
         try:
-            mark = modality_fingerprint(modality, site)
+            mark = modality_fingerprint(modality, site, encodings)
         except MmareError as error:
             advice = "import the weights that the coordinator names, with mmare-site weights import"
             findings.append(problem("encoders", f"{modality.name}: {error}", advice))

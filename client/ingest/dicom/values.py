@@ -14,6 +14,8 @@ from pydicom.dataelem import RawDataElement, convert_raw_data_element
 from pydicom.dataset import Dataset
 from pydicom.tag import BaseTag, Tag
 
+from mmare.numerals import is_plain
+
 __all__ = [
     "NUMBER_ERRORS",
     "FrameSources",
@@ -94,7 +96,7 @@ def has_value(dataset: Dataset, tag: str | tuple[int, int]) -> bool:
 
 def _float(part: Any) -> float:  # noqa: ANN401  a DICOM value has any type
     """A number, also as text with a decimal comma, which pydicom leaves as text; else an error."""
-    if isinstance(part, str) and ("_" in part or not part.isascii() or _THOUSANDS.fullmatch(part.strip())):
+    if isinstance(part, str) and (not is_plain(part) or _THOUSANDS.fullmatch(part.strip())):
         raise ValueError(part)
     return float(part.replace(",", ".") if isinstance(part, str) else part)
 

@@ -2,12 +2,15 @@ import numpy as np
 import pytest
 import torch
 
-from client.data.dataset import SiteData, load_data
+from client.data import dataset
+from client.data.dataset import SiteData, load_data, modality_fingerprint
 from client.encoders.hashing_text import encode_texts
 from client.encoders.registry import check_encoders
 from mmare.errors import DataError
 from mmare.wire.messages import Split
 from sites.config import load_site
+from sites.datasets.table import TableColumns, prepare_table
+from sites.encoding import load_encoding
 from tests.federations import tiny_data, tiny_study
 
 TEXT = {
@@ -160,3 +163,18 @@ def test_one_site_pooled_is_the_site():
     pooled = SiteData.pooled([data])
     assert torch.equal(pooled.embedding[0], data.embedding[0])
     assert all(torch.equal(pooled.rows[split], data.rows[split]) for split in Split)
+
+
+def test_the_encoding_that_modalities_share_is_read_once(tmp_path, monkeypatch):
+    rows = [f"{row},a,{'ny'[row % 2]},{row},{row % 7},{row % 5}" for row in range(20)]
+    (tmp_path / "t.csv").write_text("\n".join(["id,site,y,u,v,w", *rows]), encoding="utf-8")
+    groups = {"one": ("u",), "two": ("v",), "three": ("w",)}
+    columns = TableColumns("id", "site", "y", groups)
+    prepared = prepare_table(tmp_path / "t.csv", tmp_path / "fed", columns, ("n", "y"))
+    read = []
+    monkeypatch.setattr(dataset, "load_encoding", lambda path: read.append(path) or load_encoding(path))
+    site = load_site(tmp_path / "fed" / "a" / "site.toml")
+    marks = load_data(site, prepared.study).encoders
+    assert read == [tmp_path / "fed" / "a" / "encoding.json"]
+    assert len(set(marks.values())) == 3
+    assert marks == {spec.name: modality_fingerprint(spec, site) for spec in prepared.study.modalities}
