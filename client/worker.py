@@ -15,6 +15,7 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -22,10 +23,15 @@ from typing import TYPE_CHECKING, Any, Final
 import grpc
 
 from client.data.dataset import load_data
+from client.data.site_secret import site_secret, split_seed
+from client.data.site_table import SiteTable
+from client.data.table_version import TableVersion
 from client.encoders.registry import pick_device
 from client.privacy.approvals import ApprovalFolder
 from client.privacy.audit_log import log_of
 from client.privacy.gate import Gate
+from client.privacy.moments_record import FILE as MOMENTS
+from client.privacy.moments_record import MomentsRecord
 from client.relay.worker_link import CHANNEL_OPTIONS, LONGEST_PATH, address_of
 from client.telemetry.seen import WorkerActivity, unobserved
 from client.training.expiry import KeptRuns
@@ -158,7 +164,13 @@ def make_service(
     gate = Gate(site.id, approvals, site.min_count, audit, site.max_norm, site.max_releases)
     return SiteService(
         site.id,
-        lambda study: load_data(site, study),
+        SiteTable(
+            lambda study: load_data(site, study, partial(split_seed, site.folder)),
+            TableVersion.of(site),
+            keep=site.keep_table,
+            record=MomentsRecord(site.folder / MOMENTS),
+            secret=partial(site_secret, site.folder),
+        ),
         StateStore(site.cache, KeptRuns(site.keep_days, site.keep_runs)),
         ModelPool(pick_device(site.device), site.threads),
         gate=gate,

@@ -101,6 +101,7 @@ class SiteCode(StrEnum):
     NON_FINITE = "S203"  # training or evaluation produced NaN or infinity
     STATE = "S204"  # the site's kept optimiser state is missing or damaged
     EMPTY = "S205"  # no rows to train on
+    TABLE = "S206"  # the site's table changed since the run began, and its part in the run ends
     RELEASE = "S301"  # the reply is not what the approved study releases
     NORM = "S302"  # the update's norm exceeds the site's limit
     RELEASES = "S303"  # the site's limit of releases for this study is reached
@@ -108,6 +109,7 @@ class SiteCode(StrEnum):
     CHAIN = "S305"  # lines of the audit log are missing or were changed, so nothing is released
     REQUEST = "S306"  # the approved study does not call for what was asked
     ROUND = "S307"  # an earlier round, or one that was answered, asked again with something else
+    MODEL = "S308"  # the model does not descend from what the site has seen
     WORKER = "S401"  # the site worker does not reply: not running, or it ended
     LATE = "S402"  # the site worker missed the study's deadline
     RELAY = (

@@ -11,10 +11,14 @@ import torch
 
 from client.data.dataset import SiteData, load_data
 from client.data.embed import embed_site
+from client.data.site_table import SiteTable
+from client.data.table_version import TableVersion
 from client.encoders.registry import pick_device
 from client.privacy.approvals import FixedApprovals
 from client.privacy.audit_log import AuditLog
 from client.privacy.gate import Gate
+from client.privacy.moments_record import FILE as MOMENTS
+from client.privacy.moments_record import MomentsRecord
 from client.training.model_pool import ModelPool
 from client.training.service import SiteService
 from client.training.state import StateStore
@@ -90,12 +94,18 @@ def _service(request: RunRequest, partition: int, partitions: int) -> Endpoint:
     if partition == len(sites):
         kept = folder / ".pooled"
         gate = Gate(trainer, approved, 0, AuditLog(kept / "audit.jsonl"))
-        return SiteService(trainer, _pool(sites), StateStore(kept), _models("auto", threads), gate=gate)
+        table = SiteTable(_pool(sites), TableVersion.of(*sites))
+        return SiteService(trainer, table, StateStore(kept), _models("auto", threads), gate=gate)
     site = sites[partition]
-    load: Callable[[Study], SiteData] = lambda wanted: load_data(site, wanted)  # noqa: E731 - closes over the site
+    table = SiteTable(  # splits are drawn from the study's seed, so that results can be reproduced
+        lambda wanted: load_data(site, wanted),
+        TableVersion.of(site),
+        keep=site.keep_table,
+        record=MomentsRecord(site.cache / MOMENTS),
+    )
     audit = AuditLog(site.cache / "audit.jsonl")
     gate = Gate(site.id, approved, site.min_count, audit, site.max_norm, site.max_releases)
-    return SiteService(site.id, load, StateStore(site.cache), _models(site.device, threads), gate=gate)
+    return SiteService(site.id, table, StateStore(site.cache), _models(site.device, threads), gate=gate)
 
 
 @lru_cache

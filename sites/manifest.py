@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,7 +35,7 @@ class Manifest:
     table: pd.DataFrame  # every column of the file as text, blank cells missing
 
 
-def load_manifest(path: Path, classes: Sequence[str], seed: int) -> Manifest:
+def load_manifest(path: Path, classes: Sequence[str], seed: int | Callable[[], int]) -> Manifest:
     """Read ``patients.csv``; without a split column, draw one from ``seed``, 6:1:3, stratified by label.
 
     Raises:
@@ -50,7 +50,8 @@ def load_manifest(path: Path, classes: Sequence[str], seed: int) -> Manifest:
     if SPLIT in table.frame.columns:
         splits = parse_splits(table, SPLIT)
     else:
-        splits = three_way([names], seed, _TEST_FRACTION, _VAL_FRACTION)
+        drawn_from = seed if isinstance(seed, int) else seed()  # called only where it is needed
+        splits = three_way([names], drawn_from, _TEST_FRACTION, _VAL_FRACTION)
     index = {name: label for label, name in enumerate(classes)}
     labels = np.array([index[name] for name in names], dtype=np.int64)
     return Manifest(path, tuple(ids), labels, splits, table.frame)

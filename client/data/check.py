@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -14,6 +15,7 @@ from rich.table import Table
 from client.data.cache import EmbeddingCache
 from client.data.dataset import presence_of
 from client.data.scan_list import list_scan, scans_of
+from client.data.site_secret import split_seed
 from client.encoders.registry import check_encoders
 from client.ingest.reasons import ScanReason, ScanRefused, refused_by
 from mmare.errors import DataError
@@ -61,7 +63,7 @@ def check_site(
         DataError: If manifest, features or study cannot be used at all; names file, row, found and expected.
     """
     check_encoders(study)
-    manifest = load_manifest(site.manifest, study.classes, study.seed)
+    manifest = load_manifest(site.manifest, study.classes, partial(split_seed, site.folder))
     results = []
     for modality in study.modalities:
         if modality.name not in site.modalities:

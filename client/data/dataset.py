@@ -20,7 +20,7 @@ from sites.manifest import load_manifest
 from sites.prompts import compile_prompt
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -46,6 +46,7 @@ class SiteData:
     label: Tensor  # (N,) int64
     rows: Mapping[Split, Tensor]  # row numbers
     encoders: Mapping[str, str]  # fingerprint per modality that the site has
+    patients: tuple[str, ...] = ()  # ids, which never leave; empty: rows are counted
 
     @classmethod
     def pooled(cls, sites: Sequence[SiteData]) -> SiteData:
@@ -64,16 +65,20 @@ class SiteData:
                 for split in Split
             },
             encoders={name: mark for site in sites for name, mark in site.encoders.items()},
+            patients=tuple(patient for site in sites for patient in site.patients),
         )
 
 
-def load_data(site: SiteConfig, study: Study) -> SiteData:
+def load_data(site: SiteConfig, study: Study, split_seed: Callable[[], int] | None = None) -> SiteData:
     """Read what a site holds of a study's modalities.
+
+    ``split_seed`` draws the split of a table that has none; by default the study's seed, for simulations: a
+    hospital draws from a secret, since its coordinator knows the seed.
 
     Raises:
         DataError: If a file is missing or cannot be used, or a patient has no modality; names file and row.
     """
-    manifest = load_manifest(site.manifest, study.classes, study.seed)
+    manifest = load_manifest(site.manifest, study.classes, split_seed or study.seed)
     encoders: dict[str, str] = {}
     encodings: dict[Path, Encoding] = {}
     columns: list[NDArray[np.bool_]] = []
@@ -99,6 +104,7 @@ def load_data(site: SiteConfig, study: Study) -> SiteData:
         label=torch.from_numpy(manifest.labels),
         rows={split: torch.from_numpy(np.flatnonzero(manifest.splits == split.value)) for split in Split},
         encoders=encoders,
+        patients=manifest.patient_ids,
     )
 
 

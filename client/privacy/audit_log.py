@@ -51,6 +51,7 @@ class Event(StrEnum):
     RELEASED = "released"
     REFUSED = "refused"
     APPROVED = "approved"
+    CHANGED = "table changed"
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,7 @@ class Entry:
     broken: str = ""  # what was wrong with the log when a study was approved
     asked: str = ""  # SHA-256 of the request answered, header followed by tensors
     final: bool = False  # whether the run trains no more
+    table: str = ""  # version of the site's table
 
 
 @dataclass

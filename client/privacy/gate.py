@@ -127,7 +127,13 @@ class Gate:
         return study
 
     def release(
-        self, request: Request, received: bytes, answer: Answer, tensors: Tensor | None, train_rows: int
+        self,
+        request: Request,
+        received: bytes,
+        answer: Answer,
+        tensors: Tensor | None,
+        train_rows: int,
+        table: str = "",
     ) -> tuple[str, bytes]:
         """Check and log an answer, then return the header and payload to send.
 
@@ -137,6 +143,7 @@ class Gate:
             answer: The service's.
             tensors: ``(bytes,)`` uint8, those of the answer, if any.
             train_rows: Counted from the site's data.
+            table: Version of these data.
 
         Raises:
             SiteError: If it may not be released.
@@ -165,13 +172,22 @@ class Gate:
             sha256=_digest(header.encode(), payload) if self._audit else "",
             asked=self._digest_of(request, received) if in_order(request) else "",
             final=request.final,
+            table=table,
         )
         self._log(entry)
-        if entry.asked:
-            self._records.add(request, entry.asked)
+        self._records.add(request, entry.asked, table)
         if self._released is not None:
             self._released = (self._released[0], self._released[1] + 1)
         return header, payload
+
+    def begun_with(self, run: str) -> str:
+        """The version of the table with which a run began here; empty before its first answer."""
+        return self._records.of(run).table
+
+    def note_change(self, request: Request, table: str) -> None:
+        """Log that a request found another version of the table than the one before."""
+        study = parse_study(request.study, source="request")
+        self._log(Entry(Event.CHANGED, request.task.value, study.hash, _run(request), table=table))
 
     def refuse(self, request: Request | None, code: SiteCode) -> None:
         """Log a refusal, whose code alone leaves; ``request`` is None if the message was not a valid one.

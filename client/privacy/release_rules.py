@@ -16,9 +16,10 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
+import torch
 
 from client.encoders.registry import encoder_notes
-from mmare.metrics.state import MetricState
+from mmare.metrics.state import BINARY, MetricState
 from mmare.models.blocks import block_tensors, without_parameters
 from mmare.models.phases import phase_at
 from mmare.models.registry import build_model
@@ -201,9 +202,9 @@ def _roll_call(call: RollCall, study: Study, facts: Facts) -> tuple[str, ...]:
     _require(set(splits) | set(patterns) <= known, "counts of a split that the study does not have")
     for split, sizes in splits.items():
         _require(set(sizes) == set(study.classes), "counts of other classes than the study's")
-        _sizes(sizes, facts.limit)
+        _sizes(sizes, facts.limit, total_told=split == Split.TRAIN)
         by_pattern = patterns.get(split, {})
-        _sizes(by_pattern, facts.limit)
+        _sizes(by_pattern, facts.limit, total_told=True)
         for name in by_pattern:
             _pattern(name, study)
         hidden = any(size is None for size in sizes.values())
@@ -289,7 +290,24 @@ def _counts(content: Mapping[str, Any], study: Study, limit: int) -> tuple[int, 
         raise ReleaseError(f"an invalid metric state: {error}") from None
     for count in state.counts:
         _large(count, limit)
+    if limit > 1:
+        _wide_bins(state, limit)
     return state.counts
+
+
+def _wide_bins(state: MetricState, limit: int) -> None:
+    """Check that every bin of a score holds enough rows; a group may lie on both sides of one half."""
+    rows = state.calibration[:, 0]  # (K, C)
+    counts = [rows[rows > 0]]
+    for bins in state.histogram:  # (K, N) of a true class
+        held = [side[side > 0] for side in bins]
+        if state.n_classes == BINARY:
+            low, high = held
+            counts += [low[:-1], torch.cat([low[-1:], high[:1]]).sum(dim=0, keepdim=True), high[1:]]
+        else:
+            counts += held
+    found = torch.cat(counts)
+    _require(not ((found > 0) & (found < limit)).any(), "a bin of too few scores")
 
 
 def _pattern(name: str, study: Study) -> None:
@@ -297,13 +315,15 @@ def _pattern(name: str, study: Study) -> None:
     _require(known, "a presence pattern that the study does not have")
 
 
-def _sizes(sizes: Mapping[str, int | None], limit: int) -> None:
-    """Check that no size of a partition is small or follows from the disclosed ones."""
+def _sizes(sizes: Mapping[str, int | None], limit: int, *, total_told: bool) -> None:
+    """Check that no size of a partition is small or follows from the disclosed ones and a total."""
     disclosed = [size for size in sizes.values() if size is not None]
     for size in disclosed:
         _large(size, limit)
     alone = len(sizes) - len(disclosed) == 1
-    _require(not alone or not any(disclosed), "one withheld size, which follows from the others")
+    _require(
+        not total_told or not alone or not any(disclosed), "one withheld size, which follows from the others"
+    )
 
 
 def _large(size: int, limit: int) -> None:

@@ -34,7 +34,8 @@ def check_request(request: Request, study: Study, extra: Collection[ExtraAnswer]
     _require(request.train == trains, f"{task} with train = {request.train}")
     if request.task in (Task.TRAIN, Task.EVALUATE):
         first = 0 if request.final else 1  # without validation no round is selected
-        _require(first <= request.round <= rounds, f"round {request.round}, expected {first} to {rounds}")
+        last = rounds if trains or request.final else rounds + 1  # the last round's model is validated, too
+        _require(first <= request.round <= last, f"round {request.round}, expected {first} to {last}")
     else:
         _require(request == _bare(request), f"{task} with settings of a round")
     _require(

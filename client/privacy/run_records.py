@@ -34,6 +34,7 @@ class RunRecord:
     last: int = 0  # round
     trained: int = 0  # last round of training
     final: bool = False  # the run trains no more
+    table: str = ""  # version of the site's table at the first answer
 
     def check(self, request: Request, asked: str) -> None:
         """Raise `OrderError` unless the request is a next one, or one that was answered before."""
@@ -73,13 +74,18 @@ class RunRecords:
                 del self._runs[next(iter(self._runs))]
             record = self._runs[run] = RunRecord()
             for line in self._audit.lines(of_run=run) if self._audit else ():
-                if line["event"] == Event.RELEASED and "asked" in line:
-                    record.add((line["task"], line["round"], line.get("final", False)), line["asked"])
+                if line["event"] == Event.RELEASED:
+                    record.table = record.table or line.get("table", "")
+                    if "asked" in line:
+                        record.add((line["task"], line["round"], line.get("final", False)), line["asked"])
         return self._runs[run]
 
-    def add(self, request: Request, asked: str) -> None:
-        """Note a released answer."""
-        self.of(request.run).add(_key(request), asked)
+    def add(self, request: Request, asked: str, table: str) -> None:
+        """Note a released answer; ``asked`` is empty where no order matters."""
+        record = self.of(request.run)
+        record.table = record.table or table
+        if asked:
+            record.add(_key(request), asked)
 
 
 def in_order(request: Request) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -11,7 +12,43 @@ if TYPE_CHECKING:
 
     Group = TypeVar("Group", bound=Hashable)
 
-__all__ = ["withheld_groups", "withheld_patterns"]
+__all__ = ["ShownGroups", "shown_groups", "withheld_groups", "withheld_patterns"]
+
+
+@dataclass(frozen=True)
+class ShownGroups:
+    """What of one split may be told, in the roll call as in metrics: two rules could be subtracted."""
+
+    classes: frozenset[int]  # whose size and metrics are withheld
+    patterns: frozenset[str]  # the same
+
+
+def shown_groups(patterns: Mapping[str, Sequence[int]], min_count: int, *, total_told: bool) -> ShownGroups:
+    """Decide for one split, from the sizes per presence pattern and class.
+
+    Args:
+        patterns: Patients per pattern and class.
+        min_count: Smallest size that may be disclosed; 0 discloses all.
+        total_told: Whether the size of the split is known, as that of the train split is: then one withheld
+            class follows from the others.
+
+    Example:
+        >>> sizes = {"11": [9, 40], "10": [0, 8]}
+        >>> sorted(shown_groups(sizes, 10, total_told=False).classes)
+        [0]
+        >>> sorted(shown_groups(sizes, 10, total_told=True).classes)
+        [0, 1]
+    """
+    sizes = dict(enumerate(map(sum, zip(*patterns.values(), strict=True))))
+    classes = (
+        withheld_groups(sizes, min_count)
+        if total_told
+        else {index for index, size in sizes.items() if 0 < size < min_count}
+    )
+    hidden = withheld_patterns(patterns, min_count)
+    if any(sizes[index] for index in classes):
+        hidden = set(patterns)  # together they would tell the class
+    return ShownGroups(frozenset(classes), frozenset(hidden))
 
 
 def withheld_groups(sizes: Mapping[Group, int], min_count: int) -> set[Group]:

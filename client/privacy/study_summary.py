@@ -156,9 +156,12 @@ def _limits(study: Study, site: SiteConfig, limit: int, max_releases: int, seeds
         "A study that differs in anything but its name is a different study and is refused; so is a run with "
         f"another seed than {', '.join(map(str, seeds))}."
     )
+    most = study.privacy.max_step
+    step = "a hundred full steps of Adam an epoch" if most is None else f"a length (L2 norm) of {most:g}"
     yield (
         "Nothing is answered that this study does not call for, and no round twice: a resumed run may repeat "
-        "only the identical request."
+        "only the identical request. The first model is the one that the seed gives; a round moves it by at "
+        f"most {step}."
     )
 
 

@@ -7,22 +7,22 @@ from typing import TYPE_CHECKING, Final
 
 import torch
 
-from client.privacy.small_groups import withheld_groups, withheld_patterns
+from client.privacy.small_groups import ShownGroups, shown_groups
 from mmare.errors import SiteCode, SiteError
+from mmare.metrics.coarse import coarsened
 from mmare.metrics.state import MetricState
 from mmare.models.batch import Batch
-from mmare.wire.messages import Comparison, Evaluation
+from mmare.wire.messages import Comparison, Evaluation, Split
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Sequence
 
     from torch import Tensor
 
     from client.data.dataset import SiteData
     from mmare.models.base import MultimodalModel
-    from mmare.wire.messages import Split
 
-__all__ = ["compare", "evaluate", "pattern_names", "predicted_right"]
+__all__ = ["compare", "evaluate", "groups_of", "pattern_names", "predicted_right"]
 
 CHUNK: Final = 4096  # rows at a time: bounds memory, above any hospital's validation set
 
@@ -59,15 +59,29 @@ def evaluate(
     label = data.label[rows]
     logits = _logits(model, data, rows, data.present[rows])
     names = pattern_names(data.present[rows])
-    states = _pattern_states(logits, label, names) if patterns or subsets else {}
-    hidden = withheld_patterns({name: state.counts for name, state in states.items()}, min_count)
-    disclosed = torch.tensor([name not in hidden for name in names], dtype=torch.bool)
+    shown = groups_of(data, split, len(logits.T), min_count)
+
+    def told(state: MetricState) -> dict[str, object]:
+        return coarsened(state, min_count).to_dict()
+
+    states = _pattern_states(logits, label, names) if patterns else {}
+    disclosed = torch.tensor([name not in shown.patterns for name in names], dtype=torch.bool)
+    subset_states = _subset_states(model, data, rows[disclosed]) if subsets else {}
     return Evaluation(
         split=split,
-        state=MetricState.of(logits, label).withhold(min_count).to_dict(),
-        patterns={name: states[name].to_dict() for name in sorted(states) if patterns and name not in hidden},
-        subsets=_subset_states(model, data, rows[disclosed]) if subsets else {},
+        state=told(MetricState.of(logits, label).without(shown.classes)),
+        patterns={name: told(states[name]) for name in sorted(states) if name not in shown.patterns},
+        subsets={name: told(state) for name, state in subset_states.items()},
     )
+
+
+def groups_of(data: SiteData, split: Split, n_classes: int, min_count: int) -> ShownGroups:
+    """What may be told of a split's groups, in roll call and metrics alike."""
+    rows = data.rows[split]
+    sizes = {name: [0] * n_classes for name in sorted(pattern_names(data.present[rows]))}
+    for name, label in zip(pattern_names(data.present[rows]), data.label[rows].tolist(), strict=True):
+        sizes[name][label] += 1
+    return shown_groups(sizes, min_count, total_told=split is Split.TRAIN)
 
 
 def predicted_right(model: MultimodalModel, data: SiteData, split: Split) -> Tensor:
@@ -77,22 +91,25 @@ def predicted_right(model: MultimodalModel, data: SiteData, split: Split) -> Ten
 
 
 def compare(
-    site: str, first: Tensor, second: Tensor, label: Tensor, classes: Sequence[str], min_count: int
+    site: str,
+    first: Tensor,
+    second: Tensor,
+    label: Tensor,
+    classes: Sequence[str],
+    hidden: Collection[int] = (),
 ) -> Comparison:
     """Cross-tabulate which rows two models predict right (``(N,)`` bool each), class by class.
 
-    Classes below ``min_count`` are withheld. Cells: both right, only the first, only the second, neither.
+    ``hidden`` classes are withheld. Cells: both right, only the first, only the second, neither.
 
     Example:
         >>> right, wrong = torch.tensor([True, True]), torch.tensor([True, False])
-        >>> compare("ash", right, wrong, torch.tensor([0, 0]), ["ill", "well"], 0).cells["ill"]
+        >>> compare("ash", right, wrong, torch.tensor([0, 0]), ["ill", "well"]).cells["ill"]
         (1, 1, 0, 0)
     """
-    sizes = {name: int((label == index).sum()) for index, name in enumerate(classes)}
-    withheld = withheld_groups(sizes, min_count)
     cells = {}
     for index, name in enumerate(classes):
-        if name not in withheld:
+        if index not in hidden:
             one, other = first[label == index], second[label == index]
             parts = (one & other, one & ~other, ~one & other, ~one & ~other)
             cells[name] = tuple(int(part.sum()) for part in parts)
@@ -120,7 +137,7 @@ def _pattern_states(logits: Tensor, label: Tensor, names: list[str]) -> dict[str
     return {name: MetricState.of(logits[chosen], label[chosen]) for name, chosen in rows.items()}
 
 
-def _subset_states(model: MultimodalModel, data: SiteData, rows: Tensor) -> dict[str, dict[str, object]]:
+def _subset_states(model: MultimodalModel, data: SiteData, rows: Tensor) -> dict[str, MetricState]:
     """State of each non-empty subset of modalities, on the rows that have all of it."""
     n_modalities = data.present.shape[1]
     found = {}
@@ -130,5 +147,5 @@ def _subset_states(model: MultimodalModel, data: SiteData, rows: Tensor) -> dict
         if any(choice) and len(chosen):
             logits = _logits(model, data, chosen, wanted.expand(len(chosen), n_modalities))
             name = pattern_names(wanted.unsqueeze(0))[0]
-            found[name] = MetricState.of(logits, data.label[chosen]).to_dict()
+            found[name] = MetricState.of(logits, data.label[chosen])
     return found

@@ -9,9 +9,12 @@ from typing import TYPE_CHECKING
 import torch
 
 from mmare.models.registry import build_model
+from mmare.wire.tensors import global_tensors
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
+
+    from torch import Tensor
 
     from mmare.models.base import MultimodalModel
     from mmare.study.study import Study
@@ -31,11 +34,20 @@ class ModelPool:
         self._device = device
         self._threads = threads
         self._lock = Lock()
+        self._fresh: tuple[tuple[str, int], Mapping[str, Tensor]] | None = None
         self._idle: dict[tuple[str, int], list[MultimodalModel]] = {}
 
     def apply_threads(self) -> None:
         """Apply the thread count to the calling thread: PyTorch keeps it per thread."""
         torch.set_num_threads(self._threads)
+
+    def fresh(self, study: Study) -> Mapping[str, Tensor]:
+        """The tensors of the seed's own model, which must not be changed; of the last study asked for."""
+        key = (study.hash, study.seed)
+        with self._lock:
+            if self._fresh is None or self._fresh[0] != key:
+                self._fresh = key, global_tensors(build_model(study))
+            return self._fresh[1]
 
     @contextmanager
     def borrow(self, study: Study) -> Iterator[MultimodalModel]:

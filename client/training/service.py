@@ -14,15 +14,17 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from client.encoders.registry import check_encoders, encoder_notes
+from client.data.site_table import SiteTable
+from client.encoders.registry import encoder_notes
 from client.privacy.approvals import FixedApprovals
 from client.privacy.gate import Gate
-from client.privacy.small_groups import withheld_groups
+from client.privacy.moments_record import patient_marks
 from client.telemetry.seen import unobserved
-from client.training.evaluate import compare, evaluate, pattern_names, predicted_right
+from client.training.arrivals import check_arrival, keep_arrival
+from client.training.evaluate import compare, evaluate, groups_of, pattern_names, predicted_right
 from client.training.optimizers import PhaseOptimizers
 from client.training.trainer import ProximalTerm, train_round
-from mmare.errors import DataError, MmareError, SiteCode, SiteError
+from mmare.errors import MmareError, SiteCode, SiteError
 from mmare.models.adapters import moment_rows
 from mmare.models.blocks import block_tensors, without_parameters
 from mmare.models.phases import phase_at
@@ -63,6 +65,7 @@ if TYPE_CHECKING:
     from client.training.trainer import TrainedRound
     from mmare.models.base import MultimodalModel
     from mmare.models.blocks import Block
+    from mmare.study.specs import ModalitySpec
     from mmare.study.study import Study
 
 __all__ = ["SiteService"]
@@ -77,7 +80,7 @@ class SiteService:
 
     Args:
         site: Id.
-        load: Reads the site's data for a study; called once per study.
+        table: The site's data, or what reads them for a study; called once per study.
         store: Keeps optimiser moments between rounds.
         models: Shared by the services of one process.
         min_count: The site's own limit; the larger of this and the study's applies.
@@ -89,7 +92,7 @@ class SiteService:
     def __init__(
         self,
         site: str,
-        load: Callable[[Study], SiteData],
+        table: SiteTable | Callable[[Study], SiteData],
         store: StateStore,
         models: ModelPool,
         min_count: int = 0,
@@ -98,13 +101,12 @@ class SiteService:
         observe: Observer = unobserved,
     ) -> None:
         self._site = site
-        self._load = load
+        self._table = table if isinstance(table, SiteTable) else SiteTable(table)
         self._store = store
         self._models = models
         self._gate = gate or Gate(site, FixedApprovals(approved), min_count)
         self._min_count = self._gate.min_count
         self._observe = observe
-        self._data: tuple[str, SiteData] | None = None
 
     def __call__(self, header: str, payload: bytes) -> tuple[str, bytes]:
         """Answer one message; every failure becomes a code, its detail stays in the site's log."""
@@ -113,7 +115,10 @@ class SiteService:
         try:
             request = decode(Request, header, MOST_REQUEST)
             answer, tensors = self.answer(request, payload)
-            return self._gate.release(request, payload, answer, tensors, self._train_rows())
+            released = self._gate.release(
+                request, payload, answer, tensors, self._table.train_rows, self._table.version
+            )
+            keep_arrival(request, payload, self._store)
         except SiteError as error:
             code = error.code
         except WireError:
@@ -125,6 +130,8 @@ class SiteService:
         except (Exception, SystemExit):  # only a code may leave, whatever it is
             LOG.exception("unexpected failure")
             code = SiteCode.INTERNAL
+        else:
+            return released
         self._gate.refuse(request, code)
         return encode(Refusal(code)), b""
 
@@ -135,7 +142,7 @@ class SiteService:
             DataError: If they cannot be used; names file, row, found and expected.
         """
         self._models.apply_threads()
-        self._data_of(study)
+        self._table.data(study)
 
     def answer(self, request: Request, payload: bytes) -> tuple[Answer, Tensor | None]:
         """Answer a request with a header and, after training, the changed tensors as flat uint8 bytes.
@@ -150,15 +157,21 @@ class SiteService:
         if not RUN_NAME.fullmatch(request.run):
             raise WireError("the run name is invalid")
         study = self._gate.check(request, payload)
-        answer, tensors = self._compute(request, study, payload)
+        begun = self._gate.begun_with(request.run)
+        if change := self._table.change(begun):
+            LOG.warning("the table changed")
+            self._gate.note_change(request, change)
+        answer, tensors = self._compute(request, study, payload, self._table.data(study, begun))
         self._observe(study, request, answer)
         return answer, tensors
 
-    def _compute(self, request: Request, study: Study, payload: bytes) -> tuple[Answer, Tensor | None]:
+    def _compute(
+        self, request: Request, study: Study, payload: bytes, data: SiteData
+    ) -> tuple[Answer, Tensor | None]:
         if request.task is Task.DESCRIBE:
-            return self._describe(request, study), None
+            return self._describe(request, study, data), None
         if request.task is Task.STATISTICS:
-            return self._statistics(study), None
+            return self._statistics(study, data), None
         with self._models.borrow(study) as model:
             sent = global_tensors(model, without=local_parameters(model, study))
             layout = layout_of(sent)
@@ -168,10 +181,11 @@ class SiteService:
             if len(payload) != size:  # before it is copied
                 raise WireError(f"{len(payload)} bytes of tensors, expected {size}")
             if request.task is Task.COMPARE:
-                return self._compare(study, model, layout, payload), None
+                return self._compare(study, data, model, layout, payload), None
             received = unpack(torch.frombuffer(bytearray(payload), dtype=torch.uint8), layout)
+            check_arrival(request, study, received, self._store, self._models)
             copy_tensors(sent, received)
-            update, tensors = self._round(request, study, model, received)
+            update, tensors = self._round(request, study, data, model, received)
         if request.final and not study.federation.local:  # local parts belong to the site's model
             self._store.drop(request.run)
         elif request.final:
@@ -179,9 +193,13 @@ class SiteService:
         return update, tensors
 
     def _round(
-        self, request: Request, study: Study, model: MultimodalModel, received: dict[str, Tensor]
+        self,
+        request: Request,
+        study: Study,
+        data: SiteData,
+        model: MultimodalModel,
+        received: dict[str, Tensor],
     ) -> tuple[Update, Tensor | None]:
-        data = self._data_of(study)
         began = time.perf_counter()
         limit = max(self._min_count, study.privacy.min_count)
         kept = self._kept(request, study)
@@ -204,6 +222,7 @@ class SiteService:
         trained = train_round(
             model, optimizers, data, data.rows[Split.TRAIN], study, generator, _pull(study, received)
         )
+        trained = trained.of_enough(limit)
         blocks, moments = _revert_untouched(model, optimizers, trained, study, before, kept)
         local = local_parameters(model, study)
         sent = without_parameters(blocks, local)
@@ -231,11 +250,12 @@ class SiteService:
             layout=layout_of(upload).fingerprint,
         ), pack(upload)
 
-    def _compare(self, study: Study, model: MultimodalModel, layout: Layout, payload: bytes) -> Comparison:
+    def _compare(
+        self, study: Study, data: SiteData, model: MultimodalModel, layout: Layout, payload: bytes
+    ) -> Comparison:
         """Compare two models, sent one after the other, on the test rows."""
         if study.federation.local:
             raise WireError("models with parts that stay at the sites cannot be compared")
-        data = self._data_of(study)
         run = torch.frombuffer(bytearray(payload), dtype=torch.uint8)
         right = []
         for half in (run[: layout.size], run[layout.size :]):
@@ -243,7 +263,8 @@ class SiteService:
             right.append(predicted_right(model, data, Split.TEST))
         limit = max(self._min_count, study.privacy.min_count)
         label = data.label[data.rows[Split.TEST]]
-        return compare(self._site, right[0], right[1], label, study.classes, limit)
+        hidden = groups_of(data, Split.TEST, len(study.classes), limit).classes
+        return compare(self._site, right[0], right[1], label, study.classes, hidden)
 
     def _kept(self, request: Request, study: Study) -> dict[str, Tensor]:
         """The state stored after the round that the server resumes from."""
@@ -255,21 +276,22 @@ class SiteService:
             raise SiteError(SiteCode.STATE)
         return kept
 
-    def _describe(self, request: Request, study: Study) -> RollCall:
-        data = self._data_of(study)
+    def _describe(self, request: Request, study: Study, data: SiteData) -> RollCall:
         limit = max(self._min_count, study.privacy.min_count)
         splits: dict[str, dict[str, int | None]] = {}
         patterns: dict[str, dict[str, int | None]] = {}
         for split in Split:
             rows = data.rows[split]
             labels = Counter(data.label[rows].tolist())
-            sizes = {name: labels[index] for index, name in enumerate(study.classes)}
-            splits[split] = _disclosed(sizes, limit)
-            found = dict(sorted(Counter(pattern_names(data.present[rows])).items()))
-            hidden = any(
-                count is None for count in splits[split].values()
-            )  # patterns would disclose the total
-            patterns[split] = dict.fromkeys(found) if hidden else _disclosed(found, limit)
+            shown = groups_of(data, split, len(study.classes), limit)
+            splits[split] = {
+                name: None if index in shown.classes else labels[index]
+                for index, name in enumerate(study.classes)
+            }
+            patterns[split] = {
+                name: None if name in shown.patterns else count
+                for name, count in sorted(Counter(pattern_names(data.present[rows])).items())
+            }
         samples = len(data.rows[Split.TRAIN])
         return RollCall(
             site=self._site,
@@ -282,8 +304,7 @@ class SiteService:
             notes=encoder_notes(study, data.encoders),
         )
 
-    def _statistics(self, study: Study) -> Statistics:
-        data = self._data_of(study)
+    def _statistics(self, study: Study, data: SiteData) -> Statistics:
         rows = data.rows[Split.TRAIN]
         limit = max(self._min_count, study.privacy.min_count)
         found = []
@@ -292,33 +313,23 @@ class SiteService:
             values = moment_rows(data.embedding[slot][chosen], Scaling(modality.scaling))  # (n, W)
             if len(values) < limit:
                 values = values[:0]
-            found.append(
-                Moments(
-                    modality.name,
-                    len(values),
-                    tuple(values.sum(dim=0).tolist()),
-                    tuple(values.square().sum(dim=0).tolist()),
-                )
+            moments = Moments(
+                modality.name,
+                len(values),
+                tuple(values.sum(dim=0).tolist()),
+                tuple(values.square().sum(dim=0).tolist()),
             )
+            if len(values) > 0 and limit > 1:
+                patients = [data.patients[row] if data.patients else str(row) for row in chosen.tolist()]
+                marks = patient_marks(patients, values, self._table.secret())
+                moments = self._table.record.settle(moments, marks, limit)
+            found.append(moments if moments.n >= limit else _no_moments(modality))
         return Statistics(self._site, tuple(found))
 
-    def _train_rows(self) -> int:
-        return len(self._data[1].rows[Split.TRAIN]) if self._data else 0
 
-    def _data_of(self, study: Study) -> SiteData:
-        key = f"{study.hash}/{study.seed}"
-        if self._data is None or self._data[0] != key:
-            check_encoders(study)
-            data = self._load(study)
-            if not any(len(rows) for rows in data.rows.values()):
-                raise DataError("no rows")
-            self._data = (key, data)
-        return self._data[1]
-
-
-def _disclosed(sizes: dict[str, int], limit: int) -> dict[str, int | None]:
-    withheld = withheld_groups(sizes, limit)
-    return {name: None if name in withheld else size for name, size in sizes.items()}
+def _no_moments(modality: ModalitySpec) -> Moments:
+    zeros = (0.0,) * modality.width
+    return Moments(modality.name, 0, zeros, zeros)
 
 
 def _pull(study: Study, received: dict[str, Tensor]) -> ProximalTerm | None:
@@ -353,14 +364,20 @@ def _revert_untouched(
     before: dict[str, Tensor],
     kept: dict[str, Tensor],
 ) -> tuple[list[Block], dict[str, Tensor]]:
-    """Revert what no sample exercised; returns the changed blocks and the moments to store."""
+    """Revert what no sample, or too few patients, exercised; returns the changed blocks and moments to store.
+
+    What drifts is sent all the same, but not what too few patients changed.
+    """
     blocks = [block for block in model.blocks() if block.name in optimizers.phase.blocks]
-    if study.federation.untouched is Untouched.DRIFT:
-        return blocks, optimizers.tensors()
-    untouched = [block for block in blocks if trained.exposures[block.name] == 0]
+    drifts = study.federation.untouched is Untouched.DRIFT
+    exercised = [block for block in blocks if trained.exposures[block.name] > 0]
+    untouched = [
+        block
+        for block in blocks
+        if (block.name in trained.small if drifts else trained.exposures[block.name] == 0)
+    ]
     copy_tensors(block_tensors(untouched, trained_tensors(model)), block_tensors(untouched, before))
-    changed = [block for block in blocks if trained.exposures[block.name] > 0]
-    return changed, optimizers.untouched(untouched, kept)
+    return blocks if drifts else exercised, optimizers.untouched(untouched, kept)
 
 
 def _owned(state: dict[str, Tensor], local: frozenset[str]) -> dict[str, Tensor]:

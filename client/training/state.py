@@ -1,4 +1,4 @@
-"""Optimiser moments and local parameters that a site keeps between rounds, on its own disk."""
+"""What a site keeps between rounds, on its own disk: optimiser moments, local parameters, the last model."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from threading import BoundedSemaphore
 from typing import TYPE_CHECKING, Final
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
@@ -21,7 +22,8 @@ if TYPE_CHECKING:
 __all__ = ["StateStore"]
 
 _WRITER: Final = ThreadPoolExecutor(max_workers=1, thread_name_prefix="state")
-_PENDING: Final = BoundedSemaphore(2)  # states waiting for the disk, over all sites: bounds memory
+_PENDING: Final = BoundedSemaphore(4)  # states and models waiting for the disk, over all sites: bounds memory
+MODEL: Final = "model.last"
 FOR_EVER: Final = KeptRuns()
 KEPT_BEFORE: Final = 2  # states up to the accepted round, so that a resume can step back one
 
@@ -36,7 +38,7 @@ class StateStore:
     def __init__(self, folder: Path, kept: KeptRuns = FOR_EVER) -> None:
         self._folder = folder / "runs"
         self._kept = kept
-        self._writing: Future[None] | None = None
+        self._writing: list[Future[None]] = []
 
     def held(self, run: str) -> tuple[int, ...]:
         """Rounds of ``run`` whose state is stored, in order; others, which were abandoned, may expire."""
@@ -67,18 +69,12 @@ class StateStore:
         """
         self._finish()
         _PENDING.acquire()
-        self._writing = _WRITER.submit(self._write, run, round_number, state, accepted, best)
+        self._writing.append(_WRITER.submit(self._write, run, round_number, state, accepted, best))
 
     def _write(
         self, run: str, round_number: int, state: dict[str, Tensor], accepted: int | None, best: int | None
     ) -> None:
-        path = self._path(run, round_number)
-        try:
-            own_folder(path.parent)
-            with replacing(path, private=True) as partial:
-                save_file(state, partial)
-        finally:
-            _PENDING.release()
+        _save(self._path(run, round_number), state)
         present = self._present(run)
         before = [held for held in present if accepted is not None and held <= accepted]
         wanted = {round_number, *before[-KEPT_BEFORE:], best}
@@ -92,19 +88,44 @@ class StateStore:
         own_folder(self._folder / run)
         (self._folder / run / FINISHED).touch(mode=OWN_MODE)
 
+    def save_model(self, run: str, number: int, flat: Tensor) -> None:
+        """Store the last model that a run sent, ``(bytes,)`` uint8, made by ``number`` rounds."""
+        _PENDING.acquire()
+        model = {"flat": flat, "number": torch.tensor(number)}
+        self._writing.append(_WRITER.submit(_save, self._folder / run / MODEL, model))
+
+    def last_model(self, run: str) -> tuple[int, Tensor] | None:
+        """What `save_model` stored last; None if it is missing or damaged."""
+        self._finish()
+        try:
+            found = load_file(self._folder / run / MODEL)
+        except (OSError, SafetensorError):
+            return None
+        return int(found["number"]), found["flat"]
+
     def drop(self, run: str) -> None:
         """Delete the states of a run."""
         self._finish()
         shutil.rmtree(self._folder / run, ignore_errors=True)
 
     def _finish(self) -> None:
-        """Wait for the pending write; its errors, such as a full disk, surface here."""
-        if self._writing is not None:
-            writing, self._writing = self._writing, None
-            writing.result()
+        """Wait for pending writes; their errors, such as a full disk, surface here."""
+        writing, self._writing = self._writing, []
+        for each in writing:
+            each.result()
 
     def _present(self, run: str) -> tuple[int, ...]:
         return tuple(sorted(int(path.stem) for path in (self._folder / run).glob("[0-9]*.safetensors")))
 
     def _path(self, run: str, round_number: int) -> Path:
         return self._folder / run / f"{round_number:06d}.safetensors"
+
+
+def _save(path: Path, tensors: dict[str, Tensor]) -> None:
+    """Write a file; counts as no longer pending, however it ends."""
+    try:
+        own_folder(path.parent)
+        with replacing(path, private=True) as partial:
+            save_file(tensors, partial)
+    finally:
+        _PENDING.release()

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
+import numpy as np
 import torch
 from torch.nn import functional
 
@@ -16,11 +17,13 @@ from mmare.models.subsets import agreement, hide_modalities, keep_subset
 from mmare.study.study import SUBSET
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
     from torch import Generator, Tensor
 
     from client.data.dataset import SiteData
     from client.training.optimizers import PhaseOptimizers
     from mmare.models.base import MultimodalModel
+    from mmare.models.blocks import Block
     from mmare.study.study import Study
 
 __all__ = ["ProximalTerm", "TrainedRound", "draw_rows", "train_round"]
@@ -30,11 +33,19 @@ TEMPERATURE: Final = 2.0  # of self-distillation (Hinton et al. 2015)
 
 @dataclass(frozen=True)
 class TrainedRound:
-    """Result of a round: draws, draws per block of the phase, mean loss over the draws."""
+    """Result of a round: draws, draws and patients per block of the phase, mean loss over the draws."""
 
     samples: int
     exposures: dict[str, int]
     loss: float
+    patients: dict[str, int]  # distinct
+    small: frozenset[str] = frozenset()  # blocks that too few patients exercised
+
+    def of_enough(self, limit: int) -> TrainedRound:
+        """The result as if no sample had exercised the blocks of fewer than ``limit`` patients."""
+        small = frozenset(name for name, count in self.patients.items() if 0 < count < limit)
+        exposures = {name: 0 if name in small else count for name, count in self.exposures.items()}
+        return replace(self, exposures=exposures, small=small)
 
 
 @dataclass(frozen=True)
@@ -94,6 +105,7 @@ def train_round(
     seen: list[Tensor] = []  # presence of every draw
     fewer: list[Tensor] = []  # the same with modalities hidden
     losses: list[Tensor] = []
+    drawn_rows: list[Tensor] = []
     for _ in range(training.local_epochs):
         for batch in torch.split(draw_rows(data.label[rows], study, generator), training.batch_size):
             inputs, there = scaled[batch], present[batch]
@@ -101,6 +113,7 @@ def train_round(
                 inputs = add_noise(inputs, deviation, training.noise_probability, generator)
             fewer.append(there if hiding is None else hiding(there, generator))
             seen.append(there if whole else fewer[-1])
+            drawn_rows.append(batch)
             drawn = _TrainBatch(inputs, seen[-1], fewer[-1], label[batch])
             losses.append(_step(model, optimizers, drawn, generator, weight, pull) * len(batch))
     total = torch.stack(losses).sum().item()
@@ -109,8 +122,27 @@ def train_round(
     blocks = [block for block in model.blocks() if block.name in optimizers.phase.blocks]
     first, second = (exposures(blocks, torch.cat(part).cpu()) for part in (seen, fewer))
     samples = sum(map(len, seen))
+    patients = patients_of(blocks, torch.cat(drawn_rows), torch.cat(seen).cpu(), torch.cat(fewer).cpu())
     # A sample counts once, although two passes may give a gradient: the larger count has every sample.
-    return TrainedRound(samples, {name: max(first[name], second[name]) for name in first}, total / samples)
+    most = {name: max(first[name], second[name]) for name in first}
+    return TrainedRound(samples, most, total / samples, patients)
+
+
+def patients_of(blocks: Sequence[Block], rows: Tensor, *present: Tensor) -> dict[str, int]:
+    """Distinct patients that exercised each block.
+
+    Args:
+        blocks: Of the phase.
+        rows: ``(N,)``, whose draw each is.
+        present: ``(N, M)`` bool each, what of the patient was seen.
+    """
+    found: dict[str, list[NDArray[np.int64]]] = {block.name: [] for block in blocks}
+    for seen in present:
+        patterns, which = np.unique(seen.numpy(), axis=0, return_inverse=True)  # (P, M), (N,)
+        for block in blocks:
+            exercises = [int(block.exposure(torch.from_numpy(pattern[None]))) > 0 for pattern in patterns]
+            found[block.name].append(rows.numpy()[np.array(exercises)[which.ravel()]])
+    return {name: len(np.unique(np.concatenate(parts))) for name, parts in found.items()}
 
 
 @dataclass(frozen=True)

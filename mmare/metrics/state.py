@@ -32,6 +32,7 @@ N_BINS = 2048  # of a score over [0, 1]; a power of two, so that p * N_BINS is e
 N_CALIBRATION_BINS = 15  # of the top-class confidence over [0, 1], as in Guo et al. 2017
 MAX_ROWS = 2**40  # per class of one state: sums of such counts stay far from 2**63
 MAX_LOG_LOSS = 1e39  # nats per row: out of reach of float32 logits, and sums stay finite
+_BINS = 3  # numbers under ``bins``: two kinds of bins, and `coarse` if it is not 0
 _TOLERANCE = 1e-6  # relative, when a received float sum is checked: well above rounding
 
 
@@ -52,6 +53,7 @@ class MetricState:
         calibration: ``(K, 3, C)`` float64, by bin of the probability of the predicted class: rows, correctly
             predicted rows, sum of that probability. Counts below 2^53 are exact.
         withheld: Sorted indices of the classes that a site left out because they have too few rows.
+        coarse: Rows that each bin holds, as neighbours were joined (`mmare.metrics.coarse`); 0: exact.
 
     Example:
         >>> logits = torch.tensor([[2.0, 0.0], [0.0, 1.0], [1.0, 0.0], [0.0, 3.0]])
@@ -69,6 +71,7 @@ class MetricState:
     losses: Tensor
     calibration: Tensor
     withheld: tuple[int, ...] = field(default=(), kw_only=True)
+    coarse: int = field(default=0, kw_only=True)
 
     @classmethod
     def empty(cls, n_classes: int) -> MetricState:
@@ -141,15 +144,21 @@ class MetricState:
         if self.n_classes != other.n_classes:
             raise ValueError(f"cannot merge states of {self.n_classes} and {other.n_classes} classes")
         sums = (mine + theirs for mine, theirs in zip(self._tensors, other._tensors, strict=True))
-        return MetricState(*sums, withheld=tuple(sorted({*self.withheld, *other.withheld})))
+        withheld = tuple(sorted({*self.withheld, *other.withheld}))
+        return MetricState(*sums, withheld=withheld, coarse=max(self.coarse, other.coarse))
 
     def withhold(self, min_count: int) -> MetricState:
         """The state as it may leave a site: without classes of fewer than ``min_count`` rows."""
-        small = [index for index, count in enumerate(self.counts) if 0 < count < min_count]
-        if not small:
+        return self.without(index for index, count in enumerate(self.counts) if 0 < count < min_count)
+
+    def without(self, classes: Iterable[int]) -> MetricState:
+        """The state without some classes, which are named as withheld."""
+        hidden = sorted(classes)
+        if not hidden:
             return self
-        kept = (tensor.index_fill(0, torch.tensor(small), 0) for tensor in self._tensors)
-        return MetricState(*kept, withheld=tuple(sorted({*self.withheld, *small})))
+        kept = (tensor.index_fill(0, torch.tensor(hidden), 0) for tensor in self._tensors)
+        withheld = tuple(sorted({*self.withheld, *hidden}))
+        return MetricState(*kept, withheld=withheld, coarse=self.coarse)
 
     def compute(self, positive: int | None) -> dict[str, float | int | None]:
         """The metrics of the rows, ``None`` (never NaN) where undefined.
@@ -178,9 +187,10 @@ class MetricState:
     def auc_error_bound(self) -> float | None:
         """Largest difference between the AUC of `compute` and that of the unbinned scores.
 
-        Only a positive and a negative in one bin can be counted wrongly, each such pair by one half.
+        Only a positive and a negative in one bin can be counted wrongly, each such pair by one half. ``None``
+        if bins were joined: which pairs they reorder is not known.
         """
-        if not all(self.counts):
+        if self.coarse or not all(self.counts):
             return None
         positive, negative = (counts.double() for counts in one_vs_rest(self.histogram))  # (S, N) each
         shared = (positive * negative).sum(dim=1) / (positive.sum(dim=1) * negative.sum(dim=1))  # (S,)
@@ -189,7 +199,7 @@ class MetricState:
     def to_dict(self) -> dict[str, Any]:
         """The state for JSON; a class without rows is ``None``, a bin without rows is absent."""
         return {
-            "bins": [N_BINS, N_CALIBRATION_BINS],
+            "bins": [N_BINS, N_CALIBRATION_BINS, *([self.coarse] if self.coarse else [])],
             "classes": [self._entry(true) if count else None for true, count in enumerate(self.counts)],
             "withheld": list(self.withheld),
         }
@@ -202,12 +212,17 @@ class MetricState:
             ValueError: If anything differs from the format, or the sums contradict each other.
         """
         bins, classes, withheld = _fields(content, ("bins", "classes", "withheld"), "the state")
-        _require(bins == [N_BINS, N_CALIBRATION_BINS], "the state has other bins")
+        _require(
+            isinstance(bins, list) and bins[:2] == [N_BINS, N_CALIBRATION_BINS] and len(bins) <= _BINS,
+            "the state has other bins",
+        )
+        coarse = [_whole(limit, MAX_ROWS, "bins") for limit in bins[2:]]
         entries = enumerate(_items(classes, n_classes, "classes"))
         rows = [_read_class(entry, true, n_classes) for true, entry in entries]
         left_out = [_whole(true, n_classes - 1, "withheld") for true in _items(withheld, None, "withheld")]
         _require(left_out == sorted(set(left_out)), "withheld is not sorted")
-        return cls(*(torch.stack(parts) for parts in zip(*rows, strict=True)), withheld=tuple(left_out))
+        tensors = (torch.stack(parts) for parts in zip(*rows, strict=True))
+        return cls(*tensors, withheld=tuple(left_out), coarse=max(coarse, default=0))
 
     @property
     def _tensors(self) -> tuple[Tensor, ...]:

@@ -107,7 +107,13 @@ class FederationSpec:
 
 @dataclass(frozen=True)
 class PrivacySpec:
-    """Disclosure limits."""
+    """Disclosure limits.
+
+    Args:
+        max_step: Largest L2 distance by which a round may move the global model; a site refuses a model that
+            lies further from the last one that it saw. By default 100 steps of Adam an epoch.
+    """
 
     min_count: int = 5  # smallest group whose size may leave a site
     extra: tuple[ExtraAnswer, ...] = ()  # answers beside those of every run
+    max_step: float | None = None

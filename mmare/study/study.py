@@ -253,6 +253,7 @@ def check_study(study: Study) -> None:
     positive = {
         "[training] learning_rate": training.learning_rate,
         "[federation] deadline_s": study.federation.deadline_s,
+        "[privacy] max_step": 1 if study.privacy.max_step is None else study.privacy.max_step,
     }
     not_negative = {
         "[study] seed": study.seed,

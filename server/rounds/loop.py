@@ -265,7 +265,7 @@ class RoundLoop:
             requests = {
                 site: self._request(
                     Task.EVALUATE,
-                    progress.round,
+                    progress.round + 1,  # as if there were another round: each request of a run is its own
                     splits=(Split.VAL,),
                     state_round=progress.state_rounds.get(site),
                 )

@@ -21,8 +21,10 @@ REASONS = {  # `mmare.errors.SiteCode`, explained to a reader
     "S203": "training or evaluation gave values that are not numbers",
     "S204": "its kept optimiser state is missing or damaged",
     "S205": "no rows to train on",
+    "S206": "its table changed since the run began, so its part in the run ended",
     "S306": "its approved study does not call for what was asked",
     "S307": "asked for an earlier round, or again for one with another model",
+    "S308": "the model does not descend from what it has seen",
     "S500": "an error; the detail is in the site's own log",
 }
 

@@ -305,7 +305,7 @@ def test_a_worker_uses_the_threads_of_its_site(site, monkeypatch):
     approvals.record(study, None)
     found = []
 
-    def load(config, wanted):
+    def load(config, wanted, _split_seed):
         found.append(torch.get_num_threads())
         return load_data(config, wanted)
 

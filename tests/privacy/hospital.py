@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import pandas as pd
 import torch
 
 from client.privacy.approvals import ApprovalFolder
@@ -42,17 +43,37 @@ _KINDS = {
 class Hospital:
     """A site folder, its approval of one study, and a worker's service that can be restarted."""
 
-    def __init__(self, folder, study: Study = STUDY, patients: int = 48, tables=None) -> None:
+    def __init__(
+        self,
+        folder,
+        study: Study = STUDY,
+        patients: int = 48,
+        *,
+        missing=0.3,
+        split=True,
+        edit=None,
+    ) -> None:
         self.study = study
-        write_federation(folder, study, [tables or site_tables("ash", study, patients, 3, 0.3)])
+        tables = site_tables("ash", study, patients, 3, missing)
+        if edit is not None:
+            edit(tables)
+        write_federation(folder, study, [tables])
         self.site: SiteConfig = replace(load_site(folder / "ash" / "site.toml"), min_count=LIMIT)
+        if not split:
+            table = pd.read_csv(self.site.manifest, dtype=str)
+            table.drop(columns="split").to_csv(self.site.manifest, index=False)
         self.audit = AuditLog(self.site.folder / "audit.jsonl")
         self.approvals = ApprovalFolder(self.site.folder)
         self.approvals.record(study, None)
-        self.restart()
+        self.start()
 
     def restart(self) -> None:
-        """A new worker on the same folder."""
+        """A new worker on the same folder, after what the old one still had to write."""
+        self.ask(Task.DESCRIBE)
+        self.start()
+
+    def start(self) -> None:
+        """A worker's service."""
         self.service = make_service(self.site, self.approvals, AuditLog(self.audit.path))
 
     def ask(self, task: Task, payload: bytes = b"", *, study: Study | None = None, **fields: object):

@@ -110,3 +110,15 @@ def test_an_encoding_stands_beside_a_file_only(tmp_path):
     path.write_text(text + 'column = "lab"\n', encoding="utf-8")
     with pytest.raises(DataError, match="encoding describes vectors, expected it beside file only"):
         load_site(path)
+
+
+@pytest.mark.parametrize(("text", "keeps"), [("", False), ("end", False), ("keep", True)])
+def test_what_a_changed_table_means_for_a_run(tmp_path, text, keeps):
+    policy = f'[policy]\non_table_change = "{text}"\n' if text else ""
+    assert load_site(write(tmp_path, GOOD + policy)).keep_table is keeps
+
+
+def test_a_policy_that_is_none_is_refused(tmp_path):
+    policy = '[policy]\non_table_change = "stop"\n'
+    with pytest.raises(DataError, match="on_table_change is 'stop', expected one of end, keep"):
+        load_site(write(tmp_path, GOOD + policy))

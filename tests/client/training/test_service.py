@@ -184,7 +184,7 @@ NEEDS_NO_DATA = [
     pytest.param(training(), FLAT + b"12345678", SiteCode.MESSAGE, id="long"),
     pytest.param(training(), b"", SiteCode.MESSAGE, id="no-tensors"),
     pytest.param(training(2, state_round=1), FLAT, SiteCode.STATE, id="no-state"),
-    pytest.param(training(), poisoned_model(), SiteCode.NON_FINITE, id="nan-model"),
+    pytest.param(training(), poisoned_model(), SiteCode.MODEL, id="nan-model"),
 ]
 
 

@@ -239,7 +239,10 @@ MISTAKES = [
     ("study.extra = 1", "[study] has an unknown key 'extra'; expected one of classes, name, positive, seed"),
     ("training.epochs = 1", "[training] has an unknown key 'epochs'; expected one of batch_size,"),
     ("federation.rounds = 1", "[federation] has an unknown key 'rounds'; expected one of deadline_s,"),
-    ("privacy.epsilon = 1", "[privacy] has an unknown key 'epsilon'; expected one of extra, min_count"),
+    (
+        "privacy.epsilon = 1",
+        "[privacy] has an unknown key 'epsilon'; expected one of extra, max_step, min_count",
+    ),
     (
         "modality.0.dim = 8",
         "[[modality]] has an unknown key 'dim'; expected one of crop_to_mask, encoder, kind, mask, name,",
@@ -355,6 +358,7 @@ MISTAKES = [
     ("federation.min_sites = 0", "[federation] min_sites must be at least 1, found 0"),
     ("federation.deadline_s = 0", "[federation] deadline_s must be positive, found 0"),
     ("federation.deadline_s = inf", "[federation] deadline_s must be a number, found inf"),
+    ("privacy.max_step = 0", "[privacy] max_step must be positive, found 0.0"),
     ("privacy.min_count = -1", "[privacy] min_count must not be negative, found -1"),
     ("privacy.min_count = 5.0", "[privacy] min_count must be a whole number, found 5.0"),
 ]
@@ -578,7 +582,7 @@ OTHER = SimpleNamespace(
     federation=FederationSpec(
         "fedprox", 4, 61.0, {"weighting": "exposure"}, ("norms",), Wire.FLOAT16, Untouched.DRIFT, 5.0, 0.5
     ),
-    privacy=PrivacySpec(11, (ExtraAnswer.SUBSETS,)),
+    privacy=PrivacySpec(11, (ExtraAnswer.SUBSETS,), 3.0),
 )
 
 

@@ -82,8 +82,8 @@ def test_a_constant_feature_does_not_divide_by_zero(tmp_path):
             (moments("ash", "ct"), Moments("wsi", -3, (1.0,) * 16, (1.0,) * 16)), "wsi", id="negative"
         ),
         pytest.param(
-            (moments("ash", "ct"), Moments("wsi", 51, (1.0,) * 16, (1.0,) * 16)),
-            "over 51 rows, expected 0 to 50",
+            (moments("ash", "ct"), Moments("wsi", 101, (1.0,) * 16, (1.0,) * 16)),
+            "over 101 rows, expected 0 to 100",
             id="more-rows-than-it-has",
         ),
         pytest.param(
@@ -101,6 +101,11 @@ def test_a_constant_feature_does_not_divide_by_zero(tmp_path):
 def test_moments_that_are_not_the_studys_are_refused(parts, reason):
     with pytest.raises(WireError, match=reason, check=lambda error: error.code is Reason.MOMENTS):
         check_statistics(Statistics("ash", parts), STUDY, samples=50)
+
+
+def test_older_moments_of_a_site_that_lost_patients_pass():
+    parts = (moments("ash", "ct"), moments("ash", "wsi", n=51))
+    check_statistics(Statistics("ash", parts), STUDY, samples=50)
 
 
 def test_moments_that_are_the_studys_pass():

@@ -1,0 +1,92 @@
+"""A site's table in memory, and what becomes of a run when its files change."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING
+
+from client.encoders.registry import check_encoders
+from client.privacy.moments_record import MomentsRecord
+from mmare.errors import DataError, SiteCode, SiteError
+from mmare.wire.messages import Split
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from client.data.dataset import SiteData
+    from mmare.study.study import Study
+
+__all__ = ["SiteTable"]
+
+LOG = logging.getLogger(__name__)
+
+
+class SiteTable:
+    """Reads the site's data once per study and version.
+
+    Args:
+        load: Reads them for a study.
+        version: Changes with the content of the files.
+        keep: Whether a run goes on with the table that it began with, as long as that is in memory; if not,
+            the site's part in it ends.
+        record: Of the moments released.
+        secret: Of the site, for the record.
+    """
+
+    def __init__(
+        self,
+        load: Callable[[Study], SiteData],
+        version: Callable[[], str] = str,
+        *,
+        keep: bool = False,
+        record: MomentsRecord | None = None,
+        secret: Callable[[], bytes] = bytes,
+    ) -> None:
+        self._load = load
+        self._version = version
+        self._keep = keep
+        self.record = record or MomentsRecord(None)
+        self.secret = secret
+        self._data: tuple[tuple[str, int, str], SiteData] | None = None
+        self._noticed = ""
+
+    @property
+    def version(self) -> str:
+        """Of the data read last; empty if the files are not watched."""
+        return self._data[0][2] if self._data else ""
+
+    @property
+    def train_rows(self) -> int:
+        """Of the data read last."""
+        return len(self._data[1].rows[Split.TRAIN]) if self._data else 0
+
+    def change(self, begun: str) -> str:
+        """The version of the files, the first time that it is another than ``begun`` or the one before."""
+        present, before = self._version(), begun or self._noticed
+        self._noticed, noticed = present, self._noticed
+        return present if before not in ("", present) and noticed != present else ""
+
+    def data(self, study: Study, begun: str = "") -> SiteData:
+        """The data of a study.
+
+        Args:
+            study: Whose modalities are read.
+            begun: The version with which its run began; empty for the present one.
+
+        Raises:
+            DataError: If they cannot be used.
+            SiteError: If the run began with another version and its part ends.
+        """
+        present = self._version()
+        key = (study.hash, study.seed, begun or present)
+        if self._data is not None and self._data[0] == key and (self._keep or key[2] == present):
+            return self._data[1]
+        if key[2] != present:
+            LOG.error("the table changed since the run began; this site's part in the run ends")
+            raise SiteError(SiteCode.TABLE)
+        check_encoders(study)
+        data = self._load(study)
+        if not any(len(rows) for rows in data.rows.values()):
+            raise DataError("no rows")
+        self._data = (key, data)
+        return data

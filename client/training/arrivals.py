@@ -1,0 +1,71 @@
+"""Models that arrive at a site: checked against the last one of their run, which stays on its disk."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Final
+
+import torch
+
+from client.privacy.descent import DescentError, SeenModel, check_descent, model_number
+from mmare.errors import SiteCode, SiteError
+from mmare.wire.messages import Task, WireError
+from mmare.wire.tensors import layout_of, unpack
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from torch import Tensor
+
+    from client.training.model_pool import ModelPool
+    from client.training.state import StateStore
+    from mmare.study.study import Study
+    from mmare.wire.messages import Request
+
+__all__ = ["check_arrival", "keep_arrival"]
+
+LOG = logging.getLogger(__name__)
+
+SCALING: Final = "scaling."  # prefix of the coordinator's buffers
+
+
+def check_arrival(
+    request: Request,
+    study: Study,
+    received: Mapping[str, Tensor],
+    store: StateStore,
+    models: ModelPool,
+) -> None:
+    """Check that a model descends from what this site has seen.
+
+    Without a stored one, at a site that joins late or lost its cache, the seed's own is the last.
+
+    Args:
+        request: That brought it.
+        study: Approved.
+        received: The model by name.
+        store: Of the run's last model.
+        models: Know the seed's own.
+
+    Raises:
+        SiteError: If it does not descend from the last one.
+    """
+    number, last = model_number(request), store.last_model(request.run)
+    try:
+        seen = None if last is None else SeenModel(last[0], unpack(last[1], layout_of(received)))
+    except WireError:  # of another study under the same name
+        seen = None
+    seen = seen or SeenModel(0, models.fresh(study), sent=False)
+    scaling = {name for name in received if name.startswith(SCALING)}
+    try:
+        check_descent(received, number, seen, scaling, study)
+    except DescentError as error:
+        LOG.error("refused: %s", error)  # noqa: TRY400 - the sentence is enough
+        raise SiteError(SiteCode.MODEL) from None
+
+
+def keep_arrival(request: Request, payload: bytes, store: StateStore) -> None:
+    """Store the model of an answered request: the next one must descend from it."""
+    if request.task in (Task.TRAIN, Task.EVALUATE) and not request.final:
+        flat = torch.frombuffer(bytearray(payload), dtype=torch.uint8)
+        store.save_model(request.run, model_number(request), flat)
