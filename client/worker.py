@@ -30,6 +30,7 @@ from client.encoders.registry import pick_device
 from client.privacy.approvals import ApprovalFolder
 from client.privacy.audit_log import log_of
 from client.privacy.gate import Gate
+from client.privacy.masker import Masker
 from client.privacy.moments_record import FILE as MOMENTS
 from client.privacy.moments_record import MomentsRecord
 from client.relay.worker_link import CHANNEL_OPTIONS, LONGEST_PATH, address_of
@@ -161,7 +162,15 @@ def make_service(
     site: SiteConfig, approvals: ApprovalFolder, audit: AuditLog, observe: Observer = unobserved
 ) -> SiteService:
     """The site service with the hospital's limits; raises `InputError` if its device is missing."""
-    gate = Gate(site.id, approvals, site.min_count, audit, site.max_norm, site.max_releases)
+    gate = Gate(
+        site.id,
+        approvals,
+        site.min_count,
+        audit,
+        site.max_norm,
+        site.max_releases,
+        Masker(site.id, site.folder, site.peers),
+    )
     return SiteService(
         site.id,
         SiteTable(

@@ -19,6 +19,7 @@ from server.monitoring.followed_run import read_run
 from server.rounds.fleet import Answer
 from server.rounds.gain import gains
 from server.rounds.roll_call import roll_call
+from server.run.request import PLAIN_SUMS
 from server.store.journal import Journal
 from server.store.model_file import load_model
 from simulation.report.run_report import GAIN, write_report
@@ -60,7 +61,8 @@ def compare_runs(joined: Path, alone: Path) -> dict[str, Any]:
     federation = _federation(joined)
     if _federation(alone) != federation:
         raise InputError(f"{alone}: a run over {_federation(alone)}, expected {federation}")
-    study, other = load_study(joined / STUDY_FILE), load_study(alone / STUDY_FILE)
+    # A comparison is made on the sites' own rows: nothing is summed, and alone nothing is hidden.
+    study, other = (load_study(run / STUDY_FILE).override([PLAIN_SUMS]) for run in (joined, alone))
     if (study.hash, study.seed) != (other.hash, other.seed):
         raise InputError(f"{alone}: a run of another study or seed than {joined}")
     folders = sorted(path.parent.parent for path in alone.glob("local/*/model/model.json"))

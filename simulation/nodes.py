@@ -17,6 +17,7 @@ from client.encoders.registry import pick_device
 from client.privacy.approvals import FixedApprovals
 from client.privacy.audit_log import AuditLog
 from client.privacy.gate import Gate
+from client.privacy.masker import Masker
 from client.privacy.moments_record import FILE as MOMENTS
 from client.privacy.moments_record import MomentsRecord
 from client.training.model_pool import ModelPool
@@ -104,7 +105,9 @@ def _service(request: RunRequest, partition: int, partitions: int) -> Endpoint:
         record=MomentsRecord(site.cache / MOMENTS),
     )
     audit = AuditLog(site.cache / "audit.jsonl")
-    gate = Gate(site.id, approved, site.min_count, audit, site.max_norm, site.max_releases)
+    masker = Masker(site.id, site.cache)
+    limits = (site.min_count, audit, site.max_norm, site.max_releases)
+    gate = Gate(site.id, approved, *limits, masker)
     return SiteService(site.id, table, StateStore(site.cache), _models(site.device, threads), gate=gate)
 
 

@@ -21,10 +21,11 @@ __all__ = [
     "load_site",
 ]
 
-_TABLES = ("site", "data", "modality", "compute", "policy", "worker", "metrics", "coordinator")
+_TABLES = ("site", "data", "modality", "compute", "policy", "worker", "metrics", "coordinator", "peers")
 
 # An id names folders, journal entries and metric labels: letters, digits, dot, dash, underscore.
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+_KEY = re.compile(r"[0-9a-f]{64}")  # X25519, public, in hex digits
 
 
 @dataclass(frozen=True)
@@ -101,6 +102,7 @@ class SiteConfig:
     worker: WorkerConfig = field(kw_only=True)
     metrics: MetricsConfig = MetricsConfig()
     coordinator: CoordinatorConfig = field(kw_only=True)
+    peers: Mapping[str, str] = field(default_factory=dict)  # keys that secure sums are limited to, by site
 
 
 def load_site(path: Path) -> SiteConfig:
@@ -131,6 +133,7 @@ def _parse(content: Mapping[str, Any], folder: Path) -> SiteConfig:
     worker = _Section(content, "worker", ("socket", "group", "grace_s"), folder)
     metrics = _Section(content, "metrics", ("port", "address"), folder)
     coordinator = _Section(content, "coordinator", ("kit", "runtime_port"), folder)
+    peers = _Section(content, "peers", tuple(content.get("peers", ())), folder)
     identity = site.text("id")
     if not _ID.fullmatch(identity):
         raise DataError(
@@ -163,6 +166,7 @@ def _parse(content: Mapping[str, Any], folder: Path) -> SiteConfig:
             group=worker.text("group") if "group" in worker else None,
             grace_s=worker.whole("grace_s", 30, least=0),
         ),
+        peers={name: _key(name, peers.text(name)) for name in content.get("peers", {})},
         metrics=MetricsConfig(
             port=metrics.port("port") if "port" in metrics else None,
             address=metrics.text("address", "127.0.0.1"),
@@ -171,6 +175,14 @@ def _parse(content: Mapping[str, Any], folder: Path) -> SiteConfig:
             kit=coordinator.path("kit", "kit"), runtime_port=coordinator.port("runtime_port", 9094)
         ),
     )
+
+
+def _key(site: str, text: str) -> str:
+    if not _KEY.fullmatch(text):
+        raise DataError(
+            f"[peers] {site} is {text!r}, expected the 64 digits that its mmare-site approve shows"
+        )
+    return text
 
 
 def _source(name: str, entry: object, folder: Path) -> ModalitySource:

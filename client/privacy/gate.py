@@ -22,21 +22,23 @@ from client.privacy.run_records import OrderError, RunRecords, in_order, request
 from mmare.errors import SiteCode, SiteError
 from mmare.study.study import parse_study
 from mmare.wire.limits import RUN_NAME
-from mmare.wire.messages import Update, encode
+from mmare.wire.messages import Masked, Statistics, Update, encode
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable, Iterator
+    from collections.abc import Callable, Hashable, Iterator
     from typing import TypeVar
 
     from torch import Tensor
 
     from client.privacy.approvals import Approval, Approvals
     from client.privacy.audit_log import AuditLog
+    from client.privacy.masker import Masker
     from client.privacy.release_rules import Answer
     from mmare.study.study import Study
     from mmare.wire.messages import Request
 
     Group = TypeVar("Group", bound=Hashable)
+    Protect = Callable[[Update | Statistics, bytes], tuple[Masked, bytes]]
 
 __all__ = ["Gate"]
 
@@ -51,6 +53,7 @@ class Gate:
         audit: None keeps no log.
         max_norm: Largest L2 norm of an update; None for any finite one.
         max_releases: Answers per study; None for the limit of its approval.
+        masker: For studies of secure sums, which are refused without one.
     """
 
     def __init__(
@@ -61,7 +64,9 @@ class Gate:
         audit: AuditLog | None = None,
         max_norm: float | None = None,
         max_releases: int | None = None,
+        masker: Masker | None = None,
     ) -> None:
+        self.masker = masker
         self.min_count = min_count
         self._site = site
         self._approvals = approvals
@@ -134,6 +139,7 @@ class Gate:
         tensors: Tensor | None,
         train_rows: int,
         table: str = "",
+        protect: Protect | None = None,
     ) -> tuple[str, bytes]:
         """Check and log an answer, then return the header and payload to send.
 
@@ -144,6 +150,7 @@ class Gate:
             tensors: ``(bytes,)`` uint8, those of the answer, if any.
             train_rows: Counted from the site's data.
             table: Version of these data.
+            protect: Masks a checked answer to a study of secure sums.
 
         Raises:
             SiteError: If it may not be released.
@@ -161,6 +168,11 @@ class Gate:
         if isinstance(answer, Update):
             answer = replace(answer, norm=change)
         header = encode(answer)
+        if study.privacy.secure_sum and isinstance(answer, Update | Statistics):
+            if protect is None:
+                raise SiteError(SiteCode.SUM)
+            masked, payload = protect(answer, payload)
+            header, what = encode(masked), (*what, "masked")
         entry = Entry(
             event=Event.RELEASED,
             task=request.task.value,

@@ -24,7 +24,18 @@ from mmare.models.blocks import block_tensors, without_parameters
 from mmare.models.phases import phase_at
 from mmare.models.registry import build_model
 from mmare.study.choices import Untouched, Wire
-from mmare.wire.messages import Comparison, Evaluation, Layout, RollCall, Split, Statistics, Task, Update
+from mmare.wire.messages import (
+    Comparison,
+    Counts,
+    Evaluation,
+    Layout,
+    RollCall,
+    Split,
+    Statistics,
+    Task,
+    Unmasked,
+    Update,
+)
 from mmare.wire.sharing import local_parameters, on_wire
 from mmare.wire.tensors import global_tensors, layout_of, trained_tensors
 
@@ -39,7 +50,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Answer", "Facts", "ReleaseError", "StudyRules", "check_answer"]
 
-Answer = RollCall | Statistics | Update | Comparison
+Answer = RollCall | Statistics | Update | Comparison | Unmasked
 
 _KINDS: Final[Mapping[Task, type]] = {
     Task.DESCRIBE: RollCall,
@@ -47,6 +58,7 @@ _KINDS: Final[Mapping[Task, type]] = {
     Task.TRAIN: Update,
     Task.EVALUATE: Update,
     Task.COMPARE: Comparison,
+    Task.UNMASK: Unmasked,
 }
 _CELLS: Final = 4  # per class of a comparison: both models right, only the first, only the second, neither
 _FINGERPRINT: Final = re.compile(r"[A-Za-z0-9][^\s\\]{0,499}")  # of an encoder: one word, no absolute path
@@ -185,6 +197,8 @@ def check_answer(answer: Answer, request: Request, rules: StudyRules, facts: Fac
         return _statistics(answer, rules.study, facts)
     if isinstance(answer, Comparison):
         return _comparison(answer, rules.study, facts)
+    if isinstance(answer, Unmasked):
+        return ("shares",)
     return _update(answer, request, rules.study, facts)
 
 
@@ -196,6 +210,9 @@ def _roll_call(call: RollCall, study: Study, facts: Facts) -> tuple[str, ...]:
     _require(all(map(_FINGERPRINT.fullmatch, call.encoders.values())), "an invalid encoder fingerprint")
     _require(call.notes == encoder_notes(study, call.encoders), "notes that differ from the encoders' own")
     enough = facts.train_rows if facts.train_rows >= facts.limit else 0
+    if study.privacy.secure_sum:
+        enough = min(enough, 1)
+        _require(call.counts == Counts(), "counts, which secure sums hide")
     _require(call.samples == enough, f"{call.samples} train rows, expected {enough}")
     splits, patterns = call.counts.splits, call.counts.patterns
     known = {split.value for split in Split}

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final
 from mmare.study.choices import ExtraAnswer
 from mmare.study.schedule import is_rate_factor
 from mmare.study.strategy_options import strategy_options
-from mmare.wire.messages import Request, Split, Task
+from mmare.wire.messages import Request, SecureSum, Split, Task
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -17,6 +17,14 @@ if TYPE_CHECKING:
 __all__ = ["RequestError", "check_request"]
 
 _TRAINING_SPLITS: Final = ((), (Split.VAL,))
+
+
+_SUMS: Final = {
+    Task.STATISTICS: (SecureSum.MOMENTS,),
+    Task.TRAIN: (SecureSum.ROUND,),
+    Task.EVALUATE: (SecureSum.ROUND, SecureSum.VALIDATION, SecureSum.TEST),
+    Task.UNMASK: tuple(SecureSum),
+}
 
 
 class RequestError(ValueError):
@@ -30,6 +38,15 @@ def check_request(request: Request, study: Study, extra: Collection[ExtraAnswer]
         RequestError: Naming the first field that does not follow from the study.
     """
     trains, task = request.task is Task.TRAIN, request.task.value
+    sums = _SUMS.get(request.task, ()) if study.privacy.secure_sum else (None,)
+    _require(request.sum in sums or request.task is Task.DESCRIBE, f"{task} in the secure sum {request.sum}")
+    _require(not request.shares or request.task is Task.UNMASK, f"{task} with shares")
+    if request.task is Task.UNMASK:
+        return
+    _require(
+        (request.sum is SecureSum.TEST) == (request.final and study.privacy.secure_sum),
+        "another sum at the end",
+    )
     rounds = study.training.rounds
     _require(request.train == trains, f"{task} with train = {request.train}")
     if request.task in (Task.TRAIN, Task.EVALUATE):
@@ -66,7 +83,14 @@ def _splits(request: Request, extra: Collection[ExtraAnswer]) -> None:
 
 
 def _bare(request: Request) -> Request:
-    return Request(request.task, request.run, request.study, layout=request.layout)
+    return Request(
+        request.task,
+        request.run,
+        request.study,
+        layout=request.layout,
+        sum=request.sum,
+        roster=request.roster,
+    )
 
 
 def _require(fine: object, sentence: str) -> None:

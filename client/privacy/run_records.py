@@ -6,7 +6,7 @@ The records are the released lines of the audit log, so they are durable and out
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Final
 
 from client.privacy.audit_log import Event
@@ -90,12 +90,12 @@ class RunRecords:
 
 def in_order(request: Request) -> bool:
     """Whether the order of requests matters: it brings a model, so that another answer may follow."""
-    return request.task not in (Task.DESCRIBE, Task.STATISTICS)
+    return request.task not in (Task.DESCRIBE, Task.STATISTICS, Task.UNMASK)
 
 
 def request_digest(request: Request, received: bytes) -> str:
-    """SHA-256 of a request and its tensors."""
-    digest = hashlib.sha256(encode(request).encode())
+    """SHA-256 of a request and its tensors, whoever shares its secure sum (see `client.privacy.masker`)."""
+    digest = hashlib.sha256(encode(replace(request, roster={})).encode())
     digest.update(received)
     return digest.hexdigest()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import textwrap
 from typing import TYPE_CHECKING
 
+from client.privacy.masker import Masker
 from client.privacy.release_rules import StudyRules
 from mmare.host.console import visible
 from mmare.study.choices import ExtraAnswer, Kind, PromptMode, Wire
@@ -53,6 +54,7 @@ def study_in_words(study: Study, site: SiteConfig, max_releases: int, seeds: Col
     lines = [visible(f"Study {study.name}, hash {study.hash}"), "", "What will be computed on this machine"]
     lines += _listed(_computed(study, site))
     lines += ["", "What will leave"]
+    lines += _listed(_masked(study, site))
     for sentence, tells in _leaving(study, StudyRules(study), limit):
         lines += [*_listed((sentence,)), _filled(_TELLS + tells, "    ")] if tells else _listed((sentence,))
     lines += ["", "What holds it back"]
@@ -65,6 +67,18 @@ def study_in_words(study: Study, site: SiteConfig, max_releases: int, seeds: Col
         )
     )
     return "\n".join(lines)
+
+
+def _masked(study: Study, site: SiteConfig) -> Iterator[str]:
+    """What secure sums change about what leaves."""
+    if study.privacy.secure_sum:
+        named = f"those of {', '.join(map(visible, sorted(site.peers)))}" if site.peers else "none so far"
+        yield (
+            "Masked: of all numbers below the coordinator learns only the sum over at least "
+            f"{study.federation.min_sites} sites, no count, metric or parameter of this site alone. It could "
+            "pretend to be the other sites: compare keys with them by phone and name theirs under [peers] in "
+            f"site.toml ({named}). The key of this site is {Masker(site.id, site.folder).public_key}."
+        )
 
 
 def _computed(study: Study, site: SiteConfig) -> Iterator[str]:

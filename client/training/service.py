@@ -9,6 +9,8 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter
+from dataclasses import replace
+from functools import partial
 from importlib.metadata import version
 from typing import TYPE_CHECKING
 
@@ -50,6 +52,7 @@ from mmare.wire.messages import (
     encode,
 )
 from mmare.wire.sharing import keeps_state, local_parameters, on_wire
+from mmare.wire.sums import evaluation_values, moments_values, sum_layout, training_values
 from mmare.wire.tensors import copy_tensors, global_tensors, layout_of, pack, trained_tensors, unpack
 
 if TYPE_CHECKING:
@@ -58,6 +61,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from client.data.dataset import SiteData
+    from client.privacy.masker import Masker
     from client.privacy.release_rules import Answer
     from client.telemetry.seen import Observer
     from client.training.model_pool import ModelPool
@@ -67,6 +71,7 @@ if TYPE_CHECKING:
     from mmare.models.blocks import Block
     from mmare.study.specs import ModalitySpec
     from mmare.study.study import Study
+    from mmare.wire.messages import Masked
 
 __all__ = ["SiteService"]
 
@@ -116,7 +121,13 @@ class SiteService:
             request = decode(Request, header, MOST_REQUEST)
             answer, tensors = self.answer(request, payload)
             released = self._gate.release(
-                request, payload, answer, tensors, self._table.train_rows, self._table.version
+                request,
+                payload,
+                answer,
+                tensors,
+                self._table.train_rows,
+                self._table.version,
+                partial(self._protect, request, payload),
             )
             keep_arrival(request, payload, self._store)
         except SiteError as error:
@@ -172,6 +183,8 @@ class SiteService:
             return self._describe(request, study, data), None
         if request.task is Task.STATISTICS:
             return self._statistics(study, data), None
+        if request.task is Task.UNMASK:
+            return self._masker_of().reveal(request, study), None
         with self._models.borrow(study) as model:
             sent = global_tensors(model, without=local_parameters(model, study))
             layout = layout_of(sent)
@@ -250,6 +263,29 @@ class SiteService:
             layout=layout_of(upload).fingerprint,
         ), pack(upload)
 
+    def _protect(
+        self, request: Request, received: bytes, answer: Update | Statistics, payload: bytes
+    ) -> tuple[Masked, bytes]:
+        """Mask an answer, as it passed the gate, for a secure sum."""
+        study = self._gate.admit(request.study)
+        with self._models.borrow(study) as model:
+            layout = sum_layout(model, study, request)
+            if isinstance(answer, Statistics):
+                values = moments_values(answer)
+            else:
+                values = evaluation_values(answer.evaluations, study)
+                if request.train:
+                    values |= training_values(
+                        model, study, answer, _changes(model, study, answer, received, payload)
+                    )
+        masked, sent = self._masker_of().protect(request, study, layout.pack(values))
+        return replace(masked, seconds=answer.seconds if isinstance(answer, Update) else {}), sent
+
+    def _masker_of(self) -> Masker:
+        if self._gate.masker is None:
+            raise SiteError(SiteCode.SUM)
+        return self._gate.masker
+
     def _compare(
         self, study: Study, data: SiteData, model: MultimodalModel, layout: Layout, payload: bytes
     ) -> Comparison:
@@ -293,15 +329,18 @@ class SiteService:
                 for name, count in sorted(Counter(pattern_names(data.present[rows])).items())
             }
         samples = len(data.rows[Split.TRAIN])
+        secure = study.privacy.secure_sum  # the coordinator learns no size of a single site
         return RollCall(
             site=self._site,
             study_hash=study.hash,
             software=version("federated-mmare"),
             encoders=data.encoders,
-            counts=Counts(splits, patterns),
-            samples=samples if samples >= limit else 0,  # too few to train on without disclosing them
+            counts=Counts() if secure else Counts(splits, patterns),
+            # Too few to train on are not disclosed.
+            samples=0 if samples < limit else min(samples, 1) if secure else samples,
             held_rounds=self._store.held(request.run),
             notes=encoder_notes(study, data.encoders),
+            public_key=self._masker_of().public_key if secure else "",
         )
 
     def _statistics(self, study: Study, data: SiteData) -> Statistics:
@@ -378,6 +417,18 @@ def _revert_untouched(
     ]
     copy_tensors(block_tensors(untouched, trained_tensors(model)), block_tensors(untouched, before))
     return blocks if drifts else exercised, optimizers.untouched(untouched, kept)
+
+
+def _changes(
+    model: MultimodalModel, study: Study, update: Update, received: bytes, payload: bytes
+) -> dict[str, Tensor]:
+    """What an update's tensors change, by name."""
+    local = local_parameters(model, study)
+    sent = [block for block in without_parameters(model.blocks(), local) if block.name in update.blocks]
+    flat = [torch.frombuffer(bytearray(part), dtype=torch.uint8) for part in (received, payload)]
+    origin = block_tensors(sent, unpack(flat[0], layout_of(global_tensors(model, without=local))))
+    changed = unpack(flat[1], layout_of(origin))
+    return {name: changed[name] - value for name, value in origin.items()}
 
 
 def _owned(state: dict[str, Tensor], local: frozenset[str]) -> dict[str, Tensor]:

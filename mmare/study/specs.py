@@ -117,3 +117,4 @@ class PrivacySpec:
     min_count: int = 5  # smallest group whose size may leave a site
     extra: tuple[ExtraAnswer, ...] = ()  # answers beside those of every run
     max_step: float | None = None
+    secure_sum: bool = False  # the coordinator learns the sum over sites only, of at least three

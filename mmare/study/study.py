@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from mmare.errors import StudyError
-from mmare.study.choices import MaskUse
+from mmare.study.choices import MaskUse, Select, Wire
 from mmare.study.recipes import recipe_of
 from mmare.study.specs import FederationSpec, ModalitySpec, ModelSpec, PrivacySpec, TrainingSpec
 from mmare.study.strategy_options import FedAvgOptions, strategy_options
@@ -30,6 +30,7 @@ STUDY_FILE: Final = "study.toml"  # of a federation, a run, a kit
 SUBSET: Final = "subset"  # of ``training.modality_dropout``: `mmare.models.subsets.keep_subset`
 PARTS: Final = ("adapters", "head", "norms")  # of a model, that can stay at a site
 AXES, ENDS = 3, 2  # of a volume, of a window
+SECURE_SITES: Final = 3  # fewest in a secure sum
 MAX_SEED: Final = 2**63  # torch takes no larger
 _CHOOSE_RECIPE: Final = {"model.name", "training.recipe"}
 
@@ -85,7 +86,9 @@ class Study:
             "model": {"name": self.model.name, **asdict(self.model)["options"]},  # a copy however deep
             "training": _present(asdict(self.training)),
             "federation": _federation_table(self.federation),
-            "privacy": _present(asdict(self.privacy)),
+            "privacy": {
+                key: value for key, value in _present(asdict(self.privacy)).items() if value is not False
+            },
         }
 
     def override(self, assignments: Sequence[str]) -> Study:
@@ -330,12 +333,32 @@ def check_study(study: Study) -> None:
         raise StudyError(
             f"[federation] max_share has no effect: strategy {study.federation.strategy} weighs no site"
         )
+    if study.privacy.secure_sum:
+        _check_secure_sum(study, options)
     for modality in study.modalities:
         _check_volume(modality)
         if modality.kind == "text" and modality.encoder == "given":
             raise StudyError(
                 f"[[modality]] {modality.name} is text and needs an encoder, such as 'hashing-text'"
             )
+
+
+def _check_secure_sum(study: Study, options: Any) -> None:  # noqa: ANN401 - each strategy has its own
+    """Refuse what needs the numbers of single sites."""
+    federation = study.federation
+    single = {
+        f"strategy {federation.strategy} compares single updates": not isinstance(options, FedAvgOptions),
+        "options gap_step needs each site's validation loss": getattr(options, "gap_step", 0.0) > 0,
+        "max_share needs each site's weight": federation.max_share < 1,
+        "wire float16 is a format of single updates": federation.wire is not Wire.FLOAT32,
+        "select worst_site needs each site's metrics": study.training.select is Select.WORST_SITE,
+        f"extra {', '.join(study.privacy.extra)} is an answer of single sites": bool(study.privacy.extra),
+        f"min_sites {federation.min_sites} is too few, expected at least {SECURE_SITES}: of two sites each "
+        "knows the other": federation.min_sites < SECURE_SITES,
+    }
+    for reason, applies in single.items():
+        if applies:
+            raise StudyError(f"[privacy] secure_sum hides the answers of single sites, but {reason}")
 
 
 def _check_volume(modality: ModalitySpec) -> None:

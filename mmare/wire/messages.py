@@ -31,14 +31,17 @@ __all__ = [
     "Endpoint",
     "Evaluation",
     "Layout",
+    "Masked",
     "Moments",
     "Refusal",
     "Request",
     "RollCall",
+    "SecureSum",
     "Split",
     "Statistics",
     "Task",
     "TensorSpec",
+    "Unmasked",
     "Update",
     "WireError",
     "decode",
@@ -84,6 +87,16 @@ class Task(StrEnum):
     TRAIN = "train"
     EVALUATE = "evaluate"
     COMPARE = "compare"
+    UNMASK = "unmask"  # of a secure sum
+
+
+class SecureSum(StrEnum):
+    """Secure sums of a run."""
+
+    MOMENTS = "moments"
+    ROUND = "round"
+    VALIDATION = "validation"  # of the last round's model
+    TEST = "test"
 
 
 @dataclass(frozen=True)
@@ -148,6 +161,9 @@ class Request:
     gap: bool = False  # evaluate the trained model on the validation rows too
     subsets: bool = False  # evaluate every subset of modalities too
     final: bool = False  # the run trains no more: its kept state can be deleted
+    sum: SecureSum | None = None  # which secure sum the answer is part of
+    roster: Mapping[str, str] = field(default_factory=dict)  # of a secure sum: public key by site
+    shares: Mapping[str, str] = field(default_factory=dict)  # to unmask: sealed for this site, by sender
 
 
 @dataclass(frozen=True)
@@ -170,6 +186,7 @@ class RollCall:
     samples: int  # train rows
     held_rounds: tuple[int, ...] = ()  # of this run, whose state it keeps
     notes: tuple[str, ...] = ()  # caveats about the site's features, such as untrained encoders
+    public_key: str = ""  # under secure sums, where ``samples`` is 1 or 0 and there are no counts
 
 
 @dataclass(frozen=True)
@@ -221,6 +238,26 @@ class Update:
     layout: str = ""  # fingerprint of the payload; empty without one
     blocks: tuple[str, ...] = ()  # in the payload, in the model's order
     trained: Evaluation | None = None  # of the trained model on the validation rows, if requested
+
+
+@dataclass(frozen=True)
+class Masked:
+    """A site's part of a secure sum; the payload is its masked vector, int64."""
+
+    site: str
+    round: int
+    shares: Mapping[str, str]  # of the seed of its own mask, sealed, by recipient
+    seed_digest: str  # SHA-256, so that a wrong share is found
+    seconds: Mapping[str, float] = field(default_factory=dict)  # per step of the site's work
+
+
+@dataclass(frozen=True)
+class Unmasked:
+    """A site's shares of the seeds of a sum that is complete, by sender, as hex digits."""
+
+    site: str
+    round: int
+    shares: Mapping[str, str]
 
 
 @dataclass(frozen=True)

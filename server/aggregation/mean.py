@@ -7,12 +7,14 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from mmare.study.strategy_options import FedAvgOptions, Weighting
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from torch import Tensor
 
-__all__ = ["BlockWeights", "Contribution", "to_dtype", "weighted_mean"]
+__all__ = ["BlockSum", "BlockWeights", "Contribution", "Sums", "mean_of_sums", "to_dtype", "weighted_mean"]
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,41 @@ class BlockWeights:
     def moves(self) -> bool:
         """Whether any site has a positive weight."""
         return any(weight > 0 for weight in self.sites.values())
+
+
+@dataclass(frozen=True)
+class BlockSum:
+    """A block's secure sum over sites."""
+
+    weight: float  # of the sites that exercised it
+    exposure: float
+    changes: Mapping[str, Tensor]  # weighted, by tensor name, float64
+
+
+@dataclass(frozen=True)
+class Sums:
+    """A round's secure sums over sites."""
+
+    samples: float
+    blocks: Mapping[str, BlockSum]
+
+
+def mean_of_sums(
+    current: Mapping[str, Tensor], sums: Sums, options: FedAvgOptions
+) -> tuple[dict[str, Tensor], dict[str, BlockWeights]]:
+    """The mean that `weighted_mean` makes of single updates, and its weights as those of one site."""
+    changed = dict(current)
+    weights = {}
+    for block, part in sums.blocks.items():
+        stay = sums.samples - part.weight
+        if options.weighting is Weighting.EXPOSURE:
+            stay = part.weight * options.damping / part.exposure if part.exposure else 0.0
+        weights[block] = BlockWeights({"": part.weight}, stay)
+        for name, change in part.changes.items() if part.weight > 0 else ():
+            value = current[name]
+            moved = value.double() + change / (part.weight + stay)
+            changed[name] = to_dtype(moved, value.dtype)
+    return changed, weights
 
 
 def weighted_mean(

@@ -25,7 +25,7 @@ from mmare.study.strategy_options import (
     strategy_options,
 )
 from mmare.wire.tensors import is_finite
-from server.aggregation.mean import Contribution, to_dtype, weighted_mean
+from server.aggregation.mean import BlockWeights, Contribution, Sums, mean_of_sums, to_dtype, weighted_mean
 from server.aggregation.robust import changes_gram, points_of, runs
 from server.aggregation.server_optimizers import ServerOptimizer, fedadam, fedavgm, fedyogi
 from server.aggregation.site_weights import gap_factors, site_weights
@@ -34,7 +34,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from mmare.study.specs import FederationSpec
-    from server.aggregation.mean import BlockWeights
 
 __all__ = ["STRATEGIES", "Gathered", "Strategy", "Tensors", "strategy_of"]
 
@@ -59,6 +58,7 @@ class Gathered:
     contributions: Sequence[Contribution]
     state: Mapping[str, Tensor] = field(default_factory=dict)  # empty in the first round
     max_share: float = 1.0  # of a site in a weighted mean
+    sums: Sums | None = None  # in place of contributions, under secure sums
 
 
 Strategy = Callable[[Gathered], tuple[Tensors, Tensors]]
@@ -80,7 +80,7 @@ def strategy_of(federation: FederationSpec) -> Strategy:
         contributions = sorted(
             (each for each in gathered.contributions if each.samples > 0), key=lambda each: each.site
         )
-        if not contributions:
+        if not contributions and not (gathered.sums and gathered.sums.samples > 0):
             raise RunError(
                 "no site sent an update with training samples: there is nothing to aggregate", Ending.QUORUM
             )
@@ -100,6 +100,9 @@ def strategy_of(federation: FederationSpec) -> Strategy:
 
 def _mean(gathered: Gathered, options: FedAvgOptions) -> tuple[Tensors, dict[str, BlockWeights], Tensors]:
     """The weighted mean, its weights, and the factors of site weights as state."""
+    if gathered.sums is not None:
+        mean, weights = mean_of_sums(gathered.current, gathered.sums, options)
+        return mean, {block: weights.get(block, BlockWeights({})) for block in gathered.parts}, {}
     factors: dict[str, float] = {}
     if options.gap_step > 0:
         before = {

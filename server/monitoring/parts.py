@@ -43,6 +43,7 @@ class RoundState:
     number: int = 0
     started: bool = False  # whether the journal has its start
     updates: dict[str, SiteUpdate] = field(default_factory=dict)  # of sites that trained, by id
+    summed_loss: float | None = None  # training loss over all sites, under secure sums
     left_out: list[SiteLeftOut] = field(default_factory=list)
     phases: Mapping[str, Any] = field(default_factory=dict)  # seconds, up to the next model
     checkpoint_s: float = 0.0
@@ -51,6 +52,8 @@ class RoundState:
     @property
     def loss(self) -> float | None:
         """Training loss, weighted by the sites' samples."""
+        if self.summed_loss is not None:
+            return self.summed_loss
         losses = [(each.samples, each.train_loss or 0.0) for each in self.updates.values()]
         samples = sum(n for n, _ in losses)
         return sum(n * loss for n, loss in losses) / samples if samples else None

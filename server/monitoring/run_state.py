@@ -304,7 +304,7 @@ class RunState:
         if event.phase:
             return
         site.missed = 0
-        if event.train_loss is not None:
+        if event.train_loss is not None or event.summed:
             site.norm, site.train_loss = event.norm, event.train_loss
             self._row(event.round).updates[event.site] = event
             self._tally.add("mmare_site_updates_total", (self.study, name))
@@ -322,12 +322,12 @@ class RunState:
     def _on_aggregated(self, event: events.Aggregated, _: float) -> None:
         self._end_round(None)
         row = self._row(event.round)
-        row.phases = event.seconds
+        row.phases, row.summed_loss = event.seconds, event.train_loss
         self.durations.append(row.seconds)
         for phase, seconds in event.seconds.items():
             self._observe(one_of(PHASES, phase), seconds)
         exposure = {self._block_names(name): count(n) or 0 for name, n in event.exposure.items()}
-        samples = sum(each.samples for each in row.updates.values())
+        samples = event.samples or sum(each.samples for each in row.updates.values())
         self.exposure = {
             block: n for block, n in exposure.items() if n == 0 or self._may_disclose(n, max(samples, n))
         }

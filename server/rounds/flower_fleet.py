@@ -48,6 +48,7 @@ _TYPES: Final = {
     Task.COMPARE: "evaluate",
     Task.DESCRIBE: "query",
     Task.STATISTICS: "query",
+    Task.UNMASK: "query",
 }
 
 

@@ -12,18 +12,19 @@ from mmare.study.strategy_options import strategy_options
 from mmare.wire.messages import Split
 from mmare.wire.sharing import local_parameters
 from mmare.wire.tensors import copy_tensors, global_tensors, layout_of, pack, unpack
-from server.aggregation.mean import Contribution
+from server.aggregation.mean import BlockSum, Contribution, Sums
 from server.aggregation.strategies import Gathered, strategy_of
 from server.rounds.requests import Reply, read_spooled
 from server.rounds.round_metrics import collect_states, trained_state
 from server.rounds.update_checks import Upload
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from torch import Tensor
 
     from mmare.study.study import Study
+    from server.rounds.secure_sums import Summed
 
 __all__ = ["Averaging", "GlobalModel"]
 
@@ -114,15 +115,36 @@ class Averaging:
             )
             for site, reply in trained.items()
         ]
-        upload = self._model.upload
-        changed, self._state = self._strategy(
-            Gathered(upload.tensors, upload.parts, contributions, self._state)
-        )
-        self._model.update(changed)
+        self._take(contributions)
         total = Counter[str]()
         for each in contributions:
             total.update(each.exposures)
         return dict(total)
+
+    def step_by_sums(self, summed: Summed) -> dict[str, int]:
+        """Make the next model from a secure sum; exposure per block, as of `step`."""
+        upload = self._model.upload
+        exposure: dict[str, int] = {}
+        blocks: dict[str, BlockSum] = {}
+        for block, names in upload.parts.items():
+            if f"{block}/weight" not in summed.values:
+                continue  # another phase's
+            weight, exposed = (summed.values[f"{block}/{what}"].item() for what in ("weight", "exposure"))
+            changes = {
+                name: summed.values[f"{block}/{parameter}"]
+                for name, parameter in zip(names, upload.parameters[block], strict=True)
+            }
+            blocks[block] = BlockSum(weight, exposed, changes)
+            exposure[block] = round(exposed)
+        self._take((), Sums(summed.values["samples"].item(), blocks))
+        return exposure
+
+    def _take(self, contributions: Sequence[Contribution], sums: Sums | None = None) -> None:
+        upload = self._model.upload
+        changed, self._state = self._strategy(
+            Gathered(upload.tensors, upload.parts, contributions, self._state, sums=sums)
+        )
+        self._model.update(changed)
 
     def own_losses(self, trained: Mapping[str, Reply]) -> dict[str, float]:
         """Validation loss of the model that each site trained, if the site was asked and disclosed it."""

@@ -12,14 +12,17 @@ from mmare.host.files import own_folder
 from mmare.models.phases import last_phase_start
 from mmare.study.choices import Mode
 from mmare.study.schedule import Plateau, rate_factor
-from mmare.wire.messages import Request, Split, Statistics, Task
+from mmare.wire.messages import Request, SecureSum, Split, Statistics, Task
 from mmare.wire.sharing import keeps_state
+from mmare.wire.sums import moments_of
 from server.rounds.answer_sizes import most_header
+from server.rounds.collected import Collected, Replies, SumOf
 from server.rounds.global_model import Averaging, GlobalModel
-from server.rounds.requests import Inquiry, Reply
+from server.rounds.requests import Inquiry
 from server.rounds.roll_call import RollCalls
-from server.rounds.round_metrics import collect_states, headline, metrics_of
+from server.rounds.round_metrics import headline, metrics_of
 from server.rounds.scaling import check_statistics, set_scaling
+from server.rounds.secure_sums import SecureSums
 from server.store import events
 from server.store.checkpoint import DamagedCheckpointError
 from server.store.checkpoints import CheckpointStore, Progress
@@ -91,7 +94,9 @@ class RoundLoop:
         self._averaging = Averaging(self._global, study, federated=plan.mode is Mode.FEDERATED)
         self._selectable = last_phase_start(self._global.model.phases())
         self._calls = RollCalls(fleet, study, run, journal)
+        self._is_secure = study.privacy.secure_sum and plan.mode is Mode.FEDERATED
         self._inquiry: Inquiry
+        self._sums: SecureSums
         self._began = self._seconds_before = 0.0
 
     def run(self) -> Outcome:
@@ -106,6 +111,9 @@ class RoundLoop:
         self._calls.begin(expected)
         self._inquiry = Inquiry(
             self._fleet, self._study, self._calls, self._journal, self._spool, self._global.upload
+        )
+        self._sums = SecureSums(
+            self._inquiry, self._calls, self._study, self._global.model, self._run, self._journal
         )
         self._require_quorum(len(self._trainers()), "took part in the roll call")
         self._require_shares(len(self._trainers()))
@@ -210,6 +218,13 @@ class RoundLoop:
     def _scale(self) -> None:
         trainers = self._trainers()
         request = Request(Task.STATISTICS, self._run, self._study.to_dict())
+        if self._is_secure:
+            request = replace(request, sum=SecureSum.MOMENTS)
+            summed = self._sums.collect(dict.fromkeys(trainers, request), b"", 0)
+            pooled = moments_of(summed.values, self._study)
+            set_scaling(self._global.model, {"": pooled}, self._study, self._journal)
+            self._global.invalidate()
+            return
         found: dict[str, Statistics] = {}
 
         def check(site: str, answer: Answer) -> None:
@@ -233,17 +248,16 @@ class RoundLoop:
             progress = self._admit_late(number, progress)
             self._journal.write(events.RoundStarted(round=number))
             began = time.perf_counter()
-            replies, bytes_down = self._round(number, progress)
+            collected = self._round(number, progress)
             waited = time.perf_counter()
             if progress.round >= self._selectable:
-                progress, selection = self._validated(progress, selection, replies)
+                progress, selection = self._validated(progress, selection, collected)
                 if selection.exhausted(training.patience):
                     break
             evaluated = time.perf_counter()
             progress = self._without_states(progress, self._inquiry.without_state)
-            trained = {site: reply for site, reply in replies.items() if reply.spooled is not None}
-            self._require_quorum(len(trained), f"sent a good update in round {number}")
-            exposure = self._averaging.step(trained, progress.own_losses)
+            self._require_quorum(len(collected.trained), f"sent a good update in round {number}")
+            exposure = collected.step(self._averaging, progress.own_losses)
             aggregated = time.perf_counter()
             phases = {
                 "wait": waited - began,
@@ -251,15 +265,17 @@ class RoundLoop:
                 "aggregate": aggregated - evaluated,
             }
             progress = replace(
-                _add_seconds(progress, {"rounds": aggregated - began, "train": _train_seconds(trained)}),
+                _add_seconds(progress, {"rounds": aggregated - began, "train": collected.train_seconds}),
                 round=number,
                 selection=selection.to_dict(),
-                state_rounds={**progress.state_rounds, **dict.fromkeys(trained, number)},
-                own_losses=self._averaging.own_losses(trained),
-                bytes_down=bytes_down,
-                bytes_up=sum(reply.size for reply in replies.values()),
+                state_rounds={**progress.state_rounds, **dict.fromkeys(collected.trained, number)},
+                own_losses=collected.own_losses(self._averaging),
+                bytes_down=collected.bytes_down,
+                bytes_up=collected.bytes_up,
             )
-            self._journal.write(events.Aggregated(round=number, seconds=phases, exposure=exposure))
+            self._journal.write(
+                events.Aggregated(round=number, seconds=phases, exposure=exposure, **collected.summed)
+            )
             self._save(progress)
         else:
             requests = {
@@ -271,8 +287,8 @@ class RoundLoop:
                 )
                 for site in self._validators()
             }
-            replies, _ = self._collect(requests, progress.round)
-            progress, selection = self._validated(progress, selection, replies)
+            collected = self._collect(requests, progress.round, SecureSum.VALIDATION)
+            progress, selection = self._validated(progress, selection, collected)
         progress = replace(progress, selection=selection.to_dict(), trained=True)
         self._save(progress)
         return progress
@@ -290,7 +306,7 @@ class RoundLoop:
         seconds = time.perf_counter() - began
         self._journal.write(events.Checkpoint(round=progress.round, file=file, bytes=size, seconds=seconds))
 
-    def _round(self, number: int, progress: Progress) -> tuple[dict[str, Reply], int]:
+    def _round(self, number: int, progress: Progress) -> Collected:
         """Ask every site to evaluate the received model and, if it is a trainer, to train from it."""
         splits = (Split.VAL,) if number > self._selectable else ()
         factor = rate_factor(self._study.training, number, Plateau.from_dict(progress.plateau))
@@ -308,7 +324,7 @@ class RoundLoop:
                 rate_factor=factor,
                 gap=trains and self._averaging.measures_gap,
             )
-        return self._collect(requests, number)
+        return self._collect(requests, number, SecureSum.ROUND)
 
     def _request(self, task: Task, number: int, **details: Any) -> Request:  # noqa: ANN401 - fields of Request
         return Request(
@@ -320,16 +336,21 @@ class RoundLoop:
             **details,
         )
 
-    def _collect(self, requests: Mapping[str, Request], number: int) -> tuple[dict[str, Reply], int]:
-        return self._inquiry.updates(requests, self._global.packed().numpy().tobytes(), number)
+    def _collect(self, requests: Mapping[str, Request], number: int, kind: SecureSum) -> Collected:
+        payload = self._global.packed().numpy().tobytes()
+        if not self._is_secure:
+            return Replies(self._study, *self._inquiry.updates(requests, payload, number))
+        requests = {site: replace(request, sum=kind) for site, request in requests.items()}
+        phase = "test" if kind is SecureSum.TEST else ""
+        summed = self._sums.collect(requests, payload, number, phase)
+        return SumOf(self._study, summed, tuple(site for site in summed.sites if requests[site].train))
 
     def _validated(
-        self, progress: Progress, selection: Selection, replies: Mapping[str, Reply]
+        self, progress: Progress, selection: Selection, collected: Collected
     ) -> tuple[Progress, Selection]:
         """Log the validation of the last round's model; keep the model if it is the best."""
         number = progress.round
-        updates = {site: reply.update for site, reply in replies.items()}
-        metrics = headline(collect_states(updates, Split.VAL, self._study), self._study)
+        metrics = headline(collected.states(Split.VAL), self._study)
         self._journal.write(events.Validated(round=number, metrics=metrics))
         chosen = selection.after(number, metrics, self._study.training.select)
         plateau = Plateau.from_dict(progress.plateau).after(metrics["pooled"]["log_loss"])
@@ -369,20 +390,15 @@ class RoundLoop:
             for site in self._calls.members
         }
         self._inquiry.begin_test()
-        replies, _ = self._collect(requests, best)
-        self._require_quorum(len(replies), "answered the test")
-        updates = {site: reply.update for site, reply in replies.items()}
+        collected = self._collect(requests, best, SecureSum.TEST)
+        self._require_quorum(len(collected.sites), "answered the test")
         metrics = {
-            "validation": metrics_of(collect_states(updates, Split.VAL, self._study), self._study),
-            "test": metrics_of(collect_states(updates, Split.TEST, self._study), self._study),
+            "validation": metrics_of(collected.states(Split.VAL), self._study),
+            "test": metrics_of(collected.states(Split.TEST), self._study),
         }
         self._journal.write(events.Selected(round=best, metrics=metrics["validation"]))
         self._journal.write(events.Tested(round=best, metrics=metrics["test"]))
         return Outcome(self._global.copy(), progress, best, metrics)
-
-
-def _train_seconds(replies: Mapping[str, Reply]) -> float:
-    return sum(reply.update.seconds.get("train", 0.0) for reply in replies.values())
 
 
 def _add_seconds(progress: Progress, spent: Mapping[str, float]) -> Progress:

@@ -209,6 +209,9 @@ def _mismatch(call: RollCall, study: Study, encoders: dict[str, str]) -> WireErr
 
 def _contradiction(call: RollCall, study: Study) -> str:
     """Why a site's train rows, which it weighs by, do not fit its counts; empty if they do."""
+    if study.privacy.secure_sum:  # sites tell no counts
+        fine = call.samples in (0, 1) and not call.counts.splits and bool(call.public_key)
+        return "" if fine else "counts, or no key, where sums are secure"
     sizes = call.counts.splits.get(Split.TRAIN, {})
     if set(sizes) != set(study.classes):
         return f"train rows of the classes {', '.join(sorted(sizes)) or 'none'}, expected those of the study"

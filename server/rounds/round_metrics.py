@@ -20,17 +20,26 @@ INTERVALS_SEED: Final = 0  # fixed, so that the same states give the same result
 
 
 class SplitStates:
-    """Metric states of one split, sorted by site id: of all rows, per presence pattern and per subset."""
+    """Metric states of one split, sorted by site id: of all rows, per presence pattern and per subset.
+
+    A secure sum knows no single site: there ``pooled`` is the state of all of them.
+    """
 
     def __init__(
         self,
         sites: Mapping[str, MetricState],
         patterns: Mapping[str, Mapping[str, MetricState]],
         subsets: Mapping[str, Mapping[str, MetricState]],
+        pooled: MetricState | None = None,
     ) -> None:
+        self._pooled = pooled
         self.sites = dict(sorted(sites.items()))
         self.patterns = {name: dict(sorted(states.items())) for name, states in sorted(patterns.items())}
         self.subsets = {name: dict(sorted(states.items())) for name, states in sorted(subsets.items())}
+
+    def pooled(self, n_classes: int) -> MetricState:
+        """The state of the rows of all sites."""
+        return self._pooled or merge_all(list(self.sites.values()), n_classes)
 
 
 def collect_states(updates: Mapping[str, Update], split: Split, study: Study) -> SplitStates:
@@ -79,9 +88,8 @@ def _state(content: Mapping[str, Any], study: Study) -> MetricState:
 def headline(states: SplitStates, study: Study) -> dict[str, Any]:
     """Pooled and per-site metrics without intervals, as logged each round."""
     positive = study.positive_index
-    pooled = merge_all(list(states.sites.values()), len(study.classes))
     return {
-        "pooled": pooled.compute(positive),
+        "pooled": states.pooled(len(study.classes)).compute(positive),
         "sites": {site: state.compute(positive) for site, state in states.sites.items()},
     }
 
@@ -94,7 +102,7 @@ def metrics_of(states: SplitStates, study: Study) -> dict[str, Any]:
     too small at a site is withheld there.
     """
     classes = len(study.classes)
-    pooled = merge_all(list(states.sites.values()), classes)
+    pooled = states.pooled(classes)
     scores = {
         site: value
         for site, state in states.sites.items()

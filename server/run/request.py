@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import MISSING, dataclass, field, fields
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Final, cast
 
 from mmare.errors import InputError
 from mmare.study.choices import Mode
@@ -16,9 +16,10 @@ if TYPE_CHECKING:
 
     from mmare.study.study import Study
 
-__all__ = ["RunRequest", "default_config"]
+__all__ = ["PLAIN_SUMS", "RunRequest", "default_config"]
 
 STUDY = "study"  # the one field that does not travel: its file and `set` do
+PLAIN_SUMS: Final = "privacy.secure_sum=false"  # where there is nothing to hide
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,11 @@ class RunRequest:
             is_study = self.federation.is_file() or self.federation.suffix == ".toml"
             file = self.federation if is_study else self.federation / STUDY_FILE
             object.__setattr__(self, "study", load_study(file).override(self.set))
+        if self.study.privacy.secure_sum and self.mode is not Mode.FEDERATED:
+            object.__setattr__(self, "set", (*self.set, PLAIN_SUMS))
+            object.__setattr__(self, "study", self.study.override([PLAIN_SUMS]))
+        if self.study.privacy.secure_sum and self.subsets:
+            raise InputError("subsets: a study of secure sums tells no metrics of subsets of modalities")
         usual = Path("runs", f"{self.study.name}-{self.mode}-seed{self.study.seed}")
         object.__setattr__(self, "out", (usual if self.out == Path() else self.out).absolute())
 

@@ -125,7 +125,7 @@ class RoundStarted(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class SiteUpdate(Event):
-    """A valid answer; without ``train_loss``, the site only evaluated."""
+    """A valid answer; without ``train_loss``, the site only evaluated, unless it ``summed`` an update."""
 
     round: int
     phase: str = ""  # "test" after the rounds
@@ -136,6 +136,7 @@ class SiteUpdate(Event):
     bytes_down: int = 0
     norm: float | None = None
     train_loss: float | None = None
+    summed: bool = False  # its update is part of a secure sum: samples, norm and loss are unknown
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,6 +157,8 @@ class Aggregated(Event):
     round: int
     seconds: Table = field(default_factory=dict)
     exposure: Table = field(default_factory=dict)
+    samples: int = 0  # of all sites, under secure sums
+    train_loss: float | None = None  # over them
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,6 +13,7 @@ import tomli_w
 from cryptography import x509
 from rich.console import Console
 
+from mmare.study.study import load_study
 from server.membership.flower_nodes import registered, superlink_answers
 from tests.federations import all_events, outcome, run_nodes, tiny_federation, tiny_study
 from tests.server.deployment.test_proxy import CLOSED, status
@@ -135,6 +136,21 @@ def test_told_to_stop_it_stops_everything_and_the_same_command_resumes(
     coordinator.start(federation, out)
     coordinator.finish(LONG_S)
     assert outcome(out) == expected
+
+
+def test_secure_sums_are_the_same_bits_though_a_worker_is_killed(coordinator, federation, place, tmp_path):
+    settings = ["privacy.secure_sum=true", "federation.min_sites=3"]
+    study = tmp_path / "secure.toml"
+    study.write_text(tomli_w.dumps(load_study(federation / "study.toml").override(settings).to_dict()))
+    run_nodes(federation, place / "secure", settings=settings)
+    for hospital in coordinator.hospitals:
+        hospital.approve(study)
+    out = tmp_path / "run"
+    coordinator.start(study, out)
+    coordinator.until_round(out, 2)
+    coordinator.hospitals[1].kill("worker")
+    coordinator.finish(LONG_S)
+    assert outcome(out) == outcome(place / "secure")
 
 
 @pytest.fixture(scope="module")

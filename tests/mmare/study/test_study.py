@@ -582,7 +582,7 @@ OTHER = SimpleNamespace(
     federation=FederationSpec(
         "fedprox", 4, 61.0, {"weighting": "exposure"}, ("norms",), Wire.FLOAT16, Untouched.DRIFT, 5.0, 0.5
     ),
-    privacy=PrivacySpec(11, (ExtraAnswer.SUBSETS,), 3.0),
+    privacy=PrivacySpec(11, (ExtraAnswer.SUBSETS,), 3.0, True),
 )
 
 

@@ -1,0 +1,231 @@
+"""What of the answers is summed under ``secure_sum``: the numbers of one kind of answer in one fixed order.
+
+A site's vector has the same layout whatever it holds: zeros stand for what its rows did not exercise.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from mmare.metrics.state import MetricState
+from mmare.models.phases import phase_at
+from mmare.study.strategy_options import Weighting, strategy_options
+from mmare.wire.messages import Evaluation, Moments, SecureSum, Statistics, WireError
+from mmare.wire.sharing import federated_blocks
+from mmare.wire.tensors import trained_tensors
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from torch import Tensor
+
+    from mmare.models.base import MultimodalModel
+    from mmare.models.blocks import Block
+    from mmare.study.study import Study
+    from mmare.wire.messages import Request, Split, Update
+
+__all__ = [
+    "SumLayout",
+    "evaluation_layout",
+    "evaluation_of",
+    "evaluation_values",
+    "moments_layout",
+    "moments_of",
+    "moments_values",
+    "sum_layout",
+    "training_layout",
+    "training_values",
+]
+
+_MOST_CELLS = 1024  # true class, predicted class and pattern: 17 MB of histograms a site
+_STATE = ("confusion", "histogram", "losses", "calibration")
+
+
+@dataclass(frozen=True)
+class SumLayout:
+    """Named arrays of float64 in one vector."""
+
+    shapes: Mapping[str, tuple[int, ...]]
+
+    @property
+    def length(self) -> int:
+        """Numbers in the vector."""
+        return sum(map(math.prod, self.shapes.values()))
+
+    def pack(self, values: Mapping[str, Tensor]) -> Tensor:
+        """The vector ``(length,)``; zeros where a value is absent.
+
+        Example:
+            >>> layout = SumLayout({"a": (), "b": (2,)})
+            >>> layout.pack({"b": torch.tensor([1.0, 2.0])}).tolist()
+            [0.0, 1.0, 2.0]
+        """
+        vector = torch.zeros(self.length, dtype=torch.float64)
+        for name, place in self.unpack(vector).items():
+            if name in values:
+                place.copy_(values[name])
+        return vector
+
+    def unpack(self, vector: Tensor) -> dict[str, Tensor]:
+        """Views of a vector, by name."""
+        pieces = torch.split(vector, [math.prod(shape) for shape in self.shapes.values()])
+        return {
+            name: piece.view(shape) for (name, shape), piece in zip(self.shapes.items(), pieces, strict=True)
+        }
+
+
+def moments_layout(study: Study) -> SumLayout:
+    """Of scaling moments."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    for modality in study.modalities:
+        shapes |= {
+            f"{modality.name}/n": (),
+            f"{modality.name}/total": (modality.width,),
+            f"{modality.name}/squares": (modality.width,),
+        }
+    return SumLayout(shapes)
+
+
+def moments_values(statistics: Statistics) -> dict[str, Tensor]:
+    """A site's moments."""
+    values = {}
+    for each in statistics.moments:
+        values[f"{each.modality}/n"] = torch.tensor(float(each.n))
+        values[f"{each.modality}/total"] = torch.tensor(each.total, dtype=torch.float64)
+        values[f"{each.modality}/squares"] = torch.tensor(each.squares, dtype=torch.float64)
+    return values
+
+
+def moments_of(sums: Mapping[str, Tensor], study: Study) -> Statistics:
+    """The moments of all sites together."""
+    return Statistics(
+        "",
+        tuple(
+            Moments(
+                modality.name,
+                round(sums[f"{modality.name}/n"].item()),
+                tuple(sums[f"{modality.name}/total"].tolist()),
+                tuple(sums[f"{modality.name}/squares"].tolist()),
+            )
+            for modality in study.modalities
+        ),
+    )
+
+
+def training_layout(model: MultimodalModel, study: Study, round_number: int) -> SumLayout:
+    """Of a round's updates: weight, exposure and weighted change of every block that the round trains."""
+    shapes: dict[str, tuple[int, ...]] = {"sites": (), "samples": (), "loss": ()}
+    tensors = trained_tensors(model)
+    for block in _of_round(model, study, round_number):
+        shapes |= {f"{block.name}/weight": (), f"{block.name}/exposure": ()}
+        for name in block.parameters:
+            value = tensors[name] if block.column is None else tensors[name][:, block.column]
+            shapes[_change(block, name)] = tuple(value.shape)
+    return SumLayout(shapes)
+
+
+def training_values(
+    model: MultimodalModel, study: Study, update: Update, changes: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """A site's part of a round; ``changes`` by name of tensor, as `block_tensors` names them.
+
+    A block weighs what `server.aggregation.site_weights` gives it.
+    """
+    options = strategy_options(study.federation.strategy, study.federation.options)
+    samples = update.samples
+    loss = (update.train_loss or 0.0) * samples
+    values = {"sites": torch.tensor(1.0), "samples": torch.tensor(float(samples)), "loss": torch.tensor(loss)}
+    for block in _of_round(model, study, update.round):
+        if block.name not in update.blocks:
+            continue
+        exposure = update.exposures[block.name]
+        by_samples = options.weighting is Weighting.SAMPLES
+        weight = float(samples) if by_samples else float(exposure) ** options.exponent if exposure else 0.0
+        values[f"{block.name}/weight"] = torch.tensor(weight, dtype=torch.float64)
+        values[f"{block.name}/exposure"] = torch.tensor(float(exposure))
+        for name in block.parameters:
+            key = name if block.column is None else f"{name}[:,{block.column}]"
+            values[_change(block, name)] = changes[key].double() * weight
+    return values
+
+
+def evaluation_layout(study: Study, splits: Sequence[Split], *, patterns: bool) -> SumLayout:
+    """Of the metric states of splits, and if asked of every presence pattern, unless they are too many."""
+    empty = MetricState.empty(len(study.classes))
+    fits = len(study.classes) ** 2 << len(study.modalities) <= _MOST_CELLS
+    groups = ["", *(_patterns(len(study.modalities)) if patterns and fits else ())]
+    return SumLayout(
+        {
+            f"{split}/{group}/{name}": shape
+            for split in splits
+            for group in groups
+            for name, shape in {
+                **{part: tuple(getattr(empty, part).shape) for part in _STATE},
+                "withheld": (len(study.classes),),
+            }.items()
+        }
+    )
+
+
+def evaluation_values(evaluations: Sequence[Evaluation], study: Study) -> dict[str, Tensor]:
+    """A site's metric states."""
+    values: dict[str, Tensor] = {}
+    for each in evaluations:
+        for group, content in {"": each.state, **each.patterns}.items():
+            state = MetricState.from_dict(content, len(study.classes))
+            for part in _STATE:
+                values[f"{each.split}/{group}/{part}"] = getattr(state, part).double()
+            withheld = torch.zeros(len(study.classes))
+            withheld[list(state.withheld)] = 1.0
+            values[f"{each.split}/{group}/withheld"] = withheld
+    return values
+
+
+def evaluation_of(sums: Mapping[str, Tensor], split: Split) -> dict[str, MetricState]:
+    """The pooled states of a split, by presence pattern; under an empty name that of all rows.
+
+    Raises:
+        WireError: If the sums are no metric state.
+    """
+    found = {}
+    for name in sums:
+        if not (name.startswith(f"{split}/") and name.endswith("/withheld")):
+            continue
+        group = name.split("/")[1]
+        parts = [sums[f"{split}/{group}/{each}"] for each in _STATE]
+        confusion, histogram = (each.round().long() for each in parts[:2])
+        withheld = tuple(sums[name].round().nonzero().flatten().tolist())
+        state = MetricState(confusion, histogram, *parts[2:], withheld=withheld)
+        if min(state.confusion.min().item(), state.histogram.min().item()) < 0:
+            raise WireError("a sum of counts below zero")
+        if not group or state.n:
+            found[group] = state
+    return found
+
+
+def sum_layout(model: MultimodalModel, study: Study, request: Request) -> SumLayout:
+    """Of the answers to a request, the same for every site that it goes to."""
+    if request.sum is SecureSum.MOMENTS:
+        return moments_layout(study)
+    shapes = dict(evaluation_layout(study, request.splits, patterns=request.patterns).shapes)
+    if request.sum is SecureSum.ROUND:
+        shapes |= training_layout(model, study, request.round).shapes
+    return SumLayout(shapes)
+
+
+def _of_round(model: MultimodalModel, study: Study, round_number: int) -> list[Block]:
+    trained = phase_at(model.phases(), round_number).blocks
+    return [block for block in federated_blocks(model, study) if block.name in trained]
+
+
+def _change(block: Block, parameter: str) -> str:
+    return f"{block.name}/{parameter}"
+
+
+def _patterns(modalities: int) -> list[str]:
+    return [f"{number:0{modalities}b}" for number in range(1, 2**modalities)]
