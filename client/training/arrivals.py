@@ -55,8 +55,12 @@ def check_arrival(
         seen = None if last is None else SeenModel(last[0], unpack(last[1], layout_of(received)))
     except WireError:  # of another study under the same name
         seen = None
-    seen = seen or SeenModel(0, models.fresh(study), sent=False)
     scaling = {name for name in received if name.startswith(SCALING)}
+    if seen is None:
+        seen = SeenModel(0, models.fresh(study), sent=False)
+    elif number == 0:  # the run began anew, with the scaling that it had
+        kept = {name: seen.tensors[name] for name in scaling}
+        seen = SeenModel(0, {**models.fresh(study), **kept})
     try:
         check_descent(received, number, seen, scaling, study)
     except DescentError as error:

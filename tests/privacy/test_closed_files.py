@@ -12,6 +12,7 @@ from mmare.study.choices import Mode
 from server.run.folder import Journal
 from simulation.run import run_federation
 from tests.federations import request_of, tiny_federation
+from tests.properties import first_quick
 
 SETTINGS = ("training.rounds=2",)
 
@@ -30,7 +31,7 @@ def modes(*folders):
 
 
 @pytest.mark.usefixtures("umask")
-@pytest.mark.parametrize("mode", [Mode.FEDERATED, Mode.LOCAL])
+@pytest.mark.parametrize("mode", first_quick(Mode.FEDERATED, Mode.LOCAL))
 def test_only_the_user_reads_what_a_run_leaves(tmp_path, mode):
     federation, out = tiny_federation(tmp_path / "federation"), tmp_path / "runs" / "run"
     seen = set()

@@ -152,6 +152,7 @@ def test_a_study_with_a_long_name_runs_under_a_short_one(tmp_path):
 # What is asked for always fits
 
 
+@pytest.mark.slow
 @examples(25)
 @given(st.integers(2, 4), st.integers(1, 3), st.booleans(), st.booleans())
 def test_the_fullest_answer_fits(classes, modalities, subsets, gap):
