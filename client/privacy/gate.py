@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from mmare.wire.messages import Request
 
     Group = TypeVar("Group", bound=Hashable)
-    Protect = Callable[[Update | Statistics, bytes], tuple[Masked, bytes]]
+    Protect = Callable[[Study, Update | Statistics, bytes], tuple[Masked, bytes]]
 
 __all__ = ["Gate"]
 
@@ -167,12 +167,13 @@ class Gate:
             raise SiteError(SiteCode.RELEASE) from None
         if isinstance(answer, Update):
             answer = replace(answer, norm=change)
-        header = encode(answer)
+        sent: Answer | Masked = answer
         if study.privacy.secure_sum and isinstance(answer, Update | Statistics):
             if protect is None:
                 raise SiteError(SiteCode.SUM)
-            masked, payload = protect(answer, payload)
-            header, what = encode(masked), (*what, "masked")
+            sent, payload = protect(study, answer, payload)
+            what = (*what, "masked")
+        header = encode(sent)
         entry = Entry(
             event=Event.RELEASED,
             task=request.task.value,

@@ -264,10 +264,9 @@ class SiteService:
         ), pack(upload)
 
     def _protect(
-        self, request: Request, received: bytes, answer: Update | Statistics, payload: bytes
+        self, request: Request, received: bytes, study: Study, answer: Update | Statistics, payload: bytes
     ) -> tuple[Masked, bytes]:
         """Mask an answer, as it passed the gate, for a secure sum."""
-        study = self._gate.admit(request.study)
         with self._models.borrow(study) as model:
             layout = sum_layout(model, study, request)
             if isinstance(answer, Statistics):

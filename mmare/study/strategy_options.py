@@ -51,6 +51,12 @@ class FedAvgOptions:
     damping: float = 0.0
     gap_step: float = 0.0
 
+    def vote(self, samples: int, exposure: int) -> float:
+        """What a site that sent a block weighs in it, before other sites are looked at."""
+        if self.weighting is Weighting.SAMPLES:
+            return float(samples)
+        return float(exposure) ** self.exponent if exposure else 0.0
+
 
 @dataclass(frozen=True)
 class ExposureOptions(FedAvgOptions):

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING
 import torch
 
 from mmare.metrics.state import MetricState
+from mmare.models.blocks import block_tensors
 from mmare.models.phases import phase_at
-from mmare.study.strategy_options import Weighting, strategy_options
+from mmare.study.strategy_options import strategy_options
 from mmare.wire.messages import Evaluation, Moments, SecureSum, Statistics, WireError
 from mmare.wire.sharing import federated_blocks
 from mmare.wire.tensors import trained_tensors
@@ -119,38 +120,32 @@ def moments_of(sums: Mapping[str, Tensor], study: Study) -> Statistics:
 
 def training_layout(model: MultimodalModel, study: Study, round_number: int) -> SumLayout:
     """Of a round's updates: weight, exposure and weighted change of every block that the round trains."""
-    shapes: dict[str, tuple[int, ...]] = {"sites": (), "samples": (), "loss": ()}
+    shapes: dict[str, tuple[int, ...]] = {"samples": (), "loss": ()}
     tensors = trained_tensors(model)
     for block in _of_round(model, study, round_number):
         shapes |= {f"{block.name}/weight": (), f"{block.name}/exposure": ()}
-        for name in block.parameters:
-            value = tensors[name] if block.column is None else tensors[name][:, block.column]
-            shapes[_change(block, name)] = tuple(value.shape)
+        for name, value in block_tensors((block,), tensors).items():
+            shapes[f"{block.name}/{name}"] = tuple(value.shape)
     return SumLayout(shapes)
 
 
 def training_values(
     model: MultimodalModel, study: Study, update: Update, changes: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
-    """A site's part of a round; ``changes`` by name of tensor, as `block_tensors` names them.
-
-    A block weighs what `server.aggregation.site_weights` gives it.
-    """
+    """A site's part of a round; ``changes`` by name of tensor, as `block_tensors` names them."""
     options = strategy_options(study.federation.strategy, study.federation.options)
-    samples = update.samples
+    samples, tensors = update.samples, trained_tensors(model)
     loss = (update.train_loss or 0.0) * samples
-    values = {"sites": torch.tensor(1.0), "samples": torch.tensor(float(samples)), "loss": torch.tensor(loss)}
+    values = {"samples": torch.tensor(float(samples)), "loss": torch.tensor(loss)}
     for block in _of_round(model, study, update.round):
         if block.name not in update.blocks:
             continue
         exposure = update.exposures[block.name]
-        by_samples = options.weighting is Weighting.SAMPLES
-        weight = float(samples) if by_samples else float(exposure) ** options.exponent if exposure else 0.0
+        weight = options.vote(samples, exposure)
         values[f"{block.name}/weight"] = torch.tensor(weight, dtype=torch.float64)
         values[f"{block.name}/exposure"] = torch.tensor(float(exposure))
-        for name in block.parameters:
-            key = name if block.column is None else f"{name}[:,{block.column}]"
-            values[_change(block, name)] = changes[key].double() * weight
+        for name in block_tensors((block,), tensors):
+            values[f"{block.name}/{name}"] = changes[name].double() * weight
     return values
 
 
@@ -221,10 +216,6 @@ def sum_layout(model: MultimodalModel, study: Study, request: Request) -> SumLay
 def _of_round(model: MultimodalModel, study: Study, round_number: int) -> list[Block]:
     trained = phase_at(model.phases(), round_number).blocks
     return [block for block in federated_blocks(model, study) if block.name in trained]
-
-
-def _change(block: Block, parameter: str) -> str:
-    return f"{block.name}/{parameter}"
 
 
 def _patterns(modalities: int) -> list[str]:

@@ -56,7 +56,7 @@ def _weights(
 ) -> BlockWeights:
     senders = {each.site for each in contributions if block in each.blocks}
     if options.weighting is Weighting.SAMPLES:
-        samples = {each.site: float(each.samples) for each in contributions}
+        samples = {each.site: options.vote(each.samples, 0) for each in contributions}
         votes = capped(_with_factors(samples, factors), most)
         others = sum(vote for site, vote in votes.items() if site not in senders)
         return BlockWeights({site: vote for site, vote in votes.items() if site in senders}, float(others))
@@ -65,7 +65,7 @@ def _weights(
         for each in contributions
         if each.site in senders and each.exposures[block] > 0
     }
-    powers = {site: float(count) ** options.exponent for site, count in exposed.items()}
+    powers = {site: options.vote(0, count) for site, count in exposed.items()}
     votes = capped(_with_factors(powers, factors), most)
     exposure = sum(exposed.values())
     return BlockWeights(votes, sum(votes.values()) * options.damping / exposure if exposure else 0.0)

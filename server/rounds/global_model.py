@@ -130,10 +130,7 @@ class Averaging:
             if f"{block}/weight" not in summed.values:
                 continue  # another phase's
             weight, exposed = (summed.values[f"{block}/{what}"].item() for what in ("weight", "exposure"))
-            changes = {
-                name: summed.values[f"{block}/{parameter}"]
-                for name, parameter in zip(names, upload.parameters[block], strict=True)
-            }
+            changes = {name: summed.values[f"{block}/{name}"] for name in names}
             blocks[block] = BlockSum(weight, exposed, changes)
             exposure[block] = round(exposed)
         self._take((), Sums(summed.values["samples"].item(), blocks))

@@ -112,9 +112,7 @@ class RoundLoop:
         self._inquiry = Inquiry(
             self._fleet, self._study, self._calls, self._journal, self._spool, self._global.upload
         )
-        self._sums = SecureSums(
-            self._inquiry, self._calls, self._study, self._global.model, self._run, self._journal
-        )
+        self._sums = SecureSums(self._inquiry, self._calls, self._study, self._global.model, self._journal)
         self._require_quorum(len(self._trainers()), "took part in the roll call")
         self._require_shares(len(self._trainers()))
         progress = self._resume()

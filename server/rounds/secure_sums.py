@@ -81,7 +81,6 @@ class SecureSums:
 
     Args:
         model: Tells the layout of the answers.
-        run: Name under which sites keep their state.
     """
 
     def __init__(
@@ -90,14 +89,12 @@ class SecureSums:
         calls: RollCalls,
         study: Study,
         model: MultimodalModel,
-        run: str,
         journal: Journal,
     ) -> None:
         self._inquiry = inquiry
         self._calls = calls
         self._study = study
         self._model = model
-        self._run = run
         self._journal = journal
 
     def collect(
@@ -110,7 +107,8 @@ class SecureSums:
         """
         roster = {site: self._calls.members[site].call.public_key for site in sorted(requests)}
         fewest = max(majority(len(roster)), self._study.federation.min_sites)
-        length = sum_layout(self._model, self._study, next(iter(requests.values()))).length
+        layout = sum_layout(self._model, self._study, next(iter(requests.values())))
+        length = layout.length
         self._require(len(roster), fewest, "can take part in")
         up = down = 0
         while True:
@@ -123,7 +121,6 @@ class SecureSums:
             roster = {site: key for site, key in roster.items() if site in masked}
             self._require(len(roster), fewest, "sent their part of")
         seeds = self._seeds(masked, next(iter(asked.values())), fewest)
-        layout = sum_layout(self._model, self._study, next(iter(requests.values())))
         for site, part in masked.items() if round_number else ():
             self._journal.write(
                 events.SiteUpdate(

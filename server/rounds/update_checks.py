@@ -46,7 +46,6 @@ class Upload:
         self.parts = {
             name: tuple(block_tensors((block,), tensors)) for name, block in self._federated.items()
         }
-        self.parameters = {name: block.parameters for name, block in self._federated.items()}
         self.layout = cache(self._layout)
 
     def of_round(self, round_number: int) -> tuple[str, ...]:
