@@ -16,7 +16,17 @@ from sites.splits import three_way
 from sites.table_file import read_table
 from sites.tabular import TextTable, finite_number
 
-__all__ = ["ID", "LABEL", "SPLIT", "Manifest", "load_manifest", "parse_labels", "parse_splits"]
+__all__ = [
+    "ID",
+    "LABEL",
+    "SPLIT",
+    "Manifest",
+    "Patients",
+    "load_manifest",
+    "load_patients",
+    "parse_labels",
+    "parse_splits",
+]
 
 ID, LABEL, SPLIT = "patient_id", "label", "split"
 
@@ -25,14 +35,36 @@ _TEST_FRACTION, _VAL_FRACTION = 0.3, 1 / 7
 
 
 @dataclass(frozen=True)
-class Manifest:
-    """The patients of one site, in file order."""
+class Patients:
+    """The patients of one table, in file order."""
 
     source: Path
     patient_ids: tuple[str, ...]  # unique
+    table: pd.DataFrame  # every column of the file as text, blank cells missing
+
+
+@dataclass(frozen=True)
+class Manifest(Patients):
+    """The patients of one site, of whom the outcome is known."""
+
     labels: NDArray[np.int64]  # (n_patients,) index in the study's classes
     splits: NDArray[np.str_]  # (n_patients,) values of `Split`
-    table: pd.DataFrame  # every column of the file as text, blank cells missing
+
+
+def load_patients(path: Path) -> Patients:
+    """Read a table of patients whose outcome need not be known.
+
+    Raises:
+        DataError: If the file is missing, unreadable or empty, or a patient id is blank or repeated.
+    """
+    return _patients(read_table(path))
+
+
+def _patients(table: TextTable) -> Patients:
+    ids = table.require_unique(ID)
+    if not ids:
+        raise DataError(f"{table.source}: no patient, expected at least one row under the header")
+    return Patients(table.source, tuple(ids), table.frame)
 
 
 def load_manifest(path: Path, classes: Sequence[str], seed: int | Callable[[], int]) -> Manifest:
@@ -43,9 +75,7 @@ def load_manifest(path: Path, classes: Sequence[str], seed: int | Callable[[], i
             repeated, or a label or split is blank or unknown.
     """
     table = read_table(path)
-    ids = table.require_unique(ID)
-    if not ids:
-        raise DataError(f"{path}: no patient, expected at least one row under the header")
+    patients = _patients(table)
     names = parse_labels(table, LABEL, classes)
     if SPLIT in table.frame.columns:
         splits = parse_splits(table, SPLIT)
@@ -54,7 +84,7 @@ def load_manifest(path: Path, classes: Sequence[str], seed: int | Callable[[], i
         splits = three_way([names], drawn_from, _TEST_FRACTION, _VAL_FRACTION)
     index = {name: label for label, name in enumerate(classes)}
     labels = np.array([index[name] for name in names], dtype=np.int64)
-    return Manifest(path, tuple(ids), labels, splits, table.frame)
+    return Manifest(path, patients.patient_ids, table.frame, labels, splits)
 
 
 def parse_labels(table: TextTable, column: str, classes: Sequence[str]) -> list[str]:

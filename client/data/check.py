@@ -70,9 +70,7 @@ def check_site(
             none = np.zeros(len(manifest.patient_ids), dtype=bool)
             results.append(ModalityCheck(modality.name, none, none, Counter()))
         elif modality.kind is Kind.VOLUME:
-            results.append(
-                _scans(site, study, modality, len(manifest.patient_ids), progress, read_voxels=read_voxels)
-            )
+            results.append(_scans(site, study, modality, manifest, progress, read_voxels=read_voxels))
         else:
             results.append(_given(site, study, modality, manifest))
     return manifest, results
@@ -95,16 +93,17 @@ def _scans(
     site: SiteConfig,
     study: Study,
     modality: ModalitySpec,
-    rows: int,
+    manifest: Manifest,
     progress: Progress,
     *,
     read_voxels: bool,
 ) -> ModalityCheck:
     from client.data.read_scan import read_scan, try_scan  # noqa: PLC0415 - importing the readers takes seconds
 
+    rows = len(manifest.patient_ids)
     found, usable = np.zeros(rows, dtype=bool), np.zeros(rows, dtype=bool)
     refused: Counter[tuple[ScanReason, str]] = Counter()
-    scans = [scan for scan in scans_of(site, study) if scan.modality.name == modality.name]
+    scans = [scan for scan in scans_of(site, study, manifest) if scan.modality.name == modality.name]
     cache = EmbeddingCache(site.cache)
     for done, scan in enumerate(scans):
         found[scan.row] = True

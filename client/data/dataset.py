@@ -20,7 +20,7 @@ from sites.manifest import load_manifest
 from sites.prompts import compile_prompt
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -30,11 +30,18 @@ if TYPE_CHECKING:
     from mmare.study.study import Study
     from sites.config import ModalitySource, SiteConfig
     from sites.encoding import Encoding
-    from sites.manifest import Manifest
+    from sites.manifest import Patients
 
-    Vectors = Iterator[tuple[int, NDArray[np.float32]]]  # row of the manifest, (W,)
+    Vectors = Iterable[tuple[int, NDArray[np.float32]]]  # row of the manifest, (W,)
 
-__all__ = ["SiteData", "load_data", "presence_of"]
+__all__ = [
+    "SiteData",
+    "load_data",
+    "modality_fingerprint",
+    "presence_of",
+    "read_inputs",
+    "vectors_of",
+]
 
 
 @dataclass(frozen=True)
@@ -79,46 +86,77 @@ def load_data(site: SiteConfig, study: Study, split_seed: Callable[[], int] | No
         DataError: If a file is missing or cannot be used, or a patient has no modality; names file and row.
     """
     manifest = load_manifest(site.manifest, study.classes, split_seed or study.seed)
-    encoders: dict[str, str] = {}
+    embedding, present = read_inputs(
+        study,
+        len(manifest.patient_ids),
+        {
+            modality.name: vectors_of(modality, manifest, site, study)
+            for modality in study.modalities
+            if modality.name in site.modalities
+        },
+    )
     encodings: dict[Path, Encoding] = {}
-    columns: list[NDArray[np.bool_]] = []
-    embeddings: list[Tensor] = []
-    for modality in study.modalities:
-        rows = np.zeros((len(manifest.patient_ids), modality.width), dtype=np.float32)
-        present = np.zeros(len(manifest.patient_ids), dtype=bool)
-        if modality.name in site.modalities:
-            for row, vector in _VECTORS[modality.kind](modality, manifest, site, study):
-                rows[row], present[row] = vector, True
-            encoders[modality.name] = modality_fingerprint(modality, site, encodings)
-        embeddings.append(torch.from_numpy(rows))
-        columns.append(present)
-    found = np.stack(columns, axis=1)  # (N, M)
-    for row in np.flatnonzero(~found.any(axis=1)).tolist():
+    for row in torch.nonzero(~present.any(dim=1)).flatten().tolist():
         raise DataError(
             f"{manifest.source}: data row {row + 1} has none of the study's modalities "
             f"({', '.join(modality.name for modality in study.modalities)}); expected at least one"
         )
     return SiteData(
-        embedding=tuple(embeddings),
-        present=torch.from_numpy(found),
+        embedding=embedding,
+        present=present,
         label=torch.from_numpy(manifest.labels),
         rows={split: torch.from_numpy(np.flatnonzero(manifest.splits == split.value)) for split in Split},
-        encoders=encoders,
+        encoders={
+            modality.name: modality_fingerprint(modality, site, encodings)
+            for modality in study.modalities
+            if modality.name in site.modalities
+        },
         patients=manifest.patient_ids,
     )
 
 
+def read_inputs(
+    study: Study, patients: int, vectors: Mapping[str, Vectors]
+) -> tuple[tuple[Tensor, ...], Tensor]:
+    """What a model takes of N patients.
+
+    Args:
+        study: Whose modalities they are.
+        patients: N.
+        vectors: By modality; others are absent.
+
+    Returns:
+        ``(N, W_j)`` float32 per modality in slot order, zero where absent, and which are present, ``(N, M)``.
+    """
+    embedding, present = [], np.zeros((patients, len(study.modalities)), dtype=bool)
+    for slot, modality in enumerate(study.modalities):
+        rows = np.zeros((patients, modality.width), dtype=np.float32)
+        for row, vector in vectors.get(modality.name, ()):
+            rows[row], present[row, slot] = vector, True
+        embedding.append(torch.from_numpy(rows))
+    return tuple(embedding), torch.from_numpy(present)
+
+
+def vectors_of(modality: ModalitySpec, patients: Patients, site: SiteConfig, study: Study) -> Vectors:
+    """Vectors ``(W,)`` of the patients who have a modality at a site, with their rows.
+
+    Raises:
+        DataError: If a file is missing or cannot be used, or a scan is not embedded yet.
+    """
+    return _VECTORS[modality.kind](modality, patients, site, study)
+
+
 def presence_of(
-    modality: ModalitySpec, manifest: Manifest, site: SiteConfig, study: Study
+    modality: ModalitySpec, manifest: Patients, site: SiteConfig, study: Study
 ) -> NDArray[np.bool_]:
     """Which patients have a modality of features or text, ``(N,)``; a DataError if they cannot be read."""
     present = np.zeros(len(manifest.patient_ids), dtype=bool)
-    for row, _ in _VECTORS[modality.kind](modality, manifest, site, study):
+    for row, _ in vectors_of(modality, manifest, site, study):
         present[row] = True
     return present
 
 
-def _feature_vectors(modality: ModalitySpec, manifest: Manifest, site: SiteConfig, _study: Study) -> Vectors:
+def _feature_vectors(modality: ModalitySpec, manifest: Patients, site: SiteConfig, _study: Study) -> Vectors:
     source = site.modalities[modality.name]
     if source.file is None:
         raise DataError(f"{manifest.source}: modality {modality.name} needs a features file in site.toml")
@@ -128,7 +166,7 @@ def _feature_vectors(modality: ModalitySpec, manifest: Manifest, site: SiteConfi
             yield row, table[patient]
 
 
-def _text_vectors(modality: ModalitySpec, manifest: Manifest, site: SiteConfig, _study: Study) -> Vectors:
+def _text_vectors(modality: ModalitySpec, manifest: Patients, site: SiteConfig, _study: Study) -> Vectors:
     """Embeddings of texts, encoded on the fly."""
     texts = _texts(modality, site.modalities[modality.name], manifest)
     chosen = {row: text for row, text in enumerate(texts) if text is not None}
@@ -139,10 +177,10 @@ def _text_vectors(modality: ModalitySpec, manifest: Manifest, site: SiteConfig, 
         yield from zip(chosen, encoder.encode(list(chosen.values())), strict=True)
 
 
-def _scan_vectors(modality: ModalitySpec, manifest: Manifest, site: SiteConfig, study: Study) -> Vectors:
+def _scan_vectors(modality: ModalitySpec, manifest: Patients, site: SiteConfig, study: Study) -> Vectors:
     """Cached embeddings of scans; a refused scan is a missing modality."""
     cache = EmbeddingCache(site.cache)
-    for scan in scans_of(site, study):
+    for scan in scans_of(site, study, manifest):
         if scan.modality.name != modality.name:
             continue
         listed = list_scan(cache, site, scan)
@@ -179,7 +217,7 @@ def modality_fingerprint(
     return f"{GIVEN}:{read[file].fingerprint(modality.name)}"
 
 
-def _texts(modality: ModalitySpec, source: ModalitySource, manifest: Manifest) -> list[str | None]:
+def _texts(modality: ModalitySpec, source: ModalitySource, manifest: Patients) -> list[str | None]:
     """Each patient's text, as given or rendered by the study's prompt; None where all fields are blank."""
     table = manifest.table
     wanted = (source.column,) if source.column is not None else source.columns

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import logging
 from collections import Counter, deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
@@ -14,11 +14,12 @@ import torch
 
 from client.data.cache import EmbeddingCache
 from client.data.read_scan import read_scan
-from client.data.scan_list import ListedScan, list_scan, scans_of
+from client.data.scan_list import ListedScan, Scan, list_scan, scans_of
 from client.encoders.registry import ENCODERS, check_encoders, encoder_source
 from client.ingest.reasons import ScanReason, ScanRefused, refused_by
 from client.telemetry.embed_record import watched
 from mmare.errors import DataError, RunError
+from sites.manifest import load_manifest
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from mmare.study.study import Study
     from sites.config import SiteConfig
 
-__all__ = ["EmbedReport", "Refusal", "embed_site"]
+__all__ = ["EmbedReport", "Refusal", "embed_scans", "embed_site"]
 
 LOG = logging.getLogger(__name__)
 
@@ -71,31 +72,40 @@ def embed_site(
         RunError: If the disk is full.
     """
     check_encoders(study)
-    cache = EmbeddingCache(site.cache)
-    scans = scans_of(site, study)
+    scans = scans_of(site, study, load_manifest(site.manifest, study.classes, study.seed))
     totals = Counter(scan.modality.name for scan in scans)
-    ends: list[tuple[bool, Refusal | None]] = []  # whether cached, and why it is unusable
     with watched(site.cache, totals, frozenset(site.modalities)) as watch:
+        return embed_scans(site, scans, progress, watch.observe)
 
-        def observe(done: ListedScan, *, cached: bool) -> None:
-            name, why = done.scan.modality.name, done.refused
-            ends.append(
-                (cached, None if why is None else Refusal(name, done.scan.row, why.reason, why.detail))
-            )
-            watch.observe(name, cached=cached, refused=None if why is None else why.reason)
 
-        due = []
-        for listed in (list_scan(cache, site, scan) for scan in scans):
-            if listed.is_due:
-                due.append(listed)
-            else:
-                observe(listed, cached=bool(listed.key))
-        _save_index(cache)
+def embed_scans(
+    site: SiteConfig, scans: Sequence[Scan], progress: Progress, watch: Callable[..., None] | None = None
+) -> EmbedReport:
+    """Encode those scans that the cache does not hold yet; raises as `embed_site`.
+
+    ``watch`` is called as `EmbedWatch.observe` for every scan that is done.
+    """
+    cache = EmbeddingCache(site.cache)
+    ends: list[tuple[bool, Refusal | None]] = []  # whether cached, and why it is unusable
+
+    def observe(done: ListedScan, *, cached: bool) -> None:
+        name, why = done.scan.modality.name, done.refused
+        ends.append((cached, None if why is None else Refusal(name, done.scan.row, why.reason, why.detail)))
+        if watch is not None:
+            watch(name, cached=cached, refused=None if why is None else why.reason)
+
+    due = []
+    for listed in (list_scan(cache, site, scan) for scan in scans):
+        if listed.is_due:
+            due.append(listed)
+        else:
+            observe(listed, cached=bool(listed.key))
+    _save_index(cache)
+    progress(len(ends), len(scans))
+    for encoded in _encoded(site, due):
+        _keep(cache, site, encoded)
+        observe(encoded, cached=False)
         progress(len(ends), len(scans))
-        for encoded in _encoded(site, due):
-            _keep(cache, site, encoded)
-            observe(encoded, cached=False)
-            progress(len(ends), len(scans))
     notes = {note: None for scan in scans if (note := ENCODERS[scan.modality.encoder].note)}
     refused = tuple(refusal for _, refusal in ends if refusal is not None)
     return EmbedReport(ends.count((False, None)), ends.count((True, None)), refused, tuple(notes))

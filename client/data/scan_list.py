@@ -16,7 +16,6 @@ from client.ingest.slides.tissue import Tiling
 from mmare.errors import DataError
 from mmare.study.choices import Kind
 from mmare.study.choices import MaskUse as StudyMask
-from sites.manifest import load_manifest
 
 if TYPE_CHECKING:
     import numpy as np
@@ -27,7 +26,7 @@ if TYPE_CHECKING:
     from mmare.study.specs import ModalitySpec
     from mmare.study.study import Study
     from sites.config import SiteConfig
-    from sites.manifest import Manifest
+    from sites.manifest import Patients
 
 __all__ = ["ListedScan", "Scan", "list_scan", "noise_names", "scan_fingerprint", "scans_of", "steps_of"]
 
@@ -90,14 +89,13 @@ def scan_fingerprint(site: SiteConfig, modality: ModalitySpec) -> str:
     return fingerprint(modality.encoder, encoder_source(site), steps.fingerprint)
 
 
-def scans_of(site: SiteConfig, study: Study) -> list[Scan]:
-    """Every scan of the study's volume modalities that the site's manifest names, modality by modality.
+def scans_of(site: SiteConfig, study: Study, manifest: Patients) -> list[Scan]:
+    """Every scan of the study's volume modalities that a manifest names, modality by modality.
 
     Raises:
         DataError: If the manifest cannot be used.
         InputError: If an encoder's weights are missing or have changed.
     """
-    manifest = load_manifest(site.manifest, study.classes, study.seed)
     found = []
     for modality in study.modalities:
         if modality.kind is not Kind.VOLUME or modality.name not in site.modalities:
@@ -113,7 +111,7 @@ def scans_of(site: SiteConfig, study: Study) -> list[Scan]:
         masks = _mask_paths(manifest, site, modality) if steps.needs_mask else lambda _row, _scan: None
         for row, value in enumerate(manifest.table[column]):
             if isinstance(value, str) and value:
-                path = site.manifest.parent / value  # absolute paths stay as they are
+                path = manifest.source.parent / value  # absolute paths stay as they are
                 patient, mask = manifest.patient_ids[row], masks(row, path)
                 found.append(Scan(row, patient, modality, path, mask, (modality.name,), steps, encoding))
     sharing: dict[tuple[int, Path], tuple[str, ...]] = {}
@@ -124,7 +122,7 @@ def scans_of(site: SiteConfig, study: Study) -> list[Scan]:
 
 
 def _mask_paths(
-    manifest: Manifest, site: SiteConfig, modality: ModalitySpec
+    manifest: Patients, site: SiteConfig, modality: ModalitySpec
 ) -> Callable[[int, Path], Path | None]:
     """Lookup of a row's mask file; it gives None where a command makes the mask.
 
@@ -144,7 +142,7 @@ def _mask_paths(
             )
         values = list(manifest.table[mask.column])
         return lambda row, _scan: (
-            site.manifest.parent / values[row] if isinstance(values[row], str) and values[row] else None
+            manifest.source.parent / values[row] if isinstance(values[row], str) and values[row] else None
         )
     folder = mask.folder
     return lambda _row, scan: None if folder is None else folder / scan.name

@@ -13,7 +13,7 @@ import json
 import logging
 import os
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from enum import StrEnum
 from types import MappingProxyType
@@ -24,7 +24,7 @@ from mmare.errors import RunError
 from mmare.host.files import own, own_folder
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
     from sites.config import SiteConfig
@@ -50,6 +50,7 @@ class Event(StrEnum):
 
     RELEASED = "released"
     REFUSED = "refused"
+    PREDICTED = "predicted"  # by a model package, for a patient of the site; nothing left
     APPROVED = "approved"
     CHANGED = "table changed"
 
@@ -71,6 +72,7 @@ class Entry:
     asked: str = ""  # SHA-256 of the request answered, header followed by tensors
     final: bool = False  # whether the run trains no more
     table: str = ""  # version of the site's table
+    prediction: Mapping[str, Any] = field(default_factory=dict)  # by which model, of whom and what
 
 
 @dataclass
@@ -95,11 +97,11 @@ class AuditLog:
         self._durable = durable
         self._read: tuple[tuple[int, ...], Chain] | None = None  # state of the file, and what it held
 
-    def append(self, entry: Entry, *, anew: bool = False) -> Head:
-        """Add a line and return the new head; its cost does not grow with the log.
+    def append(self, *entries: Entry, anew: bool = False) -> Head:
+        """Add a line each and return the new head; the cost does not grow with the log.
 
         Args:
-            entry: What to add.
+            entries: What to add, at least one.
             anew: Begin a new chain, in a log that does not verify.
 
         Raises:
@@ -114,7 +116,8 @@ class AuditLog:
                 raise ChainError(f"{self.path}: {wrong}; {_REMEDY}")
             if chain.head.lines == 0 and not wrong:
                 self._write_head(Head())  # before the first line: a chain without a head is a wrong one
-            return self._write(file, chain, replace(entry, broken=wrong or entry.broken), anew=bool(wrong))
+            first = replace(entries[0], broken=wrong or entries[0].broken)
+            return self._write(file, chain, (first, *entries[1:]), anew=bool(wrong))
 
     def check(self, *approved: Head) -> None:
         """Raise `ChainError` if the log is shorter than its head or one of ``approved``, or differs."""
@@ -177,23 +180,27 @@ class AuditLog:
                 return f"line {head.lines} of its chain is not the one that {holder} names: it was changed"
         return ""
 
-    def _write(self, file: int, chain: Chain, entry: Entry, *, anew: bool) -> Head:
-        self._read = None  # until the line is written
-        separator = b""
+    def _write(self, file: int, chain: Chain, entries: Sequence[Entry], *, anew: bool) -> Head:
+        self._read = None  # until the lines are written
+        lines = []
         if not chain.ended:
-            separator = b"\n"  # after a line cut short by a power failure
+            lines.append(b"\n")  # after a line cut short by a power failure
             chain.end_line()
-        line = {**chain.link(anew=anew), "time": _now()} | {
-            key: value for key, value in asdict(entry).items() if value is not False and value not in ("", ())
-        }
-        content = json.dumps(line, separators=(",", ":")).encode() + b"\n"
-        wanted = len(separator + content)
-        written = os.write(file, separator + content)  # one call: readers find no half of a line
-        if written != wanted:
-            raise OSError(f"{self.path}: {written} of {wanted} bytes written")
+        for entry in entries:
+            line = {**chain.link(anew=anew), "time": _now()} | {
+                key: value
+                for key, value in asdict(entry).items()
+                if value is not False and value not in ("", (), {})
+            }
+            lines.append(json.dumps(line, separators=(",", ":")).encode() + b"\n")
+            chain.take(lines[-1])
+            anew = False
+        content = b"".join(lines)
+        written = os.write(file, content)  # one call: readers find no half of a line
+        if written != len(content):
+            raise OSError(f"{self.path}: {written} of {len(content)} bytes written")
         if self._durable:
             os.fdatasync(file)
-        chain.take(content)
         self._write_head(chain.head)
         self._read = (_state(file), chain)
         return chain.head

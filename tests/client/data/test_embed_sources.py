@@ -21,6 +21,7 @@ from mmare.study.choices import Kind, MaskUse
 from mmare.study.specs import ModalitySpec
 from mmare.study.study import Study
 from sites.config import load_site
+from sites.manifest import load_patients
 from tests.data_folder import data_folder
 
 RANDOM = "med3d-resnet18-random"
@@ -115,7 +116,7 @@ def test_a_patient_without_a_mask_is_refused_by_reason_and_a_site_without_masks_
     assert report.refused[0].reason is ScanReason.NO_MASK
     bare = site(masked, '[modality.t1]\ncolumn = "t1"', "t1,brain", "p,a,train,scan.nii.gz,mask.nii.gz")
     with pytest.raises(DataError, match=r"the study wants masks of t1; expected \[modality\.t1\.mask\]"):
-        scans_of(bare, study("t1", mask=MaskUse.STRIP))
+        scans_of(bare, study("t1", mask=MaskUse.STRIP), load_patients(bare.manifest))
 
 
 def test_a_mask_program_that_fails_makes_the_scan_missing_until_it_works(masked):

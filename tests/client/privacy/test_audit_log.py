@@ -114,3 +114,12 @@ def test_releases_are_counted_by_study_since_a_time(log):
 def test_no_log_has_no_lines(log):
     assert list(log.lines()) == []
     assert log.tallies() == {}
+
+
+def test_many_entries_are_one_chain(log):
+    log.append(Entry(Event.APPROVED))
+    first, second = ({"presence": "10"}, {"presence": "01"})
+    head = log.append(Entry(Event.PREDICTED, prediction=first), Entry(Event.PREDICTED, prediction=second))
+    assert head.lines == 3
+    assert log.examine()[1] == ""
+    assert [line.get("prediction") for line in log.lines()] == [None, first, second]
