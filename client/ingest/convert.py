@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, replace
@@ -33,6 +34,8 @@ Progress = Callable[[str, int, int], None]
 _KEEP_S = 1.0  # at most this much work is lost when it is killed; a report per series would cost more
 _COMPRESSION = 3  # the best of ISA-L: a file 4 % larger than zlib's in a tenth of its time
 _PIECE_BYTES = 1 << 20
+_WRITERS = 2
+_MOST_BYTES_WRITTEN = 1 << 26  # of volumes at a time
 _INPUTS_VERSION = b"2"  # raised when the same files are to become another volume
 
 
@@ -205,25 +208,28 @@ def _converted(
 ) -> Iterator[tuple[int, SeriesEntry]]:
     """Each part's place and entry, once its volume is on disk.
 
-    One volume is compressed while the next is read: more would fill the memory.
+    Volumes are compressed while the next are read, as many as do not fill the memory, or one.
     """
+    writings: deque[tuple[Future[None], int, int, SeriesEntry]] = deque()
 
-    def finished(writing: Future[None], index: int, entry: SeriesEntry) -> tuple[int, SeriesEntry]:
+    def finished() -> tuple[int, SeriesEntry]:
+        writing, _, index, entry = writings.popleft()
         writing.result()
         return index, replace(entry, output_bytes=_bytes(out / str(entry.output)))
 
-    with ThreadPoolExecutor(1) as writer:
-        written: tuple[Future[None], int, SeriesEntry] | None = None
+    with ThreadPoolExecutor(_WRITERS) as writer:
         for index, (part, planned) in enumerate(zip(parts, entries, strict=True)):
             entry, volume = _convert_part(part, planned)
             if volume is None:
                 yield index, entry
                 continue
-            if written:
-                yield finished(*written)
-            written = writer.submit(write_volume, volume, out / str(entry.output)), index, entry
-        if written:
-            yield finished(*written)
+            n_bytes = volume.voxels.nbytes
+            while writings and n_bytes + sum(waiting for _, waiting, _, _ in writings) > _MOST_BYTES_WRITTEN:
+                yield finished()
+            writing = writer.submit(write_volume, volume, out / str(entry.output))
+            writings.append((writing, n_bytes, index, entry))
+        while writings:
+            yield finished()
 
 
 def _convert_part(part: Part, entry: SeriesEntry) -> tuple[SeriesEntry, Volume | None]:

@@ -62,6 +62,15 @@ class Scaling:
 
 
 @dataclass(frozen=True, slots=True)
+class PlainPixels:
+    """Uncompressed grey pixels in a file."""
+
+    start: int  # bytes before them
+    dtype: str  # of a stored value, as NumPy writes it
+    n_unused_bits: int  # the highest of each value
+
+
+@dataclass(frozen=True, slots=True)
 class FileHeader:
     """What all frames of a file share; named after the DICOM attributes unless noted."""
 
@@ -87,6 +96,7 @@ class FileHeader:
     is_lossy: bool  # LossyImageCompression
     tilt_deg: float  # GantryDetectorTilt, 0 if absent
     mosaic: MosaicLayout | None  # of a Siemens mosaic
+    plain: PlainPixels | None  # None: read through pydicom
 
 
 @dataclass(frozen=True, slots=True)

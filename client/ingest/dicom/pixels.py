@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from math import prod
 
@@ -23,6 +23,7 @@ from pydicom.tag import Tag
 from pydicom.uid import RLELossless
 
 from client.ingest.dicom.header import FileHeader, Frame, Scaling
+from client.ingest.dicom.plain import read_plain_pixels
 from client.ingest.dicom.reader import transfer_syntax_of
 from client.ingest.dicom.resample import Grid
 from client.ingest.dicom.values import number
@@ -58,7 +59,7 @@ def stored_values(frames: Sequence[Frame]) -> Iterator[tuple[int, NDArray[np.gen
         ScanRefused: If a file or its pixel data cannot be read.
     """
     for file, places in _by_file(frames).items():
-        pictures = _Pictures(file).decode([frames[place].index for place in places])
+        pictures = _pictures(file, [frames[place].index for place in places])
         yield from zip(places, pictures, strict=True)
 
 
@@ -117,6 +118,12 @@ def _scale(stored: NDArray[np.generic], scaling: Scaling) -> NDArray[np.generic]
     if np.issubdtype(stored.dtype, np.integer) and not np.isfinite(scaled).all():
         raise ScanRefused(ScanReason.UNCLEAR_SCALING, f"A slope of {slope:g} and intercept of {intercept:g}.")
     return scaled
+
+
+def _pictures(file: FileHeader, indices: list[int]) -> Iterable[NDArray[np.generic]]:
+    if file.plain:
+        return read_plain_pixels(file, file.plain, indices)
+    return _Pictures(file).decode(indices)
 
 
 class _Pictures:

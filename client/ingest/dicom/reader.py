@@ -13,7 +13,8 @@ from pydicom.dataset import Dataset
 from pydicom.uid import DeflatedExplicitVRLittleEndian, MediaStorageDirectoryStorage
 
 from client.ingest.dicom.csa import read_csa
-from client.ingest.dicom.header import FileHeader, Frame, Key, MosaicLayout
+from client.ingest.dicom.header import FileHeader, Frame, Key, MosaicLayout, PlainPixels
+from client.ingest.dicom.plain import find_plain_pixels
 from client.ingest.dicom.scaling import read_scaling
 from client.ingest.dicom.values import FrameSources, first_item, items, number, private_value, text, texts
 from client.ingest.files import looks_like_dicom
@@ -83,8 +84,8 @@ def read_frames(path: Path) -> list[Frame]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about every invalid value; those that matter are checked
         try:
-            dataset, has_pixels = _read_header(path, force=not part_10)
-            file = _file_header(path, dataset, has_pixels=has_pixels)
+            dataset, has_pixels, plain = _read_header(path, force=not part_10)
+            file = _file_header(path, dataset, plain, has_pixels=has_pixels)
             return list(_frames(file, dataset))
         except (OSError, ScanRefused):
             raise
@@ -92,7 +93,7 @@ def read_frames(path: Path) -> list[Frame]:
             raise ScanRefused(ScanReason.UNREADABLE_FILE) from error
 
 
-def _read_header(path: Path, *, force: bool) -> tuple[pydicom.FileDataset, bool]:
+def _read_header(path: Path, *, force: bool) -> tuple[pydicom.FileDataset, bool, PlainPixels | None]:
     size = path.stat().st_size
     with path.open("rb") as stream:
         try:
@@ -100,6 +101,8 @@ def _read_header(path: Path, *, force: bool) -> tuple[pydicom.FileDataset, bool]
         except EOFError as error:
             raise ScanRefused(ScanReason.UNREADABLE_FILE) from error
         followed = stream.tell() < size
+        syntax = transfer_syntax_of(dataset)
+        plain = find_plain_pixels(stream, dataset, syntax, size)
     meta_class = text(dataset.file_meta, "MediaStorageSOPClassUID")
     if (
         MediaStorageDirectoryStorage in (meta_class, text(dataset, "SOPClassUID"))
@@ -110,11 +113,13 @@ def _read_header(path: Path, *, force: bool) -> tuple[pydicom.FileDataset, bool]
         raise ScanRefused(ScanReason.UNREADABLE_FILE if not force else ScanReason.NOT_DICOM)
     if force and not (text(dataset, "SOPClassUID") or text(dataset, "Modality")):
         raise ScanRefused(ScanReason.NOT_DICOM)
-    deflated = transfer_syntax_of(dataset) == DeflatedExplicitVRLittleEndian  # tell() says nothing here
-    return dataset, followed or (deflated and "Rows" in dataset)
+    deflated = syntax == DeflatedExplicitVRLittleEndian  # tell() says nothing here
+    return dataset, followed or (deflated and "Rows" in dataset), plain
 
 
-def _file_header(path: Path, dataset: pydicom.FileDataset, *, has_pixels: bool) -> FileHeader:
+def _file_header(
+    path: Path, dataset: pydicom.FileDataset, plain: PlainPixels | None, *, has_pixels: bool
+) -> FileHeader:
     meta = dataset.file_meta
     image_type = texts(dataset, "ImageType")
     return FileHeader(
@@ -140,6 +145,7 @@ def _file_header(path: Path, dataset: pydicom.FileDataset, *, has_pixels: bool) 
         is_lossy=text(dataset, "LossyImageCompression") == "01",
         tilt_deg=number(dataset, "GantryDetectorTilt") or 0.0,
         mosaic=_mosaic(dataset) if _MOSAIC in image_type else None,
+        plain=_once(plain),
     )
 
 

@@ -180,7 +180,10 @@ def test_codec_that_is_not_installed_is_named(tmp_path, monkeypatch):
         missing_dependencies = ("gdcm - requires gdcm>=3.0.10",)
 
     monkeypatch.setattr(pixels_module, "get_decoder", lambda _uid: Absent())
-    save(stack(values(4)), tmp_path / "in")
+    files = stack(values(4))
+    for file in files:
+        file.compress(RLELossless, generate_instance_uid=False)
+    save(files, tmp_path / "in")
     entry = only(convert(tmp_path))
     assert entry.reasons == (ScanReason.NO_DECODER,)
     assert "gdcm" in entry.detail
