@@ -39,6 +39,7 @@ class MultimodalModel(nn.Module, ABC):
 
     Options: ClassVar[type[Any]]  # the keys that ``[model]`` may set
     NOTE: ClassVar[str] = ""  # caveat about its results, a sentence for reports
+    SEPARATE: ClassVar[bool] = False  # a patient's loss is the cross entropy of logits that no other changes
 
     def __init__(self, modalities: Sequence[ModalitySpec], classes: int, options: Any) -> None:  # noqa: ANN401, ARG002 - the subclass's Options
         super().__init__()
@@ -125,6 +126,7 @@ class MMARE(MultimodalModel):
     """
 
     Options = MMAREOptions
+    SEPARATE = True
 
     def __init__(
         self, modalities: Sequence[ModalitySpec], classes: int, options: MMAREOptions = MMAREOptions()

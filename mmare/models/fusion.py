@@ -9,6 +9,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from mmare.models.patient_gradients import of_patients
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -122,14 +124,16 @@ class PairwiseFusion(nn.Module):
         projected: Sequence[Tensor] = ()
         if merging:
             rows_next = torch.cat(following)  # every second partner of the batch
-            projected = torch.split(functional.linear(rows_next, from_next, self.first.bias), merging)
+            with of_patients(torch.cat([rows[:count] for count in merging])):
+                projected = torch.split(functional.linear(rows_next, from_next, self.first.bias), merging)
         fused = ordered[:, 0]  # (B, D)
         done: list[Tensor] = []
         for count, pair, partner in zip(merging, projected, following, strict=True):
             done.append(fused[count:])
             fused = fused[:count]
-            hidden = functional.relu(pair + functional.linear(fused, from_fused))
-            merged = fused + self.second(hidden)
-            fused = self.norm(merged + partner if self.symmetric else merged)
+            with of_patients(rows[:count]):
+                hidden = functional.relu(pair + functional.linear(fused, from_fused))
+                merged = fused + self.second(hidden)
+                fused = self.norm(merged + partner if self.symmetric else merged)
         result = torch.cat([fused, *reversed(done)])  # (B, D) in the order of rows
         return result[rows.argsort()]

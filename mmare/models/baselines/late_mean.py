@@ -36,6 +36,7 @@ class LateMean(MultimodalModel):
     """Mean of per-modality logits: a floor that a fusion model should beat."""
 
     Options = LateMeanOptions
+    SEPARATE = True
 
     def __init__(
         self, modalities: Sequence[ModalitySpec], classes: int, options: LateMeanOptions = LateMeanOptions()

@@ -105,6 +105,7 @@ class UniLMMV(MultimodalModel):
     """
 
     Options = UniLMMVOptions
+    SEPARATE = True
 
     def __init__(
         self, modalities: Sequence[ModalitySpec], classes: int, options: UniLMMVOptions = UniLMMVOptions()
@@ -137,11 +138,12 @@ class UniLMMV(MultimodalModel):
         """Classify by the learned token; training hides some modalities."""
         visible = self._visible(present, generator)  # (B, M)
         parts = torch.split(scaled, list(self.scaling.widths), dim=1)
-        tokens = [(self.summary + self.positions[0]).expand(len(scaled), -1)]  # (B, D) each
+        shape = len(scaled), len(self.summary)
+        tokens = [self.summary.expand(shape) + self.positions[0].expand(shape)]  # (B, D) each
         for slot, adapter in enumerate(self.adapters):
             there = visible[:, slot : slot + 1]
             rows = torch.where(there, parts[slot], parts[slot].new_zeros(()))
-            token = adapter(rows) + self.positions[slot + 1]
+            token = adapter(rows) + self.positions[slot + 1].expand(shape)
             tokens.append(torch.where(there, token, token.new_zeros(())))
         stacked = torch.stack(tokens, dim=1)  # (B, 1 + M, D)
         seen = functional.pad(visible, (1, 0), value=True)  # (B, 1 + M)
