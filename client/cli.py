@@ -193,6 +193,22 @@ def approve(
     typer.echo(f"approved: {folder.record(wanted, most, head, seed or ())}")
 
 
+@app.command(epilog="Example: mmare-site install kidney.zip --site hospital/site.toml")
+def install(
+    package: Annotated[Path, typer.Argument(metavar="MODEL", help="A model package, a folder or a zip.")],
+    site: Annotated[Path, typer.Option(help="The site's site.toml.")],
+) -> None:
+    """Check a model package against its digest, show its card, and keep a copy beside site.toml."""
+    must_exist(package, "a model package")
+    config = _site(site)
+    from mmare.package.essentials import essentials
+    from mmare.package.package import install_package, read_package
+
+    found = read_package(package)
+    typer.echo(essentials(found))
+    typer.echo(f"installed: {install_package(found, config.folder)}")
+
+
 @app.command(epilog="Example: mmare-site start hospital/site.toml")
 def start(
     site: Annotated[Path, typer.Argument(help="The site's site.toml.")],

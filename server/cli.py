@@ -12,6 +12,7 @@ from rich.console import Console
 from mmare.errors import InputError
 from mmare.host.console import run_command
 from server.membership.commands import app as kit_app
+from server.release.commands import release
 
 __all__ = ["app", "main"]
 
@@ -25,6 +26,7 @@ app = typer.Typer(
     help="The coordinator's side. Errors are one sentence and an exit code; --debug shows the traceback.",
 )
 app.add_typer(kit_app, name="kit")
+app.command(epilog="Example: mmare-server release coordinator/runs/first --out kidney.zip")(release)
 
 
 @app.command(epilog="Example: mmare-server start study.toml --kit coordinator")

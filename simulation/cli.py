@@ -18,6 +18,7 @@ from rich.table import Table
 
 from mmare.host.console import must_exist, run_command
 from mmare.study.choices import Backend, Kind, Mode
+from server.release.commands import release
 from simulation.grid.file import ready_grids
 from simulation.prepare import commands as prepare
 from sites.options import SyntheticKind
@@ -39,6 +40,7 @@ app = typer.Typer(
     "--debug shows the traceback.",
 )
 app.add_typer(prepare.app, name="prepare")
+app.command(epilog="Example: mmare-sim release runs/mmist-fed --out mmist.zip")(release)
 
 Settings = Annotated[
     list[str] | None, typer.Option("--set", help="section.key=value over the study; can be given many times.")

@@ -18,11 +18,11 @@ import tomli_w
 
 from mmare.errors import DataError
 from mmare.host.files import slug
+from mmare.study.encoding import ENCODING_FILE, Encoding
 from mmare.study.specs import ModalitySpec
 from mmare.study.study import STUDY_FILE, Study
 from mmare.wire.messages import Split
 from sites.config import SiteConfig, load_site
-from sites.encoding import ENCODING_FILE, Encoding
 from sites.features import Vectors, write_features
 from sites.manifest import ID, LABEL, SPLIT
 

@@ -13,8 +13,8 @@ from client.data.scan_list import list_scan, scan_fingerprint, scans_of
 from client.encoders.registry import ENCODERS, GIVEN, encoder_source, fingerprint
 from mmare.errors import DataError
 from mmare.study.choices import Kind
+from mmare.study.encoding import load_encoding
 from mmare.wire.messages import Split
-from sites.encoding import load_encoding
 from sites.features import load_features
 from sites.manifest import load_manifest
 from sites.prompts import compile_prompt
@@ -26,10 +26,10 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
+    from mmare.study.encoding import Encoding
     from mmare.study.specs import ModalitySpec
     from mmare.study.study import Study
     from sites.config import ModalitySource, SiteConfig
-    from sites.encoding import Encoding
     from sites.manifest import Patients
 
     Vectors = Iterable[tuple[int, NDArray[np.float32]]]  # row of the manifest, (W,)

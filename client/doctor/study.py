@@ -16,9 +16,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from client.doctor.findings import Finding
+    from mmare.study.encoding import Encoding
     from mmare.study.study import Study
     from sites.config import SiteConfig
-    from sites.encoding import Encoding
 
 __all__ = ["check_encoders", "check_study", "read_study"]
 

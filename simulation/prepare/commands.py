@@ -330,9 +330,9 @@ def table(  # noqa: PLR0913, PLR0917 - one parameter per flag
 ) -> None:
     """Turn a table into a federation: groups of columns are modalities, one column names the site."""
     must_exist(table, "a table")
+    from mmare.study.encoding import load_encoding
     from sites.datasets.table import TableColumns, prepare_table
     from sites.datasets.table_columns import ColumnsFile, load_columns
-    from sites.encoding import load_encoding
 
     if decimal not in {".", ","}:
         raise StudyError(f"--decimal is {decimal!r}, expected . or ,")

@@ -11,11 +11,12 @@ import pandas as pd
 
 from mmare.errors import DataError, StudyError
 from mmare.study.choices import Kind, Scaling
+from mmare.study.encoding import Encoding
 from mmare.study.specs import ModalitySpec, PrivacySpec
 from mmare.study.study import Study
 from sites.datasets.table_columns import ColumnsFile, Group, choose_columns, learn, level_notes
 from sites.datasets.table_rows import check_classes, labelled, matched, nonempty
-from sites.encoding import Encoding, encode
+from sites.encoding import encode
 from sites.features import Vectors, load_features
 from sites.federation import Prepared, SiteTables, check_target, site_id, write_federation
 from sites.manifest import ID, LABEL, SPLIT, parse_labels, parse_splits

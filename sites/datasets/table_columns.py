@@ -26,8 +26,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mmare.errors import DataError, StudyError
+from mmare.study.encoding import Column, Encoding
 from mmare.study.tables import TableError, from_table, read_toml
-from sites.encoding import Column, Encoding
 from sites.numbers import cells_of, not_available
 from sites.tabular import TextTable, did_you_mean, finite_number, listed, unknown_column
 

@@ -7,7 +7,8 @@ import pandas as pd
 import pytest
 
 from mmare.errors import DataError
-from sites.encoding import Column, Encoding, encode, load_encoding
+from mmare.study.encoding import Column, Encoding, load_encoding
+from sites.encoding import encode
 from sites.tabular import TextTable
 
 EXAM = (

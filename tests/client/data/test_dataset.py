@@ -7,10 +7,10 @@ from client.data.dataset import SiteData, load_data, modality_fingerprint
 from client.encoders.hashing_text import encode_texts
 from client.encoders.registry import check_encoders
 from mmare.errors import DataError
+from mmare.study.encoding import load_encoding
 from mmare.wire.messages import Split
 from sites.config import load_site
 from sites.datasets.table import TableColumns, prepare_table
-from sites.encoding import load_encoding
 from tests.federations import tiny_data, tiny_study
 
 TEXT = {

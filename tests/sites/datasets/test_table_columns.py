@@ -4,9 +4,9 @@ import pytest
 
 from client.data.dataset import modality_fingerprint
 from mmare.errors import DataError, StudyError
+from mmare.study.encoding import load_encoding
 from sites.datasets.table import TableColumns, prepare_table
 from sites.datasets.table_columns import load_columns
-from sites.encoding import load_encoding
 from sites.features import load_features
 from sites.federation import site_folders
 from sites.missing.plan import Missingness

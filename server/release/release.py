@@ -1,0 +1,102 @@
+"""Make a model package of a finished run."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from safetensors.torch import save
+
+from mmare.package.package import (
+    CALIBRATION_FILE,
+    CARD_FILE,
+    ENCODERS_FILE,
+    ENCODING_PATH,
+    MOMENTS_FILE,
+    PATTERNS_FILE,
+    RESULTS_FILE,
+    WEIGHTS_FILE,
+)
+from mmare.package.sealed import NOTICE, Facts, Sealed, as_json, seal, write_sealed
+from mmare.study.study import STUDY_FILE
+from mmare.wire.tensors import global_tensors
+from server.release.card import card_of, read_statements
+from server.release.finished_run import FinishedRun, find_encoding, load_finished
+from server.store.model_file import load_model
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+__all__ = ["release_model"]
+
+
+def release_model(
+    folder: Path, out: Path, *, encoding: Path | None = None, card: Path | None = None
+) -> Sealed:
+    """Write the package of the run in ``folder``; the same run and options make the same bytes.
+
+    Args:
+        folder: Of a finished run.
+        out: A folder or, if it ends in ``.zip``, a zip.
+        encoding: How tables became vectors; by default what lies beside the study of the run.
+        card: Statements of the makers.
+
+    Raises:
+        InputError: If the run has no model for others, a file does not fit, or something else is at ``out``.
+    """
+    run = load_finished(folder)
+    columns, why = find_encoding(run, encoding)
+    not_stated = {"encodings": why} if why else {}
+    patterns = run.patterns()
+    if patterns is None:
+        not_stated["patterns"] = "a site told no counts, as under secure sums"
+    for part in ("calibration", "operating_point", "prediction_sets"):
+        not_stated[part] = "the run has no calibration sums"
+    facts = Facts(
+        study=run.study.name,
+        study_hash=run.study.hash,
+        run=run.state.name,
+        mode=str(run.result["mode"]),
+        trained=run.state.end.time if run.state.end else "",
+        journal_sha256=run.journal_sha256,
+        versions=run.result["versions"],
+        not_stated=not_stated,
+    )
+    contents: dict[str, Any] = {
+        ENCODERS_FILE: _plain(run.encoders()),
+        MOMENTS_FILE: _plain(run.moments()),
+        PATTERNS_FILE: None if patterns is None else _plain(patterns),
+        CALIBRATION_FILE: {},
+        RESULTS_FILE: {key: run.result[key] for key in ("metrics", "left_out", "notes", "best_round")},
+        CARD_FILE: card_of(run, read_statements(card), not_stated),
+    }
+    files = {
+        WEIGHTS_FILE: _weights(run, facts),
+        STUDY_FILE: (folder / STUDY_FILE).read_bytes(),
+        **{name: as_json(content) for name, content in contents.items()},
+    }
+    if columns is not None:
+        files[ENCODING_PATH] = columns.text().encode()
+    sealed = seal(facts, files)
+    write_sealed(sealed, out)
+    return sealed
+
+
+def _plain(parts: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: asdict(part) for name, part in parts.items()}
+
+
+def _weights(run: FinishedRun, facts: Facts) -> bytes:
+    """The run's weights, which say themselves where they come from."""
+    tensors = {
+        name: value.contiguous() for name, value in global_tensors(load_model(run.folder / "model")).items()
+    }
+    provenance = {
+        "notice": NOTICE,
+        **{name: getattr(facts, name) for name in ("study", "study_hash", "run", "journal_sha256")},
+        "versions": facts.versions,
+    }
+    # One entry, since the order of several differs from call to call.
+    return save(tensors, {"provenance": json.dumps(provenance, sort_keys=True)})
