@@ -91,7 +91,8 @@ def only_number(dataset: Dataset, tag: str | tuple[int, int]) -> float | None:
 
 def has_value(dataset: Dataset, tag: str | tuple[int, int]) -> bool:
     """Whether an element is there and not empty, readable or not."""
-    return tag in dataset and getattr(dataset.get_item(Tag(tag)), "value", None) not in (None, b"", "")
+    key = _tag(tag)
+    return key in dataset and getattr(dataset.get_item(key), "value", None) not in (None, b"", "")
 
 
 def _float(part: Any) -> float:  # noqa: ANN401  a DICOM value has any type
@@ -156,7 +157,8 @@ class FrameSources:
 
     def holder(self, keyword: str) -> Dataset:
         """The data set that holds an element; the least specific one if none does."""
-        return next((place for place in self.places[:-1] if keyword in place), self.places[-1])
+        tag = _tag(keyword)
+        return next((place for place in self.places[:-1] if tag in place), self.places[-1])
 
     def number(self, keyword: str) -> float | None:
         """As `number`, of the most specific place."""
