@@ -5,12 +5,16 @@ jinja2 is imported when a page is rendered, so that importing this module stays 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mmare.host.files import replacing
+
+if TYPE_CHECKING:
+    import jinja2
 
 __all__ = ["REASONS", "render_page", "replace_page"]
 
@@ -31,6 +35,11 @@ REASONS = {  # `mmare.errors.SiteCode`, explained to a reader
 
 def render_page(view: Mapping[str, Any], template: str = "report_template.html.j2") -> str:
     """Render a template of ``templates/``; all values are HTML-escaped."""
+    return _environment().get_template(template).render(view)
+
+
+@functools.cache  # compiling the templates takes longer than filling them
+def _environment() -> jinja2.Environment:
     import jinja2  # noqa: PLC0415 - loaded only when a page is written
 
     environment = jinja2.Environment(
@@ -44,7 +53,7 @@ def render_page(view: Mapping[str, Any], template: str = "report_template.html.j
         number=_number, setting=_setting, megabytes=_megabytes, duration=_duration, moment=_moment
     )
     environment.globals["reasons"] = REASONS
-    return environment.get_template(template).render(view)
+    return environment
 
 
 def replace_page(path: Path, page: str) -> Path:

@@ -286,6 +286,7 @@ def test_a_second_start_of_a_site_is_refused(tmp_path):
         os.close(number)
 
 
+@pytest.mark.slow
 def test_a_worker_that_runs_already_is_not_started_twice(tmp_path):
     site = joined(tmp_path)
     site.worker.socket.parent.mkdir()

@@ -108,6 +108,7 @@ def test_one_site_is_a_plain_training_loop(tmp_path, training):
             )
 
 
+@pytest.mark.slow
 def test_kept_moments_matter(tmp_path):
     """Otherwise the test before would hold for a loop that forgets them too."""
     models = []
@@ -128,6 +129,7 @@ def test_centralised_on_one_site_is_federated_bit_for_bit(tmp_path):
     assert outcome(tmp_path / "federated") == outcome(tmp_path / "centralised")
 
 
+@pytest.mark.slow
 def test_full_batches_of_all_sites_are_pooled_gradient_descent(tmp_path):
     study = tiny_study(
         model={"dropout": 0.0, "order": "fixed"},

@@ -275,6 +275,7 @@ def killed_at(federation, out, *key: object):
         run_nodes(federation, out, listeners=(killer((*key, None, None)),))
 
 
+@pytest.mark.slow
 def test_a_site_that_lost_its_newest_local_part_makes_the_run_step_back(tmp_path):
     federation = tiny_federation(tmp_path / "fed", tiny_study(federation=LOCAL_PARTS, training={"rounds": 3}))
     run_nodes(federation, tmp_path / "straight")
@@ -287,6 +288,7 @@ def test_a_site_that_lost_its_newest_local_part_makes_the_run_step_back(tmp_path
     assert [event["round"] for event in events(tmp_path / "run", "resumed")] == [2]
 
 
+@pytest.mark.slow
 def test_a_site_that_lost_its_local_part_of_the_best_round_is_left_out_of_the_test_by_name(tmp_path):
     federation = tiny_federation(tmp_path / "fed", tiny_study(federation=LOCAL_PARTS, training={"rounds": 3}))
     killed_at(federation, tmp_path / "run", "validated", 3)  # by the evaluation after the last round
@@ -304,6 +306,7 @@ def test_a_site_that_lost_its_local_part_of_the_best_round_is_left_out_of_the_te
     assert sorted(result["metrics"]["test"]["sites"]) == ["ash", "cedar"]
 
 
+@pytest.mark.slow
 def test_a_site_whose_updates_are_refused_goes_on_from_the_local_part_that_counts(tmp_path):
     """What it trained in refused rounds is not what it is evaluated with."""
     study = tiny_study(federation=LOCAL_PARTS, training={"rounds": 6, "learning_rate": 0.03})
@@ -383,6 +386,7 @@ def test_only_the_last_phase_is_selected_from_and_validated(phased_run):
     }
 
 
+@pytest.mark.slow
 def test_patience_counts_the_last_phases_rounds_only(tmp_path):
     """With a step size of nothing no round is better than the first that can be selected."""
     study = tiny_study(
@@ -395,6 +399,7 @@ def test_patience_counts_the_last_phases_rounds_only(tmp_path):
     assert result["rounds_run"] == 7
 
 
+@pytest.mark.slow
 def test_a_phase_whose_only_block_is_local_goes_on_without_sending_anything(tmp_path):
     study = tiny_study(
         model={**SMALL_HYPERMM, "phase_rounds": 1}, training={"rounds": 3}, federation={"local": ["head"]}
@@ -453,6 +458,7 @@ def test_a_site_without_a_modality_never_sends_its_adapter(lacking_run):
         assert set(update.blocks) == {"conditioning.ct", "shared"}
 
 
+@pytest.mark.slow
 def test_who_lacks_a_modality_has_no_say_in_its_adapter(tmp_path):
     """By exposure the adapter of ct is that of a run in which this site trains nothing at all."""
     study = tiny_study(federation={"strategy": "exposure"}, training={"rounds": 1})
@@ -565,6 +571,7 @@ def test_half_precision_halves_the_bytes_and_errs_as_derived(tmp_path):
 # What the server says to sites
 
 
+@pytest.mark.slow
 def test_cosine_factors_reach_every_site(tmp_path):
     study = tiny_study(training={"rounds": 4, "schedule": "cosine"})
     told = Told()
@@ -671,6 +678,7 @@ def test_a_round_in_which_nobody_exercised_anything_changes_nothing(tmp_path, st
         assert torch.equal(models.models[2][key], value), key
 
 
+@pytest.mark.slow
 def test_a_gap_is_of_the_average_that_the_sites_model_went_into(tmp_path, monkeypatch):
     """A site that was left out of a round has no gap in the next: its own model is of the round before."""
     gaps = {}

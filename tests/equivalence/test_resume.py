@@ -162,6 +162,7 @@ def own_straight(federation, folder):
     return found
 
 
+@pytest.mark.slow
 def test_a_site_that_lost_its_newest_state_makes_the_run_step_back(own_federation, tmp_path):
     wanted = own_straight(own_federation, tmp_path)
     out = tmp_path / "run"
@@ -173,6 +174,7 @@ def test_a_site_that_lost_its_newest_state_makes_the_run_step_back(own_federatio
     assert events(out, "optimizer_state_lost") == []
 
 
+@pytest.mark.slow
 def test_a_state_whose_write_was_lost_in_the_first_round_ends_the_same(own_federation, tmp_path):
     """States are written behind the answer: a power cut can come between the checkpoint and the state."""
     wanted = own_straight(own_federation, tmp_path)
@@ -184,6 +186,7 @@ def test_a_state_whose_write_was_lost_in_the_first_round_ends_the_same(own_feder
     assert outcome(out) == wanted
 
 
+@pytest.mark.slow
 def test_a_site_that_lost_all_its_states_goes_on_and_the_journal_says_so(own_federation, tmp_path):
     wanted = own_straight(own_federation, tmp_path)
     out = tmp_path / "run"
@@ -196,6 +199,7 @@ def test_a_site_that_lost_all_its_states_goes_on_and_the_journal_says_so(own_fed
     assert outcome(out)["last"][1] != wanted["last"][1]  # the moments that are gone are gone
 
 
+@pytest.mark.slow
 def test_a_site_whose_state_is_damaged_while_the_run_goes_on_comes_back(own_federation, tmp_path):
     def damage(event):
         if event["event"] == "checkpoint" and event["round"] == 2:

@@ -104,12 +104,14 @@ def test_without_a_site_that_falls_silent_the_others_are_summed(federation, tmp_
     assert result(tmp_path / "run")["rounds_run"] == 3
 
 
+@pytest.mark.slow
 def test_a_sum_is_opened_without_a_minority_of_shares(federation, straight, tmp_path):
     faults = {index: silent(Task.UNMASK, rounds=range(4)) for index in (1, 3)}
     run_nodes(federation, tmp_path / "run", settings=SECURE, faults=faults)
     assert outcome(tmp_path / "run")["model"] == outcome(straight)["model"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("task", first_quick(Task.TRAIN, Task.UNMASK))
 def test_too_few_sites_open_nothing_and_the_run_can_go_on(federation, straight, tmp_path, task):
     faults = {index: silent(task) for index in (1, 2, 3)}
@@ -127,6 +129,7 @@ def lying(site, header, payload):
     return encode(Unmasked(told.site, told.round, dict.fromkeys(told.shares, "00" * 16))), tensors
 
 
+@pytest.mark.slow
 def test_a_wrong_share_is_found_and_done_without(federation, straight, tmp_path):
     run_nodes(federation, tmp_path / "run", settings=SECURE, faults={0: lying})
     assert outcome(tmp_path / "run")["model"] == outcome(straight)["model"]
@@ -139,11 +142,13 @@ def shorter(site, header, payload):
     return (answer, tensors[:-8]) if '"Masked"' in answer else (answer, tensors)
 
 
+@pytest.mark.slow
 def test_a_vector_of_another_length_is_left_out(federation, tmp_path):
     run_nodes(federation, tmp_path / "run", settings=SECURE, faults={0: shorter})
     assert {line["site"] for line in events(tmp_path / "run", "site_left_out")} == {"ash"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("event", "number"),
     first_quick(("site_update", 2), ("aggregated", 2), ("scaling", None), ("selected", None)),

@@ -107,6 +107,7 @@ def test_a_flower_that_loads_the_app_otherwise_is_refused():
     assert point.difference() == f"{CLIENTAPP}.push_message does not use install_from_fab"
 
 
+@pytest.mark.slow
 def test_a_site_starts_nothing_with_another_flower(monkeypatch):
     check_flower()
     monkeypatch.setattr("client.relay.programs.CHECK", "supernova")

@@ -140,6 +140,7 @@ FAULTS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("part", first_quick(0, 1, 2))
 def test_a_faulty_site_is_left_out_of_that_round_and_asked_again(federation, tmp_path, part):
     """One run for many faults: one in every even round, with a good round after each."""
@@ -283,6 +284,7 @@ def test_a_round_goes_on_with_exactly_the_quorum(federation, tmp_path):
     assert result["rounds_run"] == 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("hanging", first_quick(0, 2))
 def test_a_site_that_hangs_costs_its_deadline_only(federation, tmp_path, hanging):
 
@@ -308,6 +310,7 @@ def test_a_site_that_hangs_costs_its_deadline_only(federation, tmp_path, hanging
     assert spent < 6
 
 
+@pytest.mark.slow
 def test_a_late_answer_of_an_earlier_round_is_not_taken_for_the_next(federation, tmp_path):
 
     def slow(site, header, payload):
@@ -324,6 +327,7 @@ def test_a_late_answer_of_an_earlier_round_is_not_taken_for_the_next(federation,
     assert result["rounds_run"] == 3
 
 
+@pytest.mark.slow
 def test_every_thread_computes_with_as_many_as_the_sites_give(federation, tmp_path):
     """PyTorch keeps the number per thread; with another number sums are other bits."""
     found = set()
@@ -343,6 +347,7 @@ def test_every_thread_computes_with_as_many_as_the_sites_give(federation, tmp_pa
     assert found == {1}
 
 
+@pytest.mark.slow
 def test_the_engine_runs_with_other_node_configurations(federation, healthy, tmp_path):
     out = tmp_path / "run"
     run_in_process(

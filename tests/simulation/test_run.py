@@ -192,6 +192,7 @@ def test_the_report_is_written(finished):
     assert (finished[2] / "report.html").stat().st_size > 10_000
 
 
+@pytest.mark.slow
 def test_a_metric_that_is_not_defined_is_null(tmp_path):
     study = tiny_study(training={"rounds": 1})
     federation = tiny_federation(tmp_path / "fed", study)
@@ -218,6 +219,7 @@ def test_settings_take_effect(federation, tmp_path, setting, key, value):
     assert result[key] == value
 
 
+@pytest.mark.slow
 def test_patience_ends_a_run(federation, tmp_path):
     settings = ("training.rounds=40", "training.patience=1", "training.learning_rate=1e-9")
     result = run_federation(RunRequest(federation, tmp_path / "run", set=settings))

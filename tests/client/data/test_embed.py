@@ -203,6 +203,7 @@ def test_a_file_that_moved_is_not_encoded_again(federation):
     assert counts(embed(federation)) == (0, 4, 0)
 
 
+@pytest.mark.slow
 def test_another_size_encodes_all_again_and_the_first_stay(federation):
     embed(federation)
     larger = scan_study((9, 16, 16))
@@ -213,6 +214,7 @@ def test_another_size_encodes_all_again_and_the_first_stay(federation):
     assert counts(embed(federation)) == (0, 4, 0)
 
 
+@pytest.mark.slow
 def test_damaged_embeddings_are_made_again_with_the_same_bits(federation):
     embed(federation)
     before = load(federation)

@@ -95,6 +95,7 @@ def test_a_mask_from_a_column_a_folder_or_a_program_gives_the_same_embedding(mas
     assert not torch.allclose(cropped, plain)
 
 
+@pytest.mark.slow
 def test_a_changed_mask_is_encoded_again_and_nothing_else(masked):
     write(masked / "other.nii.gz", volume(1))
     rows = ("p,a,train,scan.nii.gz,mask.nii.gz", "q,b,train,other.nii.gz,masks/scan.nii.gz")
@@ -119,6 +120,7 @@ def test_a_patient_without_a_mask_is_refused_by_reason_and_a_site_without_masks_
         scans_of(bare, study("t1", mask=MaskUse.STRIP), load_patients(bare.manifest))
 
 
+@pytest.mark.slow
 def test_a_mask_program_that_fails_makes_the_scan_missing_until_it_works(masked):
     table = '[modality.t1]\ncolumn = "t1"\n[modality.t1.mask]\ncommand = "{} {{input}} {{output}}"'
     program = masked / "strip.py"
@@ -166,6 +168,7 @@ def exported(tmp_path):
     return tmp_path
 
 
+@pytest.mark.slow
 def test_a_rule_says_which_series_of_a_folder_counts(exported):
     tables = '[modality.t1]\ncolumn = "scan"\n[modality.t1.series]\ndescription = "{}"'
     found = {}

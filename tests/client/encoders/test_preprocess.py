@@ -46,6 +46,7 @@ def medicalnet(voxels, size):
     return (resized - pixels.mean()) / pixels.std(), resized == 0
 
 
+@pytest.mark.slow
 def test_equals_medicalnet_up_to_the_noise():
     found = preprocess(Volume(head(), RAS_MM), STEPS, seed=1)
     expected, background = medicalnet(head().transpose(2, 1, 0), SIZE)
@@ -334,6 +335,7 @@ def test_a_mask_command_that_fails_leaves_nothing(tmp_path, text, sentence):
     assert list(target.parent.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_a_mask_command_that_hangs_is_stopped_with_its_children(tmp_path):
     beat = tmp_path / "beat"
     child = f"import time\nwhile True:\n open({str(beat)!r}, 'a').write('.')\n time.sleep(0.02)"

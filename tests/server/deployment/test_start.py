@@ -331,6 +331,7 @@ def test_a_program_that_does_not_answer_is_restarted(kept, monkeypatch, name):
     assert others.items() <= kept.processes.running().items()
 
 
+@pytest.mark.slow
 def test_a_renewed_certificate_restarts_the_programs_that_use_it(kit, kept):
     kept.services.begin(threading.Event())
     before = kept.processes.running()
@@ -368,6 +369,7 @@ def test_a_stop_during_the_start_is_obeyed(kept):
     assert not kept.services.begin(stopped)
 
 
+@pytest.mark.slow
 def test_a_server_app_that_lingers_is_ended(kept, monkeypatch, tmp_path):
     kept.services.begin(threading.Event())
     script = tmp_path / "flwr-serverapp"
@@ -561,6 +563,7 @@ def test_one_that_finished_without_a_word_counts_as_finished(coordinator):
     assert len(place.requests) == 2
 
 
+@pytest.mark.slow
 def test_one_that_hangs_is_ended_and_taken_up(coordinator):
     def hangs(place):
         if len(place.requests) == 1:

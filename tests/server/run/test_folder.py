@@ -1,5 +1,6 @@
 import fcntl
 import json
+import shutil
 from types import SimpleNamespace
 
 import pytest
@@ -18,10 +19,16 @@ def federation(tmp_path_factory):
     return tiny_federation(tmp_path_factory.mktemp("federation") / "fed")
 
 
+@pytest.fixture(scope="module")
+def short_run(federation, tmp_path_factory):
+    out = tmp_path_factory.mktemp("short") / "run"
+    return out, run_nodes(federation, out, settings=SHORT)
+
+
 @pytest.fixture
-def finished(federation, tmp_path):
-    result = run_nodes(federation, tmp_path / "run", settings=SHORT)
-    return tmp_path / "run", result
+def finished(short_run, tmp_path):
+    out, result = short_run
+    return shutil.copytree(out, tmp_path / "run"), result
 
 
 def content(folder):

@@ -509,6 +509,7 @@ def test_metrics_that_cannot_be_of_one_set_of_predictions_are_named(tmp_path):
     assert f"cannot be of one set of predictions: cells {lines[1]['cell']}." in page.text
 
 
+@pytest.mark.slow
 def test_odd_names_are_shown_and_break_nothing(tmp_path):
     odd = "<b>&'x' | _y_ 病院 {{ 7*7 }}"
     text = grid_text(
@@ -541,6 +542,7 @@ def test_both_pages_have_the_same_tables(three_ways):
         assert f"## {heading.replace('&#39;', chr(39))}" in markdown
 
 
+@pytest.mark.slow
 def test_same_results_same_pages(tmp_path):
     made = []
     for name in "ab":
@@ -588,6 +590,7 @@ def test_folders_without_results(tmp_path):
     assert "no such file: no cell of the grid has finished yet" in str(result.exception)
 
 
+@pytest.mark.slow
 def test_one_seed_has_the_interval_of_its_rows_and_an_undefined_value_its_count(tmp_path):
     lines = make_grid(tmp_path, grid_text(MMIST, model("mmare", "MMARE"), seeds="[0]"))
     pooled = lines[0]["result"]["metrics"]["test"]["pooled"]

@@ -296,6 +296,7 @@ def test_draws_every_figure_and_lists_every_setting(tmp_path):
     assert page.row("Setup", "Phase")[1] == "3.500"
 
 
+@pytest.mark.slow
 def test_long_runs_and_resumed_ones(tmp_path):
     run = make_run(tmp_path / "run", Plan(rounds=3, best=2))
     result = json.loads((run / "result.json").read_text())
@@ -313,6 +314,7 @@ def test_long_runs_and_resumed_ones(tmp_path):
     assert "3 min 05 s" in Page(write_report(run)).text
 
 
+@pytest.mark.slow
 def test_same_run_same_page(tmp_path):
     plan = Plan(rounds=3, best=2)
     pages = [write_report(make_run(tmp_path / name, plan)).read_bytes() for name in "ab"]
@@ -434,6 +436,7 @@ def test_comparison_of_one_seed(tmp_path):
     assert "callout" not in [attrs.get("class") for _, attrs in page.tags]
 
 
+@pytest.mark.slow
 def test_comparison_of_several_seeds(tmp_path):
     for seed in range(3):
         for mode in ("local", "federated"):
