@@ -12,6 +12,7 @@ import typer
 from rich.console import Console
 
 from client.membership.commands import app as kit_app
+from client.prediction.commands import predict
 from client.privacy.commands import app as audit_app
 from mmare.errors import RunError
 from mmare.host.console import must_exist, run_command, visible
@@ -270,6 +271,7 @@ weights_app = typer.Typer(
 app.add_typer(weights_app, name="weights")
 app.add_typer(kit_app, name="kit")
 app.add_typer(audit_app, name="audit")
+app.command(epilog="Example: mmare-site predict kidney.zip --site hospital/site.toml --out new.csv")(predict)
 
 
 @weights_app.callback()

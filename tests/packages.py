@@ -3,7 +3,11 @@
 import numpy as np
 import pandas as pd
 import tomli_w
+from safetensors.torch import save
 
+from mmare.models.registry import build_model
+from mmare.package.sealed import Facts, as_json, seal, write_sealed
+from mmare.wire.tensors import global_tensors
 from sites.datasets.table import TableColumns, prepare_table
 from tests.federations import run_nodes
 
@@ -42,3 +46,39 @@ def table_run(folder, settings=(), rows=180):
 def as_toml(study):
     """A study as its file."""
     return tomli_w.dumps(study.to_dict()).encode()
+
+
+def made_package(path, study, encoders=(), rows=None, **files):
+    """A package of an untrained model, sealed by hand; a keyword replaces the content of a JSON file.
+
+    Args:
+        path: To write, a folder or a zip.
+        study: Of it.
+        encoders: Fingerprints by modality.
+        rows: Train rows by class, of one site.
+        files: Such as ``patterns={"10": {"n": 4}}``.
+    """
+    made = {
+        each.name: {
+            "kind": each.kind,
+            "encoder": each.encoder,
+            "fingerprint": dict(encoders)[each.name],
+            "sites": ["ash"],
+        }
+        for each in study.modalities
+        if each.name in dict(encoders)
+    }
+    contents = {
+        "encoders": made,
+        "moments": {},
+        "patterns": {},
+        "calibration": {},
+        "results": {"metrics": {}, "notes": [], "left_out": []},
+        "card": {"training": {"rows": {"ash": {"train": rows}} if rows else {}}},
+        **files,
+    }
+    facts = Facts(study.name, study.hash, "run-1", "federated", "2026-11-29T12:00:00+00:00", "0" * 64, {})
+    model = {"weights.safetensors": save(global_tensors(build_model(study))), "study.toml": as_toml(study)}
+    sealed = seal(facts, model | {f"{name}.json": as_json(content) for name, content in contents.items()})
+    write_sealed(sealed, path)
+    return path

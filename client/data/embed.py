@@ -8,7 +8,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Protocol
 
 import torch
 
@@ -35,6 +35,13 @@ LOG = logging.getLogger(__name__)
 AHEAD: Final = 2  # scans read ahead while one is encoded
 
 Progress = Callable[[int, int], None]  # done, total
+
+
+class Tell(Protocol):
+    """Called with every scan that is done."""
+
+    def __call__(self, done: ListedScan, *, cached: bool) -> None:
+        """A scan with its embedding or refusal, and whether the cache held it."""
 
 
 @dataclass(frozen=True)
@@ -75,24 +82,23 @@ def embed_site(
     scans = scans_of(site, study, load_manifest(site.manifest, study.classes, study.seed))
     totals = Counter(scan.modality.name for scan in scans)
     with watched(site.cache, totals, frozenset(site.modalities)) as watch:
-        return embed_scans(site, scans, progress, watch.observe)
+
+        def observe(done: ListedScan, *, cached: bool) -> None:
+            why = None if done.refused is None else done.refused.reason
+            watch.observe(done.scan.modality.name, cached=cached, refused=why)
+
+        return embed_scans(site, scans, progress, observe)
 
 
-def embed_scans(
-    site: SiteConfig, scans: Sequence[Scan], progress: Progress, watch: Callable[..., None] | None = None
-) -> EmbedReport:
-    """Encode those scans that the cache does not hold yet; raises as `embed_site`.
-
-    ``watch`` is called as `EmbedWatch.observe` for every scan that is done.
-    """
+def embed_scans(site: SiteConfig, scans: Sequence[Scan], progress: Progress, tell: Tell) -> EmbedReport:
+    """Encode those scans that the cache does not hold yet, and ``tell`` of each; raises as `embed_site`."""
     cache = EmbeddingCache(site.cache)
     ends: list[tuple[bool, Refusal | None]] = []  # whether cached, and why it is unusable
 
     def observe(done: ListedScan, *, cached: bool) -> None:
         name, why = done.scan.modality.name, done.refused
         ends.append((cached, None if why is None else Refusal(name, done.scan.row, why.reason, why.detail)))
-        if watch is not None:
-            watch(name, cached=cached, refused=None if why is None else why.reason)
+        tell(done, cached=cached)
 
     due = []
     for listed in (list_scan(cache, site, scan) for scan in scans):

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from client.data.dataset import SiteData
     from mmare.models.base import MultimodalModel
 
-__all__ = ["compare", "evaluate", "groups_of", "pattern_names", "predicted_right"]
+__all__ = ["compare", "evaluate", "groups_of", "logits_of", "pattern_names", "predicted_right"]
 
 CHUNK: Final = 4096  # rows at a time: bounds memory, above any hospital's validation set
 
@@ -57,7 +57,7 @@ def evaluate(
     """
     rows = data.rows[split]
     label = data.label[rows]
-    logits = _logits(model, data, rows, data.present[rows])
+    logits = logits_of(model, data.embedding, rows, data.present[rows])
     names = pattern_names(data.present[rows])
     shown = groups_of(data, split, len(logits.T), min_count)
 
@@ -87,7 +87,7 @@ def groups_of(data: SiteData, split: Split, n_classes: int, min_count: int) -> S
 def predicted_right(model: MultimodalModel, data: SiteData, split: Split) -> Tensor:
     """Rows of a split that the model predicts correctly, ``(N,)`` bool; raises as `evaluate`."""
     rows = data.rows[split]
-    return _logits(model, data, rows, data.present[rows]).argmax(dim=1) == data.label[rows]
+    return logits_of(model, data.embedding, rows, data.present[rows]).argmax(dim=1) == data.label[rows]
 
 
 def compare(
@@ -116,13 +116,17 @@ def compare(
     return Comparison(site, cells)
 
 
-def _logits(model: MultimodalModel, data: SiteData, rows: Tensor, present: Tensor) -> Tensor:
-    """Logits ``(N, K)`` with only ``present`` ``(N, M)`` visible; a SiteError if not finite."""
+def logits_of(model: MultimodalModel, embedding: Sequence[Tensor], rows: Tensor, present: Tensor) -> Tensor:
+    """Logits ``(N, K)`` of N rows of ``embedding`` with only ``present`` ``(N, M)`` visible.
+
+    Raises:
+        SiteError: If one is not finite.
+    """
     device = next(model.parameters()).device
     model.eval()
     with torch.inference_mode():
         parts = [
-            model(Batch(tuple(part[chunk].to(device) for part in data.embedding), there.to(device)))
+            model(Batch(tuple(part[chunk].to(device) for part in embedding), there.to(device)))
             for chunk, there in zip(torch.split(rows, CHUNK), torch.split(present, CHUNK), strict=True)
             if len(chunk)
         ]
@@ -145,7 +149,7 @@ def _subset_states(model: MultimodalModel, data: SiteData, rows: Tensor) -> dict
         wanted = torch.tensor(choice)
         chosen = rows[(data.present[rows] | ~wanted).all(dim=1)]
         if any(choice) and len(chosen):
-            logits = _logits(model, data, chosen, wanted.expand(len(chosen), n_modalities))
+            logits = logits_of(model, data.embedding, chosen, wanted.expand(len(chosen), n_modalities))
             name = pattern_names(wanted.unsqueeze(0))[0]
             found[name] = MetricState.of(logits, data.label[chosen])
     return found

@@ -90,6 +90,18 @@ class InputScaling(nn.Module):
         deviation = self.get_buffer(f"deviation_{slot}")
         return torch.where(deviation <= DEVIATION_FLOOR, torch.ones_like(deviation), deviation)
 
+    def distances(self, embedding: Sequence[Tensor]) -> Tensor:
+        """How far B vectors of each modality are from those of the train rows, ``(B, M)``.
+
+        Root mean square over the features of the difference from the mean, in standard deviations: over the
+        train rows the mean square is 1. Rows of absent modalities give any number.
+        """
+        parts = []
+        for slot, scaling in enumerate(self.scalings):
+            rows = moment_rows(embedding[slot], scaling) - self.get_buffer(f"mean_{slot}")
+            parts.append((rows / self._divisor(slot)).square().mean(dim=1).sqrt())
+        return torch.stack(parts, dim=1)
+
     def noise_deviation(self) -> Tensor:
         """Deviation of the training noise per scaled feature, ``(W,)``; about zero for constant features."""
         parts = []

@@ -49,9 +49,9 @@ def explain_modalities(
     patients, modalities = batch.present.shape
     if modalities > MOST_MODALITIES:
         raise ValueError(f"{modalities} modalities have too many subsets, expected {MOST_MODALITIES} at most")
-    bits = 2 ** torch.arange(modalities, device=batch.present.device)  # (M,)
+    bits = 2 ** torch.arange(modalities)  # (M,)
     own = (batch.present * bits).sum(dim=1)  # (B,), the subset that a patient has
-    subsets = torch.arange(2**modalities, device=own.device)  # (S,)
+    subsets = torch.arange(2**modalities)  # (S,)
     values = whole.new_empty(patients, len(subsets), whole.shape[1], dtype=torch.float64)  # (B, S, K)
     values[:, 0] = prior.to(values)
     values[torch.arange(patients), own] = whole.to(values)
@@ -80,7 +80,7 @@ def shapley_values(values: Tensor) -> Tensor:
         tensor([1.5000, 2.5000])
     """
     players = values.shape[1].bit_length() - 1
-    coalitions = torch.arange(values.shape[1], device=values.device)
+    coalitions = torch.arange(values.shape[1])
     shares = []
     for player in range(players):
         without = coalitions[coalitions & 2**player == 0]  # (2**(M - 1),)

@@ -208,3 +208,14 @@ def test_adapters_are_linear_and_relu_only_where_the_width_differs():
 def test_a_width_below_one_is_refused(width):
     with pytest.raises(ValueError, match=f"width must be positive, found {width}"):
         WidthAdapters([3], width)
+
+
+@pytest.mark.parametrize("scaling", list(Scaling))
+def test_the_mean_square_distance_of_the_train_rows_is_one(scaling):
+    rows = torch.randn(200, 6, generator=generator()) * 3 + 2
+    rows[:, 2] = rows[:, 2].exp()
+    moments = moment_rows(rows, scaling)
+    module = scaling_of(scaling, moments.mean(dim=0), moments.std(dim=0, correction=0))
+    assert float(module.distances([rows]).square().mean()) == pytest.approx(1, rel=1e-5)
+    if scaling is not Scaling.L2:  # which forgets how long a vector is
+        assert float(module.distances([rows[:1] + 1000])) > 100

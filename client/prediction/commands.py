@@ -1,0 +1,78 @@
+"""``mmare-site predict``."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from mmare.host.console import must_exist, visible
+
+__all__ = ["predict"]
+
+
+class TableFormat(StrEnum):
+    """As `client.prediction.table.Format`, which imports pandas."""
+
+    CSV = "csv"
+    JSONL = "jsonl"
+    PARQUET = "parquet"
+
+
+def predict(
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="A model package, a folder or a zip.")],
+    site: Annotated[Path, typer.Option(help="The site's site.toml: how it holds its modalities.")],
+    out: Annotated[Path, typer.Option(help="Table to write, .csv, .jsonl or .parquet; the page gets .html.")],
+    patients: Annotated[
+        Path | None,
+        typer.Option(
+            help="Table with patient_id and the columns that site.toml names; default its manifest."
+        ),
+    ] = None,
+    table_format: Annotated[
+        TableFormat | None, typer.Option("--format", help="Of the table, by default as OUT ends, else CSV.")
+    ] = None,
+    labels: Annotated[
+        Path | None,
+        typer.Option(help="Table with patient_id and label: score the predictions that OUT holds instead."),
+    ] = None,
+) -> None:
+    """Predict patients whose outcome is unknown, on this machine; nothing leaves it.
+
+    Scans, DICOM folders, slides, texts, vectors and table columns pass the same steps as in training; what is
+    cached is not encoded again. Exit code 1 when no patient has anything that the model knows.
+    """
+    must_exist(model, "a model package")
+    must_exist(site, "a site's site.toml")
+    from client.data.progress import scan_progress
+    from client.prediction.run import page_beside, predict_site
+    from client.prediction.table import Format, format_of
+    from mmare.package.package import read_package
+    from sites.config import load_site
+
+    config, package = load_site(site), read_package(model)
+    form = format_of(out, None if table_format is None else Format(table_format))
+    if labels is not None:
+        from client.prediction.scores import score, scores_text
+
+        typer.echo(scores_text(score(package, out, form, labels)))
+        return
+    console = Console(stderr=True)
+    with scan_progress(console) as bar:
+        task = bar.add_task(config.id, total=None)
+        found = predict_site(
+            package,
+            config,
+            patients,
+            out,
+            form,
+            lambda done, total: bar.update(task, completed=done, total=total),
+        )
+    for note in found.notes:
+        console.print(f"[yellow]{visible(note)}[/]", highlight=False)
+    warned = sum(bool(sentences) for sentences in found.warnings)
+    typer.echo(f"{len(found.inputs.patients)} patients predicted, {warned} with a warning")
+    typer.echo(f"table: {out}\npage: {page_beside(out)}")

@@ -1,0 +1,98 @@
+"""The page of predictions that a clinician or an engineer reads; it names patients and stays at the site."""
+
+from __future__ import annotations
+
+from collections import Counter
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+from client.prediction.table import told_classes
+
+if TYPE_CHECKING:
+    from client.prediction.predict import Predictions
+
+__all__ = ["page_of", "render"]
+
+_PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")  # Okabe and Ito, by modality
+
+
+def page_of(found: Predictions, made: datetime | None = None) -> str:
+    """The page as HTML."""
+    study, facts = found.package.study, found.package.facts
+    point = found.package.operating_point
+    positive = study.positive_index
+    return render(
+        "predictions.html.j2",
+        {
+            "study": study,
+            "digest": found.package.digest,
+            "facts": facts,
+            "made": f"{made or datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
+            "point": point,
+            "sets": found.package.prediction_sets,
+            "colours": {
+                modality.name: _PALETTE[slot % len(_PALETTE)]
+                for slot, modality in enumerate(study.modalities)
+            },
+            "calls": Counter(study.classes[call] for call in found.judgement.call.tolist()),
+            "never": sum(seen == 0 for seen in found.seen),
+            "warned": sum(bool(sentences) for sentences in found.warnings),
+            "notes": found.notes[1:],  # the first is the notice, which has a place of its own
+            "mark": point.calibrated if point is not None and positive is not None else None,
+            "explained": found.shares is not None,
+            "counted": found.package.patterns is not None,
+            "rows": [_row(found, row) for row in range(len(found.inputs.patients))],
+        },
+    )
+
+
+def _row(found: Predictions, row: int) -> dict[str, Any]:
+    """One patient: probability and shares of the positive class, or of the called one of several."""
+    study, judged = found.package.study, found.judgement
+    told = told_classes(found)
+    label = told[0] if len(told) == 1 else int(judged.call[row])
+    in_set = None if judged.in_set is None else judged.in_set[row].tolist()
+    return {
+        "patient": found.inputs.patients[row],
+        "call": study.classes[int(judged.call[row])],
+        "of": study.classes[label],
+        "probability": float(judged.probability[row, label]),
+        "set": None
+        if in_set is None
+        else [name for name, is_in in zip(study.classes, in_set, strict=True) if is_in],
+        "present": [
+            (modality.name, there)
+            for modality, there in zip(study.modalities, found.inputs.present[row].tolist(), strict=True)
+        ],
+        "seen": found.seen[row],
+        "prior": float(found.prior[label]),
+        "steps": _steps(found, row, label),
+        "warnings": found.warnings[row],
+    }
+
+
+def _steps(found: Predictions, row: int, label: int) -> list[dict[str, Any]]:
+    """From the prior to the probability, a step for each modality that is present."""
+    if found.shares is None:
+        return []
+    at, steps = float(found.prior[label]), []
+    for slot, modality in enumerate(found.package.study.modalities):
+        if bool(found.inputs.present[row, slot]):
+            share = float(found.shares[row, slot, label])
+            steps.append({"name": modality.name, "share": share, "start": at, "end": at + share})
+            at += share
+    return steps
+
+
+def render(template: str, view: dict[str, Any]) -> str:
+    """A template of ``templates/``; all values are HTML-escaped."""
+    import jinja2  # noqa: PLC0415 - loaded only when a page is written
+
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("client.prediction"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template(template).render(view)

@@ -1,0 +1,124 @@
+"""Predictions as a table, one row a patient, and the same table read back and scored."""
+
+from __future__ import annotations
+
+import io
+import json
+from enum import StrEnum
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from sites.manifest import ID
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from client.prediction.predict import Predictions
+
+__all__ = ["Format", "flat", "format_of", "record", "table_bytes", "told_classes"]
+
+_BETWEEN = "; "  # of sentences in a cell
+
+
+class Format(StrEnum):
+    """Of the table that is written."""
+
+    CSV = "csv"
+    JSONL = "jsonl"
+    PARQUET = "parquet"
+
+
+def format_of(path: Path, wanted: Format | None = None) -> Format:
+    """The format that is asked for, or that the file's name ends in; CSV where it says nothing."""
+    if wanted is not None:
+        return wanted
+    ending = path.suffix.lower().removeprefix(".")
+    return Format(ending) if ending in list(Format) else Format.CSV
+
+
+def record(found: Predictions, row: int) -> dict[str, Any]:
+    """All that is told of one patient, as a line of the JSON form."""
+    study, judged = found.package.study, found.judgement
+    modalities = [modality.name for modality in study.modalities]
+    present = found.inputs.present[row].tolist()
+    in_set = None if judged.in_set is None else judged.in_set[row].tolist()
+
+    def by_class(values: Any) -> dict[str, float]:  # noqa: ANN401 - (K,)
+        return dict(zip(study.classes, values.tolist(), strict=True))
+
+    return {
+        ID: found.inputs.patients[row],
+        "call": study.classes[int(judged.call[row])],
+        "probability": by_class(judged.probability[row]),
+        "uncalibrated": by_class(judged.raw[row]),
+        "set": None
+        if in_set is None
+        else [name for name, is_in in zip(study.classes, in_set, strict=True) if is_in],
+        "modalities": [name for name, there in zip(modalities, present, strict=True) if there],
+        "pattern": found.patterns[row],
+        "seen": found.seen[row],
+        "prior": by_class(found.prior),
+        "shapley": None
+        if found.shares is None
+        else {name: by_class(share) for name, share in zip(modalities, found.shares[row], strict=True)},
+        "distance": {
+            name: None if far != far else far  # noqa: PLR0124 - NaN, which JSON lacks
+            for name, far in zip(modalities, found.distance[row].tolist(), strict=True)
+        },
+        "warnings": list(found.warnings[row]),
+        "model": found.package.digest,
+        "notice": found.package.facts.notice,
+    }
+
+
+def told_classes(found: Predictions) -> list[int]:
+    """Classes whose shares a reader needs: of two the positive one, since the other's are its negatives."""
+    study = found.package.study
+    if len(study.classes) > 2:  # noqa: PLR2004 - two classes
+        return list(range(len(study.classes)))
+    return [1 if study.positive_index is None else study.positive_index]
+
+
+def flat(found: Predictions) -> pd.DataFrame:
+    """One row a patient: call, probabilities, set, modalities, shares, distances, warnings; lists joined."""
+    told = [found.package.study.classes[index] for index in told_classes(found)]
+    return pd.DataFrame([_flat(record(found, row), told) for row in range(len(found.inputs.patients))])
+
+
+def _flat(entry: dict[str, Any], told: list[str]) -> dict[str, Any]:
+    joined = {key: None if entry[key] is None else "+".join(entry[key]) for key in ("set", "modalities")}
+    return {
+        ID: entry[ID],
+        "call": entry["call"],
+        **{f"probability_{name}": value for name, value in entry["probability"].items()},
+        **{f"uncalibrated_{name}": value for name, value in entry["uncalibrated"].items()},
+        **joined,
+        "pattern": entry["pattern"],
+        "seen": entry["seen"],
+        **{f"prior_{name}": entry["prior"][name] for name in told},
+        **{
+            f"shapley_{name}_{modality}": shares[name]
+            for name in told
+            for modality, shares in (entry["shapley"] or {}).items()
+        },
+        **{f"distance_{modality}": far for modality, far in entry["distance"].items()},
+        "warnings": _BETWEEN.join(entry["warnings"]),
+        "model": entry["model"],
+        "notice": entry["notice"],
+    }
+
+
+def table_bytes(found: Predictions, form: Format) -> bytes:
+    """The content of the file."""
+    if form is Format.JSONL:
+        lines = (record(found, row) for row in range(len(found.inputs.patients)))
+        return "".join(
+            json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n" for line in lines
+        ).encode()
+    frame = flat(found).astype({"seen": "Int64"})
+    if form is Format.CSV:
+        return frame.to_csv(index=False, lineterminator="\n").encode()
+    buffer = io.BytesIO()
+    frame.to_parquet(buffer, index=False)
+    return buffer.getvalue()
