@@ -19,25 +19,18 @@ def converted_table(report: Report) -> Table:
         f"{len(report.converted)} of {len(report.series)} series converted, "
         f"{report.n_files} files, {len(report.ignored)} of them ignored"
     )
-    table = Table(title=title, title_justify="left", box=None, padding=(0, 2))
-    for heading in (
-        "series",
-        "description",
-        "modality",
-        "size",
-        "spacing mm",
-        "outcome",
-        "reasons, corrections",
-    ):
-        table.add_column(heading)
+    table = Table(title=title, title_justify="left", box=None, padding=(0, 1))
+    for heading in ("series", "", "size", "spacing mm"):
+        table.add_column(heading, no_wrap=True)
+    table.add_column("volume", overflow="fold")
+    table.add_column("reasons, corrections", no_wrap=True)  # codes to search for
     for entry in report.series:
         table.add_row(
             str(entry.series_number),
-            escape(entry.description),
             escape(entry.modality),
             "x".join(str(count) for count in entry.size or ()) or "-",
             " ".join(f"{spacing:.3g}" for spacing in entry.spacing_mm or ()) or "-",
-            escape(entry.output or entry.outcome.value),
-            escape(", ".join([*entry.reasons, *entry.corrections]) or "-"),
+            escape(entry.output or f"refused: {entry.description}"),
+            escape("\n".join([*entry.reasons, *entry.corrections]) or "-"),
         )
     return table
