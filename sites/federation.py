@@ -18,8 +18,9 @@ import tomli_w
 
 from mmare.errors import DataError
 from mmare.host.files import slug
+from mmare.study.choices import ExtraAnswer
 from mmare.study.encoding import ENCODING_FILE, Encoding
-from mmare.study.specs import ModalitySpec
+from mmare.study.specs import ModalitySpec, PrivacySpec
 from mmare.study.study import STUDY_FILE, Study
 from mmare.wire.messages import Split
 from sites.config import SiteConfig, load_site
@@ -30,6 +31,7 @@ __all__ = [
     "AMPUTATION_FILE",
     "NO_VALIDATION",
     "SCANS_FOLDER",
+    "SIMULATED",
     "SYNTHETIC_FILE",
     "Prepared",
     "SiteCounts",
@@ -40,6 +42,9 @@ __all__ = [
     "site_id",
     "write_federation",
 ]
+
+# A simulation is not shared: small groups need no protection, and its model can be calibrated.
+SIMULATED = PrivacySpec(min_count=0, extra=(ExtraAnswer.CALIBRATION,))
 
 SITE_FILE, MANIFEST_FILE = "site.toml", "patients.csv"
 

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 
 from client.encoders.registry import encoder_notes
+from mmare.metrics.calibration import CalibrationState
 from mmare.metrics.state import BINARY, MetricState
 from mmare.models.blocks import block_tensors, without_parameters
 from mmare.models.phases import phase_at
@@ -261,6 +262,7 @@ def _update(update: Update, request: Request, study: Study, facts: Facts) -> tup
     _require(set(update.seconds) <= _PHASES, "seconds of an unknown phase")
     _require(all(0 <= value < math.inf for value in update.seconds.values()), "invalid seconds")
     what = tuple(f"metrics {split}" for split in found)
+    what += tuple(f"calibration {each.split}" for each in update.evaluations if each.calibration)
     if not request.train:
         bare = Update(update.site, update.round, evaluations=update.evaluations, seconds=update.seconds)
         _require(update == bare, "training results that were not requested")
@@ -275,7 +277,8 @@ def _update(update: Update, request: Request, study: Study, facts: Facts) -> tup
     )
     if update.trained is not None:
         _require(update.trained.split is Split.VAL, "metrics of the trained model on another split")
-        _evaluation(update.trained, replace(request, patterns=False, subsets=False), study, facts.limit)
+        plain = replace(request, patterns=False, subsets=False, calibration=False)
+        _evaluation(update.trained, plain, study, facts.limit)
         what += ("metrics trained",)
     return (*what, "update")
 
@@ -285,6 +288,7 @@ def _evaluation(evaluation: Evaluation, request: Request, study: Study, limit: i
     whole = _counts(evaluation.state, study, limit)
     _require(request.patterns or not evaluation.patterns, "patterns that were not requested")
     _require(request.subsets or not evaluation.subsets, "subsets that were not requested")
+    _require(request.calibration or not evaluation.calibration, "calibration that was not requested")
     disclosed = [_group(name, state, study, limit) for name, state in evaluation.patterns.items()]
     for index, count in enumerate(whole if disclosed else ()):
         rest = count - sum(counts[index] for counts in disclosed)
@@ -292,6 +296,17 @@ def _evaluation(evaluation: Evaluation, request: Request, study: Study, limit: i
         _large(rest, limit)
     for name, state in evaluation.subsets.items():
         _group(name, state, study, limit)
+    if evaluation.calibration:
+        _grid(evaluation.calibration, whole, study)
+
+
+def _grid(content: Mapping[str, Any], whole: tuple[int, ...], study: Study) -> None:
+    """Check that calibration is over the rows that the metrics of the split disclose."""
+    try:
+        state = CalibrationState.from_dict(content, len(study.classes))
+    except ValueError as error:
+        raise ReleaseError(f"an invalid calibration state: {error}") from None
+    _require(tuple(state.counts.tolist()) == whole, "calibration of other rows than the metrics")
 
 
 def _group(name: str, state: Mapping[str, Any], study: Study, limit: int) -> tuple[int, ...]:

@@ -63,6 +63,11 @@ def check_request(request: Request, study: Study, extra: Collection[ExtraAnswer]
     _require(not request.patterns or request.final, "patterns before the end of the run")
     _require(not request.subsets or request.final, "subsets before the end of the run")
     _require(not request.subsets or ExtraAnswer.SUBSETS in extra, "subsets, which the study does not name")
+    _require(not request.calibration or request.final, "calibration before the end of the run")
+    _require(
+        not request.calibration or ExtraAnswer.CALIBRATION in extra,
+        "calibration, which the study does not name",
+    )
     options = strategy_options(study.federation.strategy, study.federation.options)
     gap = trains and getattr(options, "gap_step", 0.0) > 0
     _require(gap or not request.gap, "the trained model's metrics, which its strategy does not use")

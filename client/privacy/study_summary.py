@@ -41,6 +41,12 @@ _EXTRA = {
         "In every round and at the end: the same counts and sums over the train rows.",
         "a model judges the rows that it learned from better, so these say more about who was among them.",
     ),
+    ExtraAnswer.CALIBRATION: (
+        "At the end: over the validation and the test rows, per true class, sums of losses at about a "
+        "thousand settings of a calibration.",
+        "together they show the model's judgement of each row of a small class, without saying of whom; "
+        "where a smallest group is set, only mean and spread of at least so many neighbouring rows.",
+    ),
 }
 
 

@@ -9,6 +9,7 @@ import torch
 
 from client.privacy.small_groups import ShownGroups, shown_groups
 from mmare.errors import SiteCode, SiteError
+from mmare.metrics.calibration import CalibrationState
 from mmare.metrics.coarse import coarsened
 from mmare.metrics.state import MetricState
 from mmare.models.batch import Batch
@@ -45,12 +46,13 @@ def evaluate(
     *,
     patterns: bool = False,
     subsets: bool = False,
+    calibration: bool = False,
 ) -> Evaluation:
     """Evaluate a model, scaling filled in, on one split; groups below ``min_count`` are withheld.
 
     Groups are split and class, or presence pattern and class. With ``subsets``, each subset of modalities is
     evaluated on the rows that have all of it, the rest hidden. Rows of withheld patterns are left out, so
-    that subset sizes disclose nothing that patterns do not.
+    that subset sizes disclose nothing that patterns do not. With ``calibration``, the losses on its grid.
 
     Raises:
         SiteError: If the model's output is not finite.
@@ -67,11 +69,13 @@ def evaluate(
     states = _pattern_states(logits, label, names) if patterns else {}
     disclosed = torch.tensor([name not in shown.patterns for name in names], dtype=torch.bool)
     subset_states = _subset_states(model, data, rows[disclosed]) if subsets else {}
+    grid = CalibrationState.of(logits, label, min_count).without(shown.classes) if calibration else None
     return Evaluation(
         split=split,
         state=told(MetricState.of(logits, label).without(shown.classes)),
         patterns={name: told(states[name]) for name in sorted(states) if name not in shown.patterns},
         subsets={name: told(state) for name, state in subset_states.items()},
+        calibration=grid.to_dict() if grid else {},
     )
 
 

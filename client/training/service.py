@@ -218,7 +218,15 @@ class SiteService:
         kept = self._kept(request, study)
         before = {**received, **_place_local(model, study, kept)}
         evaluations = tuple(
-            evaluate(model, data, split, limit, patterns=request.patterns, subsets=request.subsets)
+            evaluate(
+                model,
+                data,
+                split,
+                limit,
+                patterns=request.patterns,
+                subsets=request.subsets,
+                calibration=request.calibration,
+            )
             for split in request.splits
         )
         evaluated = time.perf_counter()

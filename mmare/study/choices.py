@@ -42,6 +42,7 @@ class ExtraAnswer(StrEnum):
     SUBSETS = "subsets"  # metrics of every subset of modalities
     COMPARISON = "comparison"  # which test rows two models predict right
     TRAIN = "train"  # metrics on the train rows
+    CALIBRATION = "calibration"  # losses on a grid of temperatures and shifts
 
 
 class Kind(StrEnum):

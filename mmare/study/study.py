@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from mmare.errors import StudyError
-from mmare.study.choices import MaskUse, Select, Wire
+from mmare.study.choices import ExtraAnswer, MaskUse, Select, Wire
 from mmare.study.recipes import recipe_of
 from mmare.study.specs import FederationSpec, ModalitySpec, ModelSpec, PrivacySpec, TrainingSpec
 from mmare.study.strategy_options import FedAvgOptions, strategy_options
@@ -346,13 +346,14 @@ def check_study(study: Study) -> None:
 def _check_secure_sum(study: Study, options: Any) -> None:  # noqa: ANN401 - each strategy has its own
     """Refuse what needs the numbers of single sites."""
     federation = study.federation
+    single_extra = [each for each in study.privacy.extra if each is not ExtraAnswer.CALIBRATION]
     single = {
         f"strategy {federation.strategy} compares single updates": not isinstance(options, FedAvgOptions),
         "options gap_step needs each site's validation loss": getattr(options, "gap_step", 0.0) > 0,
         "max_share needs each site's weight": federation.max_share < 1,
         "wire float16 is a format of single updates": federation.wire is not Wire.FLOAT32,
         "select worst_site needs each site's metrics": study.training.select is Select.WORST_SITE,
-        f"extra {', '.join(study.privacy.extra)} is an answer of single sites": bool(study.privacy.extra),
+        f"extra {', '.join(single_extra)} is an answer of single sites": bool(single_extra),
         f"min_sites {federation.min_sites} is too few, expected at least {SECURE_SITES}: of two sites each "
         "knows the other": federation.min_sites < SECURE_SITES,
     }

@@ -160,6 +160,7 @@ class Request:
     rate_factor: float = 1.0  # of the study's learning rates
     gap: bool = False  # evaluate the trained model on the validation rows too
     subsets: bool = False  # evaluate every subset of modalities too
+    calibration: bool = False  # tell the losses at every point of the calibration grid too
     final: bool = False  # the run trains no more: its kept state can be deleted
     sum: SecureSum | None = None  # which secure sum the answer is part of
     roster: Mapping[str, str] = field(default_factory=dict)  # of a secure sum: public key by site
@@ -215,12 +216,14 @@ class Evaluation:
         patterns: States per presence pattern, 1 and 0 in slot order.
         subsets: States per subset of modalities, written alike, over the rows that have them, all other
             modalities hidden.
+        calibration: Losses on the grid of `mmare.metrics.calibration`.
     """
 
     split: Split
     state: Mapping[str, Any]
     patterns: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     subsets: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    calibration: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

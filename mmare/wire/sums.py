@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from mmare.metrics.calibration import CalibrationState
 from mmare.metrics.state import MetricState
 from mmare.models.blocks import block_tensors
 from mmare.models.phases import phase_at
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "SumLayout",
+    "calibration_of",
     "evaluation_layout",
     "evaluation_of",
     "evaluation_values",
@@ -44,6 +46,7 @@ __all__ = [
 ]
 
 _MOST_CELLS = 1024  # true class, predicted class and pattern: 17 MB of histograms a site
+_GRID = "/calibration"
 _STATE = ("confusion", "histogram", "losses", "calibration")
 
 
@@ -149,13 +152,20 @@ def training_values(
     return values
 
 
-def evaluation_layout(study: Study, splits: Sequence[Split], *, patterns: bool) -> SumLayout:
-    """Of the metric states of splits, and if asked of every presence pattern, unless they are too many."""
+def evaluation_layout(
+    study: Study, splits: Sequence[Split], *, patterns: bool, calibration: bool = False
+) -> SumLayout:
+    """Of the metric states of splits, and if asked of every presence pattern, unless they are too many.
+
+    With ``calibration`` also of the losses on its grid.
+    """
     empty = MetricState.empty(len(study.classes))
     fits = len(study.classes) ** 2 << len(study.modalities) <= _MOST_CELLS
     groups = ["", *(_patterns(len(study.modalities)) if patterns and fits else ())]
+    grid = tuple(CalibrationState.empty(len(study.classes)).losses.shape)
     return SumLayout(
-        {
+        {f"{split}{_GRID}": grid for split in splits if calibration}
+        | {
             f"{split}/{group}/{name}": shape
             for split in splits
             for group in groups
@@ -178,6 +188,9 @@ def evaluation_values(evaluations: Sequence[Evaluation], study: Study) -> dict[s
             withheld = torch.zeros(len(study.classes))
             withheld[list(state.withheld)] = 1.0
             values[f"{each.split}/{group}/withheld"] = withheld
+        if each.calibration:
+            grid = CalibrationState.from_dict(each.calibration, len(study.classes))
+            values[f"{each.split}{_GRID}"] = grid.losses
     return values
 
 
@@ -203,11 +216,21 @@ def evaluation_of(sums: Mapping[str, Tensor], split: Split) -> dict[str, MetricS
     return found
 
 
+def calibration_of(sums: Mapping[str, Tensor], split: Split) -> CalibrationState | None:
+    """The pooled losses of a split on the calibration grid, if they were asked for."""
+    losses = sums.get(f"{split}{_GRID}")
+    if losses is None:
+        return None
+    counts = sums[f"{split}//confusion"].sum(dim=1).round().long()
+    return CalibrationState(counts, losses)
+
+
 def sum_layout(model: MultimodalModel, study: Study, request: Request) -> SumLayout:
     """Of the answers to a request, the same for every site that it goes to."""
     if request.sum is SecureSum.MOMENTS:
         return moments_layout(study)
-    shapes = dict(evaluation_layout(study, request.splits, patterns=request.patterns).shapes)
+    asked = {"patterns": request.patterns, "calibration": request.calibration}
+    shapes = dict(evaluation_layout(study, request.splits, **asked).shapes)
     if request.sum is SecureSum.ROUND:
         shapes |= training_layout(model, study, request.round).shapes
     return SumLayout(shapes)

@@ -89,6 +89,7 @@ class RunState:
         self.absent = Counter[str]()
         self.scores: dict[str, dict[str, float]] = {}
         self._best: deque[tuple[Selection, float | None]] = deque(maxlen=IMPROVEMENTS)
+        self.states: Mapping[str, Any] = {}  # by split, if ``whole``
         self.checkpoint: tuple[float, int] | None = None  # time, bytes
         self.saved = 0  # highest round ever checkpointed
         self.durations: deque[float] = deque(maxlen=TIMED_ROUNDS)  # seconds of rounds
@@ -380,6 +381,10 @@ class RunState:
 
     def _on_tested(self, event: events.Tested, _: float) -> None:
         self._score("test", event.metrics)
+
+    def _on_states(self, event: events.States, _: float) -> None:
+        if self._whole:
+            self.states = event.splits
 
     def _score(self, split: str, metrics: Mapping[str, Any]) -> None:
         self.scores[split] = self._disclosed(metrics["pooled"], POOLED_SCORES)

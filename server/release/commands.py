@@ -19,18 +19,34 @@ def release(
         Path | None,
         typer.Option(help="How tables became vectors; by default encoding.json beside the run's study."),
     ] = None,
+    sensitivity: Annotated[
+        float | None,
+        typer.Option(min=0, max=1, help="Call positive so that at least this share of positives is found."),
+    ] = None,
+    specificity: Annotated[
+        float | None,
+        typer.Option(min=0, max=1, help="Call positive so that at least this share of negatives is not."),
+    ] = None,
+    *,
+    youden: Annotated[
+        bool, typer.Option("--youden", help="Call positive where sensitivity plus specificity is largest.")
+    ] = False,
     card: Annotated[
         Path | None, typer.Option(help="A TOML file with what only people know: intended_use, licence, …")
     ] = None,
 ) -> None:
     """Make a model package: weights, study, how inputs are encoded, test results, card; under one digest.
 
-    Hospitals check it with mmare-site install. What the run does not tell is marked as not stated.
+    Probabilities are calibrated, and the operating point chosen, on the validation rows of all sites, and
+    tested on their test rows, from sums. Hospitals check the package with mmare-site install. What the run
+    does not tell is marked as not stated.
     """
     must_exist(run, "the folder of a finished run")
+    from server.release.decide import point_rule
     from server.release.release import release_model
 
-    made = release_model(run, out, encoding=encoding, card=card)
+    rule = point_rule(sensitivity, specificity, youden=youden)
+    made = release_model(run, out, encoding=encoding, card=card, rule=rule)
     typer.echo(f"package: {out}\ndigest: {made.digest}")
     for part, why in made.facts.not_stated.items():
         typer.echo(f"not stated: {part.replace('_', ' ')} ({why})")

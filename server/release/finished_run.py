@@ -17,11 +17,13 @@ from mmare.study.study import STUDY_FILE, load_study
 from mmare.wire.messages import Split
 from server.monitoring.followed_run import read_run
 from server.store.journal import JOURNAL, RESULT
+from server.store.states import parse_states
 
 if TYPE_CHECKING:
     from mmare.study.study import Study
     from server.monitoring.run_state import RunState
     from server.store.events import RollCall
+    from server.store.states import KeptStates
 
 __all__ = ["FinishedRun", "find_encoding", "load_finished"]
 
@@ -71,6 +73,10 @@ class FinishedRun:
             for each in self.study.modalities
             if each.name in scaling
         }
+
+    def states(self) -> dict[str, KeptStates]:
+        """Metric states of the model by split; empty for a run of an earlier version."""
+        return parse_states(self.state.states, len(self.study.classes))
 
     def patterns(self) -> dict[str, PatternCount] | None:
         """Train rows by presence pattern; ``None`` where a site told no counts."""

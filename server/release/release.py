@@ -22,6 +22,7 @@ from mmare.package.sealed import NOTICE, Facts, Sealed, as_json, seal, write_sea
 from mmare.study.study import STUDY_FILE
 from mmare.wire.tensors import global_tensors
 from server.release.card import card_of, read_statements
+from server.release.decide import decide
 from server.release.finished_run import FinishedRun, find_encoding, load_finished
 from server.store.model_file import load_model
 
@@ -29,11 +30,18 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
+    from server.release.decide import PointRule
+
 __all__ = ["release_model"]
 
 
 def release_model(
-    folder: Path, out: Path, *, encoding: Path | None = None, card: Path | None = None
+    folder: Path,
+    out: Path,
+    *,
+    encoding: Path | None = None,
+    card: Path | None = None,
+    rule: PointRule | None = None,
 ) -> Sealed:
     """Write the package of the run in ``folder``; the same run and options make the same bytes.
 
@@ -42,6 +50,7 @@ def release_model(
         out: A folder or, if it ends in ``.zip``, a zip.
         encoding: How tables became vectors; by default what lies beside the study of the run.
         card: Statements of the makers.
+        rule: How the operating point is chosen; without one the more probable class is called.
 
     Raises:
         InputError: If the run has no model for others, a file does not fit, or something else is at ``out``.
@@ -52,8 +61,8 @@ def release_model(
     patterns = run.patterns()
     if patterns is None:
         not_stated["patterns"] = "a site told no counts, as under secure sums"
-    for part in ("calibration", "operating_point", "prediction_sets"):
-        not_stated[part] = "the run has no calibration sums"
+    decisions = decide(run.study, run.states(), rule)
+    not_stated |= decisions.not_stated
     facts = Facts(
         study=run.study.name,
         study_hash=run.study.hash,
@@ -68,7 +77,7 @@ def release_model(
         ENCODERS_FILE: _plain(run.encoders()),
         MOMENTS_FILE: _plain(run.moments()),
         PATTERNS_FILE: None if patterns is None else _plain(patterns),
-        CALIBRATION_FILE: {},
+        CALIBRATION_FILE: {**decisions.made, "report": decisions.report},
         RESULTS_FILE: {key: run.result[key] for key in ("metrics", "left_out", "notes", "best_round")},
         CARD_FILE: card_of(run, read_statements(card), not_stated),
     }

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Final
 
+from mmare.metrics.calibration import grid_shape
 from mmare.metrics.state import N_BINS, N_CALIBRATION_BINS
 from mmare.wire.limits import MOST_HEADER
 from mmare.wire.messages import Split, Task
@@ -44,6 +46,9 @@ def most_header(study: Study, request: Request, blocks: Collection[str] = ()) ->
         groups = 1 + patterns * (request.patterns + request.subsets)
         states = len(request.splits) * groups + request.gap
         wanted = states * (_state(len(study.classes)) + pattern)
+        if request.calibration:
+            points = math.prod(grid_shape(len(study.classes)))
+            wanted += len(request.splits) * len(study.classes) * 2 * points * NUMBER
         wanted += sum(2 * NAME * len(name) + NUMBER for name in blocks)
     return min(BASE + wanted, MOST_HEADER)
 

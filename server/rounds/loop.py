@@ -64,6 +64,7 @@ class Plan:
     trainer: str = ""  # site id; unused by federated
     expected_nodes: int = 0  # to wait for; 0 if unknown
     subsets: bool = False  # also test every subset of modalities
+    calibration: bool = False  # also ask for losses on the calibration grid
 
 
 class RoundLoop:
@@ -382,6 +383,7 @@ class RoundLoop:
                 splits=tuple(split for split, sites in roles if site in sites),
                 patterns=True,
                 subsets=self._plan.subsets,
+                calibration=self._plan.calibration,
                 state_round=progress.best_states.get(site),
                 final=True,
             )
@@ -390,12 +392,13 @@ class RoundLoop:
         self._inquiry.begin_test()
         collected = self._collect(requests, best, SecureSum.TEST)
         self._require_quorum(len(collected.sites), "answered the test")
-        metrics = {
-            "validation": metrics_of(collected.states(Split.VAL), self._study),
-            "test": metrics_of(collected.states(Split.TEST), self._study),
-        }
+        states = {"validation": collected.states(Split.VAL), "test": collected.states(Split.TEST)}
+        metrics = {name: metrics_of(found, self._study) for name, found in states.items()}
         self._journal.write(events.Selected(round=best, metrics=metrics["validation"]))
         self._journal.write(events.Tested(round=best, metrics=metrics["test"]))
+        classes = len(self._study.classes)
+        kept = {name: found.kept(classes).to_dict() for name, found in states.items()}
+        self._journal.write(events.States(round=best, splits=kept))
         return Outcome(self._global.copy(), progress, best, metrics)
 
 

@@ -6,9 +6,11 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final
 
 from mmare.errors import Reason
+from mmare.metrics.calibration import CalibrationState, merge_calibration
 from mmare.metrics.intervals import bootstrap_intervals
 from mmare.metrics.state import MetricState, merge_all
 from mmare.wire.messages import Split, WireError
+from server.store.states import KeptStates
 
 if TYPE_CHECKING:
     from mmare.study.study import Study
@@ -31,7 +33,9 @@ class SplitStates:
         patterns: Mapping[str, Mapping[str, MetricState]],
         subsets: Mapping[str, Mapping[str, MetricState]],
         pooled: MetricState | None = None,
+        calibration: CalibrationState | None = None,
     ) -> None:
+        self.calibration = calibration  # over all sites, if they were asked
         self._pooled = pooled
         self.sites = dict(sorted(sites.items()))
         self.patterns = {name: dict(sorted(states.items())) for name, states in sorted(patterns.items())}
@@ -40,6 +44,10 @@ class SplitStates:
     def pooled(self, n_classes: int) -> MetricState:
         """The state of the rows of all sites."""
         return self._pooled or merge_all(list(self.sites.values()), n_classes)
+
+    def kept(self, n_classes: int) -> KeptStates:
+        """As the journal keeps them."""
+        return KeptStates(self.pooled(n_classes), self.sites, self.calibration)
 
 
 def collect_states(updates: Mapping[str, Update], split: Split, study: Study) -> SplitStates:
@@ -51,15 +59,19 @@ def collect_states(updates: Mapping[str, Update], split: Split, study: Study) ->
     sites: dict[str, MetricState] = {}
     patterns: dict[str, dict[str, MetricState]] = {}
     subsets: dict[str, dict[str, MetricState]] = {}
+    grids: dict[str, CalibrationState] = {}
     for site, update in updates.items():
         for evaluation in update.evaluations:
             if evaluation.split is split:
                 sites[site] = _state(evaluation.state, study)
+                if evaluation.calibration:
+                    grids[site] = _grid(evaluation.calibration, sites[site], study)
                 for groups, sent in ((patterns, evaluation.patterns), (subsets, evaluation.subsets)):
                     for name, state in sent.items():
                         _check_pattern(name, study)
                         groups.setdefault(name, {})[site] = _state(state, study)
-    return SplitStates(sites, patterns, subsets)
+    grid = merge_calibration([grids[site] for site in sorted(grids)], len(study.classes)) if grids else None
+    return SplitStates(sites, patterns, subsets, calibration=grid)
 
 
 def _check_pattern(name: str, study: Study) -> None:
@@ -83,6 +95,16 @@ def _state(content: Mapping[str, Any], study: Study) -> MetricState:
         return MetricState.from_dict(dict(content), len(study.classes))
     except ValueError as error:
         raise WireError(f"metric state: {error}", Reason.METRICS) from None
+
+
+def _grid(content: Mapping[str, Any], state: MetricState, study: Study) -> CalibrationState:
+    try:
+        found = CalibrationState.from_dict(dict(content), len(study.classes))
+    except ValueError as error:
+        raise WireError(f"calibration state: {error}", Reason.METRICS) from None
+    if tuple(found.counts.tolist()) != state.counts:
+        raise WireError("calibration state of other rows than the metric state", Reason.METRICS)
+    return found
 
 
 def headline(states: SplitStates, study: Study) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from mmare.errors import BusyError, Ending, InputError, MmareError, RunError, St
 from mmare.host.files import own_folder, replacing, slug
 from mmare.host.locks import locked
 from mmare.models.registry import build_model, model_options
-from mmare.study.choices import Mode
+from mmare.study.choices import ExtraAnswer, Mode
 from mmare.study.study import STUDY_FILE
 from mmare.wire.limits import MOST_NAME, MOST_PAYLOAD, RUN_NAME, run_name
 from mmare.wire.tensors import global_tensors, layout_of
@@ -168,7 +168,8 @@ def _run(fleet: Fleet, request: RunRequest, journal: Journal, run: str) -> dict[
     study, out = request.study, request.out
     common = common_facts(request)
     if request.mode is not Mode.LOCAL:
-        plan = Plan(request.mode, request.trainer, request.nodes, request.subsets)
+        calibration = ExtraAnswer.CALIBRATION in study.privacy.extra
+        plan = Plan(request.mode, request.trainer, request.nodes, request.subsets, calibration)
         outcome = RoundLoop(fleet, study, out, journal, run, plan).run()
         facts = {"run": run, "round": outcome.best_round, "notes": notes_of_model(study)}
         save_model(out / "model", study, outcome.tensors, facts)

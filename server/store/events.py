@@ -26,6 +26,7 @@ __all__ = [
     "Selected",
     "SiteLeftOut",
     "SiteUpdate",
+    "States",
     "Tested",
     "Validated",
     "name_of",
@@ -200,6 +201,14 @@ class Tested(Event):
 
     round: int
     metrics: Table
+
+
+@dataclass(frozen=True, kw_only=True)
+class States(Event):
+    """The merged metric states of the best round, by split (`server.store.states`)."""
+
+    round: int
+    splits: Table
 
 
 def name_of(kind: type[Event]) -> str:

@@ -20,7 +20,7 @@ from sklearn.model_selection import train_test_split
 
 from mmare.errors import DataError
 from mmare.study.choices import Kind, PromptMode, Scaling
-from mmare.study.specs import ModalitySpec, PrivacySpec, TrainingSpec
+from mmare.study.specs import ModalitySpec, TrainingSpec
 from mmare.study.study import Study
 from mmare.wire.messages import Split
 from sites.datasets.ixi_cohort import (
@@ -32,7 +32,7 @@ from sites.datasets.ixi_cohort import (
     read_demographics,
     select_cohort,
 )
-from sites.federation import Prepared, SiteTables, check_target, write_federation
+from sites.federation import SIMULATED, Prepared, SiteTables, check_target, write_federation
 from sites.manifest import ID, LABEL, SPLIT
 from sites.missing.amputate import Embed, take_away
 from sites.missing.plan import Missingness
@@ -199,7 +199,7 @@ def ixi_study(options: IxiOptions, encoder: str = ENCODER, size: tuple[int, ...]
         seed=options.seed,
         modalities=tuple(modalities),
         training=TrainingSpec(oversample="balanced" if task is IxiTask.EPOCH else None),
-        privacy=PrivacySpec(min_count=0),
+        privacy=SIMULATED,
     )
 
 

@@ -18,10 +18,10 @@ from numpy.typing import NDArray
 
 from mmare.errors import DataError, StudyError
 from mmare.study.choices import Kind, PromptMode, Scaling
-from mmare.study.specs import ModalitySpec, PrivacySpec, TrainingSpec
+from mmare.study.specs import ModalitySpec, TrainingSpec
 from mmare.study.study import Study
 from mmare.wire.messages import Split
-from sites.federation import Prepared, SiteTables, check_target, write_federation
+from sites.federation import SIMULATED, Prepared, SiteTables, check_target, write_federation
 from sites.manifest import ID, LABEL, SPLIT, parse_splits
 from sites.missing.amputate import Embed, take_away
 from sites.missing.plan import Missingness
@@ -199,7 +199,7 @@ def _study(names: Sequence[str], seed: int, prompt_mode: PromptMode) -> Study:
         seed=seed,
         modalities=tuple(specs),
         training=TrainingSpec(oversample={"dead": 6.0}, noise_probability=0.30),
-        privacy=PrivacySpec(min_count=0),
+        privacy=SIMULATED,
     )
 
 

@@ -26,9 +26,9 @@ from numpy.typing import NDArray
 
 from mmare.errors import StudyError
 from mmare.study.choices import Kind, Scaling
-from mmare.study.specs import ModalitySpec, PrivacySpec, TrainingSpec
+from mmare.study.specs import ModalitySpec, TrainingSpec
 from mmare.study.study import Study
-from sites.federation import Prepared, SiteTables, check_target, having, write_federation
+from sites.federation import SIMULATED, Prepared, SiteTables, check_target, having, write_federation
 from sites.manifest import ID, LABEL, SPLIT
 from sites.missing.amputate import Embed, take_away
 from sites.missing.plan import Missingness
@@ -306,5 +306,5 @@ def _study(seed: int, names: Sequence[str]) -> Study:
         seed=seed,
         modalities=tuple(modality for modality in (*images, clinical) if modality.name in names),
         training=TrainingSpec(rounds=40, learning_rate=3e-4, patience=15),
-        privacy=PrivacySpec(min_count=0),
+        privacy=SIMULATED,
     )

@@ -12,13 +12,13 @@ import pandas as pd
 from mmare.errors import DataError, StudyError
 from mmare.study.choices import Kind, Scaling
 from mmare.study.encoding import Encoding
-from mmare.study.specs import ModalitySpec, PrivacySpec
+from mmare.study.specs import ModalitySpec
 from mmare.study.study import Study
 from sites.datasets.table_columns import ColumnsFile, Group, choose_columns, learn, level_notes
 from sites.datasets.table_rows import check_classes, labelled, matched, nonempty
 from sites.encoding import encode
 from sites.features import Vectors, load_features
-from sites.federation import Prepared, SiteTables, check_target, site_id, write_federation
+from sites.federation import SIMULATED, Prepared, SiteTables, check_target, site_id, write_federation
 from sites.manifest import ID, LABEL, SPLIT, parse_labels, parse_splits
 from sites.missing.amputate import take_away
 from sites.missing.plan import Missingness
@@ -272,4 +272,4 @@ def _study(
         ModalitySpec(modality, Kind.FEATURES, width, scaling=Scaling.ZSCORE)
         for modality, width in widths.items()
     )
-    return Study(name, tuple(classes), modalities, positive, seed, privacy=PrivacySpec(min_count=0))
+    return Study(name, tuple(classes), modalities, positive, seed, privacy=SIMULATED)

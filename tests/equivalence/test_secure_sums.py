@@ -4,10 +4,12 @@ import json
 
 import numpy as np
 import pytest
+import torch
 from safetensors.numpy import load_file
 
 from mmare.errors import RunError, StudyError
 from mmare.wire.messages import Masked, Request, SecureSum, Task, Unmasked, decode, encode
+from server.release.finished_run import load_finished
 from tests.federations import KilledError, all_events, events, outcome, run_nodes, tiny_federation, tiny_study
 from tests.properties import first_quick
 
@@ -17,6 +19,7 @@ SECURE = (
     "federation.min_sites=3",
     "training.rounds=3",
     "federation.deadline_s=300",
+    'privacy.extra=["calibration"]',
 )
 PLAIN = SECURE[1:]
 STRATEGIES = {
@@ -61,6 +64,9 @@ def test_the_model_and_metrics_are_those_of_plain_averaging(federation, tmp_path
         assert after["pooled"]["log_loss"] == pytest.approx(before["pooled"]["log_loss"], abs=1e-4)
         assert set(after["patterns"]) == set(before["patterns"])
         assert (after["sites"], after["worst_site"]) == ({}, None)
+        grids = [load_finished(tmp_path / kind).states()[split].calibration for kind in ("plain", "secure")]
+        assert torch.equal(grids[1].counts, grids[0].counts)
+        torch.testing.assert_close(grids[1].losses, grids[0].losses, atol=0.1, rtol=1e-4)
 
 
 def test_nothing_of_a_single_site_stays_at_the_coordinator(straight):

@@ -16,6 +16,7 @@ from client.training.model_pool import ModelPool
 from client.training.service import SiteService
 from client.training.state import StateStore
 from mmare.errors import SiteCode, StudyError
+from mmare.metrics.calibration import CalibrationState
 from mmare.metrics.state import N_BINS, N_CALIBRATION_BINS, MetricState
 from mmare.models.registry import build_model
 from mmare.study.choices import Mode
@@ -154,8 +155,8 @@ def test_a_study_with_a_long_name_runs_under_a_short_one(tmp_path):
 
 @pytest.mark.slow
 @examples(25)
-@given(st.integers(2, 4), st.integers(1, 3), st.booleans(), st.booleans())
-def test_the_fullest_answer_fits(classes, modalities, subsets, gap):
+@given(st.integers(2, 4), st.integers(1, 3), st.booleans(), st.booleans(), st.booleans())
+def test_the_fullest_answer_fits(classes, modalities, subsets, gap, calibration):
     study = tiny_study()
     extra = [replace(study.modalities[0], name=f"m{index}") for index in range(modalities)]
     names = tuple(f"klasse-{index}-é" for index in range(classes))
@@ -167,7 +168,11 @@ def test_the_fullest_answer_fits(classes, modalities, subsets, gap):
         calibration=torch.full((classes, 3, N_CALIBRATION_BINS), 10**6 / 3, dtype=torch.float64),
     ).to_dict()
     patterns = {format(number, f"0{modalities}b"): full for number in range(1, 2**modalities)}
-    evaluations = tuple(Evaluation(split, full, patterns, patterns if subsets else {}) for split in Split)
+    empty = CalibrationState.empty(classes)
+    grid = CalibrationState(empty.counts + 10**6, empty.losses + 10**6 / 3).to_dict() if calibration else {}
+    evaluations = tuple(
+        Evaluation(split, full, patterns, patterns if subsets else {}, grid) for split in Split
+    )
     blocks = [f"merge.{index}" for index in range(50)]
     update = Update(
         "ash",
@@ -183,7 +188,16 @@ def test_the_fullest_answer_fits(classes, modalities, subsets, gap):
         Evaluation(Split.VAL, full) if gap else None,
     )
     request = Request(
-        Task.TRAIN, "run", {}, 3, tuple(Split), patterns=True, train=True, gap=gap, subsets=subsets
+        Task.TRAIN,
+        "run",
+        {},
+        3,
+        tuple(Split),
+        patterns=True,
+        train=True,
+        gap=gap,
+        subsets=subsets,
+        calibration=calibration,
     )
     most = most_header(study, request, blocks)
     assert len(encode(update)) <= most or most == MOST_HEADER

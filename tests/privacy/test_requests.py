@@ -57,6 +57,8 @@ FOREIGN = {
     "test-rows-in-a-round": {"splits": (Split.TEST,)},
     "patterns-in-a-round": {"splits": (Split.VAL,), "patterns": True},
     "subsets": {"splits": (Split.VAL,), "subsets": True, "final": True},
+    "calibration": {"splits": (Split.VAL,), "calibration": True, "final": True},
+    "calibration-in-a-round": {"splits": (Split.VAL,), "calibration": True},
     "split-twice": {"splits": (Split.VAL, Split.VAL)},
     "training-in-disguise": {"splits": (Split.VAL,), "train": True},
     "negative-round": {"splits": (Split.VAL,), "round": -5},
@@ -88,12 +90,18 @@ def test_two_models_are_not_compared_unless_the_study_says_so(hospital, tmp_path
 
 @pytest.mark.parametrize(
     ("extra", "fields"),
-    [("train", {"splits": (Split.TRAIN,)}), ("subsets", {"splits": (Split.VAL,), "subsets": True})],
+    [
+        ("train", {"splits": (Split.TRAIN,)}),
+        ("subsets", {"splits": (Split.VAL,), "subsets": True}),
+        ("calibration", {"splits": (Split.VAL,), "calibration": True}),
+    ],
 )
 def test_what_the_study_names_is_answered(tmp_path, extra, fields):
     study = tiny_study(privacy={"min_count": 5, "extra": [extra]})
     named = Hospital(tmp_path / "named", study)
     assert isinstance(evaluate(named, final=True, **fields), Update)
+    told = [line["what"] for line in named.lines("released")]
+    assert ("calibration val" in told[-1]) == (extra == "calibration")
 
 
 @pytest.mark.parametrize("restarted", [False, True])

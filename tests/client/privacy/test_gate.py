@@ -18,6 +18,7 @@ from client.training.model_pool import ModelPool
 from client.training.service import SiteService
 from client.training.state import StateStore
 from mmare.errors import SiteCode, SiteError
+from mmare.metrics.calibration import CalibrationState
 from mmare.metrics.coarse import coarsened
 from mmare.metrics.state import MetricState
 from mmare.models.blocks import block_tensors
@@ -164,7 +165,12 @@ def passing(tmp_path_factory):
         "train": asked(Task.TRAIN, gap=True),
         "plain": asked(Task.TRAIN),
         "evaluate": asked(
-            Task.EVALUATE, splits=(Split.VAL, Split.TEST), patterns=True, subsets=True, final=True
+            Task.EVALUATE,
+            splits=(Split.VAL, Split.TEST),
+            patterns=True,
+            subsets=True,
+            calibration=True,
+            final=True,
         ),
         "compare": asked(Task.COMPARE),
     }
@@ -233,6 +239,7 @@ def exposed(case, name, count):
     return {**case.answer.exposures, name: count}
 
 
+GRID = CalibrationState.of(torch.zeros(9, 2), torch.zeros(9, dtype=torch.int64))
 UPDATES = {
     "site": lambda case: changed(case, site="birch"),
     "round": lambda case: changed(case, round=2),
@@ -258,6 +265,7 @@ UPDATES = {
     "metrics-no-state": lambda case: with_evaluation(case, state={"rows": ["TCGA-07-1234"]}),
     "patterns-unasked": lambda case: with_evaluation(case, patterns={"11": case.answer.evaluations[0].state}),
     "subsets-unasked": lambda case: with_evaluation(case, subsets={"11": case.answer.evaluations[0].state}),
+    "calibration-unasked": lambda case: with_evaluation(case, calibration=GRID.to_dict()),
     "trained-unasked": lambda case: changed(case, trained=case.answer.evaluations[0]),
 }
 
@@ -265,6 +273,13 @@ UPDATES = {
 @pytest.mark.parametrize("name", UPDATES)
 def test_an_update_that_is_not_the_study_s_is_held_back(passing, name):
     assert UPDATES[name](passing["plain"]).code() is SiteCode.RELEASE
+
+
+@pytest.mark.parametrize("content", [GRID.to_dict(), {"grid": "patient-17"}], ids=["other-rows", "no-state"])
+def test_calibration_of_other_rows_than_the_metrics_is_held_back(passing, content):
+    case = passing["evaluate"]
+    first = replace(case.answer.evaluations[0], calibration=content)
+    assert changed(case, evaluations=(first, *case.answer.evaluations[1:])).code() is SiteCode.RELEASE
 
 
 def test_patterns_that_the_study_does_not_have_are_held_back(passing):

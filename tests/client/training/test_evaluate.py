@@ -7,6 +7,7 @@ from sklearn.metrics import accuracy_score
 
 from client.training.evaluate import evaluate, pattern_names
 from mmare.errors import SiteCode, SiteError
+from mmare.metrics.calibration import CalibrationState
 from mmare.metrics.state import MetricState, merge_all
 from mmare.models.batch import Batch
 from mmare.models.registry import build_model
@@ -54,6 +55,17 @@ def test_small_groups_are_withheld():
     assert all(sizes[name] >= 8 for name in found.patterns)
     for content in (found.state, *found.patterns.values()):
         assert all(count == 0 or count >= 8 for count in state(content).counts)
+
+
+def test_losses_on_the_calibration_grid_withhold_the_same_classes():
+    data = tiny_data(STUDY, 200)
+    found = evaluate(build_model(STUDY), data, Split.VAL, 5, calibration=True)
+    grid = CalibrationState.from_dict(found.calibration, 2)
+    assert tuple(grid.counts.tolist()) == state(found.state).counts
+    few = evaluate(build_model(STUDY), data, Split.VAL, 200, calibration=True)
+    assert CalibrationState.from_dict(few.calibration, 2).counts.tolist() == [0, 0]
+    assert few.calibration["withheld"] == [0, 1]
+    assert evaluate(build_model(STUDY), data, Split.VAL, 5).calibration == {}
 
 
 def test_a_split_without_rows_is_an_empty_state():

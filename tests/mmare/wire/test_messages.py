@@ -57,7 +57,7 @@ def by_word(values):
 
 TENSORS = st.builds(TensorSpec, WORDS, st.sampled_from(sorted(ITEM_BYTES)), tuples(st.integers(0, 1000)))
 GROUPS = by_word(by_word(st.none() | COUNTS))
-EVALUATIONS = st.builds(Evaluation, st.sampled_from(Split), TABLES, by_word(TABLES), by_word(TABLES))
+EVALUATIONS = st.builds(Evaluation, st.sampled_from(Split), TABLES, by_word(TABLES), by_word(TABLES), TABLES)
 MOMENTS = st.builds(Moments, WORDS, COUNTS, tuples(NUMBERS), tuples(NUMBERS))
 MESSAGES = {
     TensorSpec: TENSORS,
@@ -82,6 +82,7 @@ MESSAGES = {
         rate_factor=NUMBERS,
         gap=st.booleans(),
         subsets=st.booleans(),
+        calibration=st.booleans(),
         final=st.booleans(),
         sum=st.none() | st.sampled_from(SecureSum),
         roster=by_word(WORDS),

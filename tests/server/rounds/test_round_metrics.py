@@ -4,6 +4,7 @@ import torch
 from sklearn import metrics as reference
 
 from mmare.errors import Reason
+from mmare.metrics.calibration import CalibrationState
 from mmare.metrics.state import MetricState
 from mmare.wire.messages import Evaluation, Split, Update, WireError
 from server.rounds.round_metrics import collect_states, headline, metrics_of
@@ -95,6 +96,28 @@ def test_over_names_the_sites_whose_rows_of_a_class_count():
     assert found["pooled"]["n"] == sum(
         int((ROWS[site][1] == index).sum()) for index, name in enumerate(STUDY.classes) for site in kept[name]
     )
+
+
+def with_grid(site, rows):
+    return Update(
+        site, 1, evaluations=(Evaluation(Split.VAL, state(*ROWS[site]), calibration=rows.to_dict()),)
+    )
+
+
+def test_losses_on_the_calibration_grid_are_those_of_the_pooled_rows():
+    updates = {site: with_grid(site, CalibrationState.of(*ROWS[site])) for site in ROWS}
+    found = collect_states(updates, Split.VAL, STUDY).calibration
+    logits, label = (torch.cat(parts) for parts in zip(*ROWS.values(), strict=True))
+    expected = CalibrationState.of(logits, label)
+    assert found.fit() == expected.fit()
+    torch.testing.assert_close(found.losses, expected.losses, atol=3e-4, rtol=0)
+
+
+@pytest.mark.parametrize("grid", [CalibrationState.of(*ROWS["birch"]), CalibrationState.empty(3)])
+def test_losses_of_other_rows_or_classes_are_rejected_with_their_reason(grid):
+    with pytest.raises(WireError, match="calibration state") as error:
+        collect_states({"ash": with_grid("ash", grid)}, Split.VAL, STUDY)
+    assert error.value.code is Reason.METRICS
 
 
 def test_patterns_are_merged_over_the_sites_that_told_them():
