@@ -27,7 +27,8 @@ MODALITIES = ("exam", "lab")
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    folder = table_run(tmp_path_factory.mktemp("hospitals"))
+    # Not calibrated, so that scores are those of the run's result.
+    folder = table_run(tmp_path_factory.mktemp("hospitals"), settings=("privacy.extra=[]",))
     release_model(folder, folder.parent / "model.zip")
     return folder
 
@@ -218,6 +219,7 @@ def test_the_command_predicts_and_later_scores(run, predicted, tmp_path):
     said = command(run, "--patients", table, "--out", out)
     assert f"{len(predicted['ash'].seen)} patients predicted" in said
     assert "research use, not for clinical decisions" in said
+    assert "the probabilities are not calibrated" in said
     metrics = json.loads((run / "result.json").read_text())["metrics"]["test"]["sites"]["ash"]
     for form in Format:
         out = tmp_path / f"new.{form}"
