@@ -26,6 +26,7 @@ __all__ = [
     "load_patients",
     "parse_labels",
     "parse_splits",
+    "patients_in",
 ]
 
 ID, LABEL, SPLIT = "patient_id", "label", "split"
@@ -57,10 +58,11 @@ def load_patients(path: Path) -> Patients:
     Raises:
         DataError: If the file is missing, unreadable or empty, or a patient id is blank or repeated.
     """
-    return _patients(read_table(path))
+    return patients_in(read_table(path))
 
 
-def _patients(table: TextTable) -> Patients:
+def patients_in(table: TextTable) -> Patients:
+    """The patients of a table that was read; raises as `load_patients`."""
     ids = table.require_unique(ID)
     if not ids:
         raise DataError(f"{table.source}: no patient, expected at least one row under the header")
@@ -75,7 +77,7 @@ def load_manifest(path: Path, classes: Sequence[str], seed: int | Callable[[], i
             repeated, or a label or split is blank or unknown.
     """
     table = read_table(path)
-    patients = _patients(table)
+    patients = patients_in(table)
     names = parse_labels(table, LABEL, classes)
     if SPLIT in table.frame.columns:
         splits = parse_splits(table, SPLIT)

@@ -17,12 +17,10 @@ from mmare.errors import DataError, InputError, RunError
 from mmare.study.choices import Kind
 from mmare.study.encoding import Encoding
 from sites.encoding import encode
-from sites.manifest import load_patients
 from sites.tabular import TextTable
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from pathlib import Path
 
     from numpy.typing import NDArray
     from torch import Tensor
@@ -32,7 +30,7 @@ if TYPE_CHECKING:
     from sites.config import SiteConfig
     from sites.manifest import Patients
 
-__all__ = ["PatientInputs", "encoded_columns", "site_inputs"]
+__all__ = ["PatientInputs", "Vectors", "encoded_columns", "site_inputs"]
 
 Vectors = list[tuple[int, "NDArray[np.float32]"]]  # row of a patient, (W,)
 
@@ -50,17 +48,19 @@ class PatientInputs:
 
 def site_inputs(
     package: Package,
-    site: SiteConfig,
-    table: Path | None = None,
+    site: SiteConfig | None,
+    patients: Patients,
+    given: Mapping[str, Vectors] = {},
     progress: Progress = lambda _done, _total: None,
 ) -> PatientInputs:
     """Read the patients of a table, whose outcome need not be known, and encode what is not cached yet.
 
     Args:
         package: Whose model is to be used.
-        site: How it holds its modalities.
-        table: By default the site's manifest. Paths in it are relative to it; with the columns of the
-            package's encoding in it, vectors are made of these, else taken from the site's features file.
+        site: How it holds its modalities; without one, vectors and columns of tables are all there is.
+        patients: Paths in the table are relative to it; with the columns of the package's encoding in it,
+            vectors are made of these, else taken from the site's features file.
+        given: Vectors at hand, by modality.
         progress: Called with scans done and all.
 
     Raises:
@@ -70,8 +70,33 @@ def site_inputs(
     """
     study = package.study
     check_encoders(study)
-    patients = load_patients(table or site.manifest)
-    vectors = encoded_columns(package.encoding, patients, held=frozenset(site.modalities))
+    held = frozenset(() if site is None else site.modalities)
+    vectors = {**encoded_columns(package.encoding, patients, held), **given}
+    remarks: dict[int, list[str]] = defaultdict(list)
+    if site is not None:
+        _add_stored(package, site, patients, vectors, remarks, progress)
+    embedding, present = read_inputs(study, len(patients.patient_ids), vectors)
+    _check_anything(package, patients, present, remarks)
+    had = {each.name for slot, each in enumerate(study.modalities) if bool(present[:, slot].any())}
+    unknown = [name for name in had if name not in package.encoders]
+    notes = [
+        *encoder_notes(study, had),
+        *(f"No patient in training had {name}, so the model learned nothing of it" for name in unknown),
+    ]
+    told = {row: tuple(sentences) for row, sentences in remarks.items()}
+    return PatientInputs(patients.patient_ids, embedding, present, told, tuple(notes))
+
+
+def _add_stored(
+    package: Package,
+    site: SiteConfig,
+    patients: Patients,
+    vectors: dict[str, Vectors],
+    remarks: dict[int, list[str]],
+    progress: Progress,
+) -> None:
+    """Add the vectors of the modalities that a site stores; a scan that cannot be used is remarked."""
+    study = package.study
     stored = [each for each in study.modalities if each.name in site.modalities and each.name not in vectors]
     for modality in stored:
         fact = package.encoders.get(modality.name)
@@ -84,7 +109,6 @@ def site_inputs(
     volumes = tuple(each for each in stored if each.kind is Kind.VOLUME)
     scans = scans_of(site, replace(study, modalities=volumes), patients) if volumes else []
     _check_paths(patients, scans)
-    remarks = defaultdict(list)
 
     def keep(done: ListedScan, *, cached: bool) -> None:  # noqa: ARG001 - as `Tell`
         name, row = done.scan.modality.name, done.scan.row
@@ -97,16 +121,6 @@ def site_inputs(
     for modality in stored:
         if modality.kind is not Kind.VOLUME:
             vectors[modality.name] = list(vectors_of(modality, patients, site, study))
-    embedding, present = read_inputs(study, len(patients.patient_ids), vectors)
-    _check_anything(package, patients, present, remarks)
-    had = {each.name for slot, each in enumerate(study.modalities) if bool(present[:, slot].any())}
-    unknown = [name for name in had if name not in package.encoders]
-    notes = [
-        *encoder_notes(study, had),
-        *(f"No patient in training had {name}, so the model learned nothing of it" for name in unknown),
-    ]
-    told = {row: tuple(sentences) for row, sentences in remarks.items()}
-    return PatientInputs(patients.patient_ids, embedding, present, told, tuple(notes))
 
 
 def encoded_columns(

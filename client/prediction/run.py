@@ -16,6 +16,7 @@ from client.prediction.table import table_bytes
 from client.privacy.audit_log import Entry, Event, log_of
 from mmare.errors import InputError, RunError
 from mmare.host.files import replacing
+from sites.manifest import load_patients
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from mmare.package.package import Package
     from sites.config import SiteConfig
 
-__all__ = ["audit_entries", "page_beside", "predict_site"]
+__all__ = ["audit_entries", "log_predictions", "page_beside", "predict_site"]
 
 
 def predict_site(
@@ -45,16 +46,23 @@ def predict_site(
     """
     _check_place(out, table or site.manifest)
     torch.set_num_threads(site.threads)  # as in a run: other numbers of threads sum in other orders
-    found = predict(package, site_inputs(package, site, table, progress), pick_device(site.device))
+    inputs = site_inputs(package, site, load_patients(table or site.manifest), progress=progress)
+    found = predict(package, inputs, pick_device(site.device))
     content, page = table_bytes(found, form), page_of(found)
-    try:
-        log_of(site).append(*audit_entries(found, site_secret(site.folder)))
-    except OSError as error:
-        raise RunError(f"{log_of(site).path}: {error.strerror}; what cannot be logged is not told") from None
+    log_predictions(found, site)
     with replacing(out, private=True) as whole, replacing(page_beside(out), private=True) as whole_page:
         whole.write_bytes(content)
         whole_page.write_text(page, encoding="utf-8")
     return found
+
+
+def log_predictions(found: Predictions, site: SiteConfig) -> None:
+    """Write the lines of the audit log; a RunError if they cannot be written: then nothing is told."""
+    log = log_of(site)
+    try:
+        log.append(*audit_entries(found, site_secret(site.folder)))
+    except OSError as error:
+        raise RunError(f"{log.path}: {error.strerror}; what cannot be logged is not told") from None
 
 
 def page_beside(out: Path) -> Path:

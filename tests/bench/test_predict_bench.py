@@ -46,7 +46,7 @@ def test_predicting_and_explaining_a_thousand_cached_patients(tmp_path):
     seconds = {}
     for name, explain in (("predict", False), ("explain", True)):
         began = time.perf_counter()
-        predict(package, site_inputs(package, site), explain=explain)
+        predict(package, site_inputs(package, site, load_patients(site.manifest)), explain=explain)
         seconds[name] = time.perf_counter() - began
     report(
         f"{PATIENTS} cached patients of {len(MODALITIES)} scans, one thread",

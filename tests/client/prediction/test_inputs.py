@@ -7,16 +7,21 @@ import torch
 
 from client.data.dataset import load_data, modality_fingerprint
 from client.encoders.registry import ENCODERS
-from client.prediction.inputs import site_inputs
+from client.prediction.inputs import site_inputs as inputs_of
 from client.prediction.run import predict_site
 from client.prediction.table import Format
 from mmare.errors import DataError, InputError, RunError
 from mmare.package.package import read_package
 from sites.config import load_site
 from sites.federation import write_federation
+from sites.manifest import load_patients
 from tests.client.data.test_embed import ENCODER, opened, write_scan, write_series, write_site
 from tests.federations import site_tables, tiny_study
 from tests.packages import made_package
+
+
+def site_inputs(package, site, table=None):
+    return inputs_of(package, site, load_patients(table or site.manifest))
 
 
 @pytest.fixture
