@@ -24,6 +24,7 @@ from mmare.wire.tensors import global_tensors
 from server.release.card import card_of, read_statements
 from server.release.decide import decide
 from server.release.finished_run import FinishedRun, find_encoding, load_finished
+from server.release.rendering import renderings
 from server.store.model_file import load_model
 
 if TYPE_CHECKING:
@@ -73,18 +74,20 @@ def release_model(
         versions=run.result["versions"],
         not_stated=not_stated,
     )
+    told = card_of(run, facts, decisions, read_statements(card))
     contents: dict[str, Any] = {
         ENCODERS_FILE: _plain(run.encoders()),
         MOMENTS_FILE: _plain(run.moments()),
         PATTERNS_FILE: None if patterns is None else _plain(patterns),
         CALIBRATION_FILE: {**decisions.made, "report": decisions.report},
         RESULTS_FILE: {key: run.result[key] for key in ("metrics", "left_out", "notes", "best_round")},
-        CARD_FILE: card_of(run, read_statements(card), not_stated),
+        CARD_FILE: told,
     }
     files = {
         WEIGHTS_FILE: _weights(run, facts),
         STUDY_FILE: (folder / STUDY_FILE).read_bytes(),
         **{name: as_json(content) for name, content in contents.items()},
+        **renderings(told),
     }
     if columns is not None:
         files[ENCODING_PATH] = columns.text().encode()
