@@ -21,13 +21,15 @@ from mmare.errors import DataError, InputError
 from mmare.host.files import own_folder
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from torch import Tensor
 
     from client.data.scan_list import Scan
     from client.ingest.volume import Volume
     from sites.config import ModalitySource, SiteConfig
 
-__all__ = ["read_scan", "try_scan"]
+__all__ = ["converted_folder", "read_scan", "try_scan"]
 
 
 def read_scan(site: SiteConfig, scan: Scan, key: str) -> Tensor:
@@ -71,7 +73,7 @@ def _volume(site: SiteConfig, scan: Scan) -> Volume:
     rules = {name: _rule(site.modalities[name]) for name in scan.sharing}
     if not scan.path.is_dir():
         return read_nifti(scan.path)
-    out = site.cache / "converted" / hashlib.sha256(str(scan.path.absolute()).encode()).hexdigest()[:16]
+    out = converted_folder(site, scan.path)
     own_folder(out)
     try:
         choice = choose_each(convert_folder(scan.path, out, rules=rules).series, rules)[scan.modality.name]
@@ -80,6 +82,11 @@ def _volume(site: SiteConfig, scan: Scan) -> Volume:
     if choice.entry is None or choice.entry.output is None:
         raise ScanRefused(ScanReason.NO_FITTING_SERIES, choice.why)
     return read_nifti(out / choice.entry.output)
+
+
+def converted_folder(site: SiteConfig, scans: Path) -> Path:
+    """Where the volumes of a folder of DICOM files are kept, with ``report.json``."""
+    return site.cache / "converted" / hashlib.sha256(str(scans.absolute()).encode()).hexdigest()[:16]
 
 
 def _rule(source: ModalitySource) -> SeriesRule:

@@ -18,7 +18,15 @@ from client.ingest.reasons import Correction, ScanReason, explain
 from client.ingest.volume import Plane
 from mmare.host.files import replacing
 
-__all__ = ["REPORT_NAME", "Outcome", "Report", "SeriesEntry", "earlier_entries", "write_json"]
+__all__ = [
+    "REPORT_NAME",
+    "Outcome",
+    "Report",
+    "SeriesEntry",
+    "chosen_entry",
+    "earlier_entries",
+    "write_json",
+]
 
 REPORT_NAME = "report.json"
 REPORT_VERSION = 1
@@ -152,6 +160,18 @@ def earlier_entries(path: Path) -> dict[tuple[str, str, int, int], SeriesEntry]:
     except (FileNotFoundError, ValueError, KeyError, TypeError):
         return {}
     return {entry.identity: entry for entry in entries}
+
+
+def chosen_entry(folder: Path, modality: str) -> SeriesEntry | None:
+    """The series that was chosen for a modality, by the report in ``folder``; None if it does not say."""
+    path = folder / REPORT_NAME
+    try:
+        chosen = json.loads(path.read_text(encoding="utf-8"))["chosen"]
+        outputs = {choice["modality"]: choice["output"] for choice in chosen}
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    entries = earlier_entries(path).values()
+    return next((entry for entry in entries if entry.output == outputs.get(modality)), None)
 
 
 def _with_sentence(code: ScanReason | Correction) -> dict[str, str]:

@@ -35,6 +35,15 @@ def predict(
     table_format: Annotated[
         TableFormat | None, typer.Option("--format", help="Of the table, by default as OUT ends, else CSV.")
     ] = None,
+    fhir: Annotated[
+        Path | None, typer.Option(help="File for a FHIR R4B bundle; needs the extra fhir.")
+    ] = None,
+    dicom_sr: Annotated[
+        Path | None,
+        typer.Option(
+            help="New folder for DICOM reports of those who came as DICOM; needs the extra dicom-sr."
+        ),
+    ] = None,
     labels: Annotated[
         Path | None,
         typer.Option(help="Table with patient_id and label: score the predictions that OUT holds instead."),
@@ -63,14 +72,11 @@ def predict(
     console = Console(stderr=True)
     with scan_progress(console) as bar:
         task = bar.add_task(config.id, total=None)
-        found = predict_site(
-            package,
-            config,
-            patients,
-            out,
-            form,
-            lambda done, total: bar.update(task, completed=done, total=total),
-        )
+
+        def tell(done: int, total: int) -> None:
+            bar.update(task, completed=done, total=total)
+
+        found = predict_site(package, config, patients, out, form, tell, fhir=fhir, dicom_sr=dicom_sr)
     for note in found.notes:
         console.print(f"[yellow]{visible(note)}[/]", highlight=False)
     warned = sum(bool(sentences) for sentences in found.warnings)

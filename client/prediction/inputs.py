@@ -44,6 +44,7 @@ class PatientInputs:
     present: Tensor  # (N, M) bool
     remarks: Mapping[int, tuple[str, ...]]  # by row: why a scan of the patient is not used
     notes: tuple[str, ...] = ()  # about the inputs of all
+    scans: tuple[Scan, ...] = ()  # whose embeddings these are
 
 
 def site_inputs(
@@ -73,8 +74,7 @@ def site_inputs(
     held = frozenset(() if site is None else site.modalities)
     vectors = {**encoded_columns(package.encoding, patients, held), **given}
     remarks: dict[int, list[str]] = defaultdict(list)
-    if site is not None:
-        _add_stored(package, site, patients, vectors, remarks, progress)
+    scans = [] if site is None else _add_stored(package, site, patients, vectors, remarks, progress)
     embedding, present = read_inputs(study, len(patients.patient_ids), vectors)
     _check_anything(package, patients, present, remarks)
     had = {each.name for slot, each in enumerate(study.modalities) if bool(present[:, slot].any())}
@@ -84,7 +84,7 @@ def site_inputs(
         *(f"No patient in training had {name}, so the model learned nothing of it" for name in unknown),
     ]
     told = {row: tuple(sentences) for row, sentences in remarks.items()}
-    return PatientInputs(patients.patient_ids, embedding, present, told, tuple(notes))
+    return PatientInputs(patients.patient_ids, embedding, present, told, tuple(notes), tuple(scans))
 
 
 def _add_stored(
@@ -94,8 +94,8 @@ def _add_stored(
     vectors: dict[str, Vectors],
     remarks: dict[int, list[str]],
     progress: Progress,
-) -> None:
-    """Add the vectors of the modalities that a site stores; a scan that cannot be used is remarked."""
+) -> list[Scan]:
+    """Add the vectors of the modalities that a site stores; gives the scans used and remarks on others."""
     study = package.study
     stored = [each for each in study.modalities if each.name in site.modalities and each.name not in vectors]
     for modality in stored:
@@ -110,9 +110,12 @@ def _add_stored(
     scans = scans_of(site, replace(study, modalities=volumes), patients) if volumes else []
     _check_paths(patients, scans)
 
+    used: list[Scan] = []
+
     def keep(done: ListedScan, *, cached: bool) -> None:  # noqa: ARG001 - as `Tell`
         name, row = done.scan.modality.name, done.scan.row
         if done.vector is not None:
+            used.append(done.scan)
             vectors.setdefault(name, []).append((row, done.vector))
         elif done.refused is not None:
             remarks[row].append(f"{name} is not used: {done.refused}")
@@ -121,6 +124,7 @@ def _add_stored(
     for modality in stored:
         if modality.kind is not Kind.VOLUME:
             vectors[modality.name] = list(vectors_of(modality, patients, site, study))
+    return used
 
 
 def encoded_columns(

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
+from client.data.site_secret import site_secret
 from client.prediction.inputs import Vectors, site_inputs
 from client.prediction.predict import predict
-from client.prediction.run import log_predictions
+from client.prediction.run import audit_lines, log_predictions
 from client.prediction.table import flat
 from mmare.errors import DataError
 from mmare.package.package import read_package
@@ -60,7 +61,7 @@ class LoadedPackage:
             self.package, site_inputs(self.package, config, patients_in(TextTable(source, text)), given)
         )
         if config is not None:
-            log_predictions(found, config)
+            log_predictions(found, config, audit_lines(found, site_secret(config.folder)))
         return flat(found)
 
 

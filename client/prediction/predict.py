@@ -88,6 +88,13 @@ class Predictions:
             found.append("the probabilities are not calibrated: the package has no calibration")
         if package.operating_point is None:
             found.append("called is the most probable class: the package has no operating point")
+        if package.prediction_sets is not None:
+            bounds = zip(package.study.classes, package.prediction_sets.thresholds, strict=True)
+            always = [name for name, bound in bounds if bound is None]
+            if always:
+                found.append(
+                    f"every prediction set holds {', '.join(always)}: validation has too few of them"
+                )
         if package.patterns is None:
             found.append("how often a combination of modalities was seen in training was not told")
         if training_prior(package) is None:

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import hmac
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from client.data.site_secret import site_secret
 from client.encoders.registry import pick_device
+from client.prediction.dicom_sr import structured_reports
+from client.prediction.fhir import fhir_bundle
 from client.prediction.inputs import site_inputs
 from client.prediction.page import page_of
 from client.prediction.predict import predict
 from client.prediction.table import table_bytes
 from client.privacy.audit_log import Entry, Event, log_of
 from mmare.errors import InputError, RunError
-from mmare.host.files import replacing
+from mmare.host.files import own_folder, replacing
 from sites.manifest import load_patients
 
 if TYPE_CHECKING:
@@ -27,7 +30,7 @@ if TYPE_CHECKING:
     from mmare.package.package import Package
     from sites.config import SiteConfig
 
-__all__ = ["audit_entries", "log_predictions", "page_beside", "predict_site"]
+__all__ = ["audit_lines", "log_predictions", "page_beside", "predict_site"]
 
 
 def predict_site(
@@ -37,30 +40,54 @@ def predict_site(
     out: Path,
     form: Format,
     progress: Callable[[int, int], None] = lambda _done, _total: None,
+    *,
+    fhir: Path | None = None,
+    dicom_sr: Path | None = None,
 ) -> Predictions:
-    """Write the predictions for a table's patients to ``out`` and a page beside it; both or neither.
+    """Write the predictions for a table's patients to ``out`` and a page beside it; everything or nothing.
+
+    Args:
+        package: The model.
+        site: How the site holds its modalities.
+        table: As of the command, and so are the others.
+        out: For the table.
+        form: Of the table.
+        progress: Called with scans done and all.
+        fhir: File for a FHIR bundle.
+        dicom_sr: Folder for structured reports, which does not exist yet.
 
     Raises:
         InputError: As of `site_inputs`, or if ``out`` cannot be taken.
         RunError: If nobody has a modality, or the audit log cannot be written.
     """
     _check_place(out, table or site.manifest)
+    for place in filter(None, (fhir, dicom_sr)):
+        if place.exists() or not place.absolute().parent.is_dir():
+            raise InputError(f"{place}: {'is there already' if place.exists() else 'no folder for it'}")
     torch.set_num_threads(site.threads)  # as in a run: other numbers of threads sum in other orders
     inputs = site_inputs(package, site, load_patients(table or site.manifest), progress=progress)
     found = predict(package, inputs, pick_device(site.device))
-    content, page = table_bytes(found, form), page_of(found)
-    log_predictions(found, site)
-    with replacing(out, private=True) as whole, replacing(page_beside(out), private=True) as whole_page:
-        whole.write_bytes(content)
-        whole_page.write_text(page, encoding="utf-8")
+    lines = audit_lines(found, site_secret(site.folder))
+    files = {out: table_bytes(found, form), page_beside(out): page_of(found).encode()}
+    if fhir is not None:
+        files[fhir] = fhir_bundle(found, lines)
+    if dicom_sr is not None:
+        files |= {dicom_sr / name: content for name, content in structured_reports(found, site).items()}
+    log_predictions(found, site, lines)
+    if dicom_sr is not None:
+        own_folder(dicom_sr)
+    with ExitStack() as stack:
+        for path, content in files.items():
+            stack.enter_context(replacing(path, private=True)).write_bytes(content)
     return found
 
 
-def log_predictions(found: Predictions, site: SiteConfig) -> None:
+def log_predictions(found: Predictions, site: SiteConfig, lines: list[dict[str, Any]]) -> None:
     """Write the lines of the audit log; a RunError if they cannot be written: then nothing is told."""
     log = log_of(site)
+    study = found.package.study.hash
     try:
-        log.append(*audit_entries(found, site_secret(site.folder)))
+        log.append(*(Entry(Event.PREDICTED, study=study, prediction=line) for line in lines))
     except OSError as error:
         raise RunError(f"{log.path}: {error.strerror}; what cannot be logged is not told") from None
 
@@ -70,10 +97,10 @@ def page_beside(out: Path) -> Path:
     return out.with_suffix(".html")
 
 
-def audit_entries(found: Predictions, secret: bytes) -> list[Entry]:
-    """A line for each patient, who is named by a keyed digest as is the input; no path, no vector."""
+def audit_lines(found: Predictions, secret: bytes) -> list[dict[str, Any]]:
+    """What the log says of each patient: keyed digests of patient and input, the output; no vector."""
     study, judged = found.package.study, found.judgement
-    entries = []
+    lines = []
     for row, patient in enumerate(found.inputs.patients):
         there = found.inputs.present[row].tolist()
         parts = [
@@ -82,18 +109,19 @@ def audit_entries(found: Predictions, secret: bytes) -> list[Entry]:
             if has
         ]
         content = b"\0".join([patient.encode(), found.patterns[row].encode(), *parts])
-        line: dict[str, Any] = {
-            "model": found.package.digest,
-            "patient": hmac.digest(secret, patient.encode(), "sha256").hex()[:16],
-            "input": hmac.digest(secret, content, "sha256").hex(),
-            "presence": found.patterns[row],
-            "seen": found.seen[row],
-            "call": study.classes[int(judged.call[row])],
-            "probability": [round(value, 6) for value in judged.probability[row].tolist()],
-            "distance": [None if far != far else round(far, 3) for far in found.distance[row].tolist()],  # noqa: PLR0124 - NaN
-        }
-        entries.append(Entry(Event.PREDICTED, study=study.hash, prediction=line))
-    return entries
+        lines.append(
+            {
+                "model": found.package.digest,
+                "patient": hmac.digest(secret, patient.encode(), "sha256").hex()[:16],
+                "input": hmac.digest(secret, content, "sha256").hex(),
+                "presence": found.patterns[row],
+                "seen": found.seen[row],
+                "call": study.classes[int(judged.call[row])],
+                "probability": [round(value, 6) for value in judged.probability[row].tolist()],
+                "distance": [None if far != far else round(far, 3) for far in found.distance[row].tolist()],  # noqa: PLR0124 - NaN
+            }
+        )
+    return lines
 
 
 def _check_place(out: Path, table: Path) -> None:

@@ -15,31 +15,14 @@ from mmare.package.package import read_package
 from sites.config import load_site
 from sites.federation import write_federation
 from sites.manifest import load_patients
-from tests.client.data.test_embed import ENCODER, opened, write_scan, write_series, write_site
+from tests.client.data.test_embed import ENCODER, write_series
+from tests.client.prediction.conftest import table_of
 from tests.federations import site_tables, tiny_study
 from tests.packages import made_package
 
 
 def site_inputs(package, site, table=None):
     return inputs_of(package, site, load_patients(table or site.manifest))
-
-
-@pytest.fixture
-def scans(tmp_path):
-    """A site whose patients have a file or a folder of DICOM files, and a package that fits it."""
-    folder = write_site(tmp_path / "federation", [{"t1": "a.nii.gz"}, {"t1": "a.nii.gz", "t2": "b.nii.gz"}])
-    write_scan(folder / "elm" / "a.nii.gz", 1)
-    write_scan(folder / "elm" / "b.nii.gz", 2)
-    site, study = opened(folder)
-    marks = {each.name: modality_fingerprint(each, site) for each in study.modalities}
-    package = read_package(made_package(tmp_path / "model", study, marks, {"no": 6, "yes": 2}))
-    return site, package
-
-
-def table_of(site, text, name="new.csv"):
-    path = site.folder / name
-    path.write_text(text)
-    return path
 
 
 def test_scans_become_the_vectors_of_training_and_are_encoded_once(scans, tmp_path, monkeypatch):
