@@ -8,7 +8,7 @@ READY := $(VENV)/.ready
 # Rewriting the asserts of all tests takes each test process nine seconds: keep what was compiled.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: setup demo test cover test-system lint bench audit clean
+.PHONY: setup demo test cover test-system lint bench attacks audit clean
 
 setup: $(READY)
 
@@ -40,6 +40,10 @@ lint: setup
 
 bench: setup
 	$(BIN)/pytest -m bench -s
+
+# What each protection leaves to an attacker, as tables.
+attacks: setup
+	$(BIN)/pytest -m bench -s tests/privacy/test_attacks.py
 
 audit: setup
 	$(BIN)/pip-audit --skip-editable

@@ -52,9 +52,10 @@ class Hospital:
         missing=0.3,
         split=True,
         edit=None,
+        seed=3,
     ) -> None:
         self.study = study
-        tables = site_tables("ash", study, patients, 3, missing)
+        tables = site_tables("ash", study, patients, seed, missing)
         if edit is not None:
             edit(tables)
         write_federation(folder, study, [tables])
