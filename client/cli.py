@@ -14,6 +14,7 @@ from rich.console import Console
 from client.membership.commands import app as kit_app
 from client.prediction.commands import predict
 from client.privacy.commands import app as audit_app
+from client.privacy.commands import budget
 from mmare.errors import RunError
 from mmare.host.console import must_exist, run_command, visible
 
@@ -175,6 +176,7 @@ def approve(
     wanted = _study(config, study)
     from client.privacy.approvals import ApprovalFolder, default_releases
     from client.privacy.audit_log import Entry, Event, log_of
+    from client.privacy.ledger import ledger_of
     from client.privacy.study_summary import study_in_words
 
     folder = ApprovalFolder(config.folder)
@@ -184,6 +186,7 @@ def approve(
         return
     most, log = config.max_releases or default_releases(wanted), log_of(config)
     typer.echo(study_in_words(wanted, config, most, seed or ()) + "\n")
+    ledger_of(config).admit(wanted)
     before = folder.find(wanted.hash)
     wrong = log.examine(*([before.head] if before else []))[1]
     if wrong:
@@ -272,6 +275,7 @@ app.add_typer(weights_app, name="weights")
 app.add_typer(kit_app, name="kit")
 app.add_typer(audit_app, name="audit")
 app.command(epilog="Example: mmare-site predict kidney.zip --site hospital/site.toml --out new.csv")(predict)
+app.command(epilog="Example: mmare-site budget hospital/site.toml")(budget)
 
 
 @weights_app.callback()

@@ -30,6 +30,7 @@ from client.encoders.registry import pick_device
 from client.privacy.approvals import ApprovalFolder
 from client.privacy.audit_log import log_of
 from client.privacy.gate import Gate
+from client.privacy.ledger import ledger_of
 from client.privacy.masker import Masker
 from client.privacy.moments_record import FILE as MOMENTS
 from client.privacy.moments_record import MomentsRecord
@@ -170,6 +171,7 @@ def make_service(
         site.max_norm,
         site.max_releases,
         Masker(site.id, site.folder, site.peers),
+        ledger_of(site),
     )
     return SiteService(
         site.id,

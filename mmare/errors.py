@@ -111,6 +111,7 @@ class SiteCode(StrEnum):
     ROUND = "S307"  # an earlier round, or one that was answered, asked again with something else
     MODEL = "S308"  # the model does not descend from what the site has seen
     SUM = "S309"  # a secure sum that the site cannot take part in: too few sites, another key, another value
+    BUDGET = "S310"  # differential privacy: more than the site's budget, or than its data can carry
     WORKER = "S401"  # the site worker does not reply: not running, or it ended
     LATE = "S402"  # the site worker missed the study's deadline
     RELAY = (

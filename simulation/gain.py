@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +20,6 @@ from server.monitoring.followed_run import read_run
 from server.rounds.fleet import Answer
 from server.rounds.gain import gains
 from server.rounds.roll_call import roll_call
-from server.run.request import PLAIN_SUMS
 from server.store.journal import Journal
 from server.store.model_file import load_model
 from simulation.report.run_report import GAIN, write_report
@@ -61,8 +61,7 @@ def compare_runs(joined: Path, alone: Path) -> dict[str, Any]:
     federation = _federation(joined)
     if _federation(alone) != federation:
         raise InputError(f"{alone}: a run over {_federation(alone)}, expected {federation}")
-    # A comparison is made on the sites' own rows: nothing is summed, and alone nothing is hidden.
-    study, other = (load_study(run / STUDY_FILE).override([PLAIN_SUMS]) for run in (joined, alone))
+    study, other = (_without_privacy(load_study(run / STUDY_FILE)) for run in (joined, alone))
     if (study.hash, study.seed) != (other.hash, other.seed):
         raise InputError(f"{alone}: a run of another study or seed than {joined}")
     folders = sorted(path.parent.parent for path in alone.glob("local/*/model/model.json"))
@@ -85,6 +84,11 @@ def compare_runs(joined: Path, alone: Path) -> dict[str, Any]:
         partial.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
     write_report(joined)
     return found
+
+
+def _without_privacy(study: Study) -> Study:
+    """Compared here on the sites' own rows: nothing is summed, and nothing is hidden."""
+    return replace(study, privacy=replace(study.privacy, secure_sum=False, dp=None))
 
 
 def _service(site: SiteConfig, study: Study) -> SiteService:

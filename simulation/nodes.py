@@ -17,6 +17,8 @@ from client.encoders.registry import pick_device
 from client.privacy.approvals import FixedApprovals
 from client.privacy.audit_log import AuditLog
 from client.privacy.gate import Gate
+from client.privacy.ledger import FILE as LEDGER
+from client.privacy.ledger import Ledger
 from client.privacy.masker import Masker
 from client.privacy.moments_record import FILE as MOMENTS
 from client.privacy.moments_record import MomentsRecord
@@ -94,7 +96,8 @@ def _service(request: RunRequest, partition: int, partitions: int) -> Endpoint:
     threads = max(site.threads for site in sites)  # alike, so that every backend computes the same bits
     if partition == len(sites):
         kept = folder / ".pooled"
-        gate = Gate(trainer, approved, 0, AuditLog(kept / "audit.jsonl"))
+        ledger = Ledger(kept / LEDGER)
+        gate = Gate(trainer, approved, 0, AuditLog(kept / "audit.jsonl"), ledger=ledger)
         table = SiteTable(_pool(sites), TableVersion.of(*sites))
         return SiteService(trainer, table, StateStore(kept), _models("auto", threads), gate=gate)
     site = sites[partition]
@@ -107,7 +110,7 @@ def _service(request: RunRequest, partition: int, partitions: int) -> Endpoint:
     audit = AuditLog(site.cache / "audit.jsonl")
     masker = Masker(site.id, site.cache)
     limits = (site.min_count, audit, site.max_norm, site.max_releases)
-    gate = Gate(site.id, approved, *limits, masker)
+    gate = Gate(site.id, approved, *limits, masker, Ledger(site.cache / LEDGER, site.epsilon_limit))
     return SiteService(site.id, table, StateStore(site.cache), _models(site.device, threads), gate=gate)
 
 

@@ -98,6 +98,7 @@ class SiteConfig:
     weights: Path | None = None  # folder filled by ``mmare-site weights import``
     max_norm: float | None = None  # largest L2 norm of a round's update that may leave; none: any finite one
     max_releases: int | None = None  # answers that may leave per study; none: as many as its approval allows
+    epsilon_limit: float | None = None  # of all studies with differential privacy together; none: any
     keep_table: bool = False  # whether a run goes on with the table that it began with, if that changes
     worker: WorkerConfig = field(kw_only=True)
     metrics: MetricsConfig = MetricsConfig()
@@ -129,7 +130,12 @@ def _parse(content: Mapping[str, Any], folder: Path) -> SiteConfig:
     compute = _Section(
         content, "compute", ("device", "cache", "threads", "weights", "keep_runs", "keep_days"), folder
     )
-    policy = _Section(content, "policy", ("min_count", "max_norm", "max_releases", "on_table_change"), folder)
+    policy = _Section(
+        content,
+        "policy",
+        ("min_count", "max_norm", "max_releases", "epsilon_limit", "on_table_change"),
+        folder,
+    )
     worker = _Section(content, "worker", ("socket", "group", "grace_s"), folder)
     metrics = _Section(content, "metrics", ("port", "address"), folder)
     coordinator = _Section(content, "coordinator", ("kit", "runtime_port"), folder)
@@ -160,6 +166,7 @@ def _parse(content: Mapping[str, Any], folder: Path) -> SiteConfig:
         weights=compute.path("weights") if "weights" in compute else None,
         max_norm=policy.number("max_norm") if "max_norm" in policy else None,
         max_releases=policy.whole("max_releases", 1, least=1) if "max_releases" in policy else None,
+        epsilon_limit=policy.number("epsilon_limit") if "epsilon_limit" in policy else None,
         keep_table=policy.one_of("on_table_change", ("end", "keep")) == "keep",
         worker=WorkerConfig(
             socket=worker.path("socket", "run/worker.sock"),

@@ -55,6 +55,12 @@ class SiteData:
     encoders: Mapping[str, str]  # fingerprint per modality that the site has
     patients: tuple[str, ...] = ()  # ids, which never leave; empty: rows are counted
 
+    def tensors(self) -> dict[str, Tensor]:
+        """All of it but the ids, by name."""
+        rows = {f"rows/{split}": rows for split, rows in self.rows.items()}
+        embedding = {f"embedding/{slot}": part for slot, part in enumerate(self.embedding)}
+        return {**embedding, "present": self.present, "label": self.label, **rows}
+
     @classmethod
     def pooled(cls, sites: Sequence[SiteData]) -> SiteData:
         """The rows of several sites, in the order given."""

@@ -1,13 +1,14 @@
-"""``mmare-site audit``: the site's log of what left."""
+"""``mmare-site audit``: the site's log of what left. ``mmare-site budget``: what of its privacy is spent."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-__all__ = ["app"]
+__all__ = ["app", "budget"]
 
 app = typer.Typer(no_args_is_help=True, help="The log of everything that left this site.")
 
@@ -48,3 +49,24 @@ def verify(site: Annotated[Path, typer.Argument(help="The site's site.toml.")]) 
         raise RunError(f"{log.path}: {wrong}")
     typer.echo(f"{log.path}: {chain.head.lines} lines in the chain, none missing or changed")
     typer.echo(f"head: {chain.head.text().strip()}")
+
+
+def budget(
+    site: Annotated[Path, typer.Argument(help="The site's site.toml.")],
+    *,
+    as_json: Annotated[bool, typer.Option("--json", help="For programs, with every run.")] = False,
+) -> None:
+    """Say how much of the site's budget of differential privacy each study spent and what is left.
+
+    The limit is ``epsilon_limit`` of the table policy in site.toml. Exit code 1 if lines of the ledger are
+    missing or were changed.
+    """
+    from client.privacy.audit_log import log_of
+    from client.privacy.ledger import budget_table, budget_text, ledger_of
+    from sites.config import load_site
+
+    config = load_site(site)
+    ledger = ledger_of(config)
+    ledger.check(log_of(config).budget)
+    found = budget_table(config.id, ledger)
+    typer.echo(json.dumps(found, indent=2) if as_json else budget_text(found))

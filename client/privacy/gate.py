@@ -15,6 +15,8 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from client.privacy.accountant import BudgetError, plan_of
+from client.privacy.audit_chain import START
 from client.privacy.audit_log import ChainError, Entry, Event
 from client.privacy.release_rules import Facts, ReleaseError, StudyRules, check_answer
 from client.privacy.request_rules import RequestError, check_request
@@ -30,8 +32,11 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
+    from client.privacy.accountant import Plan
     from client.privacy.approvals import Approval, Approvals
+    from client.privacy.audit_chain import Head
     from client.privacy.audit_log import AuditLog
+    from client.privacy.ledger import Ledger
     from client.privacy.masker import Masker
     from client.privacy.release_rules import Answer
     from mmare.study.study import Study
@@ -40,7 +45,7 @@ if TYPE_CHECKING:
     Group = TypeVar("Group", bound=Hashable)
     Protect = Callable[[Study, Update | Statistics, bytes], tuple[Masked, bytes]]
 
-__all__ = ["Gate"]
+__all__ = ["Gate", "budgeted"]
 
 LOG = logging.getLogger(__name__)
 
@@ -54,6 +59,7 @@ class Gate:
         max_norm: Largest L2 norm of an update; None for any finite one.
         max_releases: Answers per study; None for the limit of its approval.
         masker: For studies of secure sums, which are refused without one.
+        ledger: For studies with differential privacy, likewise.
     """
 
     def __init__(
@@ -65,8 +71,11 @@ class Gate:
         max_norm: float | None = None,
         max_releases: int | None = None,
         masker: Masker | None = None,
+        ledger: Ledger | None = None,
     ) -> None:
         self.masker = masker
+        self._ledger = ledger
+        self._charged: Head | None = None  # head of the ledger, as the audit log names it
         self.min_count = min_count
         self._site = site
         self._approvals = approvals
@@ -131,6 +140,30 @@ class Gate:
             raise SiteError(SiteCode.RELEASES)
         return study
 
+    def plan(self, study: Study, run: str, train_rows: int) -> Plan | None:
+        """How a study with differential privacy is answered; None for one without.
+
+        Args:
+            study: Approved.
+            run: Its name; empty for one to come.
+            train_rows: Counted from the site's data.
+
+        Raises:
+            BudgetError: If the site's budget does not allow it, or its data cannot carry it.
+            SiteError: If the site keeps no ledger.
+            ChainError: If the ledger lost lines.
+        """
+        if study.privacy.dp is None:
+            return None
+        if self._ledger is None:
+            LOG.error("study %s asks for differential privacy, for which no ledger is kept", study.name)
+            raise SiteError(SiteCode.BUDGET)
+        if self._charged is None:
+            self._charged = self._audit.budget if self._audit else START
+        self._ledger.check(self._charged)
+        self._ledger.admit(study, run)
+        return plan_of(study, train_rows if train_rows >= self._limit(study) else 0)
+
     def release(
         self,
         request: Request,
@@ -158,7 +191,7 @@ class Gate:
         study = self.admit(request.study)
         if self._rules is None or self._rules.study.hash != study.hash:
             self._rules = StudyRules(study)
-        facts = Facts(self._site, max(self.min_count, study.privacy.min_count), train_rows)
+        facts = Facts(self._site, self._limit(study), train_rows)
         try:
             what = check_answer(answer, request, self._rules, facts)
             payload, change = self._payload(request, received, answer, tensors, self._rules)
@@ -167,6 +200,7 @@ class Gate:
             raise SiteError(SiteCode.RELEASE) from None
         if isinstance(answer, Update):
             answer = replace(answer, norm=change)
+        drawn = self._charge(study, request, answer, payload, train_rows)
         sent: Answer | Masked = answer
         if study.privacy.secure_sum and isinstance(answer, Update | Statistics):
             if protect is None:
@@ -186,12 +220,33 @@ class Gate:
             asked=self._digest_of(request, received) if in_order(request) else "",
             final=request.final,
             table=table,
+            drawn=drawn,
+            budget=self._charged.text().strip() if drawn and self._charged else "",
         )
         self._log(entry)
-        self._records.add(request, entry.asked, table)
+        self._records.add(request, entry.asked, table, drawn)
         if self._released is not None:
             self._released = (self._released[0], self._released[1] + 1)
         return header, payload
+
+    def _charge(self, study: Study, request: Request, answer: Answer, payload: bytes, train_rows: int) -> str:
+        """Charge the run of an answer with noise, once, and return the answer's digest; empty without noise.
+
+        Raises:
+            SiteError: If the budget does not allow it, or the answer was given before with other noise.
+        """
+        if study.privacy.dp is None or not isinstance(answer, Update):
+            return ""
+        drawn = _digest(encode(replace(answer, seconds={})).encode(), payload)
+        with budgeted():
+            plan = self.plan(study, request.run, train_rows)
+            self._records.of(request.run).check_draw(request, drawn)
+            if self._ledger is not None and plan is not None:
+                self._charged = self._ledger.charge(study, request.run, plan) or self._charged
+        return drawn
+
+    def _limit(self, study: Study) -> int:
+        return max(self.min_count, study.privacy.min_count)
 
     def begun_with(self, run: str) -> str:
         """The version of the table with which a run began here; empty before its first answer."""
@@ -272,6 +327,19 @@ class Gate:
         if self._audit is not None:
             with _coded():
                 self._audit.append(entry)
+
+
+@contextmanager
+def budgeted() -> Iterator[None]:
+    """Turn what stands against an answer with noise into a code."""
+    try:
+        yield
+    except (BudgetError, ChainError, OrderError) as error:
+        LOG.error("%s", error)  # noqa: TRY400 - the sentence is enough
+        raise SiteError(SiteCode.BUDGET) from None
+    except OSError:
+        LOG.exception("the ledger cannot be read or written")
+        raise SiteError(SiteCode.BUDGET) from None
 
 
 @contextmanager

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 
 from client.encoders.registry import encoder_notes
+from client.privacy.accountant import public_rows
 from mmare.metrics.calibration import CalibrationState
 from mmare.metrics.state import BINARY, MetricState
 from mmare.models.blocks import block_tensors, without_parameters
@@ -49,7 +50,7 @@ if TYPE_CHECKING:
     from mmare.study.study import Study
     from mmare.wire.messages import Request, TensorSpec
 
-__all__ = ["Answer", "Facts", "ReleaseError", "StudyRules", "check_answer"]
+__all__ = ["Answer", "Facts", "ReleaseError", "StudyRules", "check_answer", "told_rows"]
 
 Answer = RollCall | Statistics | Update | Comparison | Unmasked
 
@@ -210,10 +211,9 @@ def _roll_call(call: RollCall, study: Study, facts: Facts) -> tuple[str, ...]:
     _require(set(call.encoders) <= names, "an encoder of a modality that the study does not have")
     _require(all(map(_FINGERPRINT.fullmatch, call.encoders.values())), "an invalid encoder fingerprint")
     _require(call.notes == encoder_notes(study, call.encoders), "notes that differ from the encoders' own")
-    enough = facts.train_rows if facts.train_rows >= facts.limit else 0
-    if study.privacy.secure_sum:
-        enough = min(enough, 1)
-        _require(call.counts == Counts(), "counts, which secure sums hide")
+    enough = told_rows(study, facts.train_rows, facts.limit)
+    if study.privacy.hides_counts:
+        _require(call.counts == Counts(), "counts, which the study hides")
     _require(call.samples == enough, f"{call.samples} train rows, expected {enough}")
     splits, patterns = call.counts.splits, call.counts.patterns
     known = {split.value for split in Split}
@@ -231,11 +231,21 @@ def _roll_call(call: RollCall, study: Study, facts: Facts) -> tuple[str, ...]:
     return ("counts", "encoders")
 
 
+def told_rows(study: Study, train_rows: int, limit: int) -> int:
+    """Train rows as a roll call tells them; 0 where they are too few to train on."""
+    if train_rows < limit:
+        return 0
+    if study.privacy.secure_sum:
+        return min(train_rows, 1)
+    return train_rows if study.privacy.dp is None else public_rows(train_rows)
+
+
 def _statistics(statistics: Statistics, study: Study, facts: Facts) -> tuple[str, ...]:
     names = [moments.modality for moments in statistics.moments]
     _require(names == [modality.name for modality in study.modalities], "moments of other modalities")
     for moments, modality in zip(statistics.moments, study.modalities, strict=True):
         _large(moments.n, facts.limit)
+        _require(moments.n == 0 or study.privacy.dp is None, "moments, which have no noise")
         sums = (*moments.total, *moments.squares)
         wide = len(moments.total) == len(moments.squares) == modality.width
         _require(wide, f"moments of {modality.name} of the wrong width")
@@ -267,11 +277,14 @@ def _update(update: Update, request: Request, study: Study, facts: Facts) -> tup
         bare = Update(update.site, update.round, evaluations=update.evaluations, seconds=update.seconds)
         _require(update == bare, "training results that were not requested")
         return what
-    draws = facts.train_rows * study.training.local_epochs
+    private = study.privacy.dp is not None
+    rows = public_rows(facts.train_rows) if private else facts.train_rows
+    draws = rows * study.training.local_epochs
     _require(update.samples == draws, f"{update.samples} draws, expected {draws}")
     _require(facts.train_rows >= facts.limit, "an update from fewer rows than the limit")
     loss = update.train_loss
-    _require(loss is not None and math.isfinite(loss), "a loss that is not finite")
+    _require(loss is None if private else loss is not None and math.isfinite(loss), "a loss that is not told")
+    _require(not private or set(update.exposures.values()) == {draws}, "exposures, which have no noise")
     _require(
         (update.trained is not None) == request.gap, "metrics of the trained model missing or not requested"
     )

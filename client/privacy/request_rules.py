@@ -38,6 +38,8 @@ def check_request(request: Request, study: Study, extra: Collection[ExtraAnswer]
         RequestError: Naming the first field that does not follow from the study.
     """
     trains, task = request.task is Task.TRAIN, request.task.value
+    if study.privacy.dp is not None:
+        extra = ()  # more about the same patients
     sums = _SUMS.get(request.task, ()) if study.privacy.secure_sum else (None,)
     _require(request.sum in sums or request.task is Task.DESCRIBE, f"{task} in the secure sum {request.sum}")
     _require(not request.shares or request.task is Task.UNMASK, f"{task} with shares")
@@ -60,6 +62,11 @@ def check_request(request: Request, study: Study, extra: Collection[ExtraAnswer]
         "a comparison, which the study does not name",
     )
     _splits(request, extra)
+    if study.privacy.dp is not None:
+        last = request.final or (not trains and request.round == rounds + 1)
+        _require(
+            last or not request.splits, "metrics of a round, which a study with dp tells at its end only"
+        )
     _require(not request.patterns or request.final, "patterns before the end of the run")
     _require(not request.subsets or request.final, "subsets before the end of the run")
     _require(not request.subsets or ExtraAnswer.SUBSETS in extra, "subsets, which the study does not name")

@@ -35,6 +35,7 @@ class RunRecord:
     trained: int = 0  # last round of training
     final: bool = False  # the run trains no more
     table: str = ""  # version of the site's table at the first answer
+    drawn: dict[tuple[str, int, bool], str] = field(default_factory=dict)  # digests of answers with noise
 
     def check(self, request: Request, asked: str) -> None:
         """Raise `OrderError` unless the request is a next one, or one that was answered before."""
@@ -49,10 +50,17 @@ class RunRecord:
         if request.task in (Task.TRAIN, Task.EVALUATE) and not request.final and request.round < least:
             raise OrderError(f"{_words(request)}, expected {least} or later")
 
-    def add(self, key: tuple[str, int, bool], asked: str) -> None:
+    def check_draw(self, request: Request, drawn: str) -> None:
+        """Raise `OrderError` if this answer was given before with other noise: only the first is paid for."""
+        if self.drawn.get(_key(request), drawn) != drawn:
+            raise OrderError(f"{_words(request)} would be drawn a second time; a new run can be charged anew")
+
+    def add(self, key: tuple[str, int, bool], asked: str, drawn: str = "") -> None:
         """Note an answer."""
         task, number, final = key
         self.answered[key] = asked
+        if drawn:
+            self.drawn[key] = drawn
         self.final |= final
         if task in (Task.TRAIN, Task.EVALUATE) and not final:
             self.last = max(self.last, number)
@@ -77,15 +85,16 @@ class RunRecords:
                 if line["event"] == Event.RELEASED:
                     record.table = record.table or line.get("table", "")
                     if "asked" in line:
-                        record.add((line["task"], line["round"], line.get("final", False)), line["asked"])
+                        key = line["task"], line["round"], line.get("final", False)
+                        record.add(key, line["asked"], line.get("drawn", ""))
         return self._runs[run]
 
-    def add(self, request: Request, asked: str, table: str) -> None:
-        """Note a released answer; ``asked`` is empty where no order matters."""
+    def add(self, request: Request, asked: str, table: str, drawn: str = "") -> None:
+        """Note a released answer; ``asked`` is empty where no order matters, ``drawn`` without noise."""
         record = self.of(request.run)
         record.table = record.table or table
         if asked:
-            record.add(_key(request), asked)
+            record.add(_key(request), asked, drawn)
 
 
 def in_order(request: Request) -> bool:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import textwrap
 from typing import TYPE_CHECKING
 
+from client.privacy.ledger import ledger_of
 from client.privacy.masker import Masker
 from client.privacy.release_rules import StudyRules
 from mmare.host.console import visible
@@ -60,8 +62,9 @@ def study_in_words(study: Study, site: SiteConfig, max_releases: int, seeds: Col
     lines = [visible(f"Study {study.name}, hash {study.hash}"), "", "What will be computed on this machine"]
     lines += _listed(_computed(study, site))
     lines += ["", "What will leave"]
-    lines += _listed(_masked(study, site))
-    for sentence, tells in _leaving(study, StudyRules(study), limit):
+    lines += _listed((*_masked(study, site), *_priced(study, site)))
+    leaving = _leaving if study.privacy.dp is None else _leaving_with_noise
+    for sentence, tells in leaving(study, StudyRules(study), limit):
         lines += [*_listed((sentence,)), _filled(_TELLS + tells, "    ")] if tells else _listed((sentence,))
     lines += ["", "What holds it back"]
     lines += _listed(_limits(study, site, limit, max_releases, sorted({study.seed, *seeds})))
@@ -85,6 +88,47 @@ def _masked(study: Study, site: SiteConfig) -> Iterator[str]:
             "pretend to be the other sites: compare keys with them by phone and name theirs under [peers] in "
             f"site.toml ({named}). The key of this site is {Masker(site.id, site.folder).public_key}."
         )
+
+
+def _priced(study: Study, site: SiteConfig) -> Iterator[str]:
+    """What differential privacy promises, and what of the site's budget it costs."""
+    if study.privacy.dp is None:
+        return
+    ledger, dp = ledger_of(site), study.privacy.dp
+    left = "it has no limit" if ledger.left is None else f"{ledger.left:g} of {ledger.limit:g} are left"
+    yield (
+        "With noise: all answers of a run together change the odds that a given patient was among the rows "
+        f"by a factor of at most {math.exp(dp.epsilon):,.3g} (epsilon {dp.epsilon:g}), whatever is known "
+        f"already, except with a probability of {dp.delta:g}. A patient is a row of the table: who has "
+        f"several is protected less. Each run costs {dp.epsilon:g} of this site's budget, of which "
+        f"{ledger.spent:g} is spent; {left}."
+    )
+
+
+def _leaving_with_noise(study: Study, rules: StudyRules, limit: int) -> Iterator[tuple[str, str]]:
+    """What leaves under differential privacy."""
+    allowed = "of one patient, what the factor above allows."
+    yield (
+        "Before a run: the versions of software and encoders, and the number of train rows in tens, or that "
+        f"they are fewer than {max(limit, 1)}.",
+        "how many patients there are, which is taken as public: the noise shows it, too.",
+    )
+    yield (
+        f"In every round: up to {rules.most_numbers():,} parameters of the model "
+        f"({rules.most_bytes() / 1e6:.1f} MB), the L2 norm of their change, and durations in seconds. Each "
+        "step draws patients at random, limits what each of them changes, and adds noise to every "
+        "parameter.",
+        f"{allowed} Durations have no noise.",
+    )
+    yield (
+        "After the last round and at the end: per true class, histograms of predicted probability in ten "
+        "bins with noise in each, from which metrics are computed. They are of validation and test rows, "
+        "other patients than those trained on.",
+        allowed,
+    )
+    yield "Not sent: counts per class or pattern, moments, exposures, the loss over the train rows.", ""
+    if study.federation.local:
+        yield f"Not sent: {', '.join(study.federation.local)} of the model, which stay at this site.", ""
 
 
 def _computed(study: Study, site: SiteConfig) -> Iterator[str]:

@@ -53,6 +53,9 @@ SITE_METRICS: Final = (
     _gauge(
         "releases_allowed", "Answers that an approved study may release before it must be renewed.", "study"
     ),
+    _gauge("epsilon_spent", "Differential privacy that the runs of a study have cost.", "study"),
+    _gauge("epsilon_limit", "Differential privacy that all studies may cost; absent without a limit."),
+    _gauge("ledger_intact", "Whether no line of the privacy ledger is missing or was changed."),
     _gauge("audit_log_bytes", "Size of the audit log."),
     _gauge("audit_log_intact", "Whether no line of the audit log is missing or was changed."),
     _gauge("scans", "Scans in the manifest; withheld if few.", "modality"),

@@ -19,6 +19,7 @@ from prometheus_client import CollectorRegistry, Histogram, start_http_server
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
+from client.privacy.ledger import ledger_of
 from client.privacy.small_groups import withheld_groups
 from client.relay.programs import SUPEREXEC, SUPERNODE, RelayFolder
 from client.relay.status_file import last_contact, read_state
@@ -71,6 +72,7 @@ class SiteMetrics(Collector):
         self._approvals = approvals
         self._audit = audit
         self._tally = AuditTally(audit.path)
+        self._ledger = ledger_of(site)
         self._seen = seen
         self._gpus = gpus or GpuReader()
         self._lock = threading.Lock()  # scrapes may overlap
@@ -164,6 +166,22 @@ class SiteMetrics(Collector):
         for code in (*SiteCode, OTHER):
             yield self._sample("refusals_total", tally.refused[code], code)
         yield from self._budgets(approved.values())
+        yield from self._differential_privacy()
+
+    def _differential_privacy(self) -> Iterator[Sample]:
+        """What the ledger says, unless it cannot be read, which the gate reports."""
+        names = Names(MOST_STUDIES)
+        spent: dict[str, float] = {}
+        with suppress(OSError):
+            wrong = self._ledger.examine(self._audit.budget)[1]
+            for charge in self._ledger.charges():
+                name = names(one_word(charge.name))
+                spent[name] = spent.get(name, 0.0) + charge.epsilon
+            yield self._sample("ledger_intact", float(not wrong))
+        for name, epsilon in spent.items():
+            yield self._sample("epsilon_spent", epsilon, name)
+        if self._site.epsilon_limit is not None:
+            yield self._sample("epsilon_limit", self._site.epsilon_limit)
 
     def _budgets(self, approved: Iterable[Approval]) -> Iterator[Sample]:
         """Used and allowed answers per study name: the approval with the largest share used."""

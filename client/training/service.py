@@ -19,12 +19,16 @@ import torch
 from client.data.site_table import SiteTable
 from client.encoders.registry import encoder_notes
 from client.privacy.approvals import FixedApprovals
-from client.privacy.gate import Gate
+from client.privacy.gate import Gate, budgeted
 from client.privacy.moments_record import patient_marks
+from client.privacy.noise import noise_source
+from client.privacy.release_rules import told_rows
 from client.telemetry.seen import unobserved
 from client.training.arrivals import check_arrival, keep_arrival
 from client.training.evaluate import compare, evaluate, groups_of, pattern_names, predicted_right
 from client.training.optimizers import PhaseOptimizers
+from client.training.private_scores import evaluate_privately
+from client.training.private_trainer import train_privately
 from client.training.trainer import ProximalTerm, train_round
 from mmare.errors import MmareError, SiteCode, SiteError
 from mmare.models.adapters import moment_rows
@@ -53,7 +57,14 @@ from mmare.wire.messages import (
 )
 from mmare.wire.sharing import keeps_state, local_parameters, on_wire
 from mmare.wire.sums import evaluation_values, moments_values, sum_layout, training_values
-from mmare.wire.tensors import copy_tensors, global_tensors, layout_of, pack, trained_tensors, unpack
+from mmare.wire.tensors import (
+    copy_tensors,
+    global_tensors,
+    layout_of,
+    pack,
+    trained_tensors,
+    unpack,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -151,9 +162,10 @@ class SiteService:
 
         Raises:
             DataError: If they cannot be used; names file, row, found and expected.
+            BudgetError: If the site's budget does not allow the study, or its data cannot carry it.
         """
         self._models.apply_threads()
-        self._table.data(study)
+        self._gate.plan(study, "", len(self._table.data(study).rows[Split.TRAIN]))
 
     def answer(self, request: Request, payload: bytes) -> tuple[Answer, Tensor | None]:
         """Answer a request with a header and, after training, the changed tensors as flat uint8 bytes.
@@ -217,6 +229,10 @@ class SiteService:
         limit = max(self._min_count, study.privacy.min_count)
         kept = self._kept(request, study)
         before = {**received, **_place_local(model, study, kept)}
+        rows = data.rows[Split.TRAIN]
+        with budgeted():
+            plan = self._gate.plan(study, request.run, len(rows))
+        noise = noise_source(self._table.secret, self._site, request, study, (received, kept, data.tensors()))
         evaluations = tuple(
             evaluate(
                 model,
@@ -227,6 +243,8 @@ class SiteService:
                 subsets=request.subsets,
                 calibration=request.calibration,
             )
+            if plan is None
+            else evaluate_privately(model, data, split, limit, plan.histogram_noise, noise(split))
             for split in request.splits
         )
         evaluated = time.perf_counter()
@@ -239,11 +257,12 @@ class SiteService:
             model, phase_at(model.phases(), request.round), study.training, request.rate_factor
         )
         optimizers.restore(kept)
-        generator = generator_for(study.seed, self._site, request.round)
-        trained = train_round(
-            model, optimizers, data, data.rows[Split.TRAIN], study, generator, _pull(study, received)
-        )
-        trained = trained.of_enough(limit)
+        pull = _pull(study, received)
+        if plan is None:
+            generator = generator_for(study.seed, self._site, request.round)
+            trained = train_round(model, optimizers, data, rows, study, generator, pull).of_enough(limit)
+        else:
+            trained = train_privately(model, optimizers, data, rows, study, plan, noise("train"), pull)
         blocks, moments = _revert_untouched(model, optimizers, trained, study, before, kept)
         local = local_parameters(model, study)
         sent = without_parameters(blocks, local)
@@ -336,18 +355,19 @@ class SiteService:
                 for name, count in sorted(Counter(pattern_names(data.present[rows])).items())
             }
         samples = len(data.rows[Split.TRAIN])
-        secure = study.privacy.secure_sum  # the coordinator learns no size of a single site
+        hides = study.privacy.hides_counts  # the coordinator learns no size of a single site
+        with budgeted():
+            self._gate.plan(study, request.run, samples)
         return RollCall(
             site=self._site,
             study_hash=study.hash,
             software=version("federated-mmare"),
             encoders=data.encoders,
-            counts=Counts() if secure else Counts(splits, patterns),
-            # Too few to train on are not disclosed.
-            samples=0 if samples < limit else min(samples, 1) if secure else samples,
+            counts=Counts() if hides else Counts(splits, patterns),
+            samples=told_rows(study, samples, limit),
             held_rounds=self._store.held(request.run),
             notes=encoder_notes(study, data.encoders),
-            public_key=self._masker_of().public_key if secure else "",
+            public_key=self._masker_of().public_key if study.privacy.secure_sum else "",
         )
 
     def _statistics(self, study: Study, data: SiteData) -> Statistics:
@@ -357,7 +377,7 @@ class SiteService:
         for slot, modality in enumerate(study.modalities):
             chosen = rows[data.present[rows, slot]]
             values = moment_rows(data.embedding[slot][chosen], Scaling(modality.scaling))  # (n, W)
-            if len(values) < limit:
+            if len(values) < limit or study.privacy.dp is not None:  # sums have no noise
                 values = values[:0]
             moments = Moments(
                 modality.name,

@@ -26,18 +26,21 @@ if TYPE_CHECKING:
     from mmare.models.blocks import Block
     from mmare.study.study import Study
 
-__all__ = ["ProximalTerm", "TrainedRound", "draw_rows", "train_round"]
+__all__ = ["ProximalTerm", "TrainedRound", "draw_rows", "hiding_of", "pull_back", "train_round"]
 
 TEMPERATURE: Final = 2.0  # of self-distillation (Hinton et al. 2015)
 
 
 @dataclass(frozen=True)
 class TrainedRound:
-    """Result of a round: draws, draws and patients per block of the phase, mean loss over the draws."""
+    """Result of a round: draws, draws and patients per block of the phase, mean loss over the draws.
+
+    Under differential privacy the draws are those expected, in every block, and the loss is not told.
+    """
 
     samples: int
     exposures: dict[str, int]
-    loss: float
+    loss: float | None
     patients: dict[str, int]  # distinct
     small: frozenset[str] = frozenset()  # blocks that too few patients exercised
 
@@ -98,7 +101,7 @@ def train_round(
     scaled = model.scaling([part[rows].to(device) for part in data.embedding], present)  # (N, W)
     deviation = model.scaling.noise_deviation()
     last = optimizers.phase.rounds is None  # parts trained separately see complete patients
-    hiding = _hiding(study) if last else None
+    hiding = hiding_of(study) if last else None
     weight = training.distillation if last else 0.0
     whole = hiding is None or weight > 0  # the complete patient gives a gradient, too
     model.train()
@@ -172,7 +175,7 @@ def _step(
             loss = loss + _subset_loss(model, drawn, generator, distillation)
         loss.backward()  # type: ignore[no-untyped-call] # torch leaves it untyped
         if pull is not None:
-            _pull_back(model, pull)
+            pull_back(model, pull)
         optimizers.clip(objective)
         optimizer.step()
         losses.append(loss.detach())
@@ -187,13 +190,14 @@ def _subset_loss(model: MultimodalModel, drawn: _TrainBatch, generator: Generato
     return functional.cross_entropy(subset, drawn.label) + weight * agreement(whole, subset, TEMPERATURE)
 
 
-def _pull_back(model: MultimodalModel, pull: ProximalTerm) -> None:
+def pull_back(model: MultimodalModel, pull: ProximalTerm) -> None:
+    """Add the gradient of the proximal term."""
     for name, value in model.named_parameters():
         if value.grad is not None and name in pull.anchor:
             value.grad.add_(value.detach() - pull.anchor[name].to(value.device), alpha=pull.strength)
 
 
-def _hiding(study: Study) -> Callable[[Tensor, Generator], Tensor] | None:
+def hiding_of(study: Study) -> Callable[[Tensor, Generator], Tensor] | None:
     """The function that hides modalities of a batch; None if the study hides none."""
     wanted = study.training.modality_dropout
     if wanted == SUBSET:

@@ -66,6 +66,12 @@ def build_model(study: Study) -> MultimodalModel:
     """
     options = model_options(study)
     builder = MODELS[study.model.name]
+    if study.privacy.dp is not None and not builder.SEPARATE:
+        able = ", ".join(sorted(name for name, model in MODELS.items() if model.SEPARATE))
+        raise StudyError(
+            f"[privacy] dp clips the gradient of each patient, which {study.model.name} does not give: its "
+            f"loss compares patients, or a layer is made for all of them at once; expected one of {able}"
+        )
     with global_draws():
         torch.random.manual_seed(study.seed)
         try:

@@ -20,7 +20,14 @@ from mmare.study.choices import (
     Wire,
 )
 
-__all__ = ["FederationSpec", "ModalitySpec", "ModelSpec", "PrivacySpec", "TrainingSpec"]
+__all__ = [
+    "DifferentialPrivacySpec",
+    "FederationSpec",
+    "ModalitySpec",
+    "ModelSpec",
+    "PrivacySpec",
+    "TrainingSpec",
+]
 
 
 @dataclass(frozen=True)
@@ -106,6 +113,19 @@ class FederationSpec:
 
 
 @dataclass(frozen=True)
+class DifferentialPrivacySpec:
+    """What one run may tell of any one patient of a site, whatever else the reader knows.
+
+    A site with and without the patient gives any set of answers with probabilities that differ by a factor of
+    at most e**epsilon, but for delta (Dwork and Roth 2014, definition 2.4).
+    """
+
+    epsilon: float
+    delta: float = 1e-5  # below one in the number of patients
+    clip: float = 1.0  # largest L2 norm of a patient's gradient in a step
+
+
+@dataclass(frozen=True)
 class PrivacySpec:
     """Disclosure limits.
 
@@ -118,3 +138,9 @@ class PrivacySpec:
     extra: tuple[ExtraAnswer, ...] = ()  # answers beside those of every run
     max_step: float | None = None
     secure_sum: bool = False  # the coordinator learns the sum over sites only, of at least three
+    dp: DifferentialPrivacySpec | None = None
+
+    @property
+    def hides_counts(self) -> bool:
+        """Whether a site tells no numbers of its patients before a run."""
+        return self.secure_sum or self.dp is not None

@@ -18,6 +18,7 @@ from typing import Any, Final
 
 from mmare.errors import StudyError
 from mmare.study.choices import ExtraAnswer, MaskUse, Select, Wire
+from mmare.study.patient_privacy import check_patient_privacy
 from mmare.study.recipes import recipe_of
 from mmare.study.specs import FederationSpec, ModalitySpec, ModelSpec, PrivacySpec, TrainingSpec
 from mmare.study.strategy_options import FedAvgOptions, strategy_options
@@ -335,6 +336,8 @@ def check_study(study: Study) -> None:
         )
     if study.privacy.secure_sum:
         _check_secure_sum(study, options)
+    if study.privacy.dp is not None:
+        check_patient_privacy(study, options)
     for modality in study.modalities:
         _check_volume(modality)
         if modality.kind == "text" and modality.encoder == "given":

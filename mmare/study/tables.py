@@ -113,6 +113,8 @@ def _convert_plain(value: Any, kind: Any, where: str) -> Any:  # noqa: ANN401 - 
 def _convert_union(value: Any, kinds: tuple[Any, ...], where: str) -> Any:  # noqa: ANN401 - a type form and its value
     if value is None and NoneType in kinds:
         return None
+    if isinstance(value, Mapping) and (made := next(filter(is_dataclass, kinds), None)):
+        return convert(value, made, where)  # what is wrong inside it says more than that it is wrong
     for kind in kinds:
         try:
             return convert(value, kind, where)

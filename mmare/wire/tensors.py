@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from typing import TYPE_CHECKING, Final
 
 import torch
@@ -13,7 +14,16 @@ if TYPE_CHECKING:
 
     from torch import Tensor, nn
 
-__all__ = ["copy_tensors", "global_tensors", "is_finite", "layout_of", "pack", "trained_tensors", "unpack"]
+__all__ = [
+    "copy_tensors",
+    "global_tensors",
+    "is_finite",
+    "layout_of",
+    "pack",
+    "tensor_digest",
+    "trained_tensors",
+    "unpack",
+]
 
 _DTYPES: Final = {
     "float16": torch.float16,
@@ -87,6 +97,19 @@ def unpack(run: Tensor, layout: Layout) -> dict[str, Tensor]:
         spec.name: run[start : start + spec.size].view(_DTYPES[spec.dtype]).view(spec.shape)
         for spec, start in zip(layout.tensors, layout.offsets, strict=False)
     }
+
+
+def tensor_digest(tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 of names, shapes and values.
+
+    Example:
+        >>> one, other = ({"w": torch.tensor([value])} for value in (1.0, 2.0))
+        >>> tensor_digest(one) == tensor_digest(dict(one)), tensor_digest(one) == tensor_digest(other)
+        (True, False)
+    """
+    digest = hashlib.sha256(layout_of(tensors).fingerprint.encode())
+    digest.update(pack(tensors).numpy().tobytes())
+    return digest.hexdigest()
 
 
 def is_finite(tensors: Mapping[str, Tensor]) -> bool:

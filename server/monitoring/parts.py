@@ -54,7 +54,9 @@ class RoundState:
         """Training loss, weighted by the sites' samples."""
         if self.summed_loss is not None:
             return self.summed_loss
-        losses = [(each.samples, each.train_loss or 0.0) for each in self.updates.values()]
+        losses = [
+            (each.samples, each.train_loss) for each in self.updates.values() if each.train_loss is not None
+        ]
         samples = sum(n for n, _ in losses)
         return sum(n * loss for n, loss in losses) / samples if samples else None
 

@@ -305,7 +305,7 @@ class RunState:
         if event.phase:
             return
         site.missed = 0
-        if event.train_loss is not None or event.summed:
+        if event.train_loss is not None or event.samples or event.summed:
             site.norm, site.train_loss = event.norm, event.train_loss
             self._row(event.round).updates[event.site] = event
             self._tally.add("mmare_site_updates_total", (self.study, name))

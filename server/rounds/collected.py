@@ -133,7 +133,8 @@ class SumOf:
     @property
     def summed(self) -> Mapping[str, Any]:
         """As of `Collected`."""
-        return {"samples": self.sums.samples, "train_loss": self.sums.train_loss}
+        told = self.study.privacy.dp is None
+        return {"samples": self.sums.samples, "train_loss": self.sums.train_loss if told else None}
 
     def states(self, split: Split) -> SplitStates:
         """As of `Collected`."""

@@ -93,7 +93,9 @@ class RoundLoop:
         self._spool = folder / "spool"  # site updates waiting to be averaged
         self._global = GlobalModel(study)
         self._averaging = Averaging(self._global, study, federated=plan.mode is Mode.FEDERATED)
-        self._selectable = last_phase_start(self._global.model.phases())
+        # Rounds before it are not validated. Under differential privacy each validation would cost budget.
+        private = study.privacy.dp is not None
+        self._selectable = study.training.rounds if private else last_phase_start(self._global.model.phases())
         self._calls = RollCalls(fleet, study, run, journal)
         self._is_secure = study.privacy.secure_sum and plan.mode is Mode.FEDERATED
         self._inquiry: Inquiry

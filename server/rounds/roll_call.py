@@ -209,6 +209,8 @@ def _mismatch(call: RollCall, study: Study, encoders: dict[str, str]) -> WireErr
 
 def _contradiction(call: RollCall, study: Study) -> str:
     """Why a site's train rows, which it weighs by, do not fit its counts; empty if they do."""
+    if study.privacy.dp is not None and not study.privacy.secure_sum:  # they tell rounded rows only
+        return "" if call.samples >= 0 and not call.counts.splits else "counts, which the study hides"
     if study.privacy.secure_sum:  # sites tell no counts
         fine = call.samples in (0, 1) and not call.counts.splits and bool(call.public_key)
         return "" if fine else "counts, or no key, where sums are secure"

@@ -67,6 +67,8 @@ class RunRequest:
             object.__setattr__(self, "study", self.study.override([PLAIN_SUMS]))
         if self.study.privacy.secure_sum and self.subsets:
             raise InputError("subsets: a study of secure sums tells no metrics of subsets of modalities")
+        if self.study.privacy.dp is not None and self.subsets:
+            raise InputError("subsets: a study with dp tells no metrics of subsets of modalities")
         usual = Path("runs", f"{self.study.name}-{self.mode}-seed{self.study.seed}")
         object.__setattr__(self, "out", (usual if self.out == Path() else self.out).absolute())
 

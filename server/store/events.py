@@ -126,7 +126,7 @@ class RoundStarted(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class SiteUpdate(Event):
-    """A valid answer; without ``train_loss``, the site only evaluated, unless it ``summed`` an update."""
+    """A valid answer; without ``samples``, the site only evaluated, unless it ``summed`` an update."""
 
     round: int
     phase: str = ""  # "test" after the rounds
@@ -136,7 +136,7 @@ class SiteUpdate(Event):
     bytes_up: int = 0
     bytes_down: int = 0
     norm: float | None = None
-    train_loss: float | None = None
+    train_loss: float | None = None  # not told under differential privacy
     summed: bool = False  # its update is part of a secure sum: samples, norm and loss are unknown
 
 

@@ -28,7 +28,14 @@ from mmare.study.choices import (
     Untouched,
     Wire,
 )
-from mmare.study.specs import FederationSpec, ModalitySpec, ModelSpec, PrivacySpec, TrainingSpec
+from mmare.study.specs import (
+    DifferentialPrivacySpec,
+    FederationSpec,
+    ModalitySpec,
+    ModelSpec,
+    PrivacySpec,
+    TrainingSpec,
+)
 from mmare.study.strategy_options import STRATEGY_OPTIONS
 from mmare.study.study import Study, load_study, parse_study
 
@@ -241,7 +248,7 @@ MISTAKES = [
     ("federation.rounds = 1", "[federation] has an unknown key 'rounds'; expected one of deadline_s,"),
     (
         "privacy.epsilon = 1",
-        "[privacy] has an unknown key 'epsilon'; expected one of extra, max_step, min_count",
+        "[privacy] has an unknown key 'epsilon'; expected one of dp, extra, max_step, min_count",
     ),
     (
         "modality.0.dim = 8",
@@ -536,8 +543,9 @@ def test_an_invalid_setting_is_one_sentence(assignment, sentence):
 
 SCANS = replace(
     STUDY,
-    modalities=(ModalitySpec("ct", Kind.VOLUME, 512, "med3d"), STUDY.modalities[1]),
-    training=replace(STUDY.training, modality_dropout=0.1),  # so that distillation alone can be changed
+    # Scaling, training noise and dropout so that dp alone, or distillation alone, can be changed.
+    modalities=(ModalitySpec("ct", Kind.VOLUME, 512, "med3d", Scaling.NONE), STUDY.modalities[1]),
+    training=replace(STUDY.training, modality_dropout=0.1, noise_probability=0.0),
 )
 # Differs from SCANS in every field; a new field of a study must be given another value here.
 OTHER = SimpleNamespace(
@@ -582,7 +590,7 @@ OTHER = SimpleNamespace(
     federation=FederationSpec(
         "fedprox", 4, 61.0, {"weighting": "exposure"}, ("norms",), Wire.FLOAT16, Untouched.DRIFT, 5.0, 0.5
     ),
-    privacy=PrivacySpec(11, (ExtraAnswer.SUBSETS,), 3.0, True),
+    privacy=PrivacySpec(11, (ExtraAnswer.SUBSETS,), 3.0, True, DifferentialPrivacySpec(8.0)),
 )
 
 

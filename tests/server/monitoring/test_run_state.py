@@ -25,7 +25,10 @@ def test_a_resume_supersedes_later_rounds(tmp_path, resumed_from, kept):
 
 def test_what_a_round_was_like(tmp_path):
     lines = [event("round_started", round=1), update("ash", 1, samples=30), update("birch", 1, samples=10)]
-    lines += [{**update("cedar", 1), "train_loss": None}, left_out("dogwood", 1, "node failed (x)")]
+    lines += [
+        {**update("cedar", 1, samples=0), "train_loss": None},
+        left_out("dogwood", 1, "node failed (x)"),
+    ]
     state = read_run(write(tmp_path, [started(), *lines, *a_round(1, [])[1:], validated(1, 0.7)]))
     row = state.rounds[1]
     assert (sorted(row.updates), row.loss, row.score) == (["ash", "birch"], 0.5, 0.7)

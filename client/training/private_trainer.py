@@ -1,0 +1,111 @@
+"""Local training of one round under differential privacy (DP-SGD, Abadi et al. 2016), patient by patient.
+
+Every step draws each patient with one probability, clips the gradient of each over all parameters, adds noise
+to the sum of every parameter, exercised or not, and divides by the expected number of patients. What follows,
+the optimiser and its state too, is made of that sum alone. Nothing is told of who was drawn: the round counts
+as that many draws in every block, and its loss stays here.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch.nn import functional
+
+from client.training.trainer import TrainedRound, hiding_of, pull_back
+from mmare.errors import SiteCode, SiteError
+from mmare.models.patient_gradients import clipped_sum
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from client.data.dataset import SiteData
+    from client.privacy.accountant import Plan
+    from client.privacy.noise import Noise
+    from client.training.optimizers import PhaseOptimizers
+    from client.training.trainer import ProximalTerm
+    from mmare.models.base import MultimodalModel
+    from mmare.study.study import Study
+
+__all__ = ["class_weights", "train_privately"]
+
+
+def class_weights(study: Study) -> Tensor:
+    """Weight of each class in the loss ``(K,)``: those of ``oversample``, the largest of which counts as 1.
+
+    Example:
+        >>> from mmare.study.study import parse_study
+        >>> tables = {
+        ...     "study": {"name": "s", "classes": ["ill", "well"]},
+        ...     "modality": [{"name": "ct", "kind": "features", "width": 2}],
+        ...     "training": {"oversample": {"ill": 4.0}},
+        ... }
+        >>> class_weights(parse_study(tables, "example"))
+        tensor([1.0000, 0.2500])
+    """
+    wanted = study.training.oversample
+    given = {} if wanted is None or isinstance(wanted, str) else wanted
+    weights = torch.tensor([given.get(name, 1.0) for name in study.classes])
+    return weights / weights.max()
+
+
+def train_privately(
+    model: MultimodalModel,
+    optimizers: PhaseOptimizers,
+    data: SiteData,
+    rows: Tensor,
+    study: Study,
+    plan: Plan,
+    noise: Noise,
+    pull: ProximalTerm | None = None,
+) -> TrainedRound:
+    """Train ``local_epochs`` over the given rows; ``model`` changes in place.
+
+    Args:
+        plan: Of the study at this site.
+        noise: The source of every draw.
+
+    Raises:
+        SiteError: If there are no rows, or the model is not finite afterwards.
+    """
+    if len(rows) == 0:
+        raise SiteError(SiteCode.EMPTY)
+    dp, training = study.privacy.dp, study.training
+    assert dp is not None  # noqa: S101 - asked for by the caller
+    ((objective, optimizer),) = optimizers.steps  # of a model whose patients are separate
+    device = next(model.parameters()).device
+    present, label = data.present[rows].to(device), data.label[rows].to(device)
+    scaled = model.scaling([part[rows].to(device) for part in data.embedding], present)  # (N, W)
+    weights, hiding, draws = class_weights(study).to(device), hiding_of(study), noise.generator()
+    named = {name: value for name, value in model.named_parameters() if value.requires_grad}
+    sizes = [value.numel() for value in named.values()]
+    model.train()
+    for _ in range(training.local_epochs * plan.steps):
+        drawn = (noise.uniform(len(rows)) < plan.rate).nonzero().flatten().to(device)  # (B,)
+        there = present[drawn] if hiding is None else hiding(present[drawn], draws)
+        noisy = noise.normal(sum(sizes)).to(device).mul_(plan.noise * dp.clip)
+        total = dict(zip(named, torch.split(noisy, sizes), strict=True))
+        if len(drawn):
+
+            def losses(drawn: Tensor = drawn, there: Tensor = there) -> Tensor:
+                logits = model.logits(scaled[drawn], there, draws)  # (B, K)
+                return (
+                    functional.cross_entropy(logits, label[drawn], reduction="none") * weights[label[drawn]]
+                )
+
+            for name, value in clipped_sum(model, losses, len(drawn), dp.clip).gradients.items():
+                if name in total:
+                    total[name] += value.flatten()
+        noisy /= plan.expected
+        for name, value in named.items():
+            value.grad = total[name].view_as(value)
+        if pull is not None:
+            pull_back(model, pull)
+        optimizers.clip(objective)
+        optimizer.step()
+    if not all(bool(value.isfinite().all()) for value in named.values()):
+        raise SiteError(SiteCode.NON_FINITE)
+    samples = plan.rows * training.local_epochs
+    exposures = {block.name: samples for block in model.blocks() if block.name in optimizers.phase.blocks}
+    return TrainedRound(samples, exposures, None, {})
