@@ -43,6 +43,7 @@ __all__ = [
     "Package",
     "PatternCount",
     "install_package",
+    "open_package",
     "read_package",
 ]
 
@@ -184,13 +185,17 @@ def read_package(path: Path) -> Package:
         InputError: If it is none, was changed after it was sealed, or its parts do not fit each other; one
             sentence names the package and the file.
     """
-    sealed = read_sealed(path)
+    return open_package(read_sealed(path))
+
+
+def open_package(sealed: Sealed) -> Package:
+    """The parts of files that were checked; an `InputError` as of `read_package`."""
     try:
         package = _parsed(sealed)
     except KeyError as error:
-        raise InputError(f"{path}: the package lacks {error}") from None
+        raise InputError(f"{sealed.source}: the package lacks {error}") from None
     except (TableError, ValueError) as error:
-        raise InputError(f"{path}: {error}") from None
+        raise InputError(f"{sealed.source}: {error}") from None
     _check_fit(package)
     return package
 

@@ -21,7 +21,20 @@ from mmare.study.tables import TableError, from_table
 if TYPE_CHECKING:
     from pathlib import Path
 
-__all__ = ["FORMAT", "NOTICE", "SEAL", "Facts", "Sealed", "as_json", "read_sealed", "seal", "write_sealed"]
+__all__ = [
+    "FORMAT",
+    "NOTICE",
+    "SEAL",
+    "Facts",
+    "Sealed",
+    "as_json",
+    "check_free",
+    "read_sealed",
+    "seal",
+    "write_folder",
+    "write_sealed",
+    "zipped",
+]
 
 FORMAT: Final = "mmare-package/1"
 SEAL: Final = "package.json"
@@ -80,14 +93,29 @@ def write_sealed(sealed: Sealed, out: Path) -> None:
         with suppress(InputError):
             if read_sealed(out).digest == sealed.digest:
                 return
+    if out.suffix == _ZIP:
+        check_free(out)
+        with replacing(out) as partial:
+            partial.write_bytes(zipped(sealed))
+        return
+    write_folder(out, {**sealed.files, SEAL: _seal_text(sealed)})
+
+
+def check_free(out: Path) -> None:
+    """Raise an `InputError` if something is at ``out``, or there is no folder to put it in."""
+    if out.exists():
         raise InputError(f"{out}: holds something else; choose another name, or remove it")
     if not out.absolute().parent.is_dir():
         raise InputError(f"{out}: no folder {out.absolute().parent}")
-    files = {**sealed.files, SEAL: _seal_text(sealed)}
-    if out.suffix == _ZIP:
-        with replacing(out) as partial:
-            partial.write_bytes(_zipped(files))
-        return
+
+
+def write_folder(out: Path, files: Mapping[str, bytes]) -> None:
+    """Write files into a new folder, whole or not at all.
+
+    Raises:
+        InputError: If something is there already, or the folder around it is not.
+    """
+    check_free(out)
     folder = out.with_name(f".{uuid.uuid4().hex}")
     try:
         for name, content in files.items():
@@ -174,7 +202,9 @@ def _limit(size: int) -> None:
         raise zipfile.BadZipFile(f"{size >> 20} MiB, expected at most {_MOST >> 20}")
 
 
-def _zipped(files: Mapping[str, bytes]) -> bytes:
+def zipped(sealed: Sealed) -> bytes:
+    """The package as a zip."""
+    files = {**sealed.files, SEAL: _seal_text(sealed)}
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as archive:
         for name in sorted(files):

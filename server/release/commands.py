@@ -12,7 +12,7 @@ from mmare.host.console import must_exist
 __all__ = ["release"]
 
 
-def release(
+def release(  # noqa: PLR0913 - a command line's options
     run: Annotated[Path, typer.Argument(help="Folder of a finished run.")],
     out: Annotated[Path, typer.Option(help="Package to make: a folder, or a zip if it ends in .zip.")],
     encoding: Annotated[
@@ -34,6 +34,13 @@ def release(
     card: Annotated[
         Path | None, typer.Option(help="A TOML file with what only people know: intended_use, licence, …")
     ] = None,
+    onnx: Annotated[
+        bool,
+        typer.Option("--onnx", help="Add the model as an ONNX graph, compared on every presence pattern."),
+    ] = False,
+    monai_bundle: Annotated[
+        Path | None, typer.Option(help="Also make this folder: a MONAI bundle around the package.")
+    ] = None,
 ) -> None:
     """Make a model package: weights, study, how inputs are encoded, test results, card; under one digest.
 
@@ -46,7 +53,9 @@ def release(
     from server.release.release import release_model
 
     rule = point_rule(sensitivity, specificity, youden=youden)
-    made = release_model(run, out, encoding=encoding, card=card, rule=rule)
+    made = release_model(run, out, encoding=encoding, card=card, rule=rule, onnx=onnx, bundle=monai_bundle)
     typer.echo(f"package: {out}\ndigest: {made.digest}")
+    if monai_bundle is not None:
+        typer.echo(f"MONAI bundle: {monai_bundle}")
     for part, why in made.facts.not_stated.items():
         typer.echo(f"not stated: {part.replace('_', ' ')} ({why})")

@@ -17,13 +17,16 @@ from mmare.package.package import (
     PATTERNS_FILE,
     RESULTS_FILE,
     WEIGHTS_FILE,
+    open_package,
 )
-from mmare.package.sealed import NOTICE, Facts, Sealed, as_json, seal, write_sealed
+from mmare.package.sealed import NOTICE, Facts, Sealed, as_json, check_free, seal, write_folder, write_sealed
 from mmare.study.study import STUDY_FILE
 from mmare.wire.tensors import global_tensors
 from server.release.card import card_of, read_statements
 from server.release.decide import decide
 from server.release.finished_run import FinishedRun, find_encoding, load_finished
+from server.release.monai_bundle import bundle_files
+from server.release.onnx_export import ONNX_FILE, onnx_model
 from server.release.rendering import renderings
 from server.store.model_file import load_model
 
@@ -43,6 +46,8 @@ def release_model(
     encoding: Path | None = None,
     card: Path | None = None,
     rule: PointRule | None = None,
+    onnx: bool = False,
+    bundle: Path | None = None,
 ) -> Sealed:
     """Write the package of the run in ``folder``; the same run and options make the same bytes.
 
@@ -52,10 +57,14 @@ def release_model(
         encoding: How tables became vectors; by default what lies beside the study of the run.
         card: Statements of the makers.
         rule: How the operating point is chosen; without one the more probable class is called.
+        onnx: Whether the package holds the model as an ONNX graph, too.
+        bundle: A folder for the package in the layout of a MONAI bundle.
 
     Raises:
         InputError: If the run has no model for others, a file does not fit, or something else is at ``out``.
     """
+    if bundle is not None:
+        check_free(bundle)
     run = load_finished(folder)
     columns, why = find_encoding(run, encoding)
     not_stated = {"encodings": why} if why else {}
@@ -92,7 +101,11 @@ def release_model(
     if columns is not None:
         files[ENCODING_PATH] = columns.text().encode()
     sealed = seal(facts, files)
+    if onnx:
+        sealed = seal(facts, {**files, ONNX_FILE: onnx_model(open_package(sealed))})
     write_sealed(sealed, out)
+    if bundle is not None:
+        write_folder(bundle, bundle_files(open_package(sealed)))
     return sealed
 
 
