@@ -12,7 +12,7 @@ import typer
 from rich.console import Console
 
 from client.membership.commands import app as kit_app
-from client.prediction.commands import predict
+from client.prediction.commands import drift, predict
 from client.privacy.commands import app as audit_app
 from client.privacy.commands import budget
 from mmare.errors import RunError
@@ -275,6 +275,7 @@ app.add_typer(weights_app, name="weights")
 app.add_typer(kit_app, name="kit")
 app.add_typer(audit_app, name="audit")
 app.command(epilog="Example: mmare-site predict kidney.zip --site hospital/site.toml --out new.csv")(predict)
+app.command(epilog="Example: mmare-site drift hospital/site.toml --out drift.html")(drift)
 app.command(epilog="Example: mmare-site budget hospital/site.toml")(budget)
 
 

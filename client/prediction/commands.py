@@ -1,4 +1,4 @@
-"""``mmare-site predict``."""
+"""``mmare-site predict`` and ``drift``."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from rich.console import Console
 
 from mmare.host.console import must_exist, visible
 
-__all__ = ["predict"]
+__all__ = ["drift", "predict"]
 
 
 class TableFormat(StrEnum):
@@ -82,3 +82,25 @@ def predict(
     warned = sum(bool(sentences) for sentences in found.warnings)
     typer.echo(f"{len(found.inputs.patients)} patients predicted, {warned} with a warning")
     typer.echo(f"table: {out}\npage: {page_beside(out)}")
+
+
+def drift(
+    site: Annotated[Path, typer.Argument(help="The site's site.toml.")],
+    out: Annotated[Path, typer.Option(help="Page to write.")] = Path("drift.html"),
+) -> None:
+    """Write a page on how predicted patients differ from those of training, month by month; nothing leaves.
+
+    Exit code 1 when nothing was predicted yet.
+    """
+    must_exist(site, "a site's site.toml")
+    from client.prediction.drift import drift_page
+    from mmare.errors import InputError
+    from mmare.host.files import replacing
+    from sites.config import load_site
+
+    page = drift_page(load_site(site))
+    if not out.absolute().parent.is_dir():
+        raise InputError(f"{out}: no folder {out.absolute().parent}")
+    with replacing(out, private=True) as partial:
+        partial.write_text(page, encoding="utf-8")
+    typer.echo(f"page: {out}")

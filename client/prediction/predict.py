@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Final
@@ -61,11 +62,23 @@ class Predictions:
         return [_seen(self.package, pattern) for pattern in self.patterns]
 
     @cached_property
+    def distances(self) -> list[dict[str, float]]:
+        """Each patient's known distances by modality."""
+        names = [modality.name for modality in self.package.study.modalities]
+        rows = [zip(names, far, strict=True) for far in self.distance.tolist()]
+        return [{name: value for name, value in row if not math.isnan(value)} for row in rows]
+
+    @cached_property
+    def seen_shares(self) -> list[float | None]:
+        """The same as a share of the train rows that sites told of."""
+        total = sum(count.n for count in (self.package.patterns or {}).values())
+        return [0.0 if seen == 0 else None if seen is None else seen / total for seen in self.seen]
+
+    @cached_property
     def warnings(self) -> list[tuple[str, ...]]:
         """What a reader of each prediction must know, in sentences."""
-        names = [modality.name for modality in self.package.study.modalities]
         found = []
-        for row, (seen, distance) in enumerate(zip(self.seen, self.distance.tolist(), strict=True)):
+        for row, (seen, distances) in enumerate(zip(self.seen, self.distances, strict=True)):
             sentences = list(self.inputs.remarks.get(row, ()))
             if seen == 0:
                 sentences.append("this combination of modalities was never seen in training")
@@ -73,7 +86,7 @@ class Predictions:
                 sentences.append("this combination of modalities was seen in very few patients in training")
             sentences += [
                 f"{name} lies {far:.1f} standard deviations from the training mean, outside the usual range"
-                for name, far in zip(names, distance, strict=True)
+                for name, far in distances.items()
                 if far > FAR
             ]
             found.append(tuple(sentences))

@@ -116,9 +116,10 @@ def audit_lines(found: Predictions, secret: bytes) -> list[dict[str, Any]]:
                 "input": hmac.digest(secret, content, "sha256").hex(),
                 "presence": found.patterns[row],
                 "seen": found.seen[row],
+                "share": found.seen_shares[row],
                 "call": study.classes[int(judged.call[row])],
                 "probability": [round(value, 6) for value in judged.probability[row].tolist()],
-                "distance": [None if far != far else round(far, 3) for far in found.distance[row].tolist()],  # noqa: PLR0124 - NaN
+                "distance": {name: round(far, 3) for name, far in found.distances[row].items()},
             }
         )
     return lines

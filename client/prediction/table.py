@@ -62,10 +62,7 @@ def record(found: Predictions, row: int) -> dict[str, Any]:
         "shapley": None
         if found.shares is None
         else {name: by_class(share) for name, share in zip(modalities, found.shares[row], strict=True)},
-        "distance": {
-            name: None if far != far else far  # noqa: PLR0124 - NaN, which JSON lacks
-            for name, far in zip(modalities, found.distance[row].tolist(), strict=True)
-        },
+        "distance": {name: found.distances[row].get(name) for name in modalities},
         "warnings": list(found.warnings[row]),
         "model": found.package.digest,
         "notice": found.package.facts.notice,

@@ -1,4 +1,4 @@
-"""Running totals over the site's audit log: answers released and messages refused since it began."""
+"""Running totals over the site's audit log: answers released, messages refused, predictions made."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final
 
 from client.privacy.audit_log import Event
+from client.telemetry.prediction_tally import ModelTally, prediction_in
 from mmare.errors import SiteCode
 from mmare.wire.messages import Task
 
@@ -71,6 +72,7 @@ class AuditTally:
         self.released: Counter[str] = Counter()  # answers, by task
         self.refused: Counter[str] = Counter()  # by code
         self.used: Counter[str] = Counter()  # answers released since the approval, by study hash
+        self.models: dict[str, ModelTally] = {}  # predictions, by digest of the package
 
     def _take(self, line: bytes) -> None:
         try:
@@ -85,6 +87,8 @@ class AuditTally:
             study = entry.get("study")
             if isinstance(study, str) and study in self._since and str(time) >= self._since[study]:
                 self.used[study] += 1
+        elif event == Event.PREDICTED and (found := prediction_in(entry.get("prediction"))):
+            self.models.setdefault(found.model, ModelTally()).take(found)
         elif event == Event.REFUSED:
             self.refused[_known(entry.get("code"), _CODES)] += 1
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import platform
 import shutil
 import threading
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from importlib.metadata import version
@@ -28,6 +29,7 @@ from client.telemetry.catalogue import INFO_PACKAGES, PHASE_SECONDS, PREFIX, SIT
 from client.telemetry.embed_record import read_record
 from client.telemetry.folder_size import FolderSize
 from client.telemetry.gpu import GpuReader
+from client.telemetry.prediction_tally import FEWEST, drift_of
 from client.telemetry.seen import RoundWatch
 from mmare.errors import InputError, SiteCode
 from mmare.host.metric_families import Kind, Sample
@@ -52,6 +54,9 @@ BUCKETS: Final = (0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 15.0, 60.0, 300.0, 900.0, 3600
 CACHE_PARTS: Final = ("embeddings", "converted", "masks", "runs")
 MOST_MODALITIES: Final = 100
 MOST_STUDIES: Final = 100
+MOST_MODELS: Final = 20
+MOST_GROUPS: Final = 200  # classes, patterns and modalities of models
+MODEL_DIGITS: Final = 12
 PROGRAMS: Final = ("worker", SUPERNODE, SUPEREXEC)  # supervised by mmare-site start
 _USABLE: Final = ""  # a key that no reason of a refusal has
 
@@ -76,6 +81,7 @@ class SiteMetrics(Collector):
         self._seen = seen
         self._gpus = gpus or GpuReader()
         self._lock = threading.Lock()  # scrapes may overlap
+        self._models, self._groups = Names(MOST_MODELS), Names(MOST_GROUPS)
         self._modalities = Names(MOST_MODALITIES)
         self._modalities.add_all(sorted(site.modalities))
         text = next(metric.text for metric in SITE_METRICS if metric.name == PHASE_SECONDS)
@@ -115,6 +121,7 @@ class SiteMetrics(Collector):
         yield from self._relay()
         yield from self._released(approvals)
         yield from self._scans(approvals)
+        yield from self._predictions(approvals)
         yield from self._machine()
 
     def _sample(self, name: str, value: float, *labels: str) -> Sample:
@@ -203,8 +210,7 @@ class SiteMetrics(Collector):
         record = read_record(self._site.cache)
         if record is None:
             return
-        studies = [approval.study for approval in approvals if approval.study is not None]
-        limit = max((self._site.min_count, *(study.privacy.min_count for study in studies)))
+        limit = self._limit(approvals)
         yield self._sample("embedding_active", float(record.active))
         yield self._sample("embedding_timestamp_seconds", record.updated)
         for name, counts in sorted(record.modalities.items()):
@@ -214,6 +220,31 @@ class SiteMetrics(Collector):
                     yield self._sample(metric, value, label, *labels)
                 for reason, moment in counts.refused_at.items():
                     yield self._sample("scan_refused_timestamp_seconds", moment, label, reason)
+
+    def _limit(self, approvals: Iterable[Approval]) -> int:
+        """The smallest count that may be told."""
+        studies = [approval.study for approval in approvals if approval.study is not None]
+        return max((self._site.min_count, *(study.privacy.min_count for study in studies)))
+
+    def _predictions(self, approvals: Iterable[Approval]) -> Iterator[Sample]:
+        """Counts per model, by the first digits of its digest, and the drift of its latest patients."""
+        limit = self._limit(approvals)
+        for digest, tally in self._tally.models.items():
+            model = self._models(digest[:MODEL_DIGITS])
+            for name, counts in (("total", tally.calls), ("by_pattern_total", tally.patterns)):
+                told: Counter[str] = Counter()
+                for group, number in counts.items():
+                    told[self._groups(one_word(group))] += _in_steps(number, limit)
+                for group, number in told.items():
+                    yield self._sample(f"predictions_{name}", number, model, group)
+            drift = drift_of(tally.latest.values())
+            if drift.patients >= max(FEWEST, limit):
+                if drift.shares:
+                    never = _in_steps(drift.never, limit) / drift.patients
+                    yield self._sample("unseen_pattern_ratio", never, model)
+                    yield self._sample("pattern_drift_ratio", drift.presence, model)
+                for name, far in drift.distance.items():
+                    yield self._sample("input_distance", far, model, self._groups(one_word(name)))
 
     def _machine(self) -> Iterator[Sample]:
         for part, size in self.cache_size.bytes.items():

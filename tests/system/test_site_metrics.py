@@ -38,6 +38,7 @@ pytestmark = pytest.mark.system
 
 SITE = "birch"
 SCANS = ("_scans", "_scan_", "_cache_hits", "_cache_misses", "_embedding")  # in what there is none of here
+PREDICTIONS = ("_predictions_", "_pattern_", "_input_distance")  # as above
 KIT = tuple(metric.name for metric in KIT_METRICS)
 
 
@@ -148,7 +149,7 @@ def while_it_runs(both):
     assert both.programs("mmare_deployment_program_up") == {"superlink", "superexec", "proxy"}
     assert both.programs("mmare_site_worker_program_up") == {"worker", "supernode", "superexec"}
     prometheus.wait_for("time() - mmare_site_worker_relay_contact_timestamp_seconds < 30")
-    never = ("gpu", "refusals", *SCANS)
+    never = ("gpu", "refusals", *SCANS, *PREDICTIONS)
     for chart in panels_with("mmare_site_worker_", "mmare:site_worker_", *KIT):
         if not any(word in chart for word in never):
             prometheus.wait_for(chart)

@@ -402,9 +402,25 @@ RECORDS = st.one_of(
     records(NUMBERS, WORDS, st.floats(0, 2e9), st.just(1), st.booleans()),
     records(NUMBERS | ODD, WORDS | ODD_TEXT, ODD, st.just(1) | ODD, st.booleans() | ODD),
 )
+PREDICTIONS = st.fixed_dictionaries(
+    {
+        **{name: st.just("10") | ODD | ODD_TEXT for name in ("model", "input", "presence", "call")},
+        "distance": st.dictionaries(ODD_TEXT, ODD | st.floats(), max_size=3) | ODD,
+    },
+    optional={"seen": ODD, "share": ODD},
+)
 LINES = st.fixed_dictionaries(
-    {"event": st.sampled_from(["released", "refused"]) | ODD, "time": st.just("2026-01-01") | ODD},
-    optional={"task": st.just("train") | ODD, "code": st.just("S102") | ODD, "bytes": ODD, "study": ODD},
+    {
+        "event": st.sampled_from(["released", "refused", "predicted"]) | ODD,
+        "time": st.just("2026-01-01") | ODD,
+    },
+    optional={
+        "task": st.just("train") | ODD,
+        "code": st.just("S102") | ODD,
+        "bytes": ODD,
+        "study": ODD,
+        "prediction": PREDICTIONS,
+    },
 )
 
 

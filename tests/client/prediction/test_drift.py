@@ -1,0 +1,60 @@
+"""The monthly page, from lines of the audit log."""
+
+import json
+
+import pytest
+from typer.testing import CliRunner
+
+from client.cli import app
+from client.prediction.drift import drift_page, months_of
+from client.prediction.run import predict_site
+from client.prediction.table import Format
+from client.privacy.audit_log import log_of
+from mmare.errors import RunError
+from tests.client.prediction.conftest import table_of
+
+
+def test_a_month_sums_up_what_was_predicted(scans, tmp_path):
+    site, package = scans
+    table = table_of(site, "patient_id,t1,t2\nanna,a.nii.gz,\nbea,a.nii.gz,b.nii.gz\n")
+    for _ in range(2):  # the same patients a second time
+        found = predict_site(package, site, table, tmp_path / "new.csv", Format.CSV)
+    ((digest, months),) = months_of(site).items()
+    assert digest == package.digest
+    (drift,) = months.values()
+    assert drift.patients == 2
+    assert drift.patterns == {"10": 1, "11": 1}
+    assert drift.never == 2  # the package tells of no pattern at all
+    assert drift.distance == {}  # and of no moments
+    calls = [package.study.classes[call] for call in found.judgement.call.tolist()]
+    assert drift.calls == {name: calls.count(name) for name in calls}
+
+
+def test_months_are_apart_and_the_page_says_never_in_red(scans, tmp_path):
+    site, package = scans
+    table = table_of(site, "patient_id,t1,t2\nanna,a.nii.gz,\n")
+    predict_site(package, site, table, tmp_path / "new.csv", Format.CSV)
+    log = log_of(site).path
+    text = log.read_text()
+    earlier = json.loads(text)
+    earlier["time"] = "2026-01-31T23:59:59.000+00:00"
+    earlier["prediction"] |= {"share": 0.4, "seen": 4, "distance": {"t1": 2.0}}
+    log.write_text(json.dumps(earlier) + "\n" + text)
+    (months,) = months_of(site).values()
+    assert next(iter(months)) == "2026-01"
+    assert len(months) == 2
+    assert months["2026-01"].presence == pytest.approx(0.6)
+    page = drift_page(site)
+    assert '<th scope="row">2026-01</th>' in page
+    assert '<span class="alarm">2.00</span>' in page
+    assert '<span class="alarm">never</span>' in page
+
+
+def test_without_a_prediction_there_is_no_page(scans, tmp_path):
+    site, _ = scans
+    with pytest.raises(RunError, match="no prediction yet"):
+        drift_page(site)
+    out = tmp_path / "drift.html"
+    result = CliRunner().invoke(app, ["drift", str(site.folder / "site.toml"), "--out", str(out)])
+    assert isinstance(result.exception, RunError)
+    assert not out.exists()
