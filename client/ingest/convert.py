@@ -36,7 +36,7 @@ _COMPRESSION = 3  # the best of ISA-L: a file 4 % larger than zlib's in a tenth 
 _PIECE_BYTES = 1 << 20
 _WRITERS = 2
 _MOST_BYTES_WRITTEN = 1 << 26  # of volumes at a time
-_INPUTS_VERSION = b"2"  # raised when the same files are to become another volume
+_INPUTS_VERSION = b"3"  # raised when the same files are to become another volume
 
 
 def convert_folder(

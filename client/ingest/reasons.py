@@ -118,7 +118,7 @@ _SENTENCES: Final[dict[ScanReason | Correction, str]] = {
     ScanReason.FOUR_DIMENSIONAL: "The same positions were measured repeatedly (time, diffusion, phase).",
     ScanReason.CONFLICTING_SLICES: "Some positions hold different pictures; nothing says which one belongs.",
     ScanReason.NO_IDENTITY: "The series UID is empty or a placeholder: nothing keeps two scans apart.",
-    ScanReason.UID_PER_SLICE: "Every slice has a series UID of its own: ask for an export with true UIDs.",
+    ScanReason.UID_PER_SLICE: "Every slice has a UID or patient id of its own: export with the true ones.",
     ScanReason.MISSING_SLICES: "A gap is a multiple of the others: slices are missing.",
     ScanReason.GAP_TOO_WIDE: "A gap is so much wider than the others that filling it would invent anatomy.",
     ScanReason.SCATTERED_SLICES: "The slices are parallel but do not lie along one line.",

@@ -105,7 +105,7 @@ def _make_stack(frames: tuple[Frame, ...], corrections: list[Correction]) -> Con
         check_gaps(stack.along_mm, [frame.thickness_mm for frame in frames])
     slices = measured_values(frames)
     if alternate(slices):
-        raise ScanRefused(ScanReason.CONFLICTING_SLICES, "Every second slice looks like another scan.")
+        raise ScanRefused(ScanReason.CONFLICTING_SLICES, "Slices of different scans seem to alternate.")
     spacing_mm = _spacing(frames[0])
     origin_mm = stack.origin_mm
     if is_tilted:

@@ -42,8 +42,9 @@ WHOLE_MULTIPLE = 0.1  # tolerance for a ratio of 2, 3, ...: slices are missing
 WIDEST_GAP = 2.0  # times the common gap: wider is not interpolated
 SAME_GAP_SHARE = 0.05  # gaps within 5 % of one another count as equal
 COARSE = 4  # every fourth pixel shows whether slices are alike
-FEWEST_ALTERNATING = 6  # slices: with fewer, chance decides
-ALTERNATING = 2.0  # times; neighbours within a scan differ less than slices two steps apart
+FEWEST_OF_EACH = 3  # slices of each scan: with fewer, chance decides
+MOST_ALTERNATING = 4  # scans in one stack
+ALTERNATING = 2.0  # times; neighbours within a scan differ less than slices further apart
 MOST_SLICES_PER_SLICE = 2  # an even grid has at most twice the measured slices
 
 
@@ -145,15 +146,14 @@ def is_upright(stack: Stack) -> bool:
 
 
 def alternate(slices: NDArray[np.generic]) -> bool:
-    """Whether every second of ``(n, rows, columns)`` slices resembles the next but one, not its neighbour.
+    """Whether ``(n, rows, columns)`` slices resemble those two to four steps away, not their neighbours.
 
-    Two scans that lie half a step apart make an even stack; within one scan neighbours are the most alike.
+    Scans that lie a part of a step apart make an even stack; within one scan neighbours are the most alike.
     """
     coarse = slices[:, ::COARSE, ::COARSE].astype(np.float64)
-    if len(coarse) < FEWEST_ALTERNATING:
-        return False
-    near, far = (np.median(np.abs(coarse[k:] - coarse[:-k]).mean(axis=(1, 2))) for k in (1, 2))
-    return bool(near > ALTERNATING * far)
+    periods = [k for k in range(1, MOST_ALTERNATING + 1) if len(coarse) >= FEWEST_OF_EACH * k]
+    apart = [np.median(np.abs(coarse[k:] - coarse[:-k]).mean(axis=(1, 2))) for k in periods]
+    return any(apart[0] > ALTERNATING * far for far in apart[1:])
 
 
 def check_gaps(along_mm: NDArray[np.float64], thickness_mm: Sequence[float | None]) -> None:

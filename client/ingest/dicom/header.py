@@ -79,6 +79,8 @@ class FileHeader:
     study_uid: str
     series_uid: str
     origin: tuple[str, ...] = field(repr=False)  # what is constant in a series and differs between mixed ones
+    series_time: str  # SeriesTime
+    times_s: tuple[float | None, ...]  # of acquisition and of content, from a common origin
     series_number: int  # 0 if absent
     sop_class_uid: str
     sop_uid: str  # SOPInstanceUID

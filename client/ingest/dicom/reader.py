@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import functools
+import re
 import warnings
 from collections.abc import Iterator, Sequence
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -52,11 +54,15 @@ _TEXT_KEYS = {
 }
 # Constant in a series by the standard (modules of patient, study, series, frame of reference, equipment).
 _ORIGIN = (
-    *("PatientName", "PatientBirthDate", "PatientSex"),
-    *("StudyDate", "StudyTime", "StudyID", "AccessionNumber"),
-    *("SeriesDate", "SeriesDescription", "ProtocolName", "Modality"),
+    *("PatientName", "PatientBirthDate", "PatientSex", "OtherPatientIDs"),
+    *("PatientAge", "PatientWeight", "PatientSize"),
+    *("StudyDate", "StudyTime", "StudyID", "AccessionNumber", "StudyDescription"),
+    *("SeriesDate", "SeriesDescription", "ProtocolName", "Modality", "PatientPosition", "Units"),
     *("FrameOfReferenceUID", "DeviceSerialNumber"),
+    *("Manufacturer", "ManufacturerModelName", "StationName", "InstitutionName"),
 )
+_TIMES = (("AcquisitionDate", "AcquisitionTime"), ("ContentDate", "ContentTime"))
+_TIME = re.compile(r"(?:(\d{4})(\d\d)(\d\d))?(?:(\d\d)(\d\d)(\d\d(?:\.\d+)?))?")
 
 
 def transfer_syntax_of(dataset: pydicom.FileDataset) -> str:
@@ -128,6 +134,8 @@ def _file_header(
         study_uid=text(dataset, "StudyInstanceUID"),
         series_uid=text(dataset, "SeriesInstanceUID"),
         origin=_once(tuple(text(dataset, keyword) for keyword in _ORIGIN)),
+        series_time=text(dataset, "SeriesTime"),
+        times_s=_times(dataset),
         series_number=int(number(dataset, "SeriesNumber") or 0),
         sop_class_uid=text(dataset, "SOPClassUID") or text(meta, "MediaStorageSOPClassUID"),
         sop_uid=text(dataset, "SOPInstanceUID") or text(meta, "MediaStorageSOPInstanceUID"),
@@ -147,6 +155,27 @@ def _file_header(
         mosaic=_mosaic(dataset) if _MOSAIC in image_type else None,
         plain=_once(plain),
     )
+
+
+def _times(dataset: Dataset) -> tuple[float | None, ...]:
+    stated = text(dataset, "AcquisitionDateTime")
+    moments = ["".join(text(dataset, keyword) for keyword in pair) for pair in _TIMES]
+    return tuple(_seconds(moment) for moment in (moments[0] or stated, moments[1]))
+
+
+@functools.lru_cache(1 << 12)
+def _seconds(moment: str) -> float | None:
+    """Seconds to a date, a time or both, as DICOM writes them; none if there is neither."""
+    found = _TIME.match(moment)
+    year, month, day, *clock = found.groups() if found else (None,) * 6
+    try:
+        days = date(int(year), int(month or 0), int(day or 0)).toordinal() if year else 0
+    except ValueError:
+        return None
+    if not (year or clock[0]):
+        return None
+    hours, minutes, seconds = (float(part or 0) for part in clock)
+    return 86_400.0 * days + 3600 * hours + 60 * minutes + seconds
 
 
 def _mosaic(dataset: Dataset) -> MosaicLayout:

@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from client.ingest.dicom.geometry import is_even, same_orientation, same_place, unit_axes
-from client.ingest.dicom.header import Frame, Key, ScalingSource
+from client.ingest.dicom.header import FileHeader, Frame, Key, ScalingSource
 from client.ingest.dicom.kinds import is_localizer_description, kind_reasons
 from client.ingest.reasons import Correction, ScanReason
 from client.ingest.volume import MIN_SLICES
@@ -35,9 +35,11 @@ MOST_PLANNED = 15  # slices of a series whose description may tell that it is a 
 THICKER = 1.2  # times the step: slices of one pass overlap no more
 MOST_PHASES = 4  # repeats by time, b value or acquisition: up to four are volumes, more are a time series
 MOST_MR_ACQUISITIONS = 2  # a scan and its repeat; MR dynamics number time points by acquisition
+LONGEST_PAUSE_S = 43_200.0  # half a day: no scan rests so long, and midnight is no such pause
 SAME_SPACING_SHARE = 1e-3  # pixel spacings written with three or more digits
 
 _PHASE_KEYS = frozenset({Key.TEMPORAL, Key.B_VALUE, Key.ACQUISITION})
+_DAY_S = 86_400.0
 _IN_PLANE_MM = 0.1  # stacks side by side are centimetres apart, positions are written to 1e-3 mm
 
 Fingerprints = Callable[[Sequence[Frame]], Sequence[bytes | None]]
@@ -67,9 +69,10 @@ def find_parts(frames: Iterable[Frame], fingerprints: Fingerprints) -> list[Part
         file = frame.file
         key = (file.series_number, file.study_uid, file.series_uid, file.patient)
         series.setdefault(key, []).append(frame)
-    return _gather_single_slices(
-        [part for key in sorted(series) for part in _parts_of_series(series[key], fingerprints)]
-    )
+    parts = [part for key in sorted(series) for part in _parts_of_series(series[key], fingerprints)]
+    for identity in (lambda file: file.patient, lambda file: file.series_uid):
+        parts = _gather_single_slices(parts, identity)
+    return parts
 
 
 def _by_origin(frames: list[Frame]) -> list[list[Frame]]:
@@ -82,18 +85,26 @@ def _by_origin(frames: list[Frame]) -> list[list[Frame]]:
             own = len(found) == len({frame.file for frame in group}) >= MIN_SLICES
             split += [group] if own else found
         groups = split
-    return groups
+    return [part for group in groups for part in _by_day(group)]
 
 
-def _gather_single_slices(parts: list[Part]) -> list[Part]:
-    """Join lone slices of one patient, number and kind that differ in series UID only, for one reason."""
+def _by_day(frames: list[Frame]) -> list[list[Frame]]:
+    """Split where the acquisition pauses for longer than a scan takes; a day per slice tells nothing."""
+    days = {(frame.file.times_s[0] or 0.0) // _DAY_S for frame in frames}
+    parts = _by_pause(frames, 0, LONGEST_PAUSE_S) if len(days) < len(frames) else [frames]
+    return parts if len(parts) == 1 else [part for half in parts for part in _by_day(half)]
+
+
+def _gather_single_slices(parts: list[Part], identity: Callable[[FileHeader], str]) -> list[Part]:
+    """Join lone slices of one identity, number and kind that differ in another, for one reason."""
     lone: dict[tuple[object, ...], list[Frame]] = {}
-    for part in parts:
+    kinds = [(identity(part.frames[0].file), *_kind(part.frames[0])) for part in parts]
+    for part, kind in zip(parts, kinds, strict=True):
         if part.reasons == (ScanReason.TOO_FEW_SLICES,) and len(part.frames) == 1:
-            lone.setdefault(_kind(part.frames[0]), []).append(part.frames[0])
+            lone.setdefault(kind, []).append(part.frames[0])
     kept: list[Part] = []
-    for part in parts:
-        group = lone.get(_kind(part.frames[0]), []) if len(part.frames) == 1 else []
+    for part, kind in zip(parts, kinds, strict=True):
+        group = lone.get(kind, []) if len(part.frames) == 1 else []
         if part.reasons != (ScanReason.TOO_FEW_SLICES,) or len(group) < MIN_SLICES:
             kept.append(part)
         elif part.frames[0] is group[0]:
@@ -103,7 +114,7 @@ def _gather_single_slices(parts: list[Part]) -> list[Part]:
 
 def _kind(frame: Frame) -> tuple[object, ...]:
     file = frame.file
-    return file.patient, file.series_number, file.description, file.shape, file.modality, frame.orientation
+    return file.series_number, file.description, file.shape, file.modality, frame.orientation
 
 
 def _parts_of_series(frames: Sequence[Frame], fingerprints: Fingerprints) -> list[Part]:
@@ -112,8 +123,9 @@ def _parts_of_series(frames: Sequence[Frame], fingerprints: Fingerprints) -> lis
     for frame in frames:
         reasons = kind_reasons(frame)
         (refused.setdefault(reasons[0], []) if reasons else slices).append(frame)
+    parts = [part for group in _by_origin(slices) for part in _parts_of_slices(group, fingerprints)]
     return [
-        *(part for group in _by_origin(slices) for part in _parts_of_slices(group, fingerprints)),
+        *_note_split(parts),
         *(Part(tuple(group), _reasons_in(group)) for group in refused.values()),
     ]
 
@@ -131,15 +143,14 @@ def _parts_of_slices(slices: Sequence[Frame], fingerprints: Fingerprints) -> lis
             parts.extend(_every_position_once(group, fingerprints))
     if len(alike) > 1 or len(slices) <= MOST_PLANNED:
         parts = [_planned(part) for part in parts]
-    return [*_note_split(parts), *([_judge_strays(strays)] if strays else [])]
+    return [*parts, *([_judge_strays(strays)] if strays else [])]
 
 
 def _is_identity(uid: str) -> bool:
-    """Whether a UID can be one that a scanner gave, not blank, zeros, a word or a mere root."""
+    """Whether a UID can be one that a scanner gave, not blank, one repeated digit, a word or a mere root."""
     numbers = uid.split(".")
-    return (
-        len(numbers) >= FEWEST_UID_PARTS and all(map(str.isdigit, numbers)) and set(uid) - {"0", "."} != set()
-    )
+    digits = set("".join(numbers))
+    return len(numbers) >= FEWEST_UID_PARTS and all(map(str.isdigit, numbers)) and len(digits) > 1
 
 
 def _planned(part: Part) -> Part:
@@ -226,18 +237,37 @@ def _unmix(frames: list[Frame]) -> list[list[Frame]]:
     """
     if frames[0].file.mosaic is not None:
         return [frames]
-    keys = [key for key in Key if key is not Key.IN_PLANE]
-    if _lie_evenly(frames):
-        keys = [Key.CONTRAST, Key.ACQUISITION] if _overlap(frames) else [Key.CONTRAST]
     normal = unit_axes(_orientation(frames[0]))[2]
-    for key in keys:
-        parts = _by_key(frames, key)
+    for parts in _divisions(frames, in_passes=_lie_evenly(frames) and not _overlap(frames)):
         if len(parts) > 1 and all(len(part) >= MIN_SLICES and _lie_evenly(part) for part in parts):
             heights = [_heights(part, normal) for part in parts]
             extents = sorted((float(along[0]), float(along[-1])) for along in heights)
             if any(later[0] < earlier[1] for earlier, later in pairwise(extents)):
                 return parts
     return [frames]
+
+
+def _divisions(frames: list[Frame], *, in_passes: bool) -> Iterator[list[list[Frame]]]:
+    """Frames divided by each thing that may differ; time and acquisition also do in passes of one scan."""
+    yield _grouped(frames, [frame.file.series_time for frame in frames])
+    for key in Key:
+        if key is not Key.IN_PLANE and not (in_passes and key is Key.ACQUISITION):
+            yield _by_key(frames, key)
+    for place in range(0 if in_passes else len(frames[0].file.times_s)):
+        yield _by_pause(frames, place)
+
+
+def _by_pause(frames: list[Frame], place: int, shortest_s: float = 0.0) -> list[list[Frame]]:
+    """Frames before and after the longest pause between times, if it is longer than the shortest."""
+    times_s = [time for frame in frames if (time := frame.file.times_s[place]) is not None]
+    ends = sorted(set(times_s))
+    if len(times_s) < len(frames) or len(ends) < 2:  # noqa: PLR2004  a pause has two ends
+        return [frames]
+    if ends[0] < _DAY_S:  # some without a date
+        times_s = [time % _DAY_S for time in times_s]
+        ends = sorted(set(times_s))
+    pause_s, start = max((later - earlier, earlier) for earlier, later in pairwise(ends))
+    return _grouped(frames, [str(t > start) for t in times_s]) if pause_s > shortest_s else [frames]
 
 
 def _overlap(frames: Sequence[Frame]) -> bool:
@@ -288,7 +318,8 @@ def _judge_count(frames: Sequence[Frame]) -> Part:
     if len(frames) < MIN_SLICES and frames[0].file.mosaic is None:
         return Part(tuple(frames), (ScanReason.TOO_FEW_SLICES,))
     sources = {(frame.scaling.source, frame.scaling.is_private) for frame in frames}
-    clear = len(sources) == 1 and frames[0].scaling.source is not ScalingSource.UNREADABLE
+    units = {frame.key(Key.UNIT) for frame in frames} - {""}
+    clear = len(sources) == 1 and len(units) <= 1 and frames[0].scaling.source is not ScalingSource.UNREADABLE
     return Part(tuple(frames), () if clear else (ScanReason.UNCLEAR_SCALING,))
 
 

@@ -53,14 +53,17 @@ def _value(dataset: Dataset, tag: str | int | tuple[int, int]) -> Any:  # noqa: 
     try:
         raw = dataset.get_item(key)
         if isinstance(raw, RawDataElement) and raw.VR in _SIMPLE and not key.is_private:
-            return _converted(raw._replace(value_tell=0), _character_sets(dataset.original_character_set))
+            how = raw.is_implicit_VR, raw.is_little_endian, _character_sets(dataset.original_character_set)
+            return _converted(key, raw.VR, raw.value, *how)
         return dataset[key].value
     except NUMBER_ERRORS:  # KeyError among them
         return None
 
 
 @functools.lru_cache(1 << 12)  # most values of a series are the same in all its files
-def _converted(raw: RawDataElement, character_sets: tuple[str, ...]) -> Any:  # noqa: ANN401  as above
+def _converted(tag: BaseTag, vr: str, value: bytes | None, *how: Any) -> Any:  # noqa: ANN401  as above
+    implicit, little, character_sets = how
+    raw = RawDataElement(tag, vr, len(value or b""), value, 0, implicit, little)
     return convert_raw_data_element(raw, encoding=list(character_sets)).value
 
 

@@ -10,7 +10,7 @@ import pytest
 from pydicom.dataset import Dataset
 from pydicom.uid import ExplicitVRLittleEndian, RLELossless
 
-from client.ingest.reasons import ScanReason
+from client.ingest.reasons import Correction, ScanReason
 from client.ingest.report import Outcome
 from tests.client.ingest.helpers import convert, read_back
 from tests.client.ingest.phantoms import picture, save, stack
@@ -35,6 +35,13 @@ def without(files, indices, *keywords):
         for keyword in keywords:
             delattr(files[index], keyword)
     return files
+
+
+def with_values(file, **values):
+    """The same file with other values of some elements."""
+    for keyword, value in values.items():
+        setattr(file, keyword, value)
+    return file
 
 
 def twice(differing, between=2.5, **common):
@@ -74,6 +81,23 @@ REFUSED = {
     "a-mere-root-as-uid": (scan(0, SeriesInstanceUID="1.2.3"), [ScanReason.NO_IDENTITY]),
     "zeros-as-uid": (scan(0, SeriesInstanceUID="0.0.0.0.0"), [ScanReason.NO_IDENTITY]),
     "nothing-differs-but-the-pictures": (twice({}, **CONSTANT), [ScanReason.CONFLICTING_SLICES]),
+    "nothing-differs-but-the-pictures-of-three": (
+        [
+            file
+            for part, salt in enumerate("abc")
+            for file in scan(600 * part, 2.0 * part, salt, gap_mm=6.0, **CONSTANT)
+        ],
+        [ScanReason.CONFLICTING_SLICES],
+    ),
+    "one-digit-as-uid": (scan(0, SeriesInstanceUID="9.9.9.9.9"), [ScanReason.NO_IDENTITY]),
+    "a-patient-per-slice": (
+        [with_values(file, PatientID=f"P{index}") for index, file in enumerate(scan(0))],
+        [ScanReason.UID_PER_SLICE],
+    ),
+    "slices-of-two-units": (
+        scan(0, number=4, RescaleType="HU") + scan(40, 20.0, "b", number=4, RescaleType="US"),
+        [ScanReason.UNCLEAR_SCALING],
+    ),
     "some-slices-without-a-scale": (
         without(scan(0), (2, 5), "RescaleSlope", "RescaleIntercept"),
         [ScanReason.UNCLEAR_SCALING],
@@ -129,8 +153,24 @@ SPLIT = {
     "patient-name": {"PatientName": "Other"},
     "birth-date": {"PatientBirthDate": "19500505"},
     "contrast-agent": {"ContrastBolusAgent": "iodine"},
+    "age": {"PatientAge": "070Y"},
+    "station": {"StationName": "two"},
+    "acquisition-date": {"AcquisitionDate": "20200103"},
     "acquisition": {"AcquisitionNumber": 2},
+    "acquisition-time": {"AcquisitionTime": "111111.5"},
+    "series-time": {"SeriesTime": "111111.5"},
+    "image-type": {"ImageType": ["DERIVED", "PRIMARY", "AXIAL"]},
+    "kernel": {"ConvolutionKernel": "SHARP"},
 }
+ON_TOP = (
+    "frame-of-reference",
+    "study-date",
+    "patient-name",
+    "birth-date",
+    "age",
+    "station",
+    "acquisition-date",
+)
 
 
 @pytest.mark.parametrize(("files", "reasons"), REFUSED.values(), ids=REFUSED)
@@ -160,23 +200,41 @@ def test_a_wrong_label_of_compression_is_found(tmp_path, true, stated):
     [
         *(pytest.param(facts, 2.5, id=f"{what}-half-a-step") for what, facts in SPLIT.items()),
         # Consecutive acquisitions of one patient are one scan; consecutive patients are not.
-        *(pytest.param(SPLIT[what], 5.0 * N, id=f"{what}-on-top") for what in list(SPLIT)[:4]),
+        *(pytest.param(SPLIT[what], 5.0 * N, id=f"{what}-on-top") for what in ON_TOP),
     ],
 )
 def test_two_scans_under_one_identity_become_two_volumes(tmp_path, differing, between):
-    common = {**CONSTANT, "AcquisitionNumber": 1}
+    common = {
+        **CONSTANT,
+        "AcquisitionNumber": 1,
+        "AcquisitionDate": "20200101",
+        "AcquisitionTime": "101010",
+        "SeriesTime": "101010",
+    }
     files = scan(0, salt="a", **common) + scan(900, between, salt="b", **{**common, **differing})
     save(files, tmp_path / "in")
     entries = convert(tmp_path).series
     assert [entry.outcome for entry in entries] == [Outcome.CONVERTED] * 2
+    assert {entry.corrections for entry in entries} == {(Correction.SERIES_SPLIT,)}
     firsts = sorted(int(read_back(tmp_path, entry)[0][0, 0, 0]) for entry in entries)
     assert firsts == [-1024, -1024 + 900 + 2 * round(between)]
     assert {entry.size for entry in entries} == {(8, 6, N)}
 
 
+def test_a_scan_across_midnight_stays_one(tmp_path):
+    days = [
+        {"AcquisitionDate": "20200101", "AcquisitionTime": "235959"},
+        {"AcquisitionDate": "20200102", "AcquisitionTime": "000001"},
+    ]
+    save(scan(0, **days[0]) + scan(2 * 5 * N, 5.0 * N, **days[1]), tmp_path / "in")
+    (entry,) = convert(tmp_path).series
+    assert entry.size == (8, 6, 2 * N)
+
+
 def test_two_passes_that_fill_each_others_gaps_stay_one_scan(tmp_path):
     thin = {"gap_mm": 10.0, "SliceThickness": 4.5}
-    files = scan(0, AcquisitionNumber=1, **thin) + scan(0, 5.0, AcquisitionNumber=2, **thin)
+    passes = [{"AcquisitionNumber": n, "AcquisitionTime": f"10101{n}"} for n in (1, 2)]
+    files = scan(0, **passes[0], **thin) + scan(0, 5.0, **passes[1], **thin)
     save(files, tmp_path / "in")
     (entry,) = convert(tmp_path).series
     assert entry.size == (8, 6, 2 * N)
