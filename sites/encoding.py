@@ -29,7 +29,11 @@ class Encoded:
 
 
 def encode(
-    encoding: Encoding, table: TextTable, decimal: str = ".", missing: Mapping[str, Sequence[str]] = {}
+    encoding: Encoding,
+    table: TextTable,
+    decimal: str = ".",
+    missing: Mapping[str, Sequence[str]] = {},
+    problems: Sequence[Problem] = (),
 ) -> dict[str, Encoded]:
     """The rows of a table as vectors; columns that the encoding does not know are not looked at.
 
@@ -38,13 +42,14 @@ def encode(
     Args:
         decimal: What separates decimals in text files, ``.`` or ``,``.
         missing: Cells of this table that mean missing, by column, besides those of the encoding.
+        problems: Of other columns, to be reported with those of these.
 
     Raises:
         DataError: For all at once: columns that the table lacks, cells that are no number, levels and blanks
             that the encoding does not know.
     """
     _check_columns(encoding, table)
-    problems: list[Problem] = []
+    problems = list(problems)
     encoded = {}
     for name, columns in encoding.modalities.items():
         matrix = np.zeros((len(table.frame), encoding.width(name)), dtype=np.float32)

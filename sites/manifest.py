@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +14,7 @@ from numpy.typing import NDArray
 
 from mmare.errors import DataError
 from mmare.wire.messages import Split
+from sites.numbers import Problem, refuse
 from sites.splits import three_way
 from sites.table_file import read_table
 from sites.tabular import TextTable, finite_number
@@ -27,10 +30,12 @@ __all__ = [
     "parse_labels",
     "parse_splits",
     "patients_in",
+    "read_labels",
 ]
 
 ID, LABEL, SPLIT = "patient_id", "label", "split"
 
+_MOST_NAMED = 5  # wrong values in a sentence
 # Without a split column 6:1:3 is drawn: three tenths are test, a seventh of the rest validation.
 _TEST_FRACTION, _VAL_FRACTION = 0.3, 1 / 7
 
@@ -93,16 +98,28 @@ def parse_labels(table: TextTable, column: str, classes: Sequence[str]) -> list[
     """The class name of each row; a number is the class of the same value, so ``1.0`` is ``1``.
 
     Raises:
-        DataError: If a label is blank or not in ``classes``.
+        DataError: If a label is blank, or for all labels that are not in ``classes``.
     """
-    names = [name if name in classes else _same_number(name, classes) for name in table.require(column)]
-    for row, name in enumerate(names):
-        if name not in classes:
-            raise DataError(
-                f"{table.where(row)}: {column} is {name!r}, expected one of the study's classes "
-                f"{', '.join(classes)}"
-            )
+    names, problems = read_labels(table, column, classes)
+    refuse(table, problems)
     return names
+
+
+def read_labels(table: TextTable, column: str, classes: Sequence[str]) -> tuple[list[str], list[Problem]]:
+    """As `parse_labels`, with the labels that are no class instead of an error about them."""
+    names = [name if name in classes else _same_number(name, classes) for name in table.require(column)]
+    return names, _others(column, names, classes, f"one of the study's classes {', '.join(classes)}")
+
+
+def _others(column: str, values: Sequence[str], known: Collection[str], expected: str) -> list[Problem]:
+    """What a column holds beside the known values, the first spellings of very many."""
+    counts = Counter(value for value in values if value not in known)
+    if len(counts) > _MOST_NAMED:
+        expected += f" ({len(counts) - _MOST_NAMED} more values are none either)"
+    return [
+        Problem(column, "value", values.index(value), value, count, expected)
+        for value, count in islice(counts.items(), _MOST_NAMED)
+    ]
 
 
 def _same_number(name: str, classes: Sequence[str]) -> str:
@@ -116,10 +133,8 @@ def parse_splits(table: TextTable, column: str) -> NDArray[np.str_]:
     """The split of each row, ``(n_rows,)`` values of `Split`.
 
     Raises:
-        DataError: If a cell is blank or not a `Split`.
+        DataError: If a cell is blank, or for all that are not a `Split`.
     """
     values = table.require(column)
-    for row, value in enumerate(values):
-        if value not in list(Split):
-            raise DataError(f"{table.where(row)}: {column} is {value!r}, expected one of {', '.join(Split)}")
+    refuse(table, _others(column, values, list(Split), f"one of {', '.join(Split)}"))
     return np.array(values, dtype="<U5")

@@ -31,7 +31,7 @@ __all__ = [
 LARGEST = 1e15  # in size; larger ones are codes or slips, and their squares spoil the pooled moments
 
 # How statistics programs write a missing cell, whatever the case.
-_NOT_AVAILABLE = {"na", "n/a", "#n/a", "nan", "<na>", "null"}
+_NOT_AVAILABLE = {"na", "n/a", "#n/a", "#na", "n.a.", "n.a", "nan", "-nan", "<na>", "null"}
 
 _TYPED = {".parquet", ".xlsx", ".xls"}  # their numbers arrive with a point, whatever the country
 

@@ -29,6 +29,7 @@ _UNIT_MM = {1: 1e3, 3: 1e-3}  # metre, micron; millimetres where nothing is said
 _UNIT_BITS = 0x07  # of xyzt_units; the others are those of time
 _PLAUSIBLE_VOXEL_MM = (0.01, 100.0)  # beyond, the units are wrong
 _OPPOSITE = -0.7  # cosine: 135 degrees, more than a registration turns
+_MOST_STRETCHED = 8.0  # twice as long on each axis: no registration to a template does that
 _CHUNK_BYTES = 1 << 20
 _INT16 = np.iinfo(np.int16)
 
@@ -129,6 +130,8 @@ def _affine(image: nib.nifti1.Nifti1Pair) -> NDArray[np.float64]:
         affine_mm = np.array(sform, np.float64)
         if qform is not None and _opposed(affine_mm[:3, :3], np.asarray(qform)[:3, :3]):
             raise ScanRefused(ScanReason.CONFLICTING_AFFINES)
+        if qform is not None and _scaled(affine_mm[:3, :3], np.asarray(qform)[:3, :3]):
+            raise ScanRefused(ScanReason.BAD_AFFINE, "Voxels of its sform and qform differ in size.")
     affine_mm[:3] *= _UNIT_MM.get(int(header["xyzt_units"]) & _UNIT_BITS, 1.0)
     if not np.isfinite(affine_mm).all() or abs(np.linalg.det(affine_mm[:3, :3])) < SMALLEST_CELL_MM3:
         raise ScanRefused(ScanReason.BAD_AFFINE, "It is singular or not finite.")
@@ -143,6 +146,12 @@ def _opposed(one: NDArray[np.float64], other: NDArray[np.float64]) -> bool:
     lengths = np.linalg.norm(one, axis=0) * np.linalg.norm(other, axis=0)
     cosines = np.einsum("ij,ij->j", one, other)
     return bool(np.linalg.det(one) * np.linalg.det(other) < 0 or (cosines < _OPPOSITE * lengths).any())
+
+
+def _scaled(one: NDArray[np.float64], other: NDArray[np.float64]) -> bool:
+    """Whether voxels of two ``(3, 3)`` matrices differ in size, as in two units."""
+    volumes = abs(np.linalg.det(one)), abs(np.linalg.det(other))
+    return bool(max(volumes) > _MOST_STRETCHED * min(volumes))
 
 
 def _voxels(image: nib.nifti1.Nifti1Pair) -> NDArray[np.int16] | NDArray[np.float32]:

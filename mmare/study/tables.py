@@ -115,6 +115,10 @@ def _convert_union(value: Any, kinds: tuple[Any, ...], where: str) -> Any:  # no
         return None
     if isinstance(value, Mapping) and (made := next(filter(is_dataclass, kinds), None)):
         return convert(value, made, where)  # what is wrong inside it says more than that it is wrong
+    if isinstance(value, list):  # its error is about an entry
+        kinds = tuple(kind for kind in kinds if get_origin(kind) is tuple) or kinds
+    if len(kinds) == 1:
+        return convert(value, kinds[0], where)
     for kind in kinds:
         try:
             return convert(value, kind, where)

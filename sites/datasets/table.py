@@ -19,10 +19,10 @@ from sites.datasets.table_rows import check_classes, labelled, matched, nonempty
 from sites.encoding import encode
 from sites.features import Vectors, load_features
 from sites.federation import SIMULATED, Prepared, SiteTables, check_target, site_id, write_federation
-from sites.manifest import ID, LABEL, SPLIT, parse_labels, parse_splits
+from sites.manifest import ID, LABEL, SPLIT, parse_labels, parse_splits, read_labels
 from sites.missing.amputate import take_away
 from sites.missing.plan import Missingness
-from sites.numbers import cells_of, parse
+from sites.numbers import Problem, cells_of, not_available, parse
 from sites.splits import three_way
 from sites.table_file import read_table
 from sites.tabular import TextTable, did_you_mean, unknown_column
@@ -110,9 +110,13 @@ def prepare_table(  # noqa: PLR0913 - the flags of the command, one to one
     content, notes = labelled(content, columns.label, drop=drop_unlabelled)
     ids = content.require(columns.id)
     homes = dict(zip(ids, content.require(columns.site), strict=True))
+    notes += [
+        f"{columns.site}: {name!r} is a site; --missing-values {columns.site}={name} makes blanks of it"
+        for name in sorted(filter(not_available, set(homes.values())))
+    ]
     if encoding is None:
         encoding = learn(content, groups, spec, columns.categorical, codes)
-    encoded = encode(encoding, content, decimal, codes)
+    encoded = encode(encoding, content, decimal, codes, _label_problems(content, columns.label, classes))
     notes += level_notes(content, encoding, codes)
     vectors: dict[str, Vectors] = {
         name: {ids[row]: part.matrix[row] for row in np.flatnonzero(part.present).tolist()}
@@ -245,6 +249,14 @@ def _covariates(
     return frame.set_index(pd.Index(table.require(columns.id)))
 
 
+def _label_problems(table: TextTable, column: str, classes: Sequence[str]) -> list[Problem]:
+    """Labels that are no class; words for no value with the option that takes them for blanks."""
+    problems = read_labels(table, column, classes)[1]
+    words = ",".join(f"{column}={problem.cell}" for problem in problems if not_available(problem.cell))
+    hint = f"; --missing-values {words} makes blanks of such labels" if words else ""
+    return [replace(problem, expected=problem.expected + hint) for problem in problems]
+
+
 def _missing_by_column(
     table: TextTable, columns: TableColumns, missing_values: Sequence[str]
 ) -> dict[str, list[str]]:
@@ -252,13 +264,15 @@ def _missing_by_column(
     every: list[str] = []
     single: dict[str, list[str]] = {}
     for text in missing_values:
-        name, equals, value = text.partition("=")
-        if not equals:
+        parts = text.split("=")
+        names = ["=".join(parts[:n]) for n in range(len(parts) - 1, 0, -1)]  # a name may hold = too
+        name = next((name for name in names if name in table.frame.columns), None)
+        if not names:
             every.append(text)
-        elif name in table.frame.columns:
-            single.setdefault(name, []).append(value)
+        elif name is not None:
+            single.setdefault(name, []).append(text.removeprefix(f"{name}="))
         else:
-            raise unknown_column(table.source, name, table.frame.columns)
+            raise unknown_column(table.source, parts[0], table.frame.columns)
     codes = {str(name): every for name in table.frame.columns if every and name not in columns.reserved}
     return codes | {name: [*codes.get(name, ()), *own] for name, own in single.items()}
 

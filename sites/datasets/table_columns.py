@@ -34,6 +34,37 @@ from sites.tabular import TextTable, did_you_mean, finite_number, listed, unknow
 __all__ = ["ColumnsFile", "Group", "Treatment", "choose_columns", "learn", "level_notes", "load_columns"]
 
 _WILDCARDS = frozenset("*?[")
+# Without blanks: words that many tables have where nothing is known, and others as a finding.
+_DOUBTFUL = frozenset(
+    {
+        "-",
+        "--",
+        "---",
+        ".",
+        "..",
+        "?",
+        "??",
+        "none",
+        "nil",
+        "empty",
+        "blank",
+        "missing",
+        "unknown",
+        "unk",
+        "n.d.",
+        "nd",
+    }
+    | {
+        "notavailable",
+        "notapplicable",
+        "notreported",
+        "notdone",
+        "notknown",
+        "undefined",
+        "keineangabe",
+        "k.a.",
+    }
+)
 _FEW_LEVELS = 10  # numbers as names of groups, such as grades and stages
 
 
@@ -164,17 +195,28 @@ def level_notes(table: TextTable, encoding: Encoding, missing: Mapping[str, Sequ
         for column in columns:
             if column.levels is None or column.name not in table.frame.columns:
                 continue
-            spelt = table.frame[column.name].value_counts(sort=False)
-            gone = {str(word): int(n) for word, n in spelt.items() if not_available(str(word))}
+            found = table.frame[column.name].value_counts(sort=False)
+            spelt = {str(word): int(n) for word, n in found.items()}
             named = (*column.levels, *column.missing, *missing.get(column.name, ()))
-            gone = {word: n for word, n in gone.items() if word not in named}
+            gone = {word: n for word, n in spelt.items() if not_available(word) and word not in named}
             if gone:
                 counts = ", ".join(f"{word!r} in {n}" for word, n in gone.items())
                 notes.append(
                     f"{column.name}: {counts} rows taken as blank (levels in --columns keep such a word)"
                 )
-            notes += _alike(column.name, column.levels) + _measured(column.name, column.levels)
+            notes += (
+                _doubtful(column.name, column.levels, spelt)
+                + _alike(column.name, column.levels)
+                + _measured(column.name, column.levels)
+            )
     return notes
+
+
+def _doubtful(name: str, levels: Sequence[str], spelt: Mapping[str, int]) -> list[str]:
+    words = ", ".join(f"{level!r} in {spelt.get(level, 0)}" for level in levels if _plain(level) in _DOUBTFUL)
+    if not words:
+        return []
+    return [f"{name}: {words} rows are levels; if nothing is known there, name them in --missing-values"]
 
 
 def _alike(name: str, levels: Sequence[str]) -> list[str]:
@@ -215,6 +257,8 @@ def _column(
         if fnmatchcase(name, pattern):
             treatment = spec.column[pattern].over(treatment)
     treatment = spec.column.get(name, Treatment()).over(treatment)
+    if len(set(treatment.levels or ())) < len(treatment.levels or ()):
+        raise StudyError(f"column {name!r} has a level twice, expected each once")
     words = name in categorical or treatment.categorical or treatment.levels is not None
     numeric = (treatment.lowest, treatment.highest, treatment.log or None)
     if words and any(value is not None for value in numeric):

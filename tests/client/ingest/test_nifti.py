@@ -185,6 +185,15 @@ def test_forms_that_point_opposite_ways_are_refused(tmp_path, signs):
     _refused(tmp_path / "a.nii.gz", ScanReason.CONFLICTING_AFFINES)
 
 
+def test_forms_of_two_units_are_refused(tmp_path):
+    image = _image(_voxels())
+    image.header.set_sform(np.diag([0.1, 0.1, 0.1, 1.0]) @ image.header.get_qform(), 2)
+    _save(image, tmp_path / "a.nii.gz")
+    with pytest.raises(ScanRefused, match="differ in size") as error:
+        read_nifti(tmp_path / "a.nii.gz")
+    assert error.value.reason is ScanReason.BAD_AFFINE
+
+
 def test_identity_sform_is_a_placeholder_beside_a_qform(tmp_path):
     image = _image(_voxels())
     image.header.set_sform(np.eye(4), 2)

@@ -156,11 +156,27 @@ def test_a_class_without_a_patient_is_refused(tmp_path):
         prepare(tmp_path, rows, drop_unlabelled=True, drop_empty=True)
 
 
+def test_all_wrong_labels_and_cells_are_told_at_once(tmp_path):
+    rows = ROWS.replace("p1,Ost,ill", "p1,Ost,Ill").replace("p5,West,ill", "p5,NA,NA")
+    with pytest.raises(DataError) as error:
+        prepare(tmp_path, rows.replace("3.5", '"3,5"'))
+    for part in (
+        "outcome is 'Ill'",
+        "outcome is 'NA', expected one of the study's classes healthy, ill",
+        "--missing-values outcome=NA",
+        "crp is '3,5'",
+    ):
+        assert part in str(error.value)
+    rows = ROWS.replace("p5,West", "p5,NA").replace("p4,West", "p4,nan")
+    notes = prepare(tmp_path, rows).notes
+    assert any("hospital: 'NA' is a site; --missing-values hospital=NA" in note for note in notes)
+
+
 def test_a_label_may_be_written_as_another_spelling_of_its_number(tmp_path):
     prepared = prepare(tmp_path, ROWS.replace("healthy", "0").replace("ill", "1.0"), ("0", "1"))
     assert (tmp_path / "fed" / "west" / "patients.csv").read_text().count(",1,") == 1
     assert sum(site.n_patients for site in prepared.sites) == 5
-    with pytest.raises(DataError, match=r"outcome is '1\.0', expected one of"):
+    with pytest.raises(DataError, match=r"outcome is '1\.0' \(in 3 rows\), expected one"):
         prepare(tmp_path, ROWS.replace("healthy", "1").replace("ill", "1.0"), ("1", "01"), overwrite=True)
 
 

@@ -72,6 +72,13 @@ def test_levels_that_look_alike_are_pointed_out(tmp_path):
     assert "'Zürich Nord' and 'zurichnord' differ" in prepared.notes[0]
 
 
+def test_words_that_may_mean_missing_are_asked_about(tmp_path):
+    rows = ROWS.replace(",m,", ",Unknown,").replace(",F,", ",n.a.,")
+    prepared = prepare(tmp_path, {"exam": ("age", "sex")}, rows, categorical=("sex",))
+    assert any("sex: 'Unknown' in " in note and "--missing-values" in note for note in prepared.notes)
+    assert any("sex: 'n.a.' in " in note and "taken as blank" in note for note in prepared.notes)
+
+
 def test_a_measurement_named_as_categorical_is_pointed_out(tmp_path):
     rows = "id,site,y,crp\n" + "".join(f'{row},a,{"ny"[row % 2]},"{row},5"\n' for row in range(30))
     prepared = prepare(tmp_path, {"lab": ("crp",)}, rows, categorical=("crp",))
@@ -93,6 +100,10 @@ def test_missing_codes_of_one_column(tmp_path):
     assert vectors(tmp_path, "rna")["0"] == [0, 1, 0.5]
     with pytest.raises(DataError, match="id is blank"):
         prepare(tmp_path, {"exam": ("age",)}, missing_values=("id=0",), overwrite=True)
+    rows = ROWS.replace("age", "a=ge")
+    spec = {"exam": ("a=ge",), "rna": ("ENSG*",)}
+    prepare(tmp_path, spec, rows, missing_values=("a=ge=0", "-9"), overwrite=True)
+    assert vectors(tmp_path, "exam") == {"0": [50], "2": [60], "3": [70]}
     with pytest.raises(DataError, match=r"no column 'agee' \(did you mean 'age'\?\)"):
         prepare(tmp_path, {"exam": ("age",)}, missing_values=("agee=0",), overwrite=True)
 
@@ -146,6 +157,18 @@ log = false
             StudyError,
             "lowest is 2, above highest",
             id="limits",
+        ),
+        pytest.param(
+            "[modality.a]\ncolumns = ['sex']\n[column.sex]\nlevels = ['m', 'f', 'm']",
+            StudyError,
+            "'sex' has a level twice",
+            id="level-twice",
+        ),
+        pytest.param(
+            "[modality.a]\ncolumns = ['age']\nmissing = [-9]",
+            StudyError,
+            "modality.a missing must be text, found -9",
+            id="missing-number",
         ),
     ],
 )
