@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections import Counter
 from datetime import UTC, datetime
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from client.prediction.table import told_classes
 
 if TYPE_CHECKING:
+    import jinja2
+
     from client.prediction.predict import Predictions
 
 __all__ = ["page_of", "render"]
@@ -86,13 +89,17 @@ def _steps(found: Predictions, row: int, label: int) -> list[dict[str, Any]]:
 
 def render(template: str, view: dict[str, Any]) -> str:
     """A template of ``templates/``; all values are HTML-escaped."""
+    return _environment().get_template(template).render(view)
+
+
+@cache
+def _environment() -> jinja2.Environment:
     import jinja2  # noqa: PLC0415 - loaded only when a page is written
 
-    environment = jinja2.Environment(
+    return jinja2.Environment(
         loader=jinja2.PackageLoader("client.prediction"),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    return environment.get_template(template).render(view)

@@ -229,3 +229,22 @@ def test_the_command_predicts_and_later_scores(run, predicted, tmp_path):
         assert f"Brier score           {metrics['brier']:.4f}" in scored
         assert f"balanced accuracy     {metrics['balanced_accuracy']:.4f}  of the calls" in scored
         assert f"{metrics['n']} patients scored; 0 predicted ones have no label" in scored
+
+
+@pytest.mark.parametrize(
+    ("harm", "sentence"),
+    [
+        pytest.param(lambda content: content[:-200], "cannot be read as a package", id="cut"),
+        pytest.param(
+            lambda content: content.replace(b"mmare-package/1", b"mmare-package/9"), "", id="format"
+        ),
+    ],
+)
+def test_a_harmed_package_predicts_nothing(run, tmp_path, harm, sentence):
+    model = tmp_path / "model.zip"
+    model.write_bytes(harm((run.parent / "model.zip").read_bytes()))
+    words = ["predict", model, "--site", site_of(run).folder / "site.toml", "--out", tmp_path / "new.csv"]
+    result = RUNNER.invoke(app, [str(word) for word in words])
+    assert isinstance(result.exception, InputError)
+    assert sentence in str(result.exception)
+    assert [path.name for path in tmp_path.iterdir()] == ["model.zip"]
