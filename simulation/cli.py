@@ -49,7 +49,7 @@ Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace a run with
 
 
 @app.command(epilog="Example: mmare-sim run runs/mmist --out runs/mmist-fed --set training.rounds=50")
-def run(
+def run(  # noqa: PLR0913, PLR0917 - a command line's options
     federation: Annotated[Path, typer.Argument(help="Folder with study.toml and one folder per site.")],
     out: Annotated[Path, typer.Option(help="Run folder; run again with the same one to resume.")],
     mode: Annotated[
@@ -64,6 +64,13 @@ def run(
         bool,
         typer.Option(
             "--subsets", help="Test every subset of modalities, too: what the model does with each."
+        ),
+    ] = False,
+    references: Annotated[
+        bool,
+        typer.Option(
+            "--references",
+            help="Test simple models on the pooled rows, too; the same command adds them to a finished run.",
         ),
     ] = False,
     metrics_port: Annotated[
@@ -85,6 +92,8 @@ def run(
     with _metrics(out, metrics_port):
         result = _run(request, console)
     _print_result(result, out)
+    if references:
+        _print_references(request)
 
 
 @app.command(epilog="Example: mmare-sim report runs")
@@ -273,6 +282,30 @@ def _embed(federation: Path, study: Study, console: Console) -> None:
 
 def _advance(bar: Progress, task: TaskID, done: int, total: int) -> None:
     bar.update(task, completed=done, total=total)
+
+
+def _print_references(request: RunRequest) -> None:
+    """Simple models beside the run, also in its report."""
+    from simulation.references import measure_references
+    from simulation.report.run_report import write_report
+
+    found = measure_references(request)
+    write_report(request.out)
+    table = Table(title=f"on the {found['n']} test rows", title_justify="left", box=None, padding=(0, 2))
+    for heading in ("", "AUC", "difference", "balanced accuracy", "macro F1"):
+        table.add_column(heading, justify="right" if heading else "left")
+    for row, (name, scores) in enumerate(found["models"].items()):
+        low, high = scores["ci95"]
+        table.add_row(
+            name,
+            f"{scores['auc']:.3f}",
+            f"{scores['difference']:+.3f} ({low:+.3f} to {high:+.3f})" if row else "",  # the run is the first
+            f"{scores['balanced_accuracy']:.3f}",
+            f"{scores['macro_f1']:.3f}",
+        )
+    Console().print(table)
+    if found["note"]:
+        Console().print(f"[bold yellow]{found['note']}[/]", highlight=False)
 
 
 def _print_result(result: dict[str, Any], out: Path) -> None:

@@ -32,7 +32,7 @@ from simulation.report.results import (
     site_names,
 )
 
-__all__ = ["GAIN", "write_comparison", "write_report"]
+__all__ = ["GAIN", "REFERENCES", "write_comparison", "write_report"]
 
 SPLITS = {"train": "Train", "val": "Validation", "test": "Test"}
 METRICS = {
@@ -51,6 +51,7 @@ SELECTED_BY = {
     Select.BALANCED_LOSS: "lowest validation loss over all sites, classes alike",
 }
 GAIN = "gain.json"
+REFERENCES = "references.json"
 PHASES = {
     "setup": "Setup (data, roll call, scaling)",
     "wait": "Training at the sites, and waiting for them",
@@ -101,7 +102,8 @@ def _run_view(record: RunRecord) -> View:
         "validation": record.result["metrics"].get("validation") or {},
         "withheld_rows": _withheld_rows(test, sites),
         "spread": _spread(test),
-        "gain": _gain(record),
+        "gain": _measured(record, GAIN, "gain"),
+        "references": _measured(record, REFERENCES, "run --references"),
         "curves": figures.curves_of_run(record, sites),
         "forests": figures.figures_of_test(test, sites),
         "times": _times(record),
@@ -198,15 +200,15 @@ def _common(record: RunRecord, sites: Sequence[str], alone: Sequence[RunState]) 
     }
 
 
-def _gain(record: RunRecord) -> View | None:
-    """What each site gains by joining, if ``mmare-sim gain`` has measured it."""
-    path = record.folder / GAIN
+def _measured(record: RunRecord, name: str, command: str) -> View | None:
+    """What another command measured and left in the run's folder, if it did."""
+    path = record.folder / name
     if not path.exists():
         return None
     try:
         found: View = json.loads(path.read_text(encoding="utf-8"))
     except ValueError:
-        raise InputError(f"{path}: not JSON; expected what mmare-sim gain writes") from None
+        raise InputError(f"{path}: not JSON; expected what mmare-sim {command} writes") from None
     return found
 
 

@@ -18,9 +18,11 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
+import tomli_w
 
 from client.membership.kit import make_request
 from client.relay.programs import SUPERNODE, RelayFolder, relay_programs
+from mmare.study.study import load_study
 from server.membership.records import admit
 from sites.federation import site_folders
 from tests.bench.printed import report
@@ -91,18 +93,19 @@ VARIANTS = {
 
 
 @contextmanager
-def deployed(kind: type[Hospital]):
+def deployed(kind: type[Hospital], count: int = len(SITES)):
     with tempfile.TemporaryDirectory(prefix="mmare-") as name:
         folder = Path(name)
-        source = federation(folder / "fed", len(SITES), 60, rounds=ROUNDS)
+        source = federation(folder / "fed", count, 60, rounds=ROUNDS)
         coordinator = Coordinator(folder / "kit")
-        sites = [kind(source / site, port) for site, port in zip(SITES, free_ports(3), strict=True)]
+        folders = [source / site.id for site in site_folders(source)]
+        sites = [kind(each, port) for each, port in zip(folders, free_ports(count), strict=True)]
         coordinator.hospitals += sites
         try:
             for site in sites:
                 site.join(coordinator, source / "study.toml")
             coordinator.start(source, folder / "run")
-            until_registered(coordinator, SITES[-1])  # a stock SuperNode that comes sooner ends
+            until_registered(coordinator, sites[-1].name)  # a stock SuperNode that comes sooner ends
             for site in sites:
                 site.start()
             yield folder, coordinator
@@ -227,6 +230,40 @@ def test_a_round(name):
         used = {role: (after[role] - before.get(role, 0.0)) / rounds for role in after}
         report("CPU seconds a round", all=round(sum(used.values()), 2), **_rounded(used, 2))
         report("memory, PSS in MB, all of a kind", **_rounded(memory, 0))
+
+
+def test_a_round_of_secure_sums():
+    """Beside plain rounds of the same seven hospitals."""
+    with deployed(Hospital, 7) as (folder, coordinator):
+        source = load_study(folder / "fed" / "study.toml")
+        plain, masked = folder / "run", folder / "masked"
+        coordinator.finish(ROUND_S * ROUNDS)
+        study = folder / "masked.toml"
+        study.write_text(
+            tomli_w.dumps(source.override(["privacy.secure_sum=true", "federation.min_sites=7"]).to_dict())
+        )
+        for hospital in coordinator.hospitals:
+            hospital.approve(study)
+        coordinator.start(study, masked)
+        coordinator.finish(ROUND_S * ROUNDS)
+        seconds = {run: statistics.median(round_s(run)) for run in (plain, masked)}
+        sent = {
+            run: {event["bytes_up"] for event in lines(run) if event["event"] == "site_update"}
+            for run in seconds
+        }
+        report(
+            "deployed round of seven sites, secure sums beside plain",
+            plain_s=f"{seconds[plain]:.2f}",
+            masked_s=f"{seconds[masked]:.2f}",
+            ratio=f"{seconds[masked] / seconds[plain]:.2f}",
+            up_bytes=f"{max(sent[plain]):,} and {max(sent[masked], default=0):,} a site",
+        )
+
+
+def round_s(run: Path) -> list[float]:
+    """Seconds from the start of a round to that of the next, of all but the first."""
+    begun = [at(event) for event in lines(run) if event["event"] == "round_started"]
+    return [after - before for before, after in pairwise(begun[1:])]
 
 
 @contextmanager

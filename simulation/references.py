@@ -1,0 +1,173 @@
+"""Simple models on the pooled rows of a simulated run, which a federation should at least equal."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.stats import rankdata
+from sklearn.decomposition import PCA
+from sklearn.ensemble import HistGradientBoostingClassifier
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import balanced_accuracy_score, f1_score, log_loss
+
+from client.data.dataset import SiteData, load_data
+from mmare.errors import InputError
+from mmare.host.files import replacing
+from mmare.models.batch import Batch
+from mmare.study.choices import Mode
+from mmare.wire.messages import Split
+from server.store.model_file import load_model
+from simulation.report.run_report import REFERENCES
+from sites.federation import site_folders
+
+if TYPE_CHECKING:
+    from server.run.request import RunRequest
+
+__all__ = ["measure_references"]
+
+RUN: Final = "this run"
+_STRENGTHS: Final = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # of the penalty's inverse, chosen on the validation rows
+_WIDEST: Final = 128  # columns of a modality that trees take as they are
+_COMPONENTS: Final = 32
+_RESAMPLES: Final = 1000
+
+Rows = NDArray[np.float64]
+
+
+def measure_references(request: RunRequest) -> dict[str, Any]:
+    """Fit them on the train rows of all sites, choose on validation, test beside the run's model.
+
+    Logistic regression takes scaled inputs, zero where absent, and indicators of absence; sites that send
+    sums of gradients and Hessians would fit the same. Boosting takes absent inputs as missing, wide ones by
+    their principal components. The indicators alone show how much the presence of modalities tells.
+
+    Returns:
+        What `REFERENCES` holds: by model AUC, balanced accuracy and macro F1 on the test rows of all sites,
+        and the AUC's difference from the run's with a 95 % interval, patients drawn again.
+
+    Raises:
+        InputError: If the run has no single model.
+    """
+    study = request.study
+    if request.mode is Mode.LOCAL or study.federation.local:
+        raise InputError(
+            "--references is for a run with one model; here each site keeps its own, or parts of it"
+        )
+    data = SiteData.pooled([load_data(site, study) for site in site_folders(request.federation)])
+    train, val, test = (data.rows[split].numpy() for split in (Split.TRAIN, Split.VAL, Split.TEST))
+    label = data.label.numpy()
+    if len(set(label[train])) < len(study.classes) or len(set(label[test])) < len(study.classes):
+        raise InputError("--references needs every class among the train rows and among the test rows")
+    rows = data.rows[Split.TEST]
+    model = load_model(request.out / "model")
+    batch = Batch(tuple(part[rows] for part in data.embedding), data.present[rows], data.label[rows])
+    found = {RUN: model.predict(batch).double().numpy()}
+    for name, inputs, candidates in _models(data, train, study.seed):
+        fitted = [candidate.fit(inputs[train], label[train]) for candidate in candidates]
+        best = min(fitted, key=lambda each: _loss(each, inputs[val], label[val]))
+        found[name] = best.predict_proba(inputs[test])
+    scores = _scores(found, label[test], study.seed)
+    content = {"n": len(test), "models": scores, "note": _note(scores)}
+    with replacing(request.out / REFERENCES, private=True) as partial:
+        partial.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    return content
+
+
+def _models(data: SiteData, train: NDArray[np.int64], seed: int) -> Iterator[tuple[str, Rows, list[Any]]]:
+    """Name, inputs ``(N, F)`` and the candidates among which validation chooses."""
+    absent = ~data.present.numpy()  # (N, M)
+    parts = [
+        np.where(gone[:, None], np.nan, part.numpy().astype(np.float64))
+        for gone, part in zip(absent.T, data.embedding, strict=True)
+    ]
+    raw = np.concatenate(parts, axis=1)
+    mean, deviation = _moments(raw[train])
+    scaled = np.nan_to_num((raw - mean) / deviation)
+    linear = [LogisticRegression(C=strength, max_iter=2000) for strength in _STRENGTHS]
+    yield "logistic regression", np.concatenate([scaled, absent], axis=1), linear
+    trees = [
+        HistGradientBoostingClassifier(
+            learning_rate=0.05, max_iter=count, max_leaf_nodes=leaves, early_stopping=False, random_state=seed
+        )
+        for count in (50, 200)
+        for leaves in (4, 16)
+    ]
+    yield "gradient boosting", np.concatenate([_narrowed(part, train) for part in parts], axis=1), trees
+    if absent.any() and not absent.all():
+        yield "presence of modalities alone", absent.astype(np.float64), [LogisticRegression(C=1.0)]
+
+
+def _narrowed(part: Rows, train: NDArray[np.int64]) -> Rows:
+    """A wide embedding by its first principal components: trees on thousands of columns take minutes."""
+    there = ~np.isnan(part).any(axis=1)
+    fitted = np.intersect1d(train, np.flatnonzero(there))
+    if part.shape[1] <= _WIDEST or len(fitted) <= _COMPONENTS:
+        return part
+    narrow = np.full((len(part), _COMPONENTS), np.nan)
+    narrow[there] = PCA(_COMPONENTS, random_state=0).fit(part[fitted]).transform(part[there])
+    return narrow
+
+
+def _moments(raw: Rows) -> tuple[Rows, Rows]:
+    """Mean and deviation of each column's values; 0 and 1 where there are none or all are equal."""
+    there = ~np.isnan(raw)
+    count = np.maximum(there.sum(axis=0), 1)
+    mean = np.where(there, raw, 0).sum(axis=0) / count
+    deviation = np.sqrt((np.where(there, raw - mean, 0) ** 2).sum(axis=0) / count)
+    return mean, np.where(deviation > 0, deviation, 1)
+
+
+def _loss(fitted: Any, inputs: Rows, label: NDArray[np.int64]) -> float:  # noqa: ANN401 - of scikit-learn
+    if not len(label):  # the first candidate is the most cautious one
+        return 0.0
+    return float(log_loss(label, fitted.predict_proba(inputs), labels=fitted.classes_))
+
+
+def _auc(label: NDArray[np.int64], probability: Rows) -> float:
+    """Of the second of two classes, or the mean of each against the rest, by ranks."""
+    classes = range(probability.shape[1])
+    each = []
+    for wanted in classes[1:] if len(classes) == 2 else classes:  # noqa: PLR2004 - binary
+        positive = label == wanted
+        n = int(positive.sum())
+        above = rankdata(probability[:, wanted])[positive].sum() - n * (n + 1) / 2
+        each.append(above / (n * (len(label) - n)))
+    return float(np.mean(each))
+
+
+def _scores(found: dict[str, Rows], label: NDArray[np.int64], seed: int) -> dict[str, dict[str, Any]]:
+    random = np.random.default_rng(seed)
+    draws = [random.integers(len(label), size=len(label)) for _ in range(_RESAMPLES)]
+    classes = set(label)
+    draws = [draw for draw in draws if set(label[draw]) == classes]
+    resampled = {
+        name: np.array([_auc(label[draw], probability[draw]) for draw in draws])
+        for name, probability in found.items()
+    }
+    return {
+        name: {
+            "auc": _auc(label, probability),
+            "balanced_accuracy": float(balanced_accuracy_score(label, probability.argmax(axis=1))),
+            "macro_f1": float(f1_score(label, probability.argmax(axis=1), average="macro")),
+            "difference": _auc(label, probability) - _auc(label, found[RUN]),
+            "ci95": np.percentile(resampled[name] - resampled[RUN], [2.5, 97.5]).tolist(),
+        }
+        for name, probability in found.items()
+    }
+
+
+def _note(models: dict[str, dict[str, Any]]) -> str | None:
+    """A sentence if the run loses to one of them, beyond chance or not."""
+    name, best = max(models.items(), key=lambda each: each[1]["auc"])
+    if name == RUN:
+        return None
+    low, high = best["ci95"]
+    sure = "" if low > 0 else ", which may be chance"
+    return (
+        f"{name.capitalize()} on the pooled rows is better than this run: AUC {best['auc']:.3f}, this run "
+        f"{models[RUN]['auc']:.3f}; difference {best['difference']:+.3f} ({low:+.3f} to {high:+.3f}){sure}."
+    )
