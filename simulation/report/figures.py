@@ -297,7 +297,7 @@ def dress(axes: Axes, grid: str) -> None:
     axes.tick_params(color=colour_holder("grid"), labelcolor=colour_holder("muted"), labelsize=10.5, length=3)
     axes.tick_params(axis="y", length=0)
     axes.xaxis.label.set_color(colour_holder("muted"))
-    axes.grid(axis=grid, color=colour_holder("grid"), linewidth=0.8)  # type: ignore[arg-type] # "x" or "y"
+    axes.grid(axis=grid, color=colour_holder("grid"), linewidth=0.8)  # type: ignore[arg-type] # x, y or both
     axes.set_axisbelow(True)
 
 

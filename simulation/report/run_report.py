@@ -89,9 +89,13 @@ def write_comparison(folder: Path) -> Path:
 
 def _run_view(record: RunRecord) -> View:
     """The page of a federated or centralised run."""
-    from simulation.report import figures  # noqa: PLC0415 - matplotlib is loaded only when a page is written
+    from server.release.decide import decide  # noqa: PLC0415 - torch and matplotlib take seconds
+    from server.store.states import parse_states  # noqa: PLC0415 - as above
+    from simulation.report import calibration_figures, figures  # noqa: PLC0415 - as above
 
     sites = site_names(record)
+    study = record.study
+    decided = decide(study, parse_states(record.state.states, len(study.classes)), None)
     test = record.result["metrics"].get("test") or {}
     traffic = _traffic(record.state)
     return {
@@ -104,6 +108,9 @@ def _run_view(record: RunRecord) -> View:
         "spread": _spread(test),
         "gain": _measured(record, GAIN, "gain"),
         "references": _measured(record, REFERENCES, "run --references"),
+        "calibrated": decided.made.get("calibration"),
+        "decided": decided.report,
+        "plots": calibration_figures.calibration_drawings(decided.report),
         "curves": figures.curves_of_run(record, sites),
         "forests": figures.figures_of_test(test, sites),
         "times": _times(record),
