@@ -171,7 +171,7 @@ def _calibrated(threshold: float, positive: int, calibration: Calibration | None
 def _predict_sets(study: Study, validation: MetricState, test: MetricState, found: Decisions) -> None:
     thresholds = prediction_thresholds(validation, LEVEL)
     cannot = {
-        name: f"{n} validation cases, expected at least {FEWEST}"
+        name: f"{n} validation cases that sites may tell, expected at least {FEWEST}"
         for name, n, threshold in zip(study.classes, validation.counts, thresholds, strict=True)
         if threshold is None
     }
