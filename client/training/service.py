@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import time
-from collections import Counter
 from dataclasses import replace
 from functools import partial
 from importlib.metadata import version
@@ -20,30 +19,28 @@ from client.data.site_table import SiteTable
 from client.encoders.registry import encoder_notes
 from client.privacy.approvals import FixedApprovals
 from client.privacy.gate import Gate, budgeted
-from client.privacy.moments_record import patient_marks
 from client.privacy.noise import noise_source
 from client.privacy.release_rules import told_rows
 from client.telemetry.seen import unobserved
 from client.training.arrivals import check_arrival, keep_arrival
-from client.training.evaluate import compare, evaluate, groups_of, pattern_names, predicted_right
+from client.training.cohort import counts_of, moments_of
+from client.training.evaluate import compare, evaluate, groups_of, predicted_right
+from client.training.kept_parts import place_local, revert_untouched, state_of
 from client.training.optimizers import PhaseOptimizers
 from client.training.private_scores import evaluate_privately
 from client.training.private_trainer import train_privately
+from client.training.summands import summands_of
 from client.training.trainer import ProximalTerm, train_round
 from mmare.errors import MmareError, SiteCode, SiteError
-from mmare.models.adapters import moment_rows
 from mmare.models.blocks import block_tensors, without_parameters
 from mmare.models.phases import phase_at
-from mmare.models.registry import build_model
 from mmare.randomness import generator_for
-from mmare.study.choices import OptimizerState, Scaling, Untouched
 from mmare.study.strategy_options import FedProxOptions, strategy_options
 from mmare.wire.limits import MOST_REQUEST, RUN_NAME
 from mmare.wire.messages import (
     Comparison,
     Counts,
     Layout,
-    Moments,
     Refusal,
     Request,
     RollCall,
@@ -56,7 +53,7 @@ from mmare.wire.messages import (
     encode,
 )
 from mmare.wire.sharing import keeps_state, local_parameters, on_wire
-from mmare.wire.sums import evaluation_values, moments_values, sum_layout, training_values
+from mmare.wire.sums import sum_layout
 from mmare.wire.tensors import (
     copy_tensors,
     global_tensors,
@@ -77,18 +74,13 @@ if TYPE_CHECKING:
     from client.telemetry.seen import Observer
     from client.training.model_pool import ModelPool
     from client.training.state import StateStore
-    from client.training.trainer import TrainedRound
     from mmare.models.base import MultimodalModel
-    from mmare.models.blocks import Block
-    from mmare.study.specs import ModalitySpec
     from mmare.study.study import Study
     from mmare.wire.messages import Masked
 
 __all__ = ["SiteService"]
 
 LOG = logging.getLogger(__name__)
-
-LOCAL = "local/"  # prefix, in a stored state, of parameters that stay at the site
 
 
 class SiteService:
@@ -194,7 +186,7 @@ class SiteService:
         if request.task is Task.DESCRIBE:
             return self._describe(request, study, data), None
         if request.task is Task.STATISTICS:
-            return self._statistics(study, data), None
+            return Statistics(self._site, moments_of(study, data, self._limit(study), self._table)), None
         if request.task is Task.UNMASK:
             return self._masker_of().reveal(request, study), None
         with self._models.borrow(study) as model:
@@ -226,9 +218,9 @@ class SiteService:
         received: dict[str, Tensor],
     ) -> tuple[Update, Tensor | None]:
         began = time.perf_counter()
-        limit = max(self._min_count, study.privacy.min_count)
+        limit = self._limit(study)
         kept = self._kept(request, study)
-        before = {**received, **_place_local(model, study, kept)}
+        before = {**received, **place_local(model, study, kept)}
         rows = data.rows[Split.TRAIN]
         with budgeted():
             plan = self._gate.plan(study, request.run, len(rows))
@@ -263,19 +255,15 @@ class SiteService:
             trained = train_round(model, optimizers, data, rows, study, generator, pull).of_enough(limit)
         else:
             trained = train_privately(model, optimizers, data, rows, study, plan, noise("train"), pull)
-        blocks, moments = _revert_untouched(model, optimizers, trained, study, before, kept)
+        blocks, moments = revert_untouched(model, optimizers, trained, study, before, kept)
         local = local_parameters(model, study)
         sent = without_parameters(blocks, local)
         changed, origin = (block_tensors(sent, tensors) for tensors in (trained_tensors(model), received))
         after = evaluate(model, data, Split.VAL, limit) if request.gap else None
         finished = time.perf_counter()
-        state = {f"{LOCAL}{name}": value for name, value in trained_tensors(model).items() if name in local}
-        if study.training.optimizer_state is OptimizerState.KEEP:
-            state |= moments
         if keeps_state(study):
-            self._store.save(
-                request.run, request.round, _owned(state, local), request.state_round, request.keep_round
-            )
+            state = state_of(model, study, moments)
+            self._store.save(request.run, request.round, state, request.state_round, request.keep_round)
         upload = on_wire(changed, origin, study.federation.wire)
         return Update(
             site=self._site,
@@ -296,14 +284,7 @@ class SiteService:
         """Mask an answer, as it passed the gate, for a secure sum."""
         with self._models.borrow(study) as model:
             layout = sum_layout(model, study, request)
-            if isinstance(answer, Statistics):
-                values = moments_values(answer)
-            else:
-                values = evaluation_values(answer.evaluations, study)
-                if request.train:
-                    values |= training_values(
-                        model, study, answer, _changes(model, study, answer, received, payload)
-                    )
+            values = summands_of(request, received, study, answer, payload, model)
         masked, sent = self._masker_of().protect(request, study, layout.pack(values))
         return replace(masked, seconds=answer.seconds if isinstance(answer, Update) else {}), sent
 
@@ -323,10 +304,14 @@ class SiteService:
         for half in (run[: layout.size], run[layout.size :]):
             copy_tensors(global_tensors(model), unpack(half, layout))
             right.append(predicted_right(model, data, Split.TEST))
-        limit = max(self._min_count, study.privacy.min_count)
+        limit = self._limit(study)
         label = data.label[data.rows[Split.TEST]]
         hidden = groups_of(data, Split.TEST, len(study.classes), limit).classes
         return compare(self._site, right[0], right[1], label, study.classes, hidden)
+
+    def _limit(self, study: Study) -> int:
+        """The smallest group of patients that may leave: the larger of the site's and the study's."""
+        return max(self._min_count, study.privacy.min_count)
 
     def _kept(self, request: Request, study: Study) -> dict[str, Tensor]:
         """The state stored after the round that the server resumes from."""
@@ -339,21 +324,7 @@ class SiteService:
         return kept
 
     def _describe(self, request: Request, study: Study, data: SiteData) -> RollCall:
-        limit = max(self._min_count, study.privacy.min_count)
-        splits: dict[str, dict[str, int | None]] = {}
-        patterns: dict[str, dict[str, int | None]] = {}
-        for split in Split:
-            rows = data.rows[split]
-            labels = Counter(data.label[rows].tolist())
-            shown = groups_of(data, split, len(study.classes), limit)
-            splits[split] = {
-                name: None if index in shown.classes else labels[index]
-                for index, name in enumerate(study.classes)
-            }
-            patterns[split] = {
-                name: None if name in shown.patterns else count
-                for name, count in sorted(Counter(pattern_names(data.present[rows])).items())
-            }
+        limit = self._limit(study)
         samples = len(data.rows[Split.TRAIN])
         hides = study.privacy.hides_counts  # the coordinator learns no size of a single site
         with budgeted():
@@ -363,102 +334,14 @@ class SiteService:
             study_hash=study.hash,
             software=version("federated-mmare"),
             encoders=data.encoders,
-            counts=Counts() if hides else Counts(splits, patterns),
+            counts=Counts() if hides else counts_of(study, data, limit),
             samples=told_rows(study, samples, limit),
             held_rounds=self._store.held(request.run),
             notes=encoder_notes(study, data.encoders),
             public_key=self._masker_of().public_key if study.privacy.secure_sum else "",
         )
 
-    def _statistics(self, study: Study, data: SiteData) -> Statistics:
-        rows = data.rows[Split.TRAIN]
-        limit = max(self._min_count, study.privacy.min_count)
-        found = []
-        for slot, modality in enumerate(study.modalities):
-            chosen = rows[data.present[rows, slot]]
-            values = moment_rows(data.embedding[slot][chosen], Scaling(modality.scaling))  # (n, W)
-            if len(values) < limit or study.privacy.dp is not None:  # sums have no noise
-                values = values[:0]
-            moments = Moments(
-                modality.name,
-                len(values),
-                tuple(values.sum(dim=0).tolist()),
-                tuple(values.square().sum(dim=0).tolist()),
-            )
-            if len(values) > 0 and limit > 1:
-                patients = [data.patients[row] if data.patients else str(row) for row in chosen.tolist()]
-                marks = patient_marks(patients, values, self._table.secret())
-                moments = self._table.record.settle(moments, marks, limit)
-            found.append(moments if moments.n >= limit else _no_moments(modality))
-        return Statistics(self._site, tuple(found))
-
-
-def _no_moments(modality: ModalitySpec) -> Moments:
-    zeros = (0.0,) * modality.width
-    return Moments(modality.name, 0, zeros, zeros)
-
 
 def _pull(study: Study, received: dict[str, Tensor]) -> ProximalTerm | None:
     options = strategy_options(study.federation.strategy, study.federation.options)
     return ProximalTerm(options.mu, received) if isinstance(options, FedProxOptions) else None
-
-
-def _place_local(model: MultimodalModel, study: Study, kept: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Load the parts that stay at this site: as stored, or initialised as at every site.
-
-    Raises:
-        SiteError: If the stored state has other parts.
-    """
-    local = local_parameters(model, study)
-    if not local:
-        return {}
-    values = {name.removeprefix(LOCAL): kept[name] for name in kept if name.startswith(LOCAL)}
-    if not values:
-        fresh = trained_tensors(build_model(study))
-        values = {name: fresh[name] for name in local}
-    if set(values) != local:
-        raise SiteError(SiteCode.STATE)
-    copy_tensors({name: value for name, value in trained_tensors(model).items() if name in local}, values)
-    return values
-
-
-def _revert_untouched(
-    model: MultimodalModel,
-    optimizers: PhaseOptimizers,
-    trained: TrainedRound,
-    study: Study,
-    before: dict[str, Tensor],
-    kept: dict[str, Tensor],
-) -> tuple[list[Block], dict[str, Tensor]]:
-    """Revert what no sample, or too few patients, exercised; returns the changed blocks and moments to store.
-
-    What drifts is sent all the same, but not what too few patients changed.
-    """
-    blocks = [block for block in model.blocks() if block.name in optimizers.phase.blocks]
-    drifts = study.federation.untouched is Untouched.DRIFT
-    exercised = [block for block in blocks if trained.exposures[block.name] > 0]
-    untouched = [
-        block
-        for block in blocks
-        if (block.name in trained.small if drifts else trained.exposures[block.name] == 0)
-    ]
-    copy_tensors(block_tensors(untouched, trained_tensors(model)), block_tensors(untouched, before))
-    return blocks if drifts else exercised, optimizers.untouched(untouched, kept)
-
-
-def _changes(
-    model: MultimodalModel, study: Study, update: Update, received: bytes, payload: bytes
-) -> dict[str, Tensor]:
-    """What an update's tensors change, by name."""
-    local = local_parameters(model, study)
-    sent = [block for block in without_parameters(model.blocks(), local) if block.name in update.blocks]
-    flat = [torch.frombuffer(bytearray(part), dtype=torch.uint8) for part in (received, payload)]
-    origin = block_tensors(sent, unpack(flat[0], layout_of(global_tensors(model, without=local))))
-    changed = unpack(flat[1], layout_of(origin))
-    return {name: changed[name] - value for name, value in origin.items()}
-
-
-def _owned(state: dict[str, Tensor], local: frozenset[str]) -> dict[str, Tensor]:
-    """A state that training will not change: parameters are copied, moments die with their optimiser."""
-    lent = {f"{LOCAL}{name}" for name in local}
-    return {name: value.to("cpu", copy=name in lent).contiguous() for name, value in state.items()}

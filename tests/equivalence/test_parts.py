@@ -9,7 +9,7 @@ import torch
 
 from client.data.dataset import load_data
 from client.training.evaluate import evaluate
-from client.training.service import LOCAL
+from client.training.kept_parts import LOCAL
 from client.training.state import StateStore
 from client.training.trainer import draw_rows
 from mmare.errors import StudyError

@@ -66,6 +66,7 @@ MORE_MOMENTS = [
     ("validated", 1, 1),
     ("validated", 3, 1),
     ("tested", None, 1),
+    ("states", None, 1),
 ]
 
 

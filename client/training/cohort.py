@@ -1,0 +1,67 @@
+"""What a site tells of its patients before a run: counts and scaling moments, small groups left out."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING
+
+from client.privacy.moments_record import patient_marks
+from client.training.evaluate import groups_of, pattern_names
+from mmare.models.adapters import moment_rows
+from mmare.study.choices import Scaling
+from mmare.wire.messages import Counts, Moments, Split
+
+if TYPE_CHECKING:
+    from client.data.dataset import SiteData
+    from client.data.site_table import SiteTable
+    from mmare.study.specs import ModalitySpec
+    from mmare.study.study import Study
+
+__all__ = ["counts_of", "moments_of"]
+
+
+def counts_of(study: Study, data: SiteData, limit: int) -> Counts:
+    """Patients by split and class, and by split and presence pattern; None for what is withheld."""
+    splits: dict[str, dict[str, int | None]] = {}
+    patterns: dict[str, dict[str, int | None]] = {}
+    for split in Split:
+        rows = data.rows[split]
+        labels = Counter(data.label[rows].tolist())
+        shown = groups_of(data, split, len(study.classes), limit)
+        splits[split] = {
+            name: None if index in shown.classes else labels[index]
+            for index, name in enumerate(study.classes)
+        }
+        patterns[split] = {
+            name: None if name in shown.patterns else count
+            for name, count in sorted(Counter(pattern_names(data.present[rows])).items())
+        }
+    return Counts(splits, patterns)
+
+
+def moments_of(study: Study, data: SiteData, limit: int, table: SiteTable) -> tuple[Moments, ...]:
+    """Sums for the scaling, of the train split; zeros where fewer than ``limit`` patients have a modality."""
+    rows = data.rows[Split.TRAIN]
+    found = []
+    for slot, modality in enumerate(study.modalities):
+        chosen = rows[data.present[rows, slot]]
+        values = moment_rows(data.embedding[slot][chosen], Scaling(modality.scaling))  # (n, W)
+        if len(values) < limit or study.privacy.dp is not None:  # sums have no noise
+            values = values[:0]
+        moments = Moments(
+            modality.name,
+            len(values),
+            tuple(values.sum(dim=0).tolist()),
+            tuple(values.square().sum(dim=0).tolist()),
+        )
+        if len(values) > 0 and limit > 1:
+            patients = [data.patients[row] if data.patients else str(row) for row in chosen.tolist()]
+            marks = patient_marks(patients, values, table.secret())
+            moments = table.record.settle(moments, marks, limit)
+        found.append(moments if moments.n >= limit else _no_moments(modality))
+    return tuple(found)
+
+
+def _no_moments(modality: ModalitySpec) -> Moments:
+    zeros = (0.0,) * modality.width
+    return Moments(modality.name, 0, zeros, zeros)
