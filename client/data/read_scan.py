@@ -16,7 +16,7 @@ from client.ingest.convert import convert_folder
 from client.ingest.nifti import read_nifti
 from client.ingest.reasons import ScanReason, ScanRefused
 from client.ingest.slides.wsi import plan_of, tiles_of
-from client.ingest.volume import Plane
+from client.ingest.volume import Plane, is_label_map
 from mmare.errors import DataError, InputError
 from mmare.host.files import own_folder
 
@@ -45,7 +45,7 @@ def read_scan(site: SiteConfig, scan: Scan, key: str) -> Tensor:
     if ENCODERS[scan.modality.encoder].slides:
         um_px = site.modalities[scan.modality.name].um_px
         return torch.from_numpy(tiles_of(scan.path, fallback_um_px=um_px).pixels)
-    volume = _volume(site, scan)
+    volume = _scan(site, scan)
     mask = _mask(site, scan, key) if scan.steps.needs_mask else None
     if isinstance(scan.steps, SliceSteps):
         tensor = slices_of(volume, scan.steps, mask)
@@ -59,9 +59,16 @@ def try_scan(site: SiteConfig, scan: Scan) -> None:
     if ENCODERS[scan.modality.encoder].slides:
         plan_of(scan.path, fallback_um_px=site.modalities[scan.modality.name].um_px)
         return
-    _volume(site, scan)
+    _scan(site, scan)
     if scan.mask is not None:
         read_nifti(scan.mask)
+
+
+def _scan(site: SiteConfig, scan: Scan) -> Volume:
+    volume = _volume(site, scan)
+    if is_label_map(volume.voxels):
+        raise ScanRefused(ScanReason.LABEL_MAP)
+    return volume
 
 
 def _volume(site: SiteConfig, scan: Scan) -> Volume:

@@ -65,6 +65,7 @@ class ScanReason(StrEnum):
     OUTLYING_VOXELS = "outlying-voxels"
     EMPTY_VOLUME = "empty-volume"
     CONSTANT_VOLUME = "constant-volume"
+    LABEL_MAP = "label-map"
     NO_MASK = "no-mask"
     MASK_GRID = "mask-on-another-grid"
     EMPTY_MASK = "empty-mask"
@@ -137,6 +138,7 @@ _SENTENCES: Final[dict[ScanReason | Correction, str]] = {
     ScanReason.OUTLYING_VOXELS: "Some values are a million times as far off as the others: no measurements.",
     ScanReason.EMPTY_VOLUME: "No voxel lies above the background.",
     ScanReason.CONSTANT_VOLUME: "All voxels above the background have one value.",
+    ScanReason.LABEL_MAP: "Neighbouring voxels have equal values: a map of labels, not a scan.",
     ScanReason.NO_MASK: "The study needs a mask and the patient has none.",
     ScanReason.MASK_GRID: "The mask does not lie on the grid of the scan.",
     ScanReason.EMPTY_MASK: "The mask marks no voxel.",

@@ -33,7 +33,8 @@ VOXELS = {
     "negative": (-HEAD, ScanReason.EMPTY_VOLUME),
     "constant": (np.full_like(HEAD, 7), ScanReason.CONSTANT_VOLUME),
     "one-label": (CORNER.astype(np.uint8), ScanReason.CONSTANT_VOLUME),
-    "two-labels": (CORNER.astype(np.uint8) + (HEAD > 50), None),  # cannot be told from a coarse scan
+    "labels": (1 + CORNER.astype(np.uint8) + 2 * (np.indices(HEAD.shape)[1] > 5), ScanReason.LABEL_MAP),
+    "coarse": (HEAD // 25, None),
     "fill-value": (np.where(CORNER, np.float32(-3e38), HEAD), ScanReason.OUTLYING_VOXELS),
     "absurd": (np.where(CORNER, np.float32(3e38), HEAD), None),  # finite for the network
 }
@@ -82,7 +83,11 @@ def test_check_finds_what_embed_refuses(tmp_path, write):
         expected = {row: why for row, (_, why) in enumerate(VOXELS.values()) if why is not None}
         assert refused == expected
     else:
-        assert set(refused.values()) == {ScanReason.EMPTY_VOLUME, ScanReason.CONSTANT_VOLUME}
+        assert set(refused.values()) == {
+            ScanReason.EMPTY_VOLUME,
+            ScanReason.CONSTANT_VOLUME,
+            ScanReason.LABEL_MAP,
+        }
 
 
 def test_check_finds_the_masks_that_embed_refuses(tmp_path):
