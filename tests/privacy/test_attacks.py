@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from rich import print as show
+from rich.console import Console
 from rich.table import Table
 from sklearn.metrics import roc_auc_score, roc_curve
 
@@ -43,10 +43,11 @@ from tests.privacy.test_moments import admit
 
 pytestmark = pytest.mark.bench
 
+MOMENTS = "moments, one patient more: cosine (A)"
+WIDTH = 150  # of the tables
 RUNS = 24  # of the membership attack: every patient is in half of them
 PATIENTS = 64
 RARE = 4  # patients of the rare class in a hospital's train split
-CHANCE = 0.56  # an AUC of membership below this is none: its standard error is .016
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,13 @@ class Protection:
         content = study.to_dict()
         content["privacy"] = {**content["privacy"], "min_count": LIMIT, **self.privacy}
         content["federation"] = {**content["federation"], "min_sites": len(SITES)}
+        if self.is_private:  # moments are not released
+            content["modality"] = [{**each, "scaling": "l2"} for each in content["modality"]]
         return tiny_study(**content)
+
+    @property
+    def is_private(self):
+        return "dp" in self.privacy
 
     def __enter__(self):
         self._stack.__enter__()
@@ -85,6 +92,8 @@ PROTECTIONS = [
     Protection("doors open", open_doors=True),
     Protection("default"),
     Protection("secure sums", {"secure_sum": True}, summed=True),
+    Protection("epsilon 8", {"dp": {"epsilon": 8.0, "delta": 1e-3}}),
+    Protection("epsilon 3", {"dp": {"epsilon": 3.0, "delta": 1e-3}}),
 ]
 
 
@@ -96,7 +105,7 @@ def table():
     view = Table("attack", *(protection.name for protection in PROTECTIONS))
     for attack, found in rows.items():
         view.add_row(attack, *(found.get(protection.name, "") for protection in PROTECTIONS))
-    show(view)
+    Console(width=WIDTH).print(view)
 
 
 # A, B: what single answers tell
@@ -106,7 +115,7 @@ def hospitals(protection, folder, study, **more):
     """The hospital that is attacked, and those whose answers hide its own in a sum."""
     names = SITES if protection.summed else SITES[:1]
     # The sum of masked answers is that of plain ones, bit for bit (tests/equivalence/test_secure_sums.py).
-    plain = replace(protection, privacy={"secure_sum": False})
+    plain = replace(protection, privacy={**protection.privacy, "secure_sum": False})
     return [Hospital(folder / name, plain.study(study), seed=seed, **more) for seed, name in enumerate(names)]
 
 
@@ -124,14 +133,21 @@ def summed_change(answered):
 
 def test_difference_of_moments(tmp_path, table):
     """One patient more: the cosine of the difference with its embedding."""
+    table[MOMENTS] = {}
+    study = tiny_study(training={"noise_probability": 0.0})
     for protection in PROTECTIONS:
         with protection:
-            those = hospitals(protection, tmp_path / protection.name, tiny_study(), missing=0.0)
+            those = hospitals(protection, tmp_path / protection.name, study, missing=0.0)
+            if protection.is_private:
+                (told,) = {each.n for each in those[0].ask(Task.STATISTICS).moments}
+                assert told == 0
+                table[MOMENTS][protection.name] = "not released"
+                continue
             before = total_of(those, "one")
             row = admit(those[0], 1)[0]
             gone = total_of(those, "two") - before
         cosine = abs(gone @ row) / np.linalg.norm(gone) / np.linalg.norm(row) if gone.any() else 0.0
-        table.setdefault("moments, one patient more: cosine (A)", {})[protection.name] = f"{cosine:.3f}"
+        table[MOMENTS][protection.name] = f"{cosine:.3f}"
         assert cosine > 0.999 if protection.open_doors else cosine == 0
 
 
@@ -142,16 +158,19 @@ def total_of(those, run):
 def robbed(those, number, study):
     """The share of the first hospital's patients that the answers to a crafted model show."""
     answered = []
-    statistics = those[0].ask(Task.STATISTICS).moments[0]
-    mean = torch.tensor(statistics.total) / statistics.n
-    deviation = (torch.tensor(statistics.squares) / statistics.n - mean**2).sqrt()
+    honest, model = build_model(study), trap(study)
+    if study.privacy.dp is None:
+        statistics = those[0].ask(Task.STATISTICS).moments[0]
+        mean = torch.tensor(statistics.total) / statistics.n
+        deviation = (torch.tensor(statistics.squares) / statistics.n - mean**2).sqrt()
+        for each in (honest, model):
+            each.scaling.set_moments(0, mean, deviation)
+    else:
+        with torch.no_grad():
+            model.adapters.adapters["0"].bias.fill_(-0.5)  # rows have a length of one
     for each in those:
         if number > 1:  # it takes part from the beginning
-            honest = build_model(study)
-            honest.scaling.set_moments(0, mean, deviation)
             assert isinstance(each.train(1, honest), Update)
-        model = trap(study)
-        model.scaling.set_moments(0, mean, deviation)
         update = each.train(number, model)
         if not isinstance(update, Update):
             return update
@@ -161,7 +180,8 @@ def robbed(those, number, study):
     changed = {name: value + change[name] for name, value in before.items() if name in change}
     data = load_data(those[0].site, study)
     rows = data.rows[Split.TRAIN][data.present[data.rows[Split.TRAIN], 0]]
-    return stolen(before, changed, (data.embedding[0][rows] - mean) / deviation) / len(rows)
+    scaled = honest.scaling(tuple(part[rows] for part in data.embedding), data.present[rows])
+    return stolen(before, changed, scaled[:, : data.embedding[0].shape[1]]) / len(rows)
 
 
 @pytest.mark.parametrize(
@@ -340,6 +360,9 @@ def test_membership(tmp_path, table):
                 said = "{:.2f}, {:.1%}".format(*found.against(these))
             table.setdefault(f"membership, {what}: AUC, TPR at 1 % FPR (A)", {})[protection.name] = said
         assert bool(own.scores) is not protection.summed
+        if own.scores:
+            auc, _ = own.against(rare[: len(ids[0])])
+            assert auc < 0.7 if protection.is_private else auc > 0.8  # of chance .5 ± .06
 
 
 def halves_of(count, seed):
@@ -432,7 +455,7 @@ def test_a_hospital_that_lies(tmp_path):
             found[lie, guard] = np.mean([each[name]["auc"] for name in SITES[1:]])
         said = [found.get((lie, guard)) for guard in GUARDS]
         view.add_row(lie, *("the run stops" if auc is None else f"{auc:.3f}" for auc in said))
-    show(view)
+    Console(width=WIDTH).print(view)
     honest = found["nothing", "default"]
     boast, scaled = list(LIES)[2:]
     assert found[boast, "max_share = 0.4"] > found[boast, "default"]
