@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -108,7 +109,7 @@ class Volume:
         return _ACROSS[int(np.argmax(np.abs(np.cross(row, column))))]
 
 
-def is_label_map(voxels: NDArray[np.generic]) -> bool:
+def is_label_map(voxels: NDArray[Any]) -> bool:
     """Whether ``(x, y, z)`` voxels are labels of regions, not measurements, which vary from voxel to voxel.
 
     One label alone is not told from a constant scan.
