@@ -175,8 +175,8 @@ def approve(
     config = _site(site)
     wanted = _study(config, study)
     from client.privacy.approvals import ApprovalFolder, default_releases
-    from client.privacy.audit_log import Entry, Event, log_of
-    from client.privacy.ledger import ledger_of
+    from client.privacy.records.audit_log import Entry, Event, log_of
+    from client.privacy.records.ledger import ledger_of
     from client.privacy.study_summary import study_in_words
 
     folder = ApprovalFolder(config.folder)

@@ -28,12 +28,12 @@ from client.data.site_table import SiteTable
 from client.data.table_version import TableVersion
 from client.encoders.registry import pick_device
 from client.privacy.approvals import ApprovalFolder
-from client.privacy.audit_log import log_of
 from client.privacy.gate import Gate
-from client.privacy.ledger import ledger_of
 from client.privacy.masker import Masker
-from client.privacy.moments_record import FILE as MOMENTS
-from client.privacy.moments_record import MomentsRecord
+from client.privacy.records.audit_log import log_of
+from client.privacy.records.ledger import ledger_of
+from client.privacy.records.moments_record import FILE as MOMENTS
+from client.privacy.records.moments_record import MomentsRecord
 from client.relay.worker_link import CHANNEL_OPTIONS, LONGEST_PATH, address_of
 from client.telemetry.seen import WorkerActivity, unobserved
 from client.training.expiry import KeptRuns
@@ -51,7 +51,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from contextlib import AbstractContextManager
 
-    from client.privacy.audit_log import AuditLog
+    from client.privacy.records.audit_log import AuditLog
     from client.telemetry.seen import Observer
     from client.worker_pb.site_worker_pb2 import Question, StatusQuestion
     from mmare.host.signals import Stop

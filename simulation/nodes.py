@@ -15,13 +15,13 @@ from client.data.site_table import SiteTable
 from client.data.table_version import TableVersion
 from client.encoders.registry import pick_device
 from client.privacy.approvals import FixedApprovals
-from client.privacy.audit_log import AuditLog
 from client.privacy.gate import Gate
-from client.privacy.ledger import FILE as LEDGER
-from client.privacy.ledger import Ledger
 from client.privacy.masker import Masker
-from client.privacy.moments_record import FILE as MOMENTS
-from client.privacy.moments_record import MomentsRecord
+from client.privacy.records.audit_log import AuditLog
+from client.privacy.records.ledger import FILE as LEDGER
+from client.privacy.records.ledger import Ledger
+from client.privacy.records.moments_record import FILE as MOMENTS
+from client.privacy.records.moments_record import MomentsRecord
 from client.training.model_pool import ModelPool
 from client.training.service import SiteService
 from client.training.state import StateStore

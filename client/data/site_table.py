@@ -6,7 +6,7 @@ import logging
 from typing import TYPE_CHECKING
 
 from client.encoders.registry import check_encoders
-from client.privacy.moments_record import MomentsRecord
+from client.privacy.records.moments_record import MomentsRecord
 from mmare.errors import DataError, SiteCode, SiteError
 from mmare.wire.messages import Split
 

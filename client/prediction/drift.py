@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from client.prediction.page import render
-from client.privacy.audit_log import Event, log_of
+from client.privacy.records.audit_log import Event, log_of
 from client.telemetry.prediction_tally import FEWEST, Drift, Prediction, drift_of, prediction_in
 from mmare.errors import RunError
 

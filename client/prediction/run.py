@@ -16,7 +16,7 @@ from client.prediction.inputs import site_inputs
 from client.prediction.page import page_of
 from client.prediction.predict import predict
 from client.prediction.table import table_bytes
-from client.privacy.audit_log import Entry, Event, log_of
+from client.privacy.records.audit_log import Entry, Event, log_of
 from mmare.errors import InputError, RunError
 from mmare.host.files import own_folder, replacing
 from sites.manifest import load_patients

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import tomli_w
 
-from client.privacy.audit_chain import START, Head
+from client.privacy.records.audit_chain import START, Head
 from mmare.errors import DataError, StudyError
 from mmare.host.files import own_folder, replacing
 from mmare.study.choices import ExtraAnswer

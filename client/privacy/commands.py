@@ -26,7 +26,7 @@ def verify(site: Annotated[Path, typer.Argument(help="The site's site.toml.")]) 
     those before it are still the same.
     """
     from client.privacy.approvals import ApprovalFolder
-    from client.privacy.audit_log import log_of
+    from client.privacy.records.audit_log import log_of
     from mmare.errors import RunError
     from sites.config import load_site
 
@@ -61,8 +61,8 @@ def budget(
     The limit is ``epsilon_limit`` of the table policy in site.toml. Exit code 1 if lines of the ledger are
     missing or were changed.
     """
-    from client.privacy.audit_log import log_of
-    from client.privacy.ledger import budget_table, budget_text, ledger_of
+    from client.privacy.records.audit_log import log_of
+    from client.privacy.records.ledger import budget_table, budget_text, ledger_of
     from sites.config import load_site
 
     config = load_site(site)

@@ -16,11 +16,11 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from client.privacy.accountant import BudgetError, plan_of
-from client.privacy.audit_chain import START
-from client.privacy.audit_log import ChainError, Entry, Event
+from client.privacy.records.audit_chain import START
+from client.privacy.records.audit_log import ChainError, Entry, Event
+from client.privacy.records.run_records import OrderError, RunRecords, in_order, request_digest
 from client.privacy.release_rules import Facts, ReleaseError, StudyRules, check_answer
 from client.privacy.request_rules import RequestError, check_request
-from client.privacy.run_records import OrderError, RunRecords, in_order, request_digest
 from mmare.errors import SiteCode, SiteError
 from mmare.study.study import parse_study
 from mmare.wire.limits import RUN_NAME
@@ -34,10 +34,10 @@ if TYPE_CHECKING:
 
     from client.privacy.accountant import Plan
     from client.privacy.approvals import Approval, Approvals
-    from client.privacy.audit_chain import Head
-    from client.privacy.audit_log import AuditLog
-    from client.privacy.ledger import Ledger
     from client.privacy.masker import Masker
+    from client.privacy.records.audit_chain import Head
+    from client.privacy.records.audit_log import AuditLog
+    from client.privacy.records.ledger import Ledger
     from client.privacy.release_rules import Answer
     from mmare.study.study import Study
     from mmare.wire.messages import Request

@@ -6,8 +6,8 @@ import math
 import textwrap
 from typing import TYPE_CHECKING
 
-from client.privacy.ledger import ledger_of
 from client.privacy.masker import Masker
+from client.privacy.records.ledger import ledger_of
 from client.privacy.release_rules import StudyRules
 from mmare.host.console import visible
 from mmare.study.choices import ExtraAnswer, Kind, PromptMode, Wire

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final
 
-from client.privacy.audit_log import Event
+from client.privacy.records.audit_log import Event
 from client.telemetry.prediction_tally import ModelTally, prediction_in
 from mmare.errors import SiteCode
 from mmare.wire.messages import Task

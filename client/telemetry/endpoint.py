@@ -20,7 +20,7 @@ from prometheus_client import CollectorRegistry, Histogram, start_http_server
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
-from client.privacy.ledger import ledger_of
+from client.privacy.records.ledger import ledger_of
 from client.privacy.small_groups import withheld_groups
 from client.relay.programs import SUPEREXEC, SUPERNODE, RelayFolder
 from client.relay.status_file import last_contact, read_state
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from prometheus_client.metrics_core import Metric as Family
 
     from client.privacy.approvals import Approval, ApprovalFolder
-    from client.privacy.audit_log import AuditLog
+    from client.privacy.records.audit_log import AuditLog
     from client.telemetry.embed_record import ScanCounts
     from client.telemetry.seen import WorkerActivity
     from sites.config import SiteConfig

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING
 
-from client.privacy.moments_record import patient_marks
+from client.privacy.records.moments_record import patient_marks
 from client.training.evaluate import groups_of, pattern_names
 from mmare.models.adapters import moment_rows
 from mmare.study.choices import Scaling

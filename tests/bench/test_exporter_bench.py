@@ -16,7 +16,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 
 from client.ingest.reasons import ScanReason
 from client.privacy.approvals import ApprovalFolder
-from client.privacy.audit_log import log_of
+from client.privacy.records.audit_log import log_of
 from client.telemetry.embed_record import watched
 from client.telemetry.endpoint import SiteMetrics
 from client.telemetry.endpoint import serving as site_serving
@@ -135,7 +135,7 @@ SITE_READER = """
 import json, pathlib, sys, time
 from prometheus_client import CollectorRegistry, generate_latest
 from client.privacy.approvals import ApprovalFolder
-from client.privacy.audit_log import log_of
+from client.privacy.records.audit_log import log_of
 from sites.config import load_site
 
 def memory(kind):

@@ -22,7 +22,7 @@ from typer.testing import CliRunner
 from client.cli import app
 from client.data.dataset import load_data
 from client.privacy.approvals import ApprovalFolder
-from client.privacy.audit_log import AuditLog, Entry, Event
+from client.privacy.records.audit_log import AuditLog, Entry, Event
 from client.relay.app import app as client_app
 from client.relay.worker_link import WorkerLink, address_of
 from client.status import status_text

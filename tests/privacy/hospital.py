@@ -6,7 +6,7 @@ import pandas as pd
 import torch
 
 from client.privacy.approvals import ApprovalFolder
-from client.privacy.audit_log import AuditLog
+from client.privacy.records.audit_log import AuditLog
 from client.worker import make_service
 from mmare.models.registry import build_model
 from mmare.study.study import Study

@@ -77,7 +77,7 @@ class Protection:
             for target, value in {
                 "client.training.service.check_arrival": lambda *_: None,
                 "client.training.trainer.TrainedRound.of_enough": lambda trained, _limit: trained,
-                "client.privacy.moments_record.MomentsRecord.settle": lambda _, fresh, *__: fresh,
+                "client.privacy.records.moments_record.MomentsRecord.settle": lambda _, fresh, *__: fresh,
             }.items():
                 self._stack.enter_context(patch(target, value))
         return self

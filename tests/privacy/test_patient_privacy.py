@@ -8,7 +8,7 @@ import pytest
 from typer.testing import CliRunner
 
 from client.cli import app
-from client.privacy.audit_log import log_of
+from client.privacy.records.audit_log import log_of
 from client.privacy.study_summary import study_in_words
 from client.telemetry.endpoint import SiteMetrics
 from client.telemetry.seen import WorkerActivity

@@ -13,7 +13,7 @@ import torch
 import client.privacy.gate
 import client.training.service
 from client.privacy.approvals import ApprovalFolder
-from client.privacy.audit_log import AuditLog
+from client.privacy.records.audit_log import AuditLog
 from client.relay.app import app as client_app
 from client.relay.app import register_factory
 from client.worker import Worker, make_service, serve

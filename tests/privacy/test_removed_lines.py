@@ -5,8 +5,8 @@ from typer.testing import CliRunner
 
 from client.cli import app
 from client.privacy.approvals import ApprovalFolder
-from client.privacy.audit_log import Entry, Event, log_of
 from client.privacy.gate import Gate
+from client.privacy.records.audit_log import Entry, Event, log_of
 from mmare.errors import RunError, SiteCode, SiteError
 from mmare.study.study import load_study
 from sites.config import load_site

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from client.privacy.audit_log import AuditLog
+from client.privacy.records.audit_log import AuditLog
 from client.relay.app import app as client_app
 from client.relay.worker_link import WorkerLink
 from server.rounds.flower_fleet import GridFleet

@@ -32,7 +32,7 @@ from client.doctor.study import check_encoders, check_study
 from client.encoders.weights import PINS
 from client.membership.kit import install_bundle, make_request
 from client.privacy.approvals import ApprovalFolder
-from client.privacy.audit_log import AuditLog
+from client.privacy.records.audit_log import AuditLog
 from client.relay.programs import RelayFolder
 from client.relay.status_file import ProgramState, RelayState, write_state
 from client.worker import SiteStatus, Worker

@@ -11,7 +11,7 @@ from pydicom import dcmread
 
 from client.prediction.run import predict_site
 from client.prediction.table import Format
-from client.privacy.audit_log import log_of
+from client.privacy.records.audit_log import log_of
 from mmare.errors import InputError
 from tests.client.data.test_embed import write_series
 from tests.client.prediction.conftest import table_of

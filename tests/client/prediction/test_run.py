@@ -13,7 +13,7 @@ from client.cli import app
 from client.data.dataset import load_data
 from client.prediction.run import predict_site
 from client.prediction.table import Format
-from client.privacy.audit_log import log_of
+from client.privacy.records.audit_log import log_of
 from mmare.errors import InputError, RunError
 from mmare.metrics.state import MetricState, merge_all
 from mmare.package.package import read_package

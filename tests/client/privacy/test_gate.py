@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from client.privacy.approvals import Approval, FixedApprovals
-from client.privacy.audit_log import AuditLog
 from client.privacy.gate import Gate
+from client.privacy.records.audit_log import AuditLog
 from client.privacy.release_rules import StudyRules
 from client.privacy.small_groups import withheld_groups, withheld_patterns
 from client.training.model_pool import ModelPool

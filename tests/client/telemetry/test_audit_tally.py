@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from client.privacy.audit_log import AuditLog, Entry, Event
+from client.privacy.records.audit_log import AuditLog, Entry, Event
 from client.telemetry.audit_tally import AuditTally
 from mmare.errors import SiteCode
 from mmare.wire.messages import Task

@@ -24,7 +24,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from client.ingest.reasons import ScanReason
 from client.privacy.approvals import ApprovalFolder
-from client.privacy.audit_log import Entry, Event, log_of
+from client.privacy.records.audit_log import Entry, Event, log_of
 from client.relay.programs import RelayFolder
 from client.relay.status_file import ProgramState, RelayState, write_state
 from client.relay.worker_link import WorkerLink

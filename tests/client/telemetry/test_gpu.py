@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from client.privacy.approvals import ApprovalFolder
-from client.privacy.audit_log import AuditLog
+from client.privacy.records.audit_log import AuditLog
 from client.telemetry.endpoint import SiteMetrics
 from client.telemetry.gpu import GpuReader, GpuState
 from client.telemetry.seen import WorkerActivity

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from client.privacy.audit_log import AuditLog, Entry, Event
+from client.privacy.records.audit_log import AuditLog, Entry, Event
 from client.telemetry.audit_tally import AuditTally
 from client.telemetry.prediction_tally import FEWEST, WINDOW, ModelTally, Prediction, drift_of, prediction_in
 from tests.client.telemetry.test_endpoint import Watched, one

@@ -1,6 +1,6 @@
-"""An append-only file of JSON lines in a chain (`client.privacy.audit_chain`), readable by its owner only.
+"""An append-only file of JSON lines in a chain, readable by its owner only.
 
-A log that lost lines, or in which one was changed, is not continued.
+The chain is `client.privacy.records.audit_chain`'s. A log that lost lines, or in which one was changed, is not continued.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
-from client.privacy.audit_chain import Chain, Head
+from client.privacy.records.audit_chain import Chain, Head
 from mmare.errors import RunError
 from mmare.host.files import own, own_folder
 

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from client.privacy.audit_chain import Head
-from client.privacy.audit_log import AuditLog, ChainError, Entry, Event
+from client.privacy.records.audit_chain import Head
+from client.privacy.records.audit_log import AuditLog, ChainError, Entry, Event
 from tests.properties import examples
 
 LEFT = Entry(Event.RELEASED, task="train", study="a" * 64, round=3, bytes=40)
@@ -84,7 +84,7 @@ def test_a_kill_at_any_byte_leaves_a_log_that_goes_on(tmp_path_factory, lines, d
 @pytest.mark.slow
 def test_a_killed_writer_leaves_a_log_that_goes_on(tmp_path):
     program = (
-        "import sys; from pathlib import Path; from client.privacy.audit_log import *\n"
+        "import sys; from pathlib import Path; from client.privacy.records.audit_log import *\n"
         "log = AuditLog(Path(sys.argv[1]), durable=True)\n"
         "while True: log.append(Entry(Event.RELEASED))"
     )

@@ -5,8 +5,8 @@ import json
 import pytest
 
 from client.privacy.accountant import BudgetError, Plan
-from client.privacy.chained_log import ChainError
-from client.privacy.ledger import Ledger, budget_table, budget_text
+from client.privacy.records.chained_log import ChainError
+from client.privacy.records.ledger import Ledger, budget_table, budget_text
 from tests.federations import tiny_study
 
 PLAN = Plan(rows=40, rate=0.2, steps=5, noise=1.5, histogram_noise=0.9)

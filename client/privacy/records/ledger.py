@@ -12,7 +12,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Final
 
 from client.privacy.accountant import BudgetError
-from client.privacy.chained_log import ChainedLog
+from client.privacy.records.chained_log import ChainedLog
 from mmare.host.console import visible
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from client.privacy.accountant import Plan
-    from client.privacy.audit_chain import Head
+    from client.privacy.records.audit_chain import Head
     from mmare.study.study import Study
     from sites.config import SiteConfig
 

@@ -2,8 +2,8 @@
 
 A line has kind, time, study, number of bytes and their hash, which identify the answer at the coordinator,
 but no patient value. It is written before the bytes leave: an answer that cannot be logged is not released.
-The lines form a chain (`client.privacy.audit_chain`): a log that lost lines, or in which one was changed, is
-not continued.
+The lines form a chain (`client.privacy.records.audit_chain`): a log that lost lines, or in which one was
+changed, is not continued.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from enum import StrEnum
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from client.privacy.audit_chain import Head
-from client.privacy.chained_log import ChainedLog, ChainError
+from client.privacy.records.audit_chain import Head
+from client.privacy.records.chained_log import ChainedLog, ChainError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

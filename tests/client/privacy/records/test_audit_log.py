@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from client.privacy.audit_log import AuditLog, Entry, Event, Tally
+from client.privacy.records.audit_log import AuditLog, Entry, Event, Tally
 
 LEFT = Entry(Event.RELEASED, task="train", study="a" * 64, run="run-1", round=3, what=("update",), bytes=40)
 

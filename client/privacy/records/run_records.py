@@ -9,11 +9,11 @@ import hashlib
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Final
 
-from client.privacy.audit_log import Event
+from client.privacy.records.audit_log import Event
 from mmare.wire.messages import Task, encode
 
 if TYPE_CHECKING:
-    from client.privacy.audit_log import AuditLog
+    from client.privacy.records.audit_log import AuditLog
     from mmare.wire.messages import Request
 
 __all__ = ["OrderError", "RunRecord", "RunRecords", "in_order", "request_digest"]

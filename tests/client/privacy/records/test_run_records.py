@@ -1,8 +1,8 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from client.privacy.audit_log import AuditLog, Entry, Event
-from client.privacy.run_records import OrderError, RunRecord, RunRecords, request_digest
+from client.privacy.records.audit_log import AuditLog, Entry, Event
+from client.privacy.records.run_records import OrderError, RunRecord, RunRecords, request_digest
 from mmare.wire.messages import Request, Split, Task
 
 REQUESTS = st.builds(

@@ -1,0 +1,1 @@
+"""What a hospital keeps of what it released: audit log, runs, moments, the ledger of its privacy budget."""
