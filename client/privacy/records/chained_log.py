@@ -1,6 +1,7 @@
 """An append-only file of JSON lines in a chain, readable by its owner only.
 
-The chain is `client.privacy.records.audit_chain`'s. A log that lost lines, or in which one was changed, is not continued.
+The chain is `client.privacy.records.audit_chain`'s. A log that lost lines, or in which one was changed, is
+not continued.
 """
 
 from __future__ import annotations
