@@ -58,7 +58,11 @@ def renderings(card: Mapping[str, Any]) -> dict[str, bytes]:
         "headings": _HEADINGS,
         "metrics": METRICS,
         "front": _front_matter(card),
-        "tested": [("all sites", test["pooled"]), *test["sites"].items(), *test["patterns"].items()],
+        "tested": [
+            ("all sites", test["pooled"]),
+            *test["sites"].items(),
+            *((f"patients with {_held(card, pattern)}", row) for pattern, row in test["patterns"].items()),
+        ],
         "called": [("all sites", point["pooled"]), *point["sites"].items()] if point else [],
         "items": checklist(card),
         "unknown": NOT_STATED,
@@ -69,6 +73,12 @@ def renderings(card: Mapping[str, Any]) -> dict[str, bytes]:
         for name in ("README.md", "card.html", "tripod-ai.md")
     }
     return {**pages, "card.xml": applied_card(card)}
+
+
+def _held(card: Mapping[str, Any], pattern: str) -> str:
+    """The modalities of a presence pattern."""
+    names = (each["modality"] for each in card["inputs"])
+    return ", ".join(name for name, there in zip(names, pattern, strict=True) if there == "1")
 
 
 def _named(text: str, instead: str) -> str:
