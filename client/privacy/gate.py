@@ -35,7 +35,6 @@ if TYPE_CHECKING:
     from client.privacy.accountant import Plan
     from client.privacy.approvals import Approval, Approvals
     from client.privacy.masker import Masker
-    from client.privacy.records.audit_chain import Head
     from client.privacy.records.audit_log import AuditLog
     from client.privacy.records.ledger import Ledger
     from client.privacy.release_rules import Answer
@@ -75,7 +74,9 @@ class Gate:
     ) -> None:
         self.masker = masker
         self._ledger = ledger
-        self._charged: Head | None = None  # head of the ledger, as the audit log names it
+        self._charged = START  # head of the ledger, as the audit log names it
+        self._anew = ""  # when the audit log was begun anew
+        self._chain = ""  # the first line of the audit log's chain, for which both are known
         self.min_count = min_count
         self._site = site
         self._approvals = approvals
@@ -158,10 +159,10 @@ class Gate:
         if self._ledger is None:
             LOG.error("study %s asks for differential privacy, for which no ledger is kept", study.name)
             raise SiteError(SiteCode.BUDGET)
-        if self._charged is None:
-            self._charged = self._audit.budget if self._audit else START
+        if self._audit is not None and (first := self._audit.examine()[0].first) != self._chain:
+            self._charged, self._anew, self._chain = self._audit.budget, self._audit.begun_anew, first
         self._ledger.check(self._charged)
-        self._ledger.admit(study, run)
+        self._ledger.admit(study, run, self._anew)
         return plan_of(study, train_rows if train_rows >= self._limit(study) else 0)
 
     def release(
@@ -221,7 +222,7 @@ class Gate:
             final=request.final,
             table=table,
             drawn=drawn,
-            budget=self._charged.text().strip() if drawn and self._charged else "",
+            budget=self._charged.text().strip() if drawn else "",
         )
         self._log(entry)
         self._records.add(request, entry.asked, table, drawn)
@@ -242,7 +243,8 @@ class Gate:
             plan = self.plan(study, request.run, train_rows)
             self._records.of(request.run).check_draw(request, drawn)
             if self._ledger is not None and plan is not None:
-                self._charged = self._ledger.charge(study, request.run, plan) or self._charged
+                head = self._ledger.charge(study, request.run, plan, self._anew)
+                self._charged = head or self._charged
         return drawn
 
     def _limit(self, study: Study) -> int:

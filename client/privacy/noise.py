@@ -15,7 +15,6 @@ import json
 import math
 from typing import TYPE_CHECKING, Final
 
-import numpy as np
 import torch
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 
@@ -31,8 +30,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Noise", "noise_source"]
 
-_HALF: Final = 2.0**-31  # of a whole number of 32 bits, to the open interval from -1 to 1
-_TAIL: Final = 0.99  # beyond, 32 bits tell too few values apart
+_BLOCK: Final = 16  # bytes that the cipher may write besides
+_BODY: Final = 0.99  # of the normal distribution: beyond, 32 bits tell too few values apart
 
 
 class Noise:
@@ -51,29 +50,53 @@ class Noise:
     def __init__(self, secret: bytes, *what: str | int) -> None:
         key = hmac.digest(secret, json.dumps(["noise", *what]).encode(), "sha256")
         self._stream = Cipher(algorithms.AES(key), modes.CTR(bytes(16))).encryptor()
+        self._zeros, self._room = (
+            b"",
+            bytearray(),
+        )  # what is encrypted, and where to: of the longest draw so far
 
     def uniform(self, length: int) -> Tensor:
         """Numbers ``(length,)`` float64 in the open interval from 0 to 1."""
         words = self._words(length, torch.int64)
-        return (words.bitwise_right_shift_(11).double() + 0.5) * 2.0**-53 + 0.5  # 53 bits, of either sign
+        return (words.bitwise_right_shift(11).double() + 0.5) * 2.0**-53 + 0.5  # 53 bits, of either sign
 
     def normal(self, length: int) -> Tensor:
-        """Standard normal numbers ``(length,)`` float32."""
-        share = self._words(length, torch.int32).float().add_(0.5).mul_(_HALF)  # of the probability, signed
-        tail = torch.from_numpy(np.flatnonzero(np.abs(share.numpy()) > _TAIL))  # thrice as fast as torch's
-        found = share.erfinv().mul_(math.sqrt(2))
-        beyond = torch.special.ndtri(self.uniform(len(tail)) * ((1 - _TAIL) / 2))  # to below -8
-        found[tail] = -beyond.float() * share[tail].sign()
+        """Standard normal numbers ``(length,)`` float32.
+
+        Those of the middle are made of 32 bits. Where the rare others stand is drawn apart, by the gaps
+        between them, and they are made of 53 bits.
+        """
+        body = self._words(length, torch.int32).float().mul_(_BODY * 2.0**-31)  # of the probability, signed
+        found = body.erfinv_().mul_(math.sqrt(2))
+        places = self._places(length, 1 - _BODY)
+        beyond = -torch.special.ndtri(self.uniform(len(places)) * ((1 - _BODY) / 2))  # to above 8
+        found[places] = torch.where(self.uniform(len(places)) < 1 / 2, beyond, -beyond).float()
         return found
 
     def generator(self) -> torch.Generator:
         """For draws that nobody needs to be unable to guess: dropout, the order of merging."""
         return torch.Generator().manual_seed(int(self._words(1, torch.int64)) >> 1)
 
+    def _places(self, length: int, probability: float) -> Tensor:
+        """Places ``(n,)`` below ``length``, of which each is drawn with this probability."""
+        last, found = -1, [torch.zeros(0, dtype=torch.int64)]
+        likely = int(1.1 * probability * length) + 32
+        while last < length:
+            gaps = (self.uniform(likely).log() / math.log1p(-probability)).long() + 1
+            found.append(last + gaps.cumsum(dim=0))
+            last = int(found[-1][-1])
+        places = torch.cat(found)
+        return places[places < length]
+
     def _words(self, length: int, dtype: torch.dtype) -> Tensor:
-        """``(length,)`` of whole numbers of this type, all equally likely."""
-        stream = self._stream.update(bytes(length * dtype.itemsize))
-        return torch.frombuffer(bytearray(stream), dtype=dtype) if length else torch.zeros(0, dtype=dtype)
+        """``(length,)`` of whole numbers of this type, all equally likely; valid until the next draw."""
+        size = length * dtype.itemsize
+        if size > len(self._zeros):
+            self._zeros, self._room = bytes(size), bytearray(size + _BLOCK)
+        self._stream.update_into(memoryview(self._zeros)[:size], self._room)
+        return (
+            torch.frombuffer(self._room, dtype=dtype, count=length) if length else torch.zeros(0, dtype=dtype)
+        )
 
 
 def noise_source(

@@ -8,7 +8,9 @@ as that many draws in every block, and its loss stays here.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import TYPE_CHECKING, Final
 
 import torch
 from torch.nn import functional
@@ -18,6 +20,8 @@ from mmare.errors import SiteCode, SiteError
 from mmare.models.patient_gradients import clipped_sum
 
 if TYPE_CHECKING:
+    from concurrent.futures import Future
+
     from torch import Tensor
 
     from client.data.dataset import SiteData
@@ -29,6 +33,10 @@ if TYPE_CHECKING:
     from mmare.study.study import Study
 
 __all__ = ["class_weights", "train_privately"]
+
+
+# The noise of a step takes as long as its forward pass: it is drawn on another core meanwhile.
+_BESIDE: Final = ThreadPoolExecutor(1, "noise", initializer=partial(torch.set_num_threads, 1))
 
 
 def class_weights(study: Study) -> Tensor:
@@ -84,22 +92,22 @@ def train_privately(
     for _ in range(training.local_epochs * plan.steps):
         drawn = (noise.uniform(len(rows)) < plan.rate).nonzero().flatten().to(device)  # (B,)
         there = present[drawn] if hiding is None else hiding(present[drawn], draws)
-        noisy = noise.normal(sum(sizes)).to(device).mul_(plan.noise * dp.clip)
-        total = dict(zip(named, torch.split(noisy, sizes), strict=True))
-        if len(drawn):
+        coming = _BESIDE.submit(noise.normal, sum(sizes))
 
-            def losses(drawn: Tensor = drawn, there: Tensor = there) -> Tensor:
-                logits = model.logits(scaled[drawn], there, draws)  # (B, K)
-                return (
-                    functional.cross_entropy(logits, label[drawn], reduction="none") * weights[label[drawn]]
-                )
+        def noisy(coming: Future[Tensor] = coming) -> dict[str, Tensor]:
+            pieces = torch.split(coming.result().to(device).mul_(plan.noise * dp.clip), sizes)
+            return {
+                name: piece.view_as(value) for (name, value), piece in zip(named.items(), pieces, strict=True)
+            }
 
-            for name, value in clipped_sum(model, losses, len(drawn), dp.clip).gradients.items():
-                if name in total:
-                    total[name] += value.flatten()
-        noisy /= plan.expected
+        def losses(drawn: Tensor = drawn, there: Tensor = there) -> Tensor:
+            logits = model.logits(scaled[drawn], there, draws)  # (B, K)
+            each = functional.cross_entropy(logits, label[drawn], reduction="none")
+            return each * weights[label[drawn]]
+
+        found = clipped_sum(model, losses, len(drawn), dp.clip, noisy).gradients if len(drawn) else noisy()
         for name, value in named.items():
-            value.grad = total[name].view_as(value)
+            value.grad = found[name].div_(plan.expected)
         if pull is not None:
             pull_back(model, pull)
         optimizers.clip(objective)

@@ -12,7 +12,7 @@ A use of another kind is an error, but a loss that compares patients would go un
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -51,7 +51,7 @@ def of_patients(rows: Tensor) -> Iterator[None]:
 class ClippedSum:
     """Gradients by parameter name, summed over patients, and the norms ``(B,)`` before clipping."""
 
-    gradients: dict[str, Tensor]
+    gradients: Mapping[str, Tensor]
     norms: Tensor
 
 
@@ -66,7 +66,13 @@ class _Use:
     patients: Tensor  # (T,)
 
 
-def clipped_sum(model: nn.Module, losses: Callable[[], Tensor], patients: int, clip: float) -> ClippedSum:
+def clipped_sum(
+    model: nn.Module,
+    losses: Callable[[], Tensor],
+    patients: int,
+    clip: float,
+    into: Callable[[], Mapping[str, Tensor]] | None = None,
+) -> ClippedSum:
     """Clip the gradient of each patient's loss to the L2 norm ``clip`` over all parameters, and add them up.
 
     Args:
@@ -74,6 +80,8 @@ def clipped_sum(model: nn.Module, losses: Callable[[], Tensor], patients: int, c
         losses: Gives the loss of each patient, ``(B,)``, by a forward pass of the model.
         patients: B.
         clip: C.
+        into: Gives, once the backward pass is done, tensors by parameter name to which the sum is added; by
+            default zeros.
 
     Raises:
         ValueError: If a parameter is used in a way whose gradients of single patients are not known.
@@ -95,18 +103,12 @@ def clipped_sum(model: nn.Module, losses: Callable[[], Tensor], patients: int, c
         squares += table.square().sum(dim=1)
     norms = squares.clamp_min(0).sqrt()  # (B,)
     scale = (clip / norms.clamp_min(_TINY)).clamp_max(1)  # (B,)
-    gradients = {name: scale @ table for name, table in vectors.items()}
-    shapes = {name: value.shape for name, value in model.named_parameters()}
+    sums = into() if into else {name: torch.zeros_like(value) for name, value in model.named_parameters()}
     for (name, (row, column, height, width)), part in matrices.items():
-        found_part = part.weighted(scale)
-        if found_part.shape == shapes[name]:
-            gradients[name] = found_part
-            continue
-        whole = gradients.setdefault(name, found_part.new_zeros(shapes[name]))
-        whole[row : row + height, column : column + width] = found_part
-    for name in shapes.keys() - gradients.keys():
-        gradients[name] = torch.zeros(shapes[name], device=total.device)
-    return ClippedSum(gradients, norms)
+        part.add_weighted(scale, sums[name][row : row + height, column : column + width])
+    for name, table in vectors.items():
+        sums[name].addmv_(table.T, scale)
+    return ClippedSum(sums, norms)
 
 
 class _Recorder(TorchFunctionMode):
@@ -217,9 +219,9 @@ class _Rows:
             products.append(padded @ padded.transpose(1, 2))  # (B, R, R)
         return (products[0] * products[1]).sum(dim=(1, 2))
 
-    def weighted(self, scale: Tensor) -> Tensor:
-        """The gradient ``(D, W)`` with each patient's part scaled by ``(B,)``."""
-        return (self.gradients * scale[self.patients].unsqueeze(1)).T @ self.inputs
+    def add_weighted(self, scale: Tensor, into: Tensor) -> None:
+        """Add the gradient ``(D, W)`` with each patient's part scaled by ``(B,)``."""
+        into.addmm_((self.gradients * scale[self.patients].unsqueeze(1)).T, self.inputs)
 
 
 def _by_part(

@@ -184,6 +184,20 @@ def test_nothing_leaves_where_the_ledger_lost_lines(tmp_path, caplog, lost):
     assert "lines were removed" in str(broken.exception)
 
 
+def test_a_run_whose_records_were_lost_is_paid_for_again(tmp_path):
+    """Approving again goes on after an audit log that lost lines; what they say was answered is not free."""
+    hospital = Hospital(tmp_path, private_study(), 80)
+    hospital.train(1)
+    assert len(ledger(hospital)) == 1
+    hospital.audit.path.write_text("")
+    assert hospital.train(1) is SiteCode.CHAIN
+    said = RUNNER.invoke(app, ["approve", str(study_file(hospital)), "--site", str(toml(hospital)), "--yes"])
+    assert "The audit log does not verify" in said.output
+    other = build_model(hospital.study)
+    assert hospital.train(1, other).samples == 40
+    assert len(ledger(hospital)) == 2
+
+
 def test_the_budget_command_tells_what_was_spent_and_what_is_left(tmp_path):
     hospital = limited(Hospital(tmp_path, private_study(), 80), 20.0)
     said = RUNNER.invoke(app, ["budget", str(toml(hospital))]).output

@@ -1,5 +1,6 @@
 """``mmare-server start`` with three hospitals: same bits as in one process, whatever is killed on the way."""
 
+import json
 import socket
 import ssl
 import sys
@@ -151,6 +152,24 @@ def test_secure_sums_are_the_same_bits_though_a_worker_is_killed(coordinator, fe
     coordinator.hospitals[1].kill("worker")
     coordinator.finish(LONG_S)
     assert outcome(out) == outcome(place / "secure")
+
+
+def test_a_private_run_is_paid_for_once_though_a_worker_is_killed(coordinator, federation, tmp_path):
+    scaled = [f"modality.{name}.scaling=l2" for name in ("ct", "wsi")]
+    settings = [*scaled, "training.noise_probability=0.0", "privacy.dp={epsilon = 8.0, delta = 1e-3}"]
+    study = tmp_path / "private.toml"
+    study.write_text(tomli_w.dumps(load_study(federation / "study.toml").override(settings).to_dict()))
+    for hospital in coordinator.hospitals:
+        hospital.approve(study)
+    out = tmp_path / "run"
+    coordinator.start(study, out)
+    coordinator.until_round(out, 2)
+    coordinator.hospitals[1].kill("worker")
+    coordinator.finish(LONG_S)
+    assert len([each for each in all_events(out) if each["event"] == "aggregated"]) == ROUNDS
+    for hospital in coordinator.hospitals:
+        told = json.loads(command("mmare-site", "budget", hospital.file, "--json"))
+        assert (told["spent"], len(told["studies"][0]["runs"])) == (8.0, 1)
 
 
 @pytest.fixture(scope="module")

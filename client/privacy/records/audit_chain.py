@@ -82,6 +82,11 @@ class Chain:
         """Of the lines read so far."""
         return Head(len(self._digests), self._digests[-1].hex()) if self._digests else Head()
 
+    @property
+    def first(self) -> str:
+        """Digest of its first line, in hex, which another chain has not; empty without lines."""
+        return self._digests[0].hex() if self._digests else ""
+
     def holds(self, head: Head) -> bool:
         """Whether the chain once ended, or ends, with ``head``."""
         if head.lines == 0:

@@ -84,6 +84,11 @@ class AuditLog(ChainedLog):
         named = [line["budget"] for line in self.lines() if "budget" in line]
         return Head.parse(f"{named[-1]}\n") or Head() if named else Head()
 
+    @property
+    def begun_anew(self) -> str:
+        """When its chain was begun anew last, as an ISO time in UTC: records of runs before may be lost."""
+        return max((line["time"] for line in self.lines() if line.get("broken")), default="")
+
     def released(self, study_hash: str, since: str = "") -> int:
         """Number of answers released for a study since an ISO time in UTC."""
         return sum(

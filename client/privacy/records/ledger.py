@@ -86,14 +86,19 @@ class Ledger(ChainedLog):
         """What the limit leaves; None without one."""
         return None if self.limit is None else max(self.limit - self.spent, 0.0)
 
-    def admit(self, study: Study, run: str = "") -> None:
+    def admit(self, study: Study, run: str = "", since: str = "") -> None:
         """Check that the budget has enough for a run that was not charged yet, by default for a new one.
+
+        Args:
+            study: Of the run.
+            run: Its name.
+            since: ISO time in UTC; a charge before it, of whose run the records were lost, does not count.
 
         Raises:
             BudgetError: If it has not.
         """
         dp = study.privacy.dp
-        if dp is None or self.limit is None or self._is_charged(study, run):
+        if dp is None or self.limit is None or self._is_charged(study, run, since):
             return
         spent = self.spent
         if spent + dp.epsilon > self.limit:
@@ -102,8 +107,8 @@ class Ledger(ChainedLog):
                 f"site and its limit is {self.limit:g} ([policy] epsilon_limit in site.toml)"
             )
 
-    def charge(self, study: Study, run: str, plan: Plan) -> Head | None:
-        """Write down what a run costs, unless it was charged before; returns the new head.
+    def charge(self, study: Study, run: str, plan: Plan, since: str = "") -> Head | None:
+        """Write down what a run costs, unless it was charged before; returns the new head. As of `admit`.
 
         Raises:
             BudgetError: If the budget has not enough.
@@ -111,18 +116,18 @@ class Ledger(ChainedLog):
             ChainError: If the ledger does not verify; then nothing may leave either.
         """
         dp = study.privacy.dp
-        if dp is None or self._is_charged(study, run):
+        if dp is None or self._is_charged(study, run, since):
             return None
         charge = Charge(
             study.hash, study.name, study.seed, run, dp.epsilon, dp.delta, plan.rows, plan.rate, plan.noise
         )
         content: dict[str, Any] = {"event": Spending.CHARGED, **asdict(charge)}
         del content["time"]  # of the line itself
-        return self.add(content, allowed=lambda: self.admit(study, run))
+        return self.add(content, allowed=lambda: self.admit(study, run, since))
 
-    def _is_charged(self, study: Study, run: str) -> bool:
+    def _is_charged(self, study: Study, run: str, since: str) -> bool:
         key = study.hash, study.seed, run
-        return any((each.study, each.seed, each.run) == key for each in self.charges())
+        return any((each.study, each.seed, each.run) == key for each in self.charges() if each.time >= since)
 
 
 def ledger_of(site: SiteConfig) -> Ledger:
