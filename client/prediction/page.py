@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
+from client.prediction.evidence import evidence_of, one_more
 from client.prediction.table import told_classes
 
 if TYPE_CHECKING:
@@ -68,6 +69,8 @@ def _row(found: Predictions, row: int) -> dict[str, Any]:
             for modality, there in zip(study.modalities, found.inputs.present[row].tolist(), strict=True)
         ],
         "seen": found.seen[row],
+        "tested": evidence_of(found.package, found.patterns[row]),
+        "one_more": one_more(found.package, found.patterns[row]),
         "prior": float(found.prior[label]),
         "steps": _steps(found, row, label),
         "warnings": found.warnings[row],
