@@ -8,8 +8,10 @@ import torch
 from safetensors.numpy import load_file
 
 from mmare.errors import RunError, StudyError
+from mmare.package.package import read_package
 from mmare.wire.messages import Masked, Request, SecureSum, Task, Unmasked, decode, encode
 from server.release.finished_run import load_finished
+from server.release.release import release_model
 from tests.federations import KilledError, all_events, events, outcome, run_nodes, tiny_federation, tiny_study
 from tests.properties import first_quick
 
@@ -82,6 +84,16 @@ def test_nothing_of_a_single_site_stays_at_the_coordinator(straight):
     assert len(summed) == 3 * len(SITES)
     assert not (straight / "spool").exists()
     assert events(straight, "aggregated")[0]["train_loss"] > 0
+
+
+def test_the_model_is_released_and_calibrated_without_counts_of_sites(straight, tmp_path):
+    release_model(straight, tmp_path / "model")
+    package = read_package(tmp_path / "model")
+    assert package.patterns is None
+    assert "secure sums" in package.facts.not_stated["patterns"]
+    before, after = package.report["calibration"]["log_loss"]["validation"]
+    assert after <= before
+    assert package.card["test"]["sites"] == {}
 
 
 def silent(task, sums=tuple(SecureSum), rounds=(2,)):
