@@ -98,7 +98,7 @@ def _fill(
             problems = beyond(column.name, cells, numbers <= -1, "log")
             numbers = np.log1p(numbers, where=numbers > -1, out=np.full(len(numbers), np.nan))
         if not problems:
-            part[:, 0] = np.where(cells.present, numbers, 0)
+            part[:, 0] = np.where(cells.present, numbers, np.nan)  # scaled, it stands at the mean
     else:
         position = {level: at for at, level in enumerate(column.levels)}
         unknown = {word for word in cells.words if word not in position}

@@ -37,11 +37,11 @@ def load_features(path: Path, width: int | None = None) -> dict[str, NDArray[np.
         width: Numbers per patient; by default that of the first patient.
 
     Returns:
-        By patient id, in file order, ``(width,)`` float32. Other patients lack the modality.
+        By patient id, in file order, ``(width,)`` float32, NaN where blank. Other patients lack the modality.
 
     Raises:
         DataError: If the file is missing, unreadable or empty, a patient id is blank or repeated, or a vector
-            has another width, is not numeric, or contains NaN or infinity.
+            has another width, is not numeric, infinite, or blank everywhere.
     """
     cells = dict.fromkeys((".tsv", ".xlsx", ".xls"), _read_rows)
     readers = {".npz": _read_npz, ".csv": _read_rows, ".parquet": _read_parquet, **cells}
@@ -90,7 +90,7 @@ def write_features(folder: Path, name: str, vectors: Vectors) -> str:
 
 
 def _checked(values: NDArray[np.generic], width: int | None, where: str) -> NDArray[np.float32]:
-    """One vector as float32, if it is ``(width,)``, numeric and finite."""
+    """One vector as float32, if it is ``(width,)`` and numeric, some of it not blank (NaN)."""
     if values.ndim != 1 or (width is not None and len(values) != width):
         found = f"{len(values)} numbers" if values.ndim == 1 else f"an array of shape {values.shape}"
         raise DataError(f"{where}: found {found}, expected {width or 'some'} numbers in one row")
@@ -100,9 +100,11 @@ def _checked(values: NDArray[np.generic], width: int | None, where: str) -> NDAr
         raise DataError(f"{where}: found values of type {values.dtype}, expected numbers")
     with np.errstate(over="ignore"):  # values too large for float32 become infinity, which is refused below
         vector = values.astype(np.float32)
-    if not np.isfinite(vector).all():
-        position = int(np.flatnonzero(~np.isfinite(vector))[0])
+    if np.isinf(vector).any():
+        position = int(np.flatnonzero(np.isinf(vector))[0])
         raise DataError(f"{where}: feature {position + 1} is {values[position]}, expected a finite number")
+    if np.isnan(vector).all():
+        raise DataError(f"{where}: every cell is blank; leave out a patient who lacks the modality")
     return vector
 
 
@@ -133,6 +135,7 @@ def _read_rows(path: Path) -> Iterator[tuple[str, NDArray[np.generic]]]:
 
 
 def _numbers(cells: Sequence[object], where: str, header: Sequence[str], id_at: int) -> NDArray[np.generic]:
+    cells = [np.nan if cell == "" else cell for cell in cells]
     try:
         text = "".join(cell for cell in cells if isinstance(cell, str))
         if not is_plain(text):

@@ -84,10 +84,10 @@ def _vectors(column: pd.Series, modality: ModalitySpec) -> Vectors:
             vector = np.asarray(cell, dtype=np.float32)
         except (TypeError, ValueError):
             vector = np.zeros(0, dtype=np.float32)
-        if vector.shape != (modality.width,) or not np.isfinite(vector).all():
+        if vector.shape != (modality.width,) or np.isinf(vector).any() or np.isnan(vector).all():
             raise DataError(
                 f"the frame, row {row + 1}: {modality.name} is {str(cell)[:40]!r}, expected a vector of "
-                f"{modality.width} finite numbers"
+                f"{modality.width} finite numbers, NaN where blank"
             )
         found.append((row, vector))
     return found

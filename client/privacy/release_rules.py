@@ -247,10 +247,13 @@ def _statistics(statistics: Statistics, study: Study, facts: Facts) -> tuple[str
         _large(moments.n, facts.limit)
         _require(moments.n == 0 or study.privacy.dp is None, "moments, which have no noise")
         sums = (*moments.total, *moments.squares)
-        wide = len(moments.total) == len(moments.squares) == modality.width
+        wide = len(moments.total) == len(moments.squares) == len(moments.over) == modality.width
         _require(wide, f"moments of {modality.name} of the wrong width")
         _require(all(map(math.isfinite, sums)), f"moments of {modality.name} are not finite")
-        _require(moments.n > 0 or not any(sums), f"sums of {modality.name} over no rows")
+        for over, total, squares in zip(moments.over, moments.total, moments.squares, strict=True):
+            _large(over, facts.limit)
+            possible = over <= moments.n and (over > 0 or not (total or squares))
+            _require(possible, f"sums of {modality.name} over rows that are not there")
     return ("moments",)
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING
 
+import torch
+
 from client.privacy.records.moments_record import patient_marks
 from client.training.evaluate import groups_of, pattern_names
 from mmare.models.adapters import moment_rows
@@ -12,6 +14,8 @@ from mmare.study.choices import Scaling
 from mmare.wire.messages import Counts, Moments, Split
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from client.data.dataset import SiteData
     from client.data.site_table import SiteTable
     from mmare.study.specs import ModalitySpec
@@ -40,7 +44,11 @@ def counts_of(study: Study, data: SiteData, limit: int) -> Counts:
 
 
 def moments_of(study: Study, data: SiteData, limit: int, table: SiteTable) -> tuple[Moments, ...]:
-    """Sums for the scaling, of the train split; zeros where fewer than ``limit`` patients have a modality."""
+    """Sums for the scaling, of the train split; zeros where fewer than ``limit`` patients have a modality.
+
+    A feature that fewer than ``limit`` have is left out, too. One that fewer than ``limit`` lack is told as
+    if they had the mean and the mean square of the others: their number stays here.
+    """
     rows = data.rows[Split.TRAIN]
     found = []
     for slot, modality in enumerate(study.modalities):
@@ -48,18 +56,25 @@ def moments_of(study: Study, data: SiteData, limit: int, table: SiteTable) -> tu
         values = moment_rows(data.embedding[slot][chosen], Scaling(modality.scaling))  # (n, W)
         if len(values) < limit or study.privacy.dp is not None:  # sums have no noise
             values = values[:0]
-        moments = Moments(
-            modality.name,
-            len(values),
-            tuple(values.sum(dim=0).tolist()),
-            tuple(values.square().sum(dim=0).tolist()),
-        )
+        moments = _sums(modality.name, values, limit)
         if len(values) > 0 and limit > 1:
             patients = [data.patients[row] if data.patients else str(row) for row in chosen.tolist()]
             marks = patient_marks(patients, values, table.secret())
             moments = table.record.settle(moments, marks, limit)
         found.append(moments if moments.n >= limit else _no_moments(modality))
     return tuple(found)
+
+
+def _sums(name: str, values: Tensor, limit: int) -> Moments:
+    """Of ``(n, W)``, NaN where blank."""
+    n = len(values)
+    there = (~values.isnan()).sum(dim=0)  # (W,)
+    few = there < limit
+    over = torch.where(n - there < limit, n, there).masked_fill(few, 0)
+    factor = (over / there.clamp_min(1)).double()  # 1 unless few are blank
+    total, squares = (tuple((each.nansum(dim=0) * factor).tolist()) for each in (values, values.square()))
+    counts = tuple(over.tolist())
+    return Moments(name, n, total, squares, () if set(counts) <= {n} else counts)
 
 
 def _no_moments(modality: ModalitySpec) -> Moments:

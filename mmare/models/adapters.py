@@ -24,26 +24,44 @@ DEVIATION_FLOOR: Final = 1e-6  # features of a ReLU network can be constant
 
 
 def moment_rows(embedding: Tensor, scaling: Scaling) -> Tensor:
-    """Rows ``(N, W)`` float64 whose moments are pooled: L2-normalised where that is the scaling."""
+    """Rows ``(N, W)`` float64 whose moments are pooled: L2-normalised where that is the scaling.
+
+    NaN is a blank cell; a length is that of the others.
+    """
     rows = embedding.double()
-    return functional.normalize(rows, dim=1) if scaling is Scaling.L2 else rows
+    if scaling is not Scaling.L2:
+        return rows
+    return torch.where(rows.isnan(), rows, functional.normalize(_filled(rows), dim=1))
 
 
-def pooled_moments(n: float, total: Sequence[float], squares: Sequence[float]) -> tuple[Tensor, Tensor]:
-    """Mean and population standard deviation from the sums of ``n`` rows or weights, ``(W,)`` float32 each.
+def pooled_moments(
+    n: float | Sequence[float], total: Sequence[float], squares: Sequence[float]
+) -> tuple[Tensor, Tensor]:
+    """Mean and population standard deviation from sums over rows or weights, ``(W,)`` float32 each.
 
     The deviation is at least 1e-6. Without rows they are 0 and 1.
+
+    Args:
+        n: Rows or weights of each sum, or of all.
+        total: Sum of each feature.
+        squares: Of its squares.
 
     Example:
         >>> pooled_moments(2, [4.0], [10.0])
         (tensor([2.]), tensor([1.]))
+        >>> pooled_moments([2, 0], [4.0, 0.0], [10.0, 0.0])
+        (tensor([2., 0.]), tensor([1., 1.]))
     """
     sums = torch.tensor([list(total), list(squares)], dtype=torch.float64)  # (2, W)
-    if n == 0:
-        return torch.zeros(sums.shape[1]), torch.ones(sums.shape[1])
-    mean = sums[0] / n
-    deviation = (sums[1] / n - mean.square()).clamp_min(0).sqrt().clamp_min(DEVIATION_FLOOR)
-    return mean.float(), deviation.float()
+    over = torch.as_tensor(n, dtype=torch.float64).expand(sums.shape[1])  # (W,)
+    mean, square = sums / over.clamp_min(torch.finfo(torch.float64).tiny)
+    deviation = (square - mean.square()).clamp_min(0).sqrt().clamp_min(DEVIATION_FLOOR)
+    return mean.float(), torch.where(over > 0, deviation, 1.0).float()
+
+
+def _filled(rows: Tensor) -> Tensor:
+    """The rows with zeros for blank cells."""
+    return torch.where(rows.isnan(), rows.new_zeros(()), rows)
 
 
 class InputScaling(nn.Module):
@@ -67,19 +85,21 @@ class InputScaling(nn.Module):
         self.get_buffer(f"deviation_{slot}").copy_(deviation)
 
     def forward(self, embedding: Sequence[Tensor], present: Tensor) -> Tensor:
-        """Scale ``(B, W_j)`` per modality, whose absent rows may hold anything.
+        """Scale ``(B, W_j)`` per modality; absent rows may hold anything, elsewhere NaN is a blank cell.
 
         Returns:
-            ``(B, W)``, the modalities concatenated (W = sum of widths), zero where absent.
+            ``(B, W)``, the modalities concatenated (W = sum of widths), zero where absent or blank: with
+            ``zscore`` that is the mean.
         """
         parts = []
         for slot, scaling in enumerate(self.scalings):
             rows = embedding[slot]
+            there = present[:, slot : slot + 1] & ~rows.isnan()
             if scaling is Scaling.ZSCORE:
                 rows = (rows - self.get_buffer(f"mean_{slot}")) / self._divisor(slot)
             elif scaling is Scaling.L2:
-                rows = functional.normalize(rows, dim=1)
-            parts.append(torch.where(present[:, slot : slot + 1], rows, rows.new_zeros(())))
+                rows = functional.normalize(_filled(rows), dim=1)
+            parts.append(torch.where(there, rows, rows.new_zeros(())))
         return torch.cat(parts, dim=1)
 
     def _divisor(self, slot: int) -> Tensor:
@@ -94,12 +114,12 @@ class InputScaling(nn.Module):
         """How far B vectors of each modality are from those of the train rows, ``(B, M)``.
 
         Root mean square over the features of the difference from the mean, in standard deviations: over the
-        train rows the mean square is 1. Rows of absent modalities give any number.
+        train rows the mean square is 1. Blank cells are left out. Rows of absent modalities give any number.
         """
         parts = []
         for slot, scaling in enumerate(self.scalings):
             rows = moment_rows(embedding[slot], scaling) - self.get_buffer(f"mean_{slot}")
-            parts.append((rows / self._divisor(slot)).square().mean(dim=1).sqrt())
+            parts.append((rows / self._divisor(slot)).square().nanmean(dim=1).sqrt())
         return torch.stack(parts, dim=1)
 
     def noise_deviation(self) -> Tensor:

@@ -19,7 +19,7 @@ class Batch:
 
     Args:
         embedding: One ``(B, W_j)`` float tensor per modality in slot order; absent rows may hold anything,
-            NaN included.
+            NaN included; in other rows NaN is a blank cell.
         present: ``(B, M)`` bool; every patient has at least one modality.
         label: ``(B,)`` int64 class indices, if known.
 

@@ -17,7 +17,7 @@ from mmare.study.tables import TableError, from_table
 __all__ = ["ENCODING_FILE", "Column", "Encoding", "load_encoding", "parse_encoding"]
 
 ENCODING_FILE = "encoding.json"
-_VERSION = 1
+_VERSION = 2  # of 1, blanks were zeros before scaling
 
 
 @dataclass(frozen=True)

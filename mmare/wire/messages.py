@@ -192,12 +192,22 @@ class RollCall:
 
 @dataclass(frozen=True)
 class Moments:
-    """Sums over the train rows that have a modality; ``n`` is 0 where they are too few to disclose."""
+    """Sums over the train rows that have a modality; ``n`` is 0 where they are too few to disclose.
+
+    Args:
+        counts: Rows that each sum is over, where some have blank cells; by default ``n`` for all.
+    """
 
     modality: str
     n: int
     total: tuple[float, ...]
     squares: tuple[float, ...]
+    counts: tuple[int, ...] = ()
+
+    @property
+    def over(self) -> tuple[int, ...]:
+        """Rows that each sum is over."""
+        return self.counts or (self.n,) * len(self.total)
 
 
 @dataclass(frozen=True)

@@ -89,6 +89,7 @@ def moments_layout(study: Study) -> SumLayout:
     for modality in study.modalities:
         shapes |= {
             f"{modality.name}/n": (),
+            f"{modality.name}/over": (modality.width,),
             f"{modality.name}/total": (modality.width,),
             f"{modality.name}/squares": (modality.width,),
         }
@@ -100,6 +101,7 @@ def moments_values(statistics: Statistics) -> dict[str, Tensor]:
     values = {}
     for each in statistics.moments:
         values[f"{each.modality}/n"] = torch.tensor(float(each.n))
+        values[f"{each.modality}/over"] = torch.tensor(each.over, dtype=torch.float64)
         values[f"{each.modality}/total"] = torch.tensor(each.total, dtype=torch.float64)
         values[f"{each.modality}/squares"] = torch.tensor(each.squares, dtype=torch.float64)
     return values
@@ -115,6 +117,7 @@ def moments_of(sums: Mapping[str, Tensor], study: Study) -> Statistics:
                 round(sums[f"{modality.name}/n"].item()),
                 tuple(sums[f"{modality.name}/total"].tolist()),
                 tuple(sums[f"{modality.name}/squares"].tolist()),
+                tuple(map(round, sums[f"{modality.name}/over"].tolist())),
             )
             for modality in study.modalities
         ),

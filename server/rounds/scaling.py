@@ -36,15 +36,16 @@ def check_statistics(statistics: Statistics, study: Study, samples: int) -> None
         raise WireError("moments of other modalities than the study's", Reason.MOMENTS)
     for modality, moments in zip(study.modalities, statistics.moments, strict=True):
         what = f"moments of {modality.name}"
-        if len(moments.total) != modality.width or len(moments.squares) != modality.width:
+        if {len(moments.total), len(moments.squares), len(moments.over)} != {modality.width}:
             raise WireError(
                 f"{what} of width {len(moments.total)} and {len(moments.squares)}, expected {modality.width}",
                 Reason.MOMENTS,
             )
         if not 0 <= moments.n <= OLDER * samples:
             raise WireError(f"{what} over {moments.n} rows, expected 0 to {OLDER * samples}", Reason.MOMENTS)
-        for total, squares in zip(moments.total, moments.squares, strict=True):
-            if not (abs(total) < LARGEST and total**2 <= moments.n * squares * SLACK + TINY):
+        for over, total, squares in zip(moments.over, moments.total, moments.squares, strict=True):
+            possible = abs(total) < LARGEST and total**2 <= over * squares * SLACK + TINY
+            if not (possible and 0 <= over <= moments.n):
                 raise WireError(f"{what} that no rows can have", Reason.MOMENTS)
 
 
@@ -57,17 +58,18 @@ def set_scaling(
         parts = {site: part for site, part in moments.items() if part.n > 0}
         rows = {site: part.n for site, part in parts.items()}
         weights = capped(rows, study.federation.max_share)  # of sites, where a row weighs 1 without a cap
-        n = sum(weights.values())
-        total, squares = (
+        over, total, squares = (
             [
                 sum(value * (weights[site] / rows[site]) for site, value in zip(parts, values, strict=True))
                 for values in zip(*columns, strict=True)
             ]
             for columns in (
+                [part.over for part in parts.values()],
                 [part.total for part in parts.values()],
                 [part.squares for part in parts.values()],
             )
         )
         zeros = [0.0] * modality.width
-        model.scaling.set_moments(slot, *pooled_moments(n, total or zeros, squares or zeros))
+        sums = pooled_moments(over or zeros, total or zeros, squares or zeros)
+        model.scaling.set_moments(slot, *sums)
         journal.write(events.Scaling(modality=modality.name, n=sum(rows.values()), sites=tuple(parts)))

@@ -37,7 +37,7 @@ def test_a_new_row_is_encoded_as_the_file_says(tmp_path):
     new = table(sex=["m", "f"], more=["x", "y"], gene=["0", "1e3"], age=["140", "-9.0"])
     encoded = encode(encoding, new)["exam"]
     assert encoded.present.tolist() == [True, True]
-    expected = [[100, 0, 1, 0, 0], [0, 1, 0, 1, np.log1p(1000)]]
+    expected = [[100, 0, 1, 0, 0], [np.nan, 1, 0, 1, np.log1p(1000)]]
     np.testing.assert_allclose(encoded.matrix, expected, rtol=1e-6)
 
 
@@ -134,12 +134,12 @@ def test_decimals_with_a_comma():
     ("content", "sentence"),
     [
         pytest.param("{", "cannot be read as an encoding", id="json"),
-        pytest.param("[]", "version is None, expected 1", id="no-version"),
-        pytest.param('{"version": 2, "modalities": {}}', "version is 2, expected 1", id="later"),
-        pytest.param('{"version": 1, "modalities": {"a": [{"nam": "x"}]}}', "unknown key 'nam'", id="key"),
-        pytest.param('{"version": 1, "modalities": {"a": []}}', "'a' has no column", id="empty"),
+        pytest.param("[]", "version is None, expected 2", id="no-version"),
+        pytest.param('{"version": 3, "modalities": {}}', "version is 3, expected 2", id="later"),
+        pytest.param('{"version": 2, "modalities": {"a": [{"nam": "x"}]}}', "unknown key 'nam'", id="key"),
+        pytest.param('{"version": 2, "modalities": {"a": []}}', "'a' has no column", id="empty"),
         pytest.param(
-            '{"version": 1, "modalities": {"a": [{"name": "x", "levels": ["f", "f"]}]}}',
+            '{"version": 2, "modalities": {"a": [{"name": "x", "levels": ["f", "f"]}]}}',
             "'x' has a level twice",
             id="level-twice",
         ),

@@ -96,7 +96,7 @@ def test_whole_numbers_become_float32(tmp_path):
     ("bad", "width", "sentence"),
     [
         pytest.param([1, 2, 3], 4, "found 3 numbers, expected 4 numbers", id="width"),
-        pytest.param([1, float("nan"), 3], 3, "feature 2 is nan, expected a finite number", id="nan"),
+        pytest.param([float("nan")] * 3, 3, "every cell is blank", id="nan"),
         pytest.param([1, 2, float("inf")], 3, "feature 3 is inf, expected a finite number", id="inf"),
         pytest.param(
             [1e300, 2, 3], 3, r"feature 1 is 1e\+300, expected a finite", id="too-large-for-float32"
@@ -142,9 +142,7 @@ def test_wrong_arrays_are_refused(tmp_path, array, sentence):
         pytest.param(
             "patient_id,f0\na,\uff11\uff15\n", "f0 is '\uff11\uff15', expected a number", id="full-width"
         ),
-        pytest.param(
-            "f0,patient_id,f1\n,a,2\n", r"row 1 \(patient 'a'\): f0 is '', expected a number", id="blank"
-        ),
+        pytest.param("f0,patient_id,f1\n,a,\n", r"row 1 \(patient 'a'\): every cell is blank", id="blank"),
         pytest.param(
             "patient_id,f0,f1\na,1\n", r"row 1 \(line 2\): found 2 cells, expected 3", id="short-row"
         ),
@@ -160,6 +158,16 @@ def test_wrong_csv_is_refused(tmp_path, text, sentence):
     path.write_text(text, encoding="utf-8")
     with pytest.raises(DataError, match=sentence):
         load_features(path)
+
+
+def test_a_blank_cell_is_not_there(tmp_path):
+    path = tmp_path / "x.csv"
+    path.write_text("f0,patient_id,f1\n,a,2\n1,b,NaN\n", encoding="utf-8")
+    found = load_features(path)
+    np.testing.assert_array_equal(found["a"], np.float32([np.nan, 2]))
+    np.testing.assert_array_equal(found["b"], np.float32([1, np.nan]))
+    again = load_features(tmp_path / write_features(tmp_path, "again", found))
+    np.testing.assert_array_equal(again["a"], found["a"])
 
 
 def test_wrong_parquet_is_refused(tmp_path):
@@ -230,5 +238,5 @@ def test_features_are_read_as_other_tables_are(tmp_path, ending):
     }
     frame.loc[1, "f0"] = None
     frame.to_excel(path, index=False) if ending == "xlsx" else frame.to_csv(path, sep=";", index=False)
-    with pytest.raises(DataError, match=r"row 2 \(patient 'NA'\): f0 is '', expected a number"):
+    with pytest.raises(DataError, match=r"row 2 \(patient 'NA'\): every cell is blank"):
         load_features(path)

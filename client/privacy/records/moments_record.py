@@ -9,7 +9,7 @@ from __future__ import annotations
 import hmac
 import json
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
 import torch
@@ -67,7 +67,7 @@ class MomentsRecord:
         for known in self._released:
             if known.width == width and _differing(known.marks, marks) < max(limit, 1):
                 earlier = known.moments
-                return Moments(fresh.modality, earlier.n, earlier.total, earlier.squares)
+                return replace(earlier, modality=fresh.modality)
         if limit > 1:  # otherwise a group of one may be told
             self._released.append(_Released(width, marks, fresh))
             self._write()
@@ -86,7 +86,11 @@ class MomentsRecord:
 
 
 def patient_marks(patients: Sequence[str], rows: Tensor, secret: bytes) -> dict[str, Sketch]:
-    """Per patient a keyed digest of the id, and a sketch of the vector, a row of ``(n, W)`` float64."""
+    """Per patient a keyed digest of the id, and a sketch of the vector, a row of ``(n, W)`` float64.
+
+    NaN, a blank cell, counts as zero.
+    """
+    rows = rows.nan_to_num(nan=0.0)
     generator = torch.Generator().manual_seed(0)
     lines = torch.randn(2, rows.shape[1], generator=generator, dtype=torch.float64)
     lines /= math.sqrt(max(rows.shape[1], 1))
@@ -122,5 +126,8 @@ def _parsed(entry: dict[str, Any]) -> _Released:
     return _Released(
         int(entry["width"]),
         {str(patient): tuple(map(float, sketch)) for patient, sketch in entry["marks"].items()},
-        Moments(moments["modality"], moments["n"], tuple(moments["total"]), tuple(moments["squares"])),
+        Moments(
+            *(moments["modality"], moments["n"], tuple(moments["total"]), tuple(moments["squares"])),
+            counts=tuple(moments.get("counts", ())),
+        ),
     )

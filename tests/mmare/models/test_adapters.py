@@ -140,6 +140,34 @@ def test_absent_rows_are_zero_whatever_they_hold(scaling, filler):
     assert bool((scaled[1, 2:] > 0).all())
 
 
+@pytest.mark.parametrize(
+    ("scaling", "expected"),
+    [
+        (Scaling.ZSCORE, [[0, 1], [1, 0]]),  # at the mean
+        (Scaling.L2, [[0, 1], [1, 0]]),  # of the length of the others
+        (Scaling.NONE, [[0, 5], [4, 0]]),
+    ],
+)
+def test_a_blank_cell_is_zero_after_scaling(scaling, expected):
+    module = InputScaling([ModalitySpec("ct", Kind.FEATURES, 2, scaling=scaling)])
+    module.set_moments(0, torch.tensor([2.0, 3.0]), torch.tensor([2.0, 2.0]))
+    rows = torch.tensor([[torch.nan, 5.0], [4.0, torch.nan]])
+    scaled = module((rows,), torch.ones(2, 1, dtype=torch.bool))
+    assert scaled.tolist() == expected
+
+
+def test_blank_cells_have_no_part_in_a_distance():
+    module = InputScaling([ModalitySpec("ct", Kind.FEATURES, 2, scaling=Scaling.ZSCORE)])
+    module.set_moments(0, torch.tensor([2.0, 3.0]), torch.tensor([2.0, 2.0]))
+    assert module.distances((torch.tensor([[torch.nan, 7.0]]),)).tolist() == [[2.0]]
+
+
+def test_what_is_not_finite_after_scaling_is_not_taken_for_blank():
+    module = InputScaling([ModalitySpec("ct", Kind.FEATURES, 2, scaling=Scaling.L2)])
+    scaled = module((torch.full((1, 2), torch.inf),), torch.ones(1, 1, dtype=torch.bool))
+    assert not scaled.isfinite().any()
+
+
 def test_moments_are_saved_with_the_model_and_are_not_trained():
     module = InputScaling([modality(2, Scaling.ZSCORE), modality(1, Scaling.L2)])
     module.set_moments(0, torch.tensor([1.0, 2.0]), torch.tensor([3.0, 4.0]))

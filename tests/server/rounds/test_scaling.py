@@ -42,6 +42,23 @@ def test_the_buffers_are_numpys_moments_of_the_pooled_rows(tmp_path):
     ]
 
 
+def test_each_feature_has_the_moments_of_the_cells_that_are_there(tmp_path):
+    """One site lacks the first feature in every row, another in some."""
+    sums, cells = {}, {}
+    for site, blank in (("ash", 13), ("birch", 7), ("cedar", 0)):
+        values = rows(site, "ct")
+        values[:blank, 0] = np.nan
+        counts = tuple((~np.isnan(values)).sum(0).tolist())
+        total, squares = np.nansum(values, 0), np.nansum(np.square(values), 0)
+        ct = Moments("ct", len(values), tuple(total.tolist()), tuple(squares.tolist()), counts)
+        sums[site], cells[site] = Statistics(site, (ct, moments(site, "wsi"))), values
+    model = build_model(STUDY)
+    set_scaling(model, sums, STUDY, Journal(tmp_path / "rounds.jsonl", "run"))
+    pooled = np.concatenate(list(cells.values()))
+    np.testing.assert_allclose(model.scaling.mean_0.numpy(), np.nanmean(pooled, 0), rtol=1e-5)
+    np.testing.assert_allclose(model.scaling.deviation_0.numpy(), np.nanstd(pooled, 0), rtol=1e-4)
+
+
 def test_the_order_of_sites_does_not_matter_bit_for_bit(tmp_path):
     models = []
     for order in (SITES, reversed(SITES)):
@@ -95,6 +112,16 @@ def test_a_constant_feature_does_not_divide_by_zero(tmp_path):
             (moments("ash", "ct"), Moments("wsi", 2, (1e200,) * 16, (1e308,) * 16)),
             "wsi that no rows can have",
             id="overflow",
+        ),
+        pytest.param(
+            (moments("ash", "ct"), Moments("wsi", 2, (1.0,) * 16, (1.0,) * 16, (2,) * 15 + (3,))),
+            "wsi that no rows can have",
+            id="more-cells-than-rows",
+        ),
+        pytest.param(
+            (moments("ash", "ct"), Moments("wsi", 2, (1.0,) * 16, (1.0,) * 16, (0,) * 16)),
+            "wsi that no rows can have",
+            id="sums-of-no-cell",
         ),
     ],
 )

@@ -36,15 +36,20 @@ def prepare(tmp_path, rows=ROWS, classes=("healthy", "ill"), spec=None, **option
 
 
 def vectors(tmp_path, site, modality):
-    return {p: v.tolist() for p, v in load_features(tmp_path / "fed" / site / f"{modality}.csv").items()}
+    """By patient; None where blank."""
+    found = load_features(tmp_path / "fed" / site / f"{modality}.csv")
+    return {
+        patient: [None if np.isnan(cell) else cell for cell in vector.tolist()]
+        for patient, vector in found.items()
+    }
 
 
 def test_groups_of_columns_become_modalities(tmp_path):
     prepared = prepare(tmp_path, spec=columns(split="part"))
     # exam: age, age is blank, sex f, m, x, sex is blank; lab: crp, ldl, ldl is blank
-    assert vectors(tmp_path, "ost", "exam") == {"p1": [61, 0, 1, 0, 0, 0], "p2": [0, 1, 0, 1, 0, 0]}
+    assert vectors(tmp_path, "ost", "exam") == {"p1": [61, 0, 1, 0, 0, 0], "p2": [None, 1, 0, 1, 0, 0]}
     assert vectors(tmp_path, "west", "exam") == {"p4": [40, 0, 0, 0, 0, 1], "p5": [30, 0, 0, 0, 1, 0]}
-    assert vectors(tmp_path, "ost", "lab") == {"p1": [3.5, 0, 1], "p3": [1, 2, 0]}
+    assert vectors(tmp_path, "ost", "lab") == {"p1": [3.5, None, 1], "p3": [1, 2, 0]}
     assert vectors(tmp_path, "west", "lab") == {"p5": [0.5, 7, 0]}
     study = prepared.study
     assert (study.name, study.classes, study.positive) == ("heart", ("healthy", "ill"), "ill")
@@ -206,7 +211,7 @@ def test_other_formats(tmp_path, ending):
     frame.to_parquet(path) if ending == "parquet" else frame.to_csv(path, sep="\t", index=False)
     spec = columns(modalities={"xy": ("x", "y")}, categorical=())
     prepare_table(path, tmp_path / "fed", spec, ("n", "y"))
-    assert vectors(tmp_path, "a", "xy") == {"1": [0.5, 0, 1], "2": [0, 1, 2]}
+    assert vectors(tmp_path, "a", "xy") == {"1": [0.5, 0, 1], "2": [None, 1, 2]}
 
 
 @pytest.mark.parametrize(
@@ -315,8 +320,8 @@ def test_unsuitable_feature_files_are_refused(tmp_path):
     np.savez(path, p1=np.ones(3), p2=np.ones(4))
     with pytest.raises(DataError, match=r"\(patient 'p2'\): found 4 numbers, expected 3"):
         prepare(tmp_path, features={"ct": path})
-    np.savez(path, p1=np.array([1, np.nan]))
-    with pytest.raises(DataError, match="feature 2 is nan"):
+    np.savez(path, p1=np.array([1, np.inf]))
+    with pytest.raises(DataError, match="feature 2 is inf"):
         prepare(tmp_path, features={"ct": path})
     assert not (tmp_path / "fed").exists()
 

@@ -1,5 +1,6 @@
 """Columns of a table chosen, treated and encoded by options and files."""
 
+import numpy as np
 import pytest
 
 from client.data.dataset import modality_fingerprint
@@ -30,7 +31,11 @@ def prepare(tmp_path, modalities=None, rows=ROWS, out="fed", name="t.csv", **opt
 
 def vectors(tmp_path, modality, out="fed"):
     files = [tmp_path / out / site / f"{modality}.csv" for site in "ab"]
-    return {key: vector.tolist() for file in files for key, vector in load_features(file).items()}
+    return {
+        key: [None if np.isnan(cell) else cell for cell in vector.tolist()]
+        for file in files
+        for key, vector in load_features(file).items()
+    }
 
 
 def test_the_encoding_encodes_a_second_table_alike(tmp_path):
@@ -92,12 +97,12 @@ def test_missing_codes_of_one_column(tmp_path):
     assert vectors(tmp_path, "rna") == {
         "0": [0, 0, 0.5],
         "1": [1, 0, 0.5],
-        "2": [0, 1, 2],
+        "2": [None, 1, 2],
         "3": [3, 0, 4],
     }
     # A code of all columns leaves ids alone, unless they are named.
     prepare(tmp_path, {"exam": ("age",), "rna": ("ENSG*",)}, missing_values=("0", "-9"), overwrite=True)
-    assert vectors(tmp_path, "rna")["0"] == [0, 1, 0.5]
+    assert vectors(tmp_path, "rna")["0"] == [None, 1, 0.5]
     with pytest.raises(DataError, match="id is blank"):
         prepare(tmp_path, {"exam": ("age",)}, missing_values=("id=0",), overwrite=True)
     rows = ROWS.replace("age", "a=ge")
@@ -128,7 +133,7 @@ log = false
     prepare(tmp_path, spec=toml)
     found = vectors(tmp_path, "rna")
     assert found["3"] == pytest.approx([1.3862944, 0, 4])
-    assert found["2"] == pytest.approx([0, 1, 2])
+    assert found["2"] == [None, 1, 2]
     assert vectors(tmp_path, "exam")["0"] == [55, 0, 0, 1, 0]
     assert vectors(tmp_path, "exam")["3"] == [65, 0, 0, 0, 1]
 
