@@ -10,8 +10,9 @@ from safetensors.numpy import load_file
 from mmare.errors import RunError, StudyError
 from mmare.package.package import read_package
 from mmare.wire.messages import Masked, Request, SecureSum, Task, Unmasked, decode, encode
-from server.release.finished_run import load_finished
+from server.monitoring.followed_run import read_run
 from server.release.release import release_model
+from server.store.states import parse_states
 from tests.federations import KilledError, all_events, events, outcome, run_nodes, tiny_federation, tiny_study
 from tests.properties import first_quick
 
@@ -66,7 +67,10 @@ def test_the_model_and_metrics_are_those_of_plain_averaging(federation, tmp_path
         assert after["pooled"]["log_loss"] == pytest.approx(before["pooled"]["log_loss"], abs=1e-4)
         assert set(after["patterns"]) == set(before["patterns"])
         assert (after["sites"], after["worst_site"]) == ({}, None)
-        grids = [load_finished(tmp_path / kind).states()[split].calibration for kind in ("plain", "secure")]
+        grids = [
+            parse_states(read_run(tmp_path / kind).states, 2)[split].calibration
+            for kind in ("plain", "secure")
+        ]
         assert torch.equal(grids[1].counts, grids[0].counts)
         torch.testing.assert_close(grids[1].losses, grids[0].losses, atol=0.1, rtol=1e-4)
 

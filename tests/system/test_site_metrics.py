@@ -149,7 +149,7 @@ def while_it_runs(both):
     assert both.programs("mmare_deployment_program_up") == {"superlink", "superexec", "proxy"}
     assert both.programs("mmare_site_worker_program_up") == {"worker", "supernode", "superexec"}
     prometheus.wait_for("time() - mmare_site_worker_relay_contact_timestamp_seconds < 30")
-    never = ("gpu", "refusals", *SCANS, *PREDICTIONS)
+    never = ("gpu", "refusals", "epsilon", *SCANS, *PREDICTIONS)
     for chart in panels_with("mmare_site_worker_", "mmare:site_worker_", *KIT):
         if not any(word in chart for word in never):
             prometheus.wait_for(chart)
