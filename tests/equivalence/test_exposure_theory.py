@@ -62,6 +62,7 @@ def share_of_the_rare_site(folder):
     return rows[SITES[0]] / sum(rows.values())
 
 
+@pytest.mark.slow
 def test_averaging_by_samples_damps_the_step_by_the_share_of_the_site(prepared, tmp_path):
     folder, study = prepared
     plain = step_of(folder, tmp_path, "plain", study, ["federation.strategy=fedavg"])

@@ -9,6 +9,7 @@ from safetensors.numpy import load_file
 from mmare.errors import InputError, RunError
 from tests.federations import SITES, KilledError, events, outcome, request_of, run_nodes, tiny_federation
 from tests.privacy.private import private_study
+from tests.properties import first_quick
 
 SETTINGS = ("federation.deadline_s=300", "training.rounds=3", "privacy.min_count=0")
 
@@ -44,7 +45,9 @@ def killed_at(number, kind):
     return listener
 
 
-@pytest.mark.parametrize(("number", "kind"), [(2, "site_update"), (2, "aggregated"), (3, "validated")])
+@pytest.mark.parametrize(
+    ("number", "kind"), first_quick((2, "site_update"), (2, "aggregated"), (3, "validated"))
+)
 def test_a_killed_run_ends_with_the_same_bits_and_is_charged_once(
     federation, straight, tmp_path, number, kind
 ):
@@ -73,6 +76,7 @@ def test_nothing_but_noisy_numbers_is_in_the_journal(straight):
         assert len(set(line["exposure"].values())) == 1
 
 
+@pytest.mark.slow
 def test_secure_sums_of_noisy_updates_are_their_mean(federation, straight, tmp_path):
     secure = [*SETTINGS, "privacy.secure_sum=true", "federation.min_sites=3"]
     run_nodes(federation, tmp_path / "run", settings=secure)
@@ -83,6 +87,7 @@ def test_secure_sums_of_noisy_updates_are_their_mean(federation, straight, tmp_p
     assert charges(federation, tmp_path / "run") == dict.fromkeys(SITES, 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["local", "centralised"])
 def test_other_modes_are_private_too(federation, tmp_path, mode):
     run_nodes(federation, tmp_path / "run", mode=mode, settings=SETTINGS)

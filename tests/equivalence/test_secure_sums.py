@@ -190,6 +190,7 @@ def test_a_coordinator_that_is_killed_ends_as_if_nothing_had_happened(
     assert outcome(tmp_path / "run") == outcome(straight)
 
 
+@pytest.mark.slow
 def test_what_leaves_a_site_looks_like_noise(federation, tmp_path):
     seen = []
 

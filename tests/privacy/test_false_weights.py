@@ -76,6 +76,7 @@ def test_an_update_weighs_what_the_roll_call_said(tmp_path, factor):
     assert "by the rows of the roll call" in left_out[0]["reason"]
 
 
+@pytest.mark.slow
 def test_a_study_bounds_what_a_consistent_lie_weighs(tmp_path):
     """A site that invents counts and rows alike has the study's share, not all."""
 

@@ -46,6 +46,7 @@ def test_a_fhir_bundle_holds_device_assessments_and_provenance(scans, tmp_path):
     assert "this combination of modalities was never seen in training" in names
 
 
+@pytest.mark.slow
 def test_a_structured_report_lies_in_the_study_of_the_patient(scans, tmp_path):
     pytest.importorskip("highdicom", reason="the extra dicom-sr is not installed")
     from highdicom.sr import srread

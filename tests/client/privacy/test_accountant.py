@@ -34,6 +34,7 @@ def test_of_the_whole_site_epsilon_is_that_of_the_gaussian_mechanism():
     assert epsilon_of(noise, 1.0, 1, delta) == pytest.approx(brentq(excess, 0.1, 10), abs=0.01)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("epsilon", "rows"), [(8.0, 80), (1.0, 80), (8.0, 8)])
 def test_the_noise_is_the_least_that_keeps_a_study_within_its_budget(epsilon, rows):
     plan = plan_of(study_of(epsilon), rows)
@@ -46,6 +47,7 @@ def test_the_noise_is_the_least_that_keeps_a_study_within_its_budget(epsilon, ro
     assert epsilon_of(plan.histogram_noise, 1.0, 2, 1e-5) == pytest.approx(epsilon, rel=0.01)
 
 
+@pytest.mark.slow
 def test_more_rounds_need_more_noise_and_more_patients_less():
     base = plan_of(study_of(), 80).noise
     assert plan_of(study_of(rounds=20), 80).noise > base

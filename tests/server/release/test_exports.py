@@ -81,6 +81,7 @@ def test_a_graph_gives_the_package_s_probabilities(released):
     assert float(facts["difference"]) < 1e-5
 
 
+@pytest.mark.slow
 def test_a_graph_names_no_file_of_this_machine(released):
     content = (released / "model" / "model.onnx").read_bytes()
     assert str(Path(torch.__file__).parent).encode() not in content
@@ -88,6 +89,7 @@ def test_a_graph_names_no_file_of_this_machine(released):
     assert onnx_model(read_package(released / "model")) == content
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", first_quick("late-mean", "adacomed", "drim", "unilmmv", "unimodal"))
 def test_other_models_have_a_graph_that_agrees(tmp_path, name):
     pytest.importorskip("onnxscript")
@@ -95,6 +97,7 @@ def test_other_models_have_a_graph_that_agrees(tmp_path, name):
     assert onnx_model(read_package(made_package(tmp_path / "model", study)))
 
 
+@pytest.mark.slow
 def test_a_model_whose_steps_depend_on_the_batch_is_refused(tmp_path):
     pytest.importorskip("onnxscript")
     study = a_study((4, 6), model="hypermm-embedding", **small_options("hypermm-embedding", **SMALL))
@@ -102,6 +105,7 @@ def test_a_model_whose_steps_depend_on_the_batch_is_refused(tmp_path):
         onnx_model(read_package(made_package(tmp_path / "model", study)))
 
 
+@pytest.mark.slow
 def test_a_graph_that_gives_other_probabilities_is_refused(tmp_path, monkeypatch):
     pytest.importorskip("onnxscript")
     package = read_package(made_package(tmp_path / "model", tiny_study(), calibration=CALIBRATION))
