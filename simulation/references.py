@@ -7,16 +7,18 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
-from scipy.stats import rankdata
 from sklearn.decomposition import PCA
 from sklearn.ensemble import HistGradientBoostingClassifier
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import balanced_accuracy_score, f1_score, log_loss
+from sklearn.preprocessing import StandardScaler
 
 from client.data.dataset import SiteData, load_data
 from mmare.errors import InputError
 from mmare.host.files import replacing
+from mmare.metrics.state import BINARY, ranked_auc
 from mmare.models.batch import Batch
 from mmare.study.choices import Mode
 from mmare.wire.messages import Split
@@ -25,6 +27,8 @@ from simulation.report.run_report import REFERENCES
 from sites.federation import site_folders
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from server.run.request import RunRequest
 
 __all__ = ["measure_references"]
@@ -85,8 +89,8 @@ def _models(data: SiteData, train: NDArray[np.int64], seed: int) -> Iterator[tup
         for gone, part in zip(absent.T, data.embedding, strict=True)
     ]
     raw = np.concatenate(parts, axis=1)
-    mean, deviation = _moments(raw[train])
-    scaled = np.nan_to_num((raw - mean) / deviation)
+    with np.errstate(invalid="ignore"):  # of a column that no train row has, which then counts as zero
+        scaled = np.nan_to_num(StandardScaler().fit(raw[train]).transform(raw))
     linear = [LogisticRegression(C=strength, max_iter=2000) for strength in _STRENGTHS]
     yield "logistic regression", np.concatenate([scaled, absent], axis=1), linear
     trees = [
@@ -112,49 +116,46 @@ def _narrowed(part: Rows, train: NDArray[np.int64]) -> Rows:
     return narrow
 
 
-def _moments(raw: Rows) -> tuple[Rows, Rows]:
-    """Mean and deviation of each column's values; 0 and 1 where there are none or all are equal."""
-    there = ~np.isnan(raw)
-    count = np.maximum(there.sum(axis=0), 1)
-    mean = np.where(there, raw, 0).sum(axis=0) / count
-    deviation = np.sqrt((np.where(there, raw - mean, 0) ** 2).sum(axis=0) / count)
-    return mean, np.where(deviation > 0, deviation, 1)
-
-
 def _loss(fitted: Any, inputs: Rows, label: NDArray[np.int64]) -> float:  # noqa: ANN401 - of scikit-learn
     if not len(label):  # the first candidate is the most cautious one
         return 0.0
     return float(log_loss(label, fitted.predict_proba(inputs), labels=fitted.classes_))
 
 
-def _auc(label: NDArray[np.int64], probability: Rows) -> float:
-    """Of the second of two classes, or the mean of each against the rest, by ranks."""
+def _aucs(label: NDArray[np.int64], probability: Rows, weights: Tensor) -> Tensor:
+    """``(R,)`` by weights ``(R, N)`` of patients: of the second of two classes, else mean of one-vs-rest."""
     classes = range(probability.shape[1])
     each = []
-    for wanted in classes[1:] if len(classes) == 2 else classes:  # noqa: PLR2004 - binary
-        positive = label == wanted
-        n = int(positive.sum())
-        above = rankdata(probability[:, wanted])[positive].sum() - n * (n + 1) / 2
-        each.append(above / (n * (len(label) - n)))
-    return float(np.mean(each))
+    for wanted in classes[1:] if len(classes) == BINARY else classes:
+        scores, place = np.unique(probability[:, wanted], return_inverse=True)
+        positive = weights * torch.from_numpy(label == wanted)
+        empty = weights.new_zeros(len(weights), len(scores))
+        each.append(
+            ranked_auc(
+                *(
+                    empty.index_add(1, torch.from_numpy(place), side)
+                    for side in (positive, weights - positive)
+                )
+            )
+        )
+    return torch.stack(each).mean(dim=0)
 
 
 def _scores(found: dict[str, Rows], label: NDArray[np.int64], seed: int) -> dict[str, dict[str, Any]]:
     random = np.random.default_rng(seed)
-    draws = [random.integers(len(label), size=len(label)) for _ in range(_RESAMPLES)]
-    classes = set(label)
-    draws = [draw for draw in draws if set(label[draw]) == classes]
-    resampled = {
-        name: np.array([_auc(label[draw], probability[draw]) for draw in draws])
-        for name, probability in found.items()
-    }
+    draws = (random.integers(len(label), size=len(label)) for _ in range(_RESAMPLES))
+    whole = [draw for draw in draws if len(set(label[draw])) == len(set(label))]
+    counts = [np.bincount(draw, minlength=len(label)) for draw in whole]
+    weights = torch.tensor(np.stack([np.ones(len(label)), *counts]))  # as they are, then drawn again
+    aucs = {name: _aucs(label, probability, weights) for name, probability in found.items()}
+    gaps = {name: (values - aucs[RUN]).numpy() for name, values in aucs.items()}
     return {
         name: {
-            "auc": _auc(label, probability),
+            "auc": float(aucs[name][0]),
             "balanced_accuracy": float(balanced_accuracy_score(label, probability.argmax(axis=1))),
             "macro_f1": float(f1_score(label, probability.argmax(axis=1), average="macro")),
-            "difference": _auc(label, probability) - _auc(label, found[RUN]),
-            "ci95": np.percentile(resampled[name] - resampled[RUN], [2.5, 97.5]).tolist(),
+            "difference": float(gaps[name][0]),
+            "ci95": np.percentile(gaps[name][1:], [2.5, 97.5]).tolist(),
         }
         for name, probability in found.items()
     }

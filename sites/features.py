@@ -135,7 +135,8 @@ def _read_rows(path: Path) -> Iterator[tuple[str, NDArray[np.generic]]]:
 
 
 def _numbers(cells: Sequence[object], where: str, header: Sequence[str], id_at: int) -> NDArray[np.generic]:
-    cells = [np.nan if cell == "" else cell for cell in cells]
+    if "" in cells:
+        cells = [np.nan if cell == "" else cell for cell in cells]
     try:
         text = "".join(cell for cell in cells if isinstance(cell, str))
         if not is_plain(text):

@@ -2,24 +2,16 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
 
+from client.prediction.table_format import Format, format_of
 from mmare.host.console import must_exist, visible
 
 __all__ = ["drift", "predict"]
-
-
-class TableFormat(StrEnum):
-    """As `client.prediction.table.Format`, which imports pandas."""
-
-    CSV = "csv"
-    JSONL = "jsonl"
-    PARQUET = "parquet"
 
 
 def predict(
@@ -33,7 +25,7 @@ def predict(
         ),
     ] = None,
     table_format: Annotated[
-        TableFormat | None, typer.Option("--format", help="Of the table, by default as OUT ends, else CSV.")
+        Format | None, typer.Option("--format", help="Of the table, by default as OUT ends, else CSV.")
     ] = None,
     fhir: Annotated[
         Path | None, typer.Option(help="File for a FHIR R4B bundle; needs the extra fhir.")
@@ -58,12 +50,11 @@ def predict(
     must_exist(site, "a site's site.toml")
     from client.data.progress import scan_progress
     from client.prediction.run import page_beside, predict_site
-    from client.prediction.table import Format, format_of
     from mmare.package.package import read_package
     from sites.config import load_site
 
     config, package = load_site(site), read_package(model)
-    form = format_of(out, None if table_format is None else Format(table_format))
+    form = format_of(out, table_format)
     if labels is not None:
         from client.prediction.scores import score, scores_text
 

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from client.prediction.predict import Predictions
-    from client.prediction.table import Format
+    from client.prediction.table_format import Format
     from mmare.package.package import Package
     from sites.config import SiteConfig
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 import torch
 
-from client.prediction.table import Format
+from client.prediction.table_format import Format
 from mmare.errors import DataError, RunError
 from mmare.metrics.state import MetricState, class_scores
 from sites.manifest import ID, LABEL, parse_labels

@@ -4,37 +4,19 @@ from __future__ import annotations
 
 import io
 import json
-from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from client.prediction.table_format import Format
 from sites.manifest import ID
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from client.prediction.predict import Predictions
 
-__all__ = ["Format", "flat", "format_of", "record", "table_bytes", "told_classes"]
+__all__ = ["flat", "record", "table_bytes", "told_classes"]
 
 _BETWEEN = "; "  # of sentences in a cell
-
-
-class Format(StrEnum):
-    """Of the table that is written."""
-
-    CSV = "csv"
-    JSONL = "jsonl"
-    PARQUET = "parquet"
-
-
-def format_of(path: Path, wanted: Format | None = None) -> Format:
-    """The format that is asked for, or that the file's name ends in; CSV where it says nothing."""
-    if wanted is not None:
-        return wanted
-    ending = path.suffix.lower().removeprefix(".")
-    return Format(ending) if ending in list(Format) else Format.CSV
 
 
 def record(found: Predictions, row: int) -> dict[str, Any]:

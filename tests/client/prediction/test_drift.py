@@ -8,7 +8,7 @@ from typer.testing import CliRunner
 from client.cli import app
 from client.prediction.drift import drift_page, months_of
 from client.prediction.run import predict_site
-from client.prediction.table import Format
+from client.prediction.table_format import Format
 from client.privacy.records.audit_log import log_of
 from mmare.errors import RunError
 from tests.client.prediction.conftest import table_of
