@@ -10,6 +10,7 @@ tell (Mironov 2012).
 
 from __future__ import annotations
 
+import functools
 import hmac
 import json
 import math
@@ -117,9 +118,13 @@ def noise_source(
         tensors: The model, the state and the data that the answer is made of.
     """
 
+    @functools.cache  # all parts of an answer follow from the same tensors
+    def digests() -> tuple[str, ...]:
+        return tuple(map(tensor_digest, tensors))
+
     def draw(what: str) -> Noise:
         key = secret()
         asked = study.hash, study.seed, site, request.task, request.round, int(request.final), what
-        return Noise(key, request.run if key else "", *asked, *map(tensor_digest, tensors))
+        return Noise(key, request.run if key else "", *asked, *digests())
 
     return draw
