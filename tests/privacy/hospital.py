@@ -1,5 +1,6 @@
 """A hospital behind its real service and gate, for attacks by a coordinator."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 import pandas as pd
@@ -8,6 +9,7 @@ import torch
 from client.privacy.approvals import ApprovalFolder
 from client.privacy.records.audit_log import AuditLog
 from client.worker import make_service
+from mmare.models.blocks import block_tensors
 from mmare.models.registry import build_model
 from mmare.study.study import Study
 from mmare.wire.messages import (
@@ -22,7 +24,7 @@ from mmare.wire.messages import (
     decode,
     encode,
 )
-from mmare.wire.tensors import global_tensors, layout_of, pack
+from mmare.wire.tensors import global_tensors, layout_of, pack, trained_tensors, unpack
 from sites.config import SiteConfig, load_site
 from sites.federation import write_federation
 from tests.federations import site_tables, tiny_study
@@ -97,6 +99,18 @@ class Hospital:
     def lines(self, event: str) -> list[dict]:
         """Of the audit log."""
         return [line for line in self.audit.lines() if line["event"] == event]
+
+
+def read_tensors(payload: bytes, like: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Tensors as they travel, of these names and shapes."""
+    return unpack(torch.frombuffer(bytearray(payload), dtype=torch.uint8), layout_of(like))
+
+
+def sent_and_arrived(model, update: Update, payload: bytes):
+    """Of the blocks of an update: the tensors of the model that was sent, and those that came back."""
+    blocks = [block for block in model.blocks() if block.name in update.blocks]
+    sent = block_tensors(blocks, trained_tensors(model))
+    return sent, read_tensors(payload, sent)
 
 
 def flat(model: torch.nn.Module) -> bytes:

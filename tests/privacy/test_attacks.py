@@ -4,7 +4,7 @@ The adversaries: a coordinator that keeps what comes (A) or asks under an approv
 (B), and a hospital that lies (C).
 """
 
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from unittest.mock import patch
 
@@ -19,11 +19,10 @@ from sklearn.metrics import roc_auc_score, roc_curve
 from client.data.dataset import load_data
 from mmare.errors import RunError
 from mmare.models.batch import Batch
-from mmare.models.blocks import block_tensors
 from mmare.models.registry import build_model
 from mmare.study.study import Study, parse_study
 from mmare.wire.messages import Request, Split, Task, Update, WireError, decode
-from mmare.wire.tensors import copy_tensors, global_tensors, layout_of, pack, trained_tensors, unpack
+from mmare.wire.tensors import copy_tensors, global_tensors, pack
 from server.store.model_file import load_model
 from sites.config import load_site
 from sites.features import load_features, write_features
@@ -36,9 +35,9 @@ from tests.federations import (
     tiny_study,
     while_training,
 )
-from tests.privacy.hospital import LIMIT, Hospital
+from tests.privacy.hospital import LIMIT, Hospital, read_tensors, sent_and_arrived
 from tests.privacy.test_false_weights import ROWS, boasting, with_counts
-from tests.privacy.test_models import TRAP_STUDY, stolen, trap
+from tests.privacy.test_models import TRAP_STUDY, robbed
 from tests.privacy.test_moments import admit
 
 pytestmark = pytest.mark.bench
@@ -48,6 +47,13 @@ WIDTH = 150  # of the tables
 RUNS = 24  # of the membership attack: every patient is in half of them
 PATIENTS = 64
 RARE = 4  # patients of the rare class in a hospital's train split
+
+
+OPEN_DOORS = {
+    "client.training.service.check_arrival": lambda *_: None,
+    "client.training.trainer.TrainedRound.of_enough": lambda trained, _limit: trained,
+    "client.privacy.records.moments_record.MomentsRecord.settle": lambda _, fresh, *__: fresh,
+}
 
 
 @dataclass(frozen=True)
@@ -71,21 +77,12 @@ class Protection:
     def is_private(self):
         return "dp" in self.privacy
 
-    def __enter__(self):
-        self._stack.__enter__()
-        if self.open_doors:
-            for target, value in {
-                "client.training.service.check_arrival": lambda *_: None,
-                "client.training.trainer.TrainedRound.of_enough": lambda trained, _limit: trained,
-                "client.privacy.records.moments_record.MomentsRecord.settle": lambda _, fresh, *__: fresh,
-            }.items():
-                self._stack.enter_context(patch(target, value))
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._stack.__exit__(*error)
-
-    _stack: ExitStack = field(default_factory=ExitStack, repr=False, compare=False)
+    @contextmanager
+    def in_force(self):
+        with ExitStack() as stack:
+            for target, value in OPEN_DOORS.items() if self.open_doors else ():
+                stack.enter_context(patch(target, value))
+            yield
 
 
 PROTECTIONS = [
@@ -123,9 +120,7 @@ def summed_change(answered):
     """The sum of the changes of some hospitals, by tensor; none where no hospital changed it."""
     total: dict[str, torch.Tensor] = {}
     for hospital, model, update in answered:
-        blocks = [block for block in model.blocks() if block.name in update.blocks]
-        sent = block_tensors(blocks, trained_tensors(model))
-        after = unpack(torch.frombuffer(bytearray(hospital.tensors), dtype=torch.uint8), layout_of(sent))
+        sent, after = sent_and_arrived(model, update, hospital.tensors)
         for name, before in sent.items():
             total[name] = total.get(name, 0) + after[name] - before
     return total
@@ -136,7 +131,7 @@ def test_difference_of_moments(tmp_path, table):
     table[MOMENTS] = {}
     study = tiny_study(training={"noise_probability": 0.0})
     for protection in PROTECTIONS:
-        with protection:
+        with protection.in_force():
             those = hospitals(protection, tmp_path / protection.name, study, missing=0.0)
             if protection.is_private:
                 (told,) = {each.n for each in those[0].ask(Task.STATISTICS).moments}
@@ -155,35 +150,6 @@ def total_of(those, run):
     return sum(np.array(each.ask(Task.STATISTICS, run=run).moments[0].total) for each in those)
 
 
-def robbed(those, number, study):
-    """The share of the first hospital's patients that the answers to a crafted model show."""
-    answered = []
-    honest, model = build_model(study), trap(study)
-    if study.privacy.dp is None:
-        statistics = those[0].ask(Task.STATISTICS).moments[0]
-        mean = torch.tensor(statistics.total) / statistics.n
-        deviation = (torch.tensor(statistics.squares) / statistics.n - mean**2).sqrt()
-        for each in (honest, model):
-            each.scaling.set_moments(0, mean, deviation)
-    else:
-        with torch.no_grad():
-            model.adapters.adapters["0"].bias.fill_(-0.5)  # rows have a length of one
-    for each in those:
-        if number > 1:  # it takes part from the beginning
-            assert isinstance(each.train(1, honest), Update)
-        update = each.train(number, model)
-        if not isinstance(update, Update):
-            return update
-        answered.append((each, model, update))
-    before = trained_tensors(answered[0][1])
-    change = summed_change(answered)
-    changed = {name: value + change[name] for name, value in before.items() if name in change}
-    data = load_data(those[0].site, study)
-    rows = data.rows[Split.TRAIN][data.present[data.rows[Split.TRAIN], 0]]
-    scaled = honest.scaling(tuple(part[rows] for part in data.embedding), data.present[rows])
-    return stolen(before, changed, scaled[:, : data.embedding[0].shape[1]]) / len(rows)
-
-
 @pytest.mark.parametrize(
     ("attack", "number", "bound"),
     [
@@ -195,9 +161,9 @@ def robbed(those, number, study):
 def test_a_crafted_model(tmp_path, table, attack, number, bound):
     for protection in PROTECTIONS:
         bounded = protection if bound is None else replace(protection, privacy={"max_step": bound})
-        with bounded:
+        with bounded.in_force():
             those = hospitals(protection, tmp_path / protection.name, bounded.study(TRAP_STUDY))
-            found = robbed(those, number, those[0].study)
+            found = robbed(those[0], number, those[1:], honest_first=number > 1)
         refused = not isinstance(found, float)
         table.setdefault(attack, {})[protection.name] = f"refused ({found})" if refused else f"{found:.0%}"
         if protection.open_doors:
@@ -210,7 +176,7 @@ def test_a_block_of_one_patient(tmp_path, table):
     """One patient has ct: the cosine of the change of ct's adapter with the embedding."""
     for protection in PROTECTIONS:
         study = tiny_study(training={"optimizer": "sgd", "noise_probability": 0.0, "weight_decay": 0.0})
-        with protection:
+        with protection.in_force():
             those = hospitals(protection, tmp_path / protection.name, study, missing=0.0)
             having_one(those[0])
             answered = [(each, build_model(each.study), each.train(1)) for each in those]
@@ -290,6 +256,14 @@ def confidence(model, batch):
     return torch.logit(right).numpy()
 
 
+def model_sent(study, payload):
+    """The model of a request."""
+    model = build_model(study)
+    tensors = global_tensors(model)
+    copy_tensors(tensors, read_tensors(payload, tensors))
+    return model
+
+
 class Eavesdropper:
     """What a coordinator keeps of a site's last update: its model."""
 
@@ -304,14 +278,8 @@ class Eavesdropper:
                 update = decode(Update, text)
             except WireError:  # masked
                 return text, tensors
-            model = build_model(self.study)
-            sent = global_tensors(model)
-            copy_tensors(
-                sent, unpack(torch.frombuffer(bytearray(payload), dtype=torch.uint8), layout_of(sent))
-            )
-            blocks = [block for block in model.blocks() if block.name in update.blocks]
-            own = block_tensors(blocks, trained_tensors(model))
-            copy_tensors(own, unpack(torch.frombuffer(bytearray(tensors), dtype=torch.uint8), layout_of(own)))
+            model = model_sent(self.study, payload)
+            copy_tensors(*sent_and_arrived(model, update, tensors))
             self.model = model
         return text, tensors
 
@@ -340,7 +308,7 @@ def test_membership(tmp_path, table):
             ]
             write_federation(folder / "fed", protected, list(map(without, tables, left_out)))
             ear = Eavesdropper(protected)
-            with protection:
+            with protection.in_force():
                 run_nodes(folder / "fed", folder / "run", faults={0: ear})
             model = load_model(folder / "run" / "model")
             final.scores.append(np.concatenate([confidence(model, batch) for batch in batches]))
@@ -401,13 +369,9 @@ def times(factor):
             update = decode(Update, text)
         except WireError:  # it refused
             return text, tensors
-        model = build_model(parse_study(decode(Request, header).study, "attack"))
-        sent = global_tensors(model)
-        copy_tensors(sent, unpack(torch.frombuffer(bytearray(payload), dtype=torch.uint8), layout_of(sent)))
-        blocks = [block for block in model.blocks() if block.name in update.blocks]
-        own = block_tensors(blocks, trained_tensors(model))
-        after = unpack(torch.frombuffer(bytearray(tensors), dtype=torch.uint8), layout_of(own))
-        larger = {name: before + factor * (after[name] - before) for name, before in own.items()}
+        model = model_sent(parse_study(decode(Request, header).study, "attack"), payload)
+        sent, after = sent_and_arrived(model, update, tensors)
+        larger = {name: before + factor * (after[name] - before) for name, before in sent.items()}
         return text, pack(larger).numpy().tobytes()
 
     return while_training(fault)

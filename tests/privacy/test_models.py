@@ -8,12 +8,11 @@ import torch
 from client.data.dataset import load_data
 from mmare.errors import SiteCode
 from mmare.models.adapters import pooled_moments
-from mmare.models.blocks import block_tensors
 from mmare.models.registry import build_model
 from mmare.wire.messages import Split, Task, Update
-from mmare.wire.tensors import global_tensors, layout_of, trained_tensors, unpack
+from mmare.wire.tensors import global_tensors, layout_of, trained_tensors
 from tests.federations import tiny_study
-from tests.privacy.hospital import LIMIT, STUDY, Hospital, flat
+from tests.privacy.hospital import LIMIT, STUDY, Hospital, flat, sent_and_arrived
 
 WIDE = 64  # neurons of the trap
 
@@ -66,23 +65,36 @@ TRAP_STUDY = tiny_study(
 )
 
 
-def robbed(hospital, number):
-    """Patients whose features the answer to one request of training shows, of those who have them."""
-    statistics = hospital.ask(Task.STATISTICS).moments[0]
-    model = trap(hospital.study)
-    mean, deviation = pooled_moments(statistics.n, statistics.total, statistics.squares)
-    model.scaling.set_moments(0, mean, deviation)
-    before = {name: value.clone() for name, value in trained_tensors(model).items()}
-    update = hospital.train(number, model)
-    if not isinstance(update, Update):
-        return update
-    blocks = [block for block in model.blocks() if block.name in update.blocks]
-    layout = layout_of(block_tensors(blocks, trained_tensors(model)))
-    changed = unpack(torch.frombuffer(bytearray(hospital.tensors), dtype=torch.uint8), layout)
-    data = load_data(hospital.site, hospital.study)
+def robbed(hospital, number, helpers=(), *, honest_first=False):
+    """The share of a hospital's patients whose features the answers to one crafted model show.
+
+    Those of ``helpers`` are added to its answer; with ``honest_first`` all took part in the round before.
+    """
+    study = hospital.study
+    honest, model = build_model(study), trap(study)
+    if study.privacy.dp is None:
+        statistics = hospital.ask(Task.STATISTICS).moments[0]
+        sums = pooled_moments(statistics.n, statistics.total, statistics.squares)
+        for each in (honest, model):
+            each.scaling.set_moments(0, *sums)
+    else:
+        with torch.no_grad():
+            model.adapters.adapters["0"].bias.fill_(-0.5)  # rows have a length of one
+    before = trained_tensors(model)
+    changed = {name: value.clone() for name, value in before.items()}
+    for each in (hospital, *helpers):
+        if honest_first:
+            assert isinstance(each.train(number - 1, honest), Update)
+        update = each.train(number, model)
+        if not isinstance(update, Update):
+            return update
+        sent, after = sent_and_arrived(model, update, each.tensors)
+        for name in changed.keys() & sent.keys():
+            changed[name] += after[name] - sent[name]
+    data = load_data(hospital.site, study)
     rows = data.rows[Split.TRAIN][data.present[data.rows[Split.TRAIN], 0]]
-    scaled = (data.embedding[0][rows] - mean) / deviation
-    return stolen(before, changed, scaled) / len(rows)
+    scaled = honest.scaling(tuple(part[rows] for part in data.embedding), data.present[rows])
+    return stolen(before, changed, scaled[:, : data.embedding[0].shape[1]]) / len(rows)
 
 
 def test_a_crafted_first_model_is_refused(tmp_path, monkeypatch):

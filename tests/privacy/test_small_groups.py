@@ -10,12 +10,12 @@ from client.training.trainer import patients_of
 from mmare.errors import SiteCode
 from mmare.metrics.coarse import coarsened
 from mmare.metrics.state import MetricState, merge_all
-from mmare.models.blocks import block_tensors, exposures
+from mmare.models.blocks import exposures
 from mmare.models.registry import build_model
 from mmare.wire.messages import Split, Task
-from mmare.wire.tensors import layout_of, trained_tensors, unpack
+from mmare.wire.tensors import layout_of
 from tests.federations import tiny_study
-from tests.privacy.hospital import LIMIT, STUDY, Hospital, flat
+from tests.privacy.hospital import LIMIT, STUDY, Hospital, flat, sent_and_arrived
 from tests.properties import first_quick
 
 ADAPTER = "adapters.adapters.0.weight"
@@ -34,11 +34,7 @@ def having_ct(count):
 
 def answer_of(hospital, update):
     """What the coordinator learns of each block that was sent: its change."""
-    model = build_model(hospital.study)
-    before = trained_tensors(model)
-    blocks = [block for block in model.blocks() if block.name in update.blocks]
-    sent = block_tensors(blocks, before)
-    after = unpack(torch.frombuffer(bytearray(hospital.tensors), dtype=torch.uint8), layout_of(sent))
+    sent, after = sent_and_arrived(build_model(hospital.study), update, hospital.tensors)
     return {name: after[name] - value for name, value in sent.items()}
 
 

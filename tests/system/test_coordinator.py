@@ -139,33 +139,30 @@ def test_told_to_stop_it_stops_everything_and_the_same_command_resumes(
     assert outcome(out) == expected
 
 
-def test_secure_sums_are_the_same_bits_though_a_worker_is_killed(coordinator, federation, place, tmp_path):
-    settings = ["privacy.secure_sum=true", "federation.min_sites=3"]
-    study = tmp_path / "secure.toml"
+def run_with_a_killed_worker(coordinator, federation, folder, settings):
+    """A run of the study with other settings, which every hospital approves first; its folder."""
+    study, out = folder / "study.toml", folder / "run"
     study.write_text(tomli_w.dumps(load_study(federation / "study.toml").override(settings).to_dict()))
-    run_nodes(federation, place / "secure", settings=settings)
     for hospital in coordinator.hospitals:
         hospital.approve(study)
-    out = tmp_path / "run"
     coordinator.start(study, out)
     coordinator.until_round(out, 2)
     coordinator.hospitals[1].kill("worker")
     coordinator.finish(LONG_S)
+    return out
+
+
+def test_secure_sums_are_the_same_bits_though_a_worker_is_killed(coordinator, federation, place, tmp_path):
+    settings = ["privacy.secure_sum=true", "federation.min_sites=3"]
+    run_nodes(federation, place / "secure", settings=settings)
+    out = run_with_a_killed_worker(coordinator, federation, tmp_path, settings)
     assert outcome(out) == outcome(place / "secure")
 
 
 def test_a_private_run_is_paid_for_once_though_a_worker_is_killed(coordinator, federation, tmp_path):
     scaled = [f"modality.{name}.scaling=l2" for name in ("ct", "wsi")]
     settings = [*scaled, "training.noise_probability=0.0", "privacy.dp={epsilon = 8.0, delta = 1e-3}"]
-    study = tmp_path / "private.toml"
-    study.write_text(tomli_w.dumps(load_study(federation / "study.toml").override(settings).to_dict()))
-    for hospital in coordinator.hospitals:
-        hospital.approve(study)
-    out = tmp_path / "run"
-    coordinator.start(study, out)
-    coordinator.until_round(out, 2)
-    coordinator.hospitals[1].kill("worker")
-    coordinator.finish(LONG_S)
+    out = run_with_a_killed_worker(coordinator, federation, tmp_path, settings)
     assert len([each for each in all_events(out) if each["event"] == "aggregated"]) == ROUNDS
     for hospital in coordinator.hospitals:
         told = json.loads(command("mmare-site", "budget", hospital.file, "--json"))
