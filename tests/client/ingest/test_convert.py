@@ -117,7 +117,7 @@ def test_killed_conversion_goes_on_where_it_was(tmp_path):
     )
     command = [sys.executable, "-c", program, tmp_path / "in", tmp_path / "out"]
     assert subprocess.run(command, check=False).returncode == -signal.SIGKILL
-    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("*.nii.gz")}
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("[!.]*.nii.gz")}
     report = convert(tmp_path)
     assert len(report.converted) == 40
     untouched = [path for path, stamp in before.items() if path.stat().st_mtime_ns == stamp]
