@@ -99,6 +99,8 @@ class Predictions:
         found = [package.facts.notice, *self.inputs.notes]
         if package.calibration is None:
             found.append("the probabilities are not calibrated: the package has no calibration")
+        elif caution := package.report.get("calibration", {}).get("caution"):
+            found.append(caution)
         if package.operating_point is None:
             found.append("called is the most probable class: the package has no operating point")
         if package.prediction_sets is not None:

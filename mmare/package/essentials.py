@@ -39,6 +39,8 @@ def _lines(package: Package) -> Iterator[str]:
     point = package.operating_point
     if point is not None:
         yield f"  called positive from {point.calibrated:.3f} on ({point.rule})"
+    if caution := package.report.get("calibration", {}).get("caution"):
+        yield f"  caution        {caution}"
     for note in package.results["notes"]:
         yield f"  note           {note}"
     for part, why in facts.not_stated.items():

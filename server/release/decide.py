@@ -38,6 +38,7 @@ __all__ = ["Decisions", "PointRule", "decide", "point_rule"]
 
 LEVEL: Final = 0.9  # of prediction sets
 FEWEST: Final = math.ceil(1 / (1 - LEVEL) - 1e-9) - 1  # validation rows of a class, for a set to leave it out
+FEW: Final = 100  # validation rows of a class, below which a calibration rests on few
 OLD: Final = "the run is of an earlier version and kept no metric states"
 UNNAMED: Final = 'the study does not name it: [privacy] extra = ["calibration"]'
 PARTS: Final = ("calibration", "operating_point", "prediction_sets")
@@ -113,6 +114,7 @@ def _calibrate(
         "log_loss": {},
         "brier": {},
         "ece": {},
+        "caution": _caution(study, grid.counts.tolist()),
     }
     for name, split in (("validation", validation), ("test", test)):
         if split.calibration is not None and split.pooled.n:
@@ -125,6 +127,18 @@ def _calibrate(
             report["reliability"] = {"rows": name, **dict(zip(("before", "after"), plots, strict=False))}
     found.report["calibration"] = report
     return made
+
+
+def _caution(study: Study, counts: list[int]) -> str:
+    """What to know of a calibration on few rows; empty if they are enough."""
+    fewest = min(counts)
+    if fewest >= FEW:
+        return ""
+    rare = study.classes[counts.index(fewest)]
+    return (
+        f"the calibration rests on {sum(counts)} validation rows, {fewest} of them {rare}; "
+        "where rows are few, a prior keeps it near none"
+    )
 
 
 def _choose_point(

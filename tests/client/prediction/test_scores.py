@@ -16,7 +16,11 @@ from tests.federations import tiny_data, tiny_study
 from tests.packages import made_package
 
 POINT = {"rule": "sensitivity >= 0.9", "threshold": 0.45, "calibrated": 0.4}
-CALIBRATION = {"calibration": {"temperature": 2.0, "bias": [0.0, 0.5]}, "operating_point": POINT}
+CALIBRATION = {
+    "calibration": {"temperature": 2.0, "bias": [0.0, 0.5]},
+    "operating_point": POINT,
+    "report": {"calibration": {"caution": "it rests on few rows"}},
+}
 
 
 @pytest.fixture(scope="module")
@@ -74,6 +78,7 @@ def test_calibration_changes_probabilities_and_the_shares_sum_to_the_calibrated(
     wanted = found.judgement.probability - found.prior
     torch.testing.assert_close(found.shares.sum(dim=1), wanted, rtol=0, atol=1e-12)
     assert not any("not calibrated" in note for note in found.notes)
+    assert "it rests on few rows" in found.notes
     assert any("start from equal ones" in note for note in found.notes)  # the package tells no counts
 
 

@@ -6,6 +6,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from scipy.stats import norm
 from sklearn.metrics import brier_score_loss, log_loss
 
 from mmare.metrics.calibration import (
@@ -46,16 +47,21 @@ def test_a_point_of_the_grid_is_the_mean_loss_of_its_rows(n_classes, bias):
     assert found["brier"] == pytest.approx(expected, abs=1e-5)
 
 
+def posterior(calibration, logits, labels):
+    """Minus its logarithm: of the rows, and of a normal prior with deviation one half."""
+    losses = log_loss(labels, calibration.probabilities(logits).numpy(), normalize=False)
+    return losses - norm.logpdf([np.log(calibration.temperature), sum(calibration.bias)], 0, 0.5).sum()
+
+
 @pytest.mark.parametrize("n_classes", [2, 3])
-def test_the_smallest_log_loss_is_taken(n_classes):
+def test_the_most_probable_point_is_taken(n_classes):
     logits, labels = random_rows(n_classes, 200, spread=4.0)
     state = CalibrationState.of(logits, labels)
-    chosen = state.fit()
-    best = log_loss(labels, calibration_at(chosen, n_classes).probabilities(logits).numpy())
+    best = posterior(calibration_at(state.fit(), n_classes), logits, labels)
     for temperature in TEMPERATURES[::6]:
         for shift in SHIFTS[::10]:
             other = Calibration(temperature, (0.0,) * (n_classes - 1) + (shift,))
-            assert best <= log_loss(labels, other.probabilities(logits).numpy()) + 1e-6
+            assert best <= posterior(other, logits, labels) + 1e-3
     same = calibration_at(identity_point(n_classes), n_classes)
     assert same == Calibration(1.0, (0.0,) * n_classes)
     assert torch.allclose(same.probabilities(logits), logits.double().softmax(dim=1))
@@ -70,6 +76,16 @@ def test_sites_together_are_all_rows(n_classes):
     torch.testing.assert_close(merged.losses, pooled.losses, atol=3e-4, rtol=0)
     sent = json.loads(json.dumps(merged.to_dict()))
     assert torch.equal(CalibrationState.from_dict(sent, n_classes).losses, merged.losses)
+
+
+def test_a_dozen_rows_do_not_overrule_a_model_that_is_calibrated():
+    """They happen to be told apart perfectly, so that the steepest logits would have the smallest loss."""
+    logits = torch.tensor([[0.0, -1.0], [0.0, 1.0]]).repeat(6, 1)
+    labels = torch.tensor([0, 1]).repeat(6)
+    few = calibration_at(CalibrationState.of(logits, labels).fit(), 2)
+    many = calibration_at(CalibrationState.of(logits.repeat(50, 1), labels.repeat(50)).fit(), 2)
+    assert few.temperature == 2 * TEMPERATURES[0]
+    assert many.temperature == TEMPERATURES[0]
 
 
 def test_a_class_without_rows_cannot_be_calibrated():

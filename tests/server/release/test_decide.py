@@ -9,6 +9,7 @@ from client.data.dataset import SiteData, load_data
 from mmare.errors import InputError
 from mmare.metrics.calibration import CalibrationState, calibration_at
 from mmare.models.batch import Batch
+from mmare.package.essentials import essentials
 from mmare.package.package import read_package
 from mmare.wire.messages import Split
 from server.release.decide import PointRule, Rule, decide, point_rule
@@ -50,6 +51,9 @@ def test_calibration_is_that_of_pooled_rows(run, package):
     before, after = report["log_loss"]["validation"]
     assert before == pytest.approx(log_loss(labels, logits.softmax(dim=1).numpy()), abs=1e-4)
     assert after == pytest.approx(log_loss(labels, probability), abs=1e-4)
+    fewest = labels.bincount().min()
+    assert f"rests on {len(labels)} validation rows, {fewest} of them" in report["caution"]
+    assert report["caution"] in essentials(package)
     logits, labels = pooled(run, package, Split.TEST)
     found = log_loss(labels, package.judge(logits).probability.numpy())
     assert report["log_loss"]["test"][1] == pytest.approx(found, abs=1e-4)

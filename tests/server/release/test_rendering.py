@@ -104,6 +104,9 @@ def test_the_page_shows_the_card_and_runs_nothing(package):
     assert "</title><script>" in shown
     temperature = package.calibration.temperature
     assert f"divided by {temperature:.3f}" in shown
+    caution = f"Caution: {package.report['calibration']['caution']}."
+    assert caution in shown
+    assert caution in text(package, "README.md")
     assert page.tags.count("polyline") == 2
     low = package.report["operating_point"]["test"]["pooled"]["sensitivity"][1]
     assert f"({low:.3f} to" in shown
