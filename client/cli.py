@@ -228,10 +228,16 @@ def start(
     one in hand.
     """
     import logging
+    import time
 
     from client.start import has_joined, keep_site
 
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logging.Formatter.converter = time.gmtime  # as status and the audit log
+    logging.basicConfig(
+        level=logging.INFO,
+        format="%(asctime)sZ %(levelname)s %(name)s: %(message)s",
+        datefmt="%Y-%m-%d %H:%M:%S",
+    )
     config = _site(site)
     if part is Part.RELAY or (part is Part.ALL and has_joined(config)):
         finished = keep_site(config, site, worker=part is Part.ALL)

@@ -92,32 +92,46 @@ class RunError(MmareError):
 
 
 class SiteCode(StrEnum):
-    """Why a site refused a request: all that leaves the site about it."""
+    """Why a site refused a request: all that leaves the site about it. ``meaning`` is for people.
 
-    MESSAGE = "S101"  # invalid message
-    STUDY = "S102"  # the study is not the approved one
-    NODES = "S103"  # the federation has another number of nodes than sites
-    DATA = "S201"  # the site's data cannot be used for this study
-    NON_FINITE = "S203"  # training or evaluation produced NaN or infinity
-    STATE = "S204"  # the site's kept optimiser state is missing or damaged
-    EMPTY = "S205"  # no rows to train on
-    TABLE = "S206"  # the site's table changed since the run began, and its part in the run ends
-    RELEASE = "S301"  # the reply is not what the approved study releases
-    NORM = "S302"  # the update's norm exceeds the site's limit
-    RELEASES = "S303"  # the site's limit of releases for this study is reached
-    AUDIT = "S304"  # the audit log could not be written, so nothing was released
-    CHAIN = "S305"  # lines of the audit log are missing or were changed, so nothing is released
-    REQUEST = "S306"  # the approved study does not call for what was asked
-    ROUND = "S307"  # an earlier round, or one that was answered, asked again with something else
-    MODEL = "S308"  # the model does not descend from what the site has seen
-    SUM = "S309"  # a secure sum that the site cannot take part in: too few sites, another key, another value
-    BUDGET = "S310"  # differential privacy: more than the site's budget, or than its data can carry
-    WORKER = "S401"  # the site worker does not reply: not running, or it ended
-    LATE = "S402"  # the site worker missed the study's deadline
+    Example:
+        >>> print(SiteCode("S102"), SiteCode.STUDY.meaning, sep=": ")
+        S102: the hospital has not approved this study
+    """
+
+    meaning: str
+
+    MESSAGE = "S101", "the message is not valid"
+    STUDY = "S102", "the hospital has not approved this study"
+    NODES = "S103", "the federation has another number of nodes than sites"
+    DATA = "S201", "the site's data cannot be used for this study"
+    NON_FINITE = "S203", "training or evaluation produced NaN or infinity"
+    STATE = "S204", "the site's kept optimiser state is missing or damaged"
+    EMPTY = "S205", "the site has no rows to train on"
+    TABLE = "S206", "the site's table changed since the run began, and its part in the run ends"
+    RELEASE = "S301", "the reply is not what the approved study releases"
+    NORM = "S302", "the update's norm exceeds the site's limit"
+    RELEASES = "S303", "the site's limit of releases for this study is reached"
+    AUDIT = "S304", "the site's audit log could not be written, so nothing was released"
+    CHAIN = "S305", "lines of the site's audit log are missing or were changed, so nothing is released"
+    REQUEST = "S306", "the approved study does not call for what was asked"
+    ROUND = "S307", "an earlier round, or one that was answered, was asked again with something else"
+    MODEL = "S308", "the model does not descend from what the site has seen"
+    SUM = "S309", "the site cannot take part in the secure sum: too few sites, another key, another value"
+    BUDGET = "S310", "differential privacy: more than the site's budget, or than its data can carry"
+    WORKER = "S401", "the site worker does not reply: it is not running, or it ended"
+    LATE = "S402", "the site worker missed the study's deadline"
     RELAY = (
-        "S403"  # the installed Flower is not the one that the relay was checked with, so it does not start
+        "S403",
+        "the installed Flower is not the one that the relay was checked with, so it does not start",
     )
-    INTERNAL = "S500"  # anything else; the detail is in the site's own log
+    INTERNAL = "S500", "something else failed; the detail is in the site's own log"
+
+    def __new__(cls, code: str, meaning: str = "") -> SiteCode:
+        """A member whose text is its code."""
+        member = str.__new__(cls, code)
+        member._value_, member.meaning = code, meaning
+        return member
 
 
 class SiteError(MmareError):

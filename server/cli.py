@@ -110,7 +110,7 @@ def _status_of_kit(kit: Path, console: Console, *, watch: bool) -> Path | None:
     from server.deployment.run_supervisor import last_run
     from server.deployment.status import kit_status
     from server.membership.kit import load_kit
-    from server.store.journal import JOURNAL
+    from server.store.journal import LOCK
 
     loaded = load_kit(kit)
     found = last_run(loaded)
@@ -118,7 +118,7 @@ def _status_of_kit(kit: Path, console: Console, *, watch: bool) -> Path | None:
         console.print(kit_status(loaded), "", highlight=False)
     elif found is None:
         raise InputError(f"{loaded.folder}: no run is under way; expected a run folder to watch")
-    begun = found is not None and (found[0] / JOURNAL).exists()
+    begun = found is not None and (found[0] / LOCK).exists()
     return found[0] if found is not None and begun else None
 
 

@@ -21,7 +21,7 @@ import time
 from typing import TYPE_CHECKING, Final
 
 from client.doctor.background import in_background
-from client.doctor.findings import problem
+from client.doctor.findings import problem, warning
 from client.doctor.kit import check_kit
 from client.doctor.machine import check_device, check_disk, check_memory, check_versions
 from client.doctor.network import check_network
@@ -81,5 +81,10 @@ def _result(name: str, work: Future[list[Finding]], end: float) -> list[Finding]
     try:
         return work.result(timeout=max(end - time.monotonic(), 0.0))
     except TimeoutError:
+        found = f"no result after {MOST_S:.0f} s"
+        load, cores = os.getloadavg()[0], os.cpu_count() or 1
+        if load > cores:
+            found = f"{found}: this machine is busy, {load:.0f} processes want its {cores} cores"
+            return [warning(name, found, "run the check again when it has less to do")]
         advice = "run the check again; if this persists, a disk or a driver of this machine hangs"
-        return [problem(name, f"no result after {MOST_S:.0f} s", advice)]
+        return [problem(name, found, advice)]

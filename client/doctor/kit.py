@@ -70,7 +70,7 @@ def _key(kit: SiteKit, coordinator: Coordinator, site: SiteConfig) -> list[Findi
         return [problem("kit", str(error), advice)]
     if coordinator.key and coordinator.key != own:
         found = f"the key is {own}, but the coordinator has admitted {coordinator.key}"
-        advice = "send the request.json of mmare-site kit request again and install the new bundle"
+        advice = "send the request of mmare-site kit request again and install the new bundle"
         return [problem("kit", found, advice)]
     return [fine("kit", f"{kit.folder}: key {own}")]
 

@@ -18,7 +18,7 @@ app = typer.Typer(
 def request(
     site: Annotated[Path, typer.Argument(help="The site's site.toml.")],
     out: Annotated[
-        Path | None, typer.Option(help="Output file; by default request.json beside site.toml.")
+        Path | None, typer.Option(help="Output file; by default request-SITE.json beside site.toml.")
     ] = None,
     *,
     new_key: Annotated[bool, typer.Option("--new-key", help="Replace the old key.")] = False,

@@ -2,7 +2,7 @@
 
 ::
 
-    make_request ─► node.key, node.pub, superexec.secret in the kit folder; request.json beside site.toml
+    make_request ─► node.key, node.pub, superexec.secret in the kit folder; request-SITE.json beside site.toml
     install_bundle ─► ca.crt, coordinator.toml, study.toml in the kit folder
 
 A bundle holds an address, a certificate and perhaps a study, all checked before anything is installed;
@@ -87,7 +87,7 @@ def make_request(site: SiteConfig, out: Path | None = None, *, new_key: bool = F
     Run again, it writes the same request: the site's id, its public key and the version of this software.
 
     Args:
-        out: By default ``request.json`` beside ``site.toml``.
+        out: By default ``request-SITE.json`` beside ``site.toml``.
         new_key: Replace the key; the coordinator must admit the new one with ``--replace``.
 
     Raises:
@@ -96,7 +96,7 @@ def make_request(site: SiteConfig, out: Path | None = None, *, new_key: bool = F
             cannot be written.
     """
     kit = SiteKit(site.coordinator.kit)
-    out = site.folder / "request.json" if out is None else out
+    out = site.folder / f"request-{site.id}.json" if out is None else out
     access = _access(site)
     try:
         _own_folder(kit.folder, access)
@@ -295,7 +295,8 @@ def _checked(files: Mapping[str, bytes], bundle: Path, site: SiteConfig) -> Coor
     own = own_fingerprint(site)
     if coordinator.key != own:
         raise InputError(
-            f"{bundle}: for the key {coordinator.key}, but this site's is {own}; send request.json again"
+            f"{bundle}: for the key {coordinator.key}, but this site's is {own}; send the request that "
+            "mmare-site kit request makes again"
         )
     found = ""
     if BUNDLE_STUDY in files:

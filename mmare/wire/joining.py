@@ -2,7 +2,7 @@
 
 ::
 
-    hospital: kit request ─► request.json ─► coordinator: kit admit ─► SITE.zip ─► hospital: kit install
+    hospital: kit request ─► request-SITE.json ─► coordinator: kit admit ─► SITE.zip ─► hospital: kit install
 
 Neither holds a secret: the site's private key never leaves it; the bundle has the coordinator's certificate
 authority, its address and the study.
@@ -79,7 +79,7 @@ def read_request(path: Path) -> JoinRequest:
     if PRIVATE_MARK in content:
         raise InputError(
             f"{path}: holds a private key, which must never leave its site; the site makes a new one with "
-            "mmare-site kit request --new-key and sends request.json only"
+            "mmare-site kit request --new-key and sends its request only"
         )
     try:
         found = json.loads(content.decode("utf-8-sig"))
@@ -89,7 +89,7 @@ def read_request(path: Path) -> JoinRequest:
     except (ValueError, RecursionError) as error:  # of UTF-8, JSON and tables
         why = str(error) if isinstance(error, TableError) else "not JSON"
         raise InputError(
-            f"{path}: not a request to join ({why}); expected request.json as mmare-site kit request makes it"
+            f"{path}: not a request to join ({why}); expected a file as mmare-site kit request makes it"
         ) from None
     if request.format != REQUEST_FORMAT:
         raise InputError(

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from server.membership.kit import Kit
     from server.run.request import RunRequest
 
-__all__ = ["Supervision", "last_run"]
+__all__ = ["Supervision", "last_run", "record_run"]
 
 RECORD: Final = "run.json"  # in the kit's state: the current run, for `status` and the next start
 POLL_S: Final = 0.25
@@ -50,7 +50,7 @@ class _Record:
     """The run that a coordinator supervises."""
 
     out: str  # run folder
-    run: int  # Flower's number of the attempt
+    run: int  # Flower's number of the attempt, 0 before the first
     attempts: int  # since the start of the command
     since: str  # submission, ISO, UTC
 
@@ -158,7 +158,7 @@ class Supervision:
             self._retry(str(error), None, progress=False)
             return
         self._attempt = Attempt(run, time.monotonic())
-        self._record(run)
+        record_run(self._kit, self._out, run, self._attempts)
         self._view.say(f"attempt {self._attempts} submitted, Flower's run {run}")
 
     def _end(self, reason: str) -> bool:
@@ -217,11 +217,6 @@ class Supervision:
         except RunError:
             return None  # SuperLink is restarting
 
-    def _record(self, run: int) -> None:
-        record = _Record(str(self._out), run, self._attempts, datetime.now(UTC).isoformat())
-        with suppress(OSError):
-            write_whole(self._kit.state / RECORD, json.dumps(record.__dict__, indent=2).encode())
-
     def _keep_log(self, run: int) -> None:
         """Copy the output of a failed ServerApp, which Flower stores, to the other programs' logs."""
         text = run_log(self._kit, run)
@@ -235,6 +230,13 @@ class Supervision:
                 if free < LITTLE_BYTES:
                     return f" (the disk of {path} has {free / 2**20:.0f} MiB left: free some space first)"
         return ""
+
+
+def record_run(kit: Kit, out: Path, run: int = 0, attempts: int = 0) -> None:
+    """Record the current run, ``run`` being Flower's number of it once it is submitted."""
+    record = _Record(str(out), run, attempts, datetime.now(UTC).isoformat())
+    with suppress(OSError):
+        write_whole(kit.state / RECORD, json.dumps(record.__dict__, indent=2).encode())
 
 
 def last_run(kit: Kit) -> tuple[Path, int] | None:

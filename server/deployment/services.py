@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from mmare.host.signals import Stop
-    from mmare.host.supervised import Change
+    from mmare.host.supervised import Change, Program
     from server.membership.kit import Kit
 
 __all__ = ["Services"]
@@ -61,16 +61,32 @@ class Services:
         self._app: tuple[int, str] | None = None  # process id and time of start
         self.restarted_at = 0.0  # of SuperLink or nginx, which may lose a message
 
-    def begin(self, stopped: Stop) -> bool:
+    def begin(self, stopped: Stop, before_door: Callable[[], None] = lambda: None) -> bool:
         """Start everything and wait until it answers; false if stopped before.
+
+        Args:
+            before_door: Called once SuperLink answers and before nginx lets sites in, to register them.
 
         Raises:
             RunError: If a program keeps exiting or does not answer.
         """
-        for program in self._programs:
+        inside = [program for program in self._programs if program.name != PROXY]
+        door = [program for program in self._programs if program.name == PROXY]
+        if not self._await(inside, stopped):
+            return False
+        before_door()
+        if not self._await(door, stopped):
+            return False
+        self._answered = dict.fromkeys(self._answers, time.monotonic())
+        return True
+
+    def _await(self, programs: list[Program], stopped: Stop) -> bool:
+        for program in programs:
             self._processes.keep(program)
-        waiting = dict(self._answers)
+        names = [program.name for program in programs]
+        waiting = {name: answers for name, answers in self._answers.items() if name in names}
         end = time.monotonic() + BEGIN_S
+        self.poll()
         while waiting and not stopped.is_set():
             self.poll()
             for name in [name for name, answers in waiting.items() if answers(self._kit)]:
@@ -79,7 +95,6 @@ class Services:
                 if self._processes.starts(name) >= MOST_STARTS or time.monotonic() > end:
                     raise RunError(f"{name} does not start: {self._last_error(name)}")
             stopped.wait(POLL_S)
-        self._answered = dict.fromkeys(self._answers, time.monotonic())
         return not stopped.is_set()
 
     def poll(self) -> None:

@@ -22,7 +22,7 @@ from server.deployment.flower_runs import write_app
 from server.deployment.programs import check_ports, end_leftovers
 from server.deployment.proxy import write_proxy
 from server.deployment.retry_policy import Limits
-from server.deployment.run_supervisor import Supervision
+from server.deployment.run_supervisor import Supervision, record_run
 from server.deployment.services import Services
 from server.deployment.start_view import StartView
 from server.membership.certificates import certificate_days_left, certificate_end
@@ -31,6 +31,7 @@ from server.membership.flower_nodes import register_admitted
 from server.membership.kit import load_kit
 from server.membership.records import SiteState, listed
 from server.run.request import RunRequest
+from server.store.journal import make_run_folder
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -46,7 +47,6 @@ __all__ = ["MODES", "StartSettings", "start_run"]
 MODES: Final = ("federated", "local")  # a hospital's rows never lie in one place with another's
 MARGIN_S: Final = 120.0  # beyond the two deadlines that a roll call may be silent
 WARN_DAYS: Final = 30
-LOCK: Final = "start.lock"  # of the kit's state
 
 
 @dataclass(frozen=True)
@@ -102,13 +102,14 @@ def start_run(settings: StartSettings, console: Console) -> Path:
             return out
         view = stack.enter_context(StartView(console))
         _prepare(kit, view, proxy=settings.proxy)
+        make_run_folder(out)
+        record_run(kit, out)
         if settings.metrics_port is not None:
             view.say(f"metrics: {stack.enter_context(_metrics(kit, out, settings.metrics_port))}")
         services = Services(kit, stack.enter_context(ProcessSupervisor()), view.say, proxy=settings.proxy)
         view.say(f"{kit.federation}: starting SuperLink and its SuperExec{' and nginx' * settings.proxy}")
-        if not services.begin(stopped):
+        if not services.begin(stopped, lambda: _register(kit, view)):
             raise RunError("stopped before the run began")
-        _register(kit, view)
         limits = Limits(silent_s=2 * request.study.federation.deadline_s + MARGIN_S, tries=settings.tries)
         Supervision(kit, request, limits, services, view, stopped).run()
     return out
@@ -217,7 +218,7 @@ def _alone(kit: Kit) -> Iterator[None]:
         InputError: If another one runs.
     """
     kit.state.mkdir(parents=True, exist_ok=True)
-    lock = kit.state / LOCK
+    lock = kit.start_lock
     owner = lock.read_text(encoding="ascii").strip() if lock.exists() else ""
     already = f"{kit.folder}: mmare-server start runs with this kit already (process {owner or 'unknown'})"
     with locked(lock, InputError(already)):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
 from rich.live import Live
@@ -50,9 +50,8 @@ class StartView:
             self._live.stop()
 
     def say(self, line: str) -> None:
-        """Print a line with the time."""
-        now = datetime.now().astimezone().strftime("%H:%M:%S")
-        self._console.print(Text(f"{now} {line}"), soft_wrap=True)
+        """Print a line with the time, in UTC as in journals and logs."""
+        self._console.print(Text(f"{datetime.now(UTC):%H:%M:%S}Z {line}"), soft_wrap=True)
 
     def take(self, new: Iterable[Event], state: RunState) -> None:
         """Show new events of the journal and the current state of the run."""

@@ -52,14 +52,14 @@ def init(
     typer.echo(
         f"kit: {made.folder}\n{_authority(made)}\n{_certificate(made)}\n"
         f"sites reach it at {made.host}, port {made.port}\n"
-        f"next: each site sends the request.json that mmare-site kit request SITE.toml makes; then "
-        f"mmare-server kit admit request.json --kit {kit}"
+        f"next: each site sends the request-SITE.json that mmare-site kit request SITE.toml makes; then "
+        f"mmare-server kit admit request-SITE.json --kit {kit}"
     )
 
 
-@app.command(epilog="Example: mmare-server kit admit request.json --study study.toml")
+@app.command(epilog="Example: mmare-server kit admit request-hospital-a.json --study study.toml")
 def admit(
-    request: Annotated[Path, typer.Argument(help="The request.json that a site sent.")],
+    request: Annotated[Path, typer.Argument(help="The request file that a site sent.")],
     kit: KitOption = Path("coordinator"),
     study: Annotated[Path | None, typer.Option(help="The study.toml that goes with the bundle.")] = None,
     out: Annotated[
@@ -132,24 +132,32 @@ def renew(
         bool, typer.Option("--new-key", help="Also make a new private key, for example after a leak.")
     ] = False,
 ) -> None:
-    """Make a new server certificate with the same authority; sites need not do anything.
+    """Make a new server certificate with the same authority, which sites trust without doing anything.
 
-    Needed also after changing host in kit.toml; sites then need a new bundle, too.
+    Needed also after changing host in kit.toml; sites then need a new bundle, too. A running coordinator
+    restarts SuperLink and nginx with it within a minute; a run goes on.
     """
-    from server.membership.flower_nodes import superlink_answers
+    from mmare.host.locks import is_held
+    from server.membership.certificates import certificate_names
     from server.membership.kit import load_kit
     from server.membership.kit import renew as renew_certificate
 
     loaded = load_kit(kit, renewing=True)
+    known = loaded.certificate.exists() and loaded.host in certificate_names(loaded.certificate)
     renew_certificate(loaded, days, new_key=new_key)
     typer.echo(_certificate(loaded))
-    if superlink_answers(loaded):
+    if is_held(loaded.start_lock):
         typer.echo(
-            "next: nothing if mmare-server start runs here, which restarts its programs with the new "
-            "certificate; another nginx needs nginx -s reload"
+            "next: nothing here: mmare-server start is running and restarts SuperLink and nginx with the new "
+            "certificate within a minute; an nginx of your own needs nginx -s reload"
         )
     else:
-        typer.echo("next: mmare-server start, which uses it")
+        typer.echo("next: nothing until mmare-server start, which will use it")
+    if not known:
+        typer.echo(
+            f"the host is new, {loaded.host}: run mmare-server kit admit again for every site and send it "
+            "the bundle; until it installs that, it cannot connect"
+        )
 
 
 @app.command("list", epilog="Example: mmare-server kit list")
@@ -177,7 +185,7 @@ def list_(kit: KitOption = Path("coordinator")) -> None:
     if records:
         Console().print(table, highlight=False)
     else:
-        typer.echo("no sites yet: mmare-server kit admit request.json")
+        typer.echo("no sites yet: mmare-server kit admit request-SITE.json")
     typer.echo(_authority(loaded))
     typer.echo(_certificate(loaded))
 

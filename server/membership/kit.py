@@ -125,6 +125,11 @@ class Kit:
         return self.state / "superlink.db"
 
     @property
+    def start_lock(self) -> Path:
+        """Held by the ``mmare-server start`` that runs with this kit, whose process id it holds."""
+        return self.state / "start.lock"
+
+    @property
     def flwr_home(self) -> Path:
         """``FLWR_HOME`` of the coordinator's Flower programs."""
         return self.state / "flwr-home"

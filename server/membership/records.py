@@ -178,9 +178,7 @@ def _checked_key(request: JoinRequest, source: Path) -> str:
     try:
         key = load_ssh_public_key(request.public_key.strip().encode())
     except (ValueError, UnsupportedAlgorithm):
-        raise InputError(
-            f"{source}: public_key is damaged; ask the site to send request.json again"
-        ) from None
+        raise InputError(f"{source}: public_key is damaged; ask the site to send its request again") from None
     return key.public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH).decode()
 
 

@@ -50,7 +50,7 @@ def _sites(state: RunState) -> Iterator[tuple[str, str]]:
             yield "SiteSilent", f"{name} missed the last {site.missed} rounds"
     for reason, count in sorted(state.refused.items()):
         if alert := _alert_of(reason):
-            yield alert, f"{count} answers of this round refused: {reason}"
+            yield alert, f"{count} answers of this round refused: {_in_words(reason)}"
     norms = {name: site.norm for name, site in state.sites.items() if site.norm is not None}
     median = statistics.median(norms.values()) if norms else 0.0
     for name, norm in sorted(norms.items()):
@@ -66,6 +66,10 @@ def _rows(state: RunState) -> Iterator[tuple[str, str]]:
         change = site.samples_change
         if change is not None and max(change, 1 / change) > ROWS_CHANGE:
             yield "RowsOutlier", f"{name} claims {change:.2g} times as many rows as before in this run"
+
+
+def _in_words(reason: str) -> str:
+    return f"{reason}, {SiteCode(reason).meaning}" if reason in list(SiteCode) else reason
 
 
 def _alert_of(reason: str) -> str:

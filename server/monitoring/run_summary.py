@@ -7,11 +7,9 @@ from typing import TYPE_CHECKING
 from rich.console import Group
 from rich.table import Table
 
-from mmare.errors import InputError
 from server.monitoring.followed_run import read_run
-from server.monitoring.watch import best_round
+from server.monitoring.watch import NOT_BEGUN, best_round, check_begun
 from server.store.events import RunFailed, RunFinished, RunStarted, name_of
-from server.store.journal import JOURNAL
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -29,7 +27,8 @@ def run_status(run: Path) -> Group:
     """
     state = read_run(run)
     if state.first is None:
-        raise InputError(f"{run}: no run here; expected a folder with {JOURNAL}")
+        check_begun(run)
+        return Group(NOT_BEGUN)
     return Group(_summary(state, state.first), "", _sites(state))
 
 

@@ -19,18 +19,19 @@ from server.monitoring.followed_run import FollowedRun
 from server.monitoring.parts import SiteState
 from server.monitoring.run_alerts import run_alerts
 from server.monitoring.run_state import RunState
-from server.store.journal import JOURNAL
+from server.store.journal import JOURNAL, LOCK
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-__all__ = ["HISTORY", "best_round", "dashboard", "sparkline", "watch_run"]
+__all__ = ["HISTORY", "NOT_BEGUN", "best_round", "check_begun", "dashboard", "sparkline", "watch_run"]
 
 INTERVAL_S: Final = 1.0
 WIDTH: Final = 50  # of a sparkline in characters
 HISTORY: Final = 600  # rounds that a sparkline covers
 LEFT_OUT_WIDTH: Final = 12  # that fits the longest code
 BARS: Final = "▁▂▃▄▅▆▇█"
+NOT_BEGUN: Final = "not begun: mmare-server start has made the folder, no hospital has been asked yet"
 
 
 def watch_run(
@@ -46,14 +47,25 @@ def watch_run(
     """
     followed = FollowedRun(run, partial(RunState, history=HISTORY))
     if followed.read_all().first is None:
-        raise InputError(f"{run}: no run here; expected a folder with {JOURNAL}")
-    with Live(dashboard(followed.state, clock()), console=console, auto_refresh=False) as live:
+        check_begun(run)
+
+    def view() -> Group | Text:
+        return Text(NOT_BEGUN) if followed.state.first is None else dashboard(followed.state, clock())
+
+    with Live(view(), console=console, auto_refresh=False) as live:
         try:
-            while followed.state.active:
+            while followed.state.active or followed.state.first is None:
                 pause(INTERVAL_S)
-                live.update(dashboard(followed.read_all(), clock()), refresh=True)
+                followed.read_all()
+                live.update(view(), refresh=True)
         except KeyboardInterrupt:
             return
+
+
+def check_begun(run: Path) -> None:
+    """Raise `InputError` for a folder in which no run has begun or is about to."""
+    if not (run / LOCK).exists():
+        raise InputError(f"{run}: no run here; expected a folder with {JOURNAL}")
 
 
 def dashboard(state: RunState, now: float) -> Group:

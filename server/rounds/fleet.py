@@ -42,7 +42,7 @@ class Answer:
                 code = decode(Refusal, self.header, most).code
             except WireError:
                 raise error from None
-        raise WireError(f"refused: {code.value}", code)
+        raise WireError(f"refused: {code.value}, {code.meaning}", code)
 
 
 class Fleet(Protocol):

@@ -42,6 +42,14 @@ OFFLINE: Final = 5  # Flower's code: the node is offline
 RETURN_S: Final = 30.0  # for a node to come back; a hospital's restart takes half of it
 ONLINE_POLL_S: Final = 0.5  # between polls for nodes that may come back
 TTL_MARGIN_S: Final = 60.0  # of a message beyond its deadline, since clocks differ
+_NODE_FAILURES: Final = {  # Flower's ErrorCode, in words
+    1: "its relay cannot load the app",
+    2: "its relay raised an error",
+    3: "the message was lost on the way",
+    4: "its reply was lost on the way",
+    5: "it went offline",
+    8: "the process that answered ended before its reply",
+}
 _TYPES: Final = {
     Task.TRAIN: "train",
     Task.EVALUATE: "evaluate",
@@ -213,7 +221,8 @@ class GridFleet:
         return Answer(node, None, failure=why, code=code, name=self._names.get(node, ""))
 
     def _failed(self, node: int, flower: int) -> Answer:
-        return self._no_answer(node, f"node failed (Flower error {flower})", Reason.NODE_FAILED)
+        why = _NODE_FAILURES.get(flower, "for another reason")
+        return self._no_answer(node, f"node failed: {why} (Flower error {flower})", Reason.NODE_FAILED)
 
     def _answer(self, node: int, reply: Message) -> Answer:
         if reply.has_error():  # checked first: an error that Flower itself made names no node as its source

@@ -35,7 +35,7 @@ from server.run.result import (
     versions,
 )
 from server.store.events import RunFailed, RunFinished, RunStarted
-from server.store.journal import JOURNAL, RESULT, Journal
+from server.store.journal import JOURNAL, LOCK, RESULT, Journal
 from server.store.model_file import save_model
 
 if TYPE_CHECKING:
@@ -50,7 +50,6 @@ if TYPE_CHECKING:
 
 __all__ = ["check_run", "execute", "finished_result"]
 
-LOCK: Final = ".lock"
 COMPARED: Final = 2  # models in one message, at most
 MOST_MODALITIES: Final = 6  # to test subsets of: 63
 _OWN: Final = (JOURNAL, RESULT, STUDY_FILE, "report.html", "checkpoints", "model", "spool", "local", LOCK)

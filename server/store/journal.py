@@ -9,7 +9,8 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from mmare.host.files import own
+from mmare.errors import InputError
+from mmare.host.files import own, own_folder
 from server.store.events import to_entry
 
 if TYPE_CHECKING:
@@ -17,9 +18,10 @@ if TYPE_CHECKING:
 
     from server.store.events import Event
 
-__all__ = ["JOURNAL", "RESULT", "Journal", "Listener"]
+__all__ = ["JOURNAL", "LOCK", "RESULT", "Journal", "Listener", "make_run_folder"]
 
 JOURNAL, RESULT = "rounds.jsonl", "result.json"  # in a run folder
+LOCK = ".lock"  # there before the journal, held by the process that runs the run
 
 Listener = Callable[[Mapping[str, Any]], None]
 
@@ -59,3 +61,16 @@ class Journal:
                 raise
         for listener in self.listeners:
             listener(entry)
+
+
+def make_run_folder(out: Path) -> None:
+    """Make a run's folder before the run begins, so that its status can be asked for.
+
+    Raises:
+        InputError: If it cannot be made.
+    """
+    try:
+        own_folder(out)
+        os.close(own(out / LOCK, os.O_WRONLY | os.O_CREAT))
+    except OSError as error:
+        raise InputError(f"{out}: cannot be made ({type(error).__name__})") from None

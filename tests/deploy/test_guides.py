@@ -39,7 +39,8 @@ open(path, "w").write(re.sub(r"\\[modality\\.ct\\].*?(?=\\[compute\\])", here, t
 EDIT
 {hospital_request}
 
-install -o mmare-coordinator -m 600 /var/lib/mmare-relay/request.json /var/lib/mmare-coordinator/request.json
+install -o mmare-coordinator -m 600 /var/lib/mmare-relay/request-hospital-a.json \\
+  /var/lib/mmare-coordinator/request-hospital-a.json
 install -o mmare-coordinator -m 600 /out/federation/study.toml /var/lib/mmare-coordinator/study.toml
 {coordinator_paths}
 cd /var/lib/mmare-coordinator

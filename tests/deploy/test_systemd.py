@@ -14,7 +14,7 @@ from tests.deploy.commands import arguments_missing, commands_of, unknown_words
 
 SYSTEMD = Path(__file__).parents[2] / "deploy" / "systemd"
 UNITS = sorted(SYSTEMD.glob("*.service"))
-GUIDES = [SYSTEMD.parent / name for name in ("coordinator.md", "hospital.md", "airgap.md")]
+GUIDES = [SYSTEMD.parent / name for name in ("coordinator.md", "hospital.md", "study.md", "airgap.md")]
 EXPOSURE = {"mmare-coordinator": 20, "mmare-exporter": 15, "mmare-relay": 15, "mmare-worker": 20}  # tenths
 INSTALLED = "/opt/mmare/bin"
 

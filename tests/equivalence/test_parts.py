@@ -12,7 +12,7 @@ from client.training.evaluate import evaluate
 from client.training.kept_parts import LOCAL
 from client.training.state import StateStore
 from client.training.trainer import draw_rows
-from mmare.errors import StudyError
+from mmare.errors import SiteCode, StudyError
 from mmare.metrics.state import MetricState
 from mmare.models.registry import build_model
 from mmare.randomness import generator_for
@@ -300,9 +300,8 @@ def test_a_site_that_lost_its_local_part_of_the_best_round_is_left_out_of_the_te
 
     result = run_nodes(federation, tmp_path / "run", listeners=(lose,))
     best = result["best_round"]
-    assert result["left_out"] == [
-        {"site": "birch", "round": best, "reason": "refused: S204 (at the test)", "code": "S204"}
-    ]
+    reason = f"refused: S204, {SiteCode.STATE.meaning} (at the test)"
+    assert result["left_out"] == [{"site": "birch", "round": best, "reason": reason, "code": "S204"}]
     assert sorted(result["metrics"]["test"]["sites"]) == ["ash", "cedar"]
 
 

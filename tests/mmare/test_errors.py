@@ -40,3 +40,4 @@ def test_a_site_error_survives_the_way_between_processes(travel):
 def test_codes_are_short_words_without_room_for_data():
     assert len({code.value for code in SiteCode}) == len(SiteCode)
     assert all(code.value[0] == "S" and code.value[1:].isdigit() for code in SiteCode)
+    assert len({code.meaning for code in SiteCode}) == len(SiteCode)

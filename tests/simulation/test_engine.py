@@ -103,8 +103,8 @@ def changed_text(old, new):
 
 
 FAULTS = [
-    (raises, "node failed (Flower error 2)", "node_failed"),
-    (refuses, "refused: S201", "S201"),
+    (raises, "node failed: its relay raised an error (Flower error 2)", "node_failed"),
+    (refuses, f"refused: S201, {SiteCode.DATA.meaning}", "S201"),
     (nan_values, "values that are not finite", "non_finite"),
     (infinite, "values that are not finite", "non_finite"),
     (cut, "bytes of tensors, expected", "layout"),
@@ -364,4 +364,4 @@ def test_another_number_of_nodes_than_sites_is_refused(federation, tmp_path):
     with pytest.raises(RunError, match="0 sites"):
         run_in_process(request)
     refused = [event for event in all_events(tmp_path / "run") if event["event"] == "roll_call"]
-    assert [event["reason"] for event in refused] == ["refused: S103"] * 2
+    assert [event["reason"] for event in refused] == [f"refused: S103, {SiteCode.NODES.meaning}"] * 2

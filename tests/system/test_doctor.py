@@ -53,7 +53,7 @@ def joined(folder: Path, host: str = "localhost", port: int = 443) -> tuple[Path
     kit, site = folder / "coordinator", federation / SITE / "site.toml"
     good(BIN / "mmare-server", "kit", "init", "--kit", kit, "--host", host, "--port", port)
     good(BIN / "mmare-site", "kit", "request", site)
-    bundle, request = folder / "ash.zip", site.parent / "request.json"
+    bundle, request = folder / "ash.zip", site.parent / f"request-{SITE}.json"
     study = federation / "study.toml"
     good(BIN / "mmare-server", "kit", "admit", request, "--kit", kit, "--study", study, "--out", bundle)
     good(BIN / "mmare-site", "kit", "install", bundle, "--site", site)

@@ -20,6 +20,7 @@ from pathlib import Path
 
 import pytest
 
+from mmare.errors import SiteCode
 from server.membership.kit import load_kit, renew
 from tests.federations import (
     events,
@@ -227,7 +228,7 @@ def test_a_site_that_sends_what_it_should_not_is_left_out_by_name(hosts, tmp_pat
         assert told[3] == "values that are not finite"
         assert told[5].startswith("a change of norm")
         assert told[7] == "an answer of site 'cedar' to round 6, expected 'cedar' and 7"
-        assert told[9] in ("no answer before the deadline", "refused: S402")
+        assert told[9] in ("no answer before the deadline", f"refused: S402, {SiteCode.LATE.meaning}")
         assert {site for _, site, _ in place.left_out()} == {"cedar"}
         place.ends_as_in_one_process(tmp_path / "plain")
 
@@ -253,7 +254,7 @@ def test_who_does_not_belong_is_named_at_the_roll_call_or_not_heard_at_all(hosts
         assert called["ash"]["accepted"] is True
         assert "cedar" not in called
         refused = [event for event in events(place.out, "roll_call") if not event["accepted"]]
-        assert [event["reason"] for event in refused] == ["refused: S102"]
+        assert [event["reason"] for event in refused] == [f"refused: S102, {SiteCode.STUDY.meaning}"]
         assert bundle.exists()
         until(
             lambda: "not admitted" in stranger.logs() or "305" in stranger.logs(),

@@ -14,6 +14,7 @@ import pytest
 from client.privacy.records.audit_log import AuditLog
 from client.relay.app import app as client_app
 from client.relay.worker_link import WorkerLink
+from mmare.errors import SiteCode
 from server.rounds.flower_fleet import GridFleet
 from server.run.folder import execute
 from simulation.engine import InProcessGrid
@@ -105,7 +106,7 @@ def test_killed_in_a_round_it_is_left_out_by_name_and_back_in_the_next(federatio
         (event["site"], event["round"], event["reason"])
         for event in events(tmp_path / "run", "site_left_out")
     ]
-    assert left_out == [(SITE, 2, "refused: S401")]
+    assert left_out == [(SITE, 2, f"refused: S401, {SiteCode.WORKER.meaning}")]
     trained = {
         number: {
             event["site"]

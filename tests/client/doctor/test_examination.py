@@ -162,11 +162,15 @@ def test_a_check_that_hangs_is_a_row(site, monkeypatch):
     released = threading.Event()
     monkeypatch.setattr(examination, "MOST_S", 1.0)
     monkeypatch.setattr(examination, "check_device", lambda _name: released.wait(20))
+    monkeypatch.setattr(os, "getloadavg", lambda: (0.0, 0.0, 0.0))
     before = time.monotonic()
     findings = examine(site)
-    released.set()
     assert time.monotonic() - before < 5
     assert problems(findings) == [("device", "no result after 1 s")]
+    monkeypatch.setattr(os, "getloadavg", lambda: (1e6, 0.0, 0.0))
+    busy = texts(examine(site), "device", Verdict.WARNING)
+    released.set()
+    assert busy[0].startswith("no result after 1 s: this machine is busy, 1000000 processes want its ")
 
 
 @pytest.mark.usefixtures("coordinator")

@@ -44,8 +44,10 @@ def test_request_names_what_to_send_and_compare(tmp_path):
     config = site_config(tmp_path / "ash")
     said = invoke("request", config.folder / "site.toml")
     assert f"key of ash: {own_fingerprint(config)}" in said
-    assert f"request: {config.folder / 'request.json'}" in said
-    assert "next: send request.json to the coordinator, who runs mmare-server kit admit request.json;" in said
+    assert f"request: {config.folder / 'request-ash.json'}" in said
+    assert (
+        "send request-ash.json to the coordinator, who runs mmare-server kit admit request-ash.json;" in said
+    )
     assert invoke("request", config.folder / "site.toml") == said
 
 
@@ -75,7 +77,7 @@ def test_install_names_the_federation_and_the_next_step(tmp_path, kit):
     [
         pytest.param(["request", "nowhere.toml"], "no such site file", id="no site"),
         pytest.param(["install", "nowhere.zip", "--site", "site.toml"], "no such bundle", id="no bundle"),
-        pytest.param(["install", "request.json", "--site", "site.toml"], "not a bundle", id="other file"),
+        pytest.param(["install", "request-ash.json", "--site", "site.toml"], "not a bundle", id="other file"),
     ],
 )
 def test_bad_input_is_one_sentence_and_exit_code_2(tmp_path, monkeypatch, capsys, arguments, why):

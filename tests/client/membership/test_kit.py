@@ -34,7 +34,7 @@ def contents(folder):
 
 def test_a_request_names_the_site_and_its_public_key_and_nothing_secret(tmp_path):
     config, path = asked(tmp_path)
-    assert path == config.folder / "request.json"
+    assert path == config.folder / "request-ash.json"
     request = read_request(path)
     kit = SiteKit(config.coordinator.kit)
     assert request.site == "ash"

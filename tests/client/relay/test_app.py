@@ -112,7 +112,7 @@ def test_the_server_reads_a_failed_node_without_its_words():
     fleet = GridFleet(grid(raising), poll_s=0.0)
     (answer,) = fleet.ask({fleet.nodes(1, 1.0)[0]: header()}, b"", 10.0)
     assert answer.header is None
-    assert answer.failure == "node failed (Flower error 2)"
+    assert answer.failure == "node failed: its relay raised an error (Flower error 2)"
 
 
 def test_a_factory_that_nobody_registered_is_a_code():

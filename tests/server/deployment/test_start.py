@@ -305,6 +305,21 @@ def test_programs_run_once_they_answer_and_are_on_record(kit, kept):
     assert kept.said == []
 
 
+def test_sites_are_registered_before_the_door_opens(kept):
+    """A site that was let in before its key is known would be told that it is not admitted."""
+    seen = []
+    assert kept.services.begin(threading.Event(), lambda: seen.append(set(kept.processes.running())))
+    assert seen == [{"superlink", "superexec"}]
+
+
+def test_lines_have_the_time_in_utc():
+    console = Console(file=StringIO())
+    StartView(console).say("up")
+    before = time.strftime("%H", time.gmtime())
+    assert console.file.getvalue()[:2] in (before, time.strftime("%H", time.gmtime()))
+    assert console.file.getvalue()[8:] == "Z up\n"
+
+
 def test_a_program_that_ends_is_reported_and_restarted(kit, kept):
     kept.services.begin(threading.Event())
     pid = kept.processes.pid("superexec")

@@ -12,6 +12,7 @@ import tomli_w
 from typer.testing import CliRunner
 
 from mmare.host.console import run_command
+from mmare.host.locks import locked
 from server.cli import app
 from server.membership.certificates import certificate_fingerprint
 from server.membership.kit import init_kit, load_kit, renew
@@ -64,7 +65,7 @@ def test_init_says_what_it_made_and_what_comes_next(tmp_path):
     )
     assert certificate_fingerprint(kit.ca_certificate.read_bytes()) in said
     assert "for join.example.org, localhost, 127.0.0.1, 39 days left" in said
-    assert "next: each site sends the request.json that mmare-site kit request SITE.toml makes" in said
+    assert "next: each site sends the request-SITE.json that mmare-site kit request SITE.toml makes" in said
 
 
 def test_admit_says_what_to_compare_and_where_the_bundle_goes(kit, tmp_path):
@@ -107,8 +108,20 @@ def test_list_says_when_it_is_time_to_renew(kit):
     assert "server certificate: expired on" in invoke("list", "--kit", kit.folder)
     said = invoke("renew", "--kit", kit.folder, "--days", "100")
     assert "99 days left" in said
-    assert "next: mmare-server start" in said
+    assert "next: nothing until mmare-server start, which will use it" in said
+    assert "the host is new" not in said
     assert "renew" not in invoke("list", "--kit", kit.folder)
+
+
+def test_renew_says_what_a_running_coordinator_does_and_who_must_act(kit):
+    renew(kit, days=2, start=datetime.now(UTC) - timedelta(days=5))  # SuperLink could not be asked any more
+    kit.state.mkdir(exist_ok=True)
+    with locked(kit.start_lock):
+        said = invoke("renew", "--kit", kit.folder)
+    assert "next: nothing here: mmare-server start is running and restarts SuperLink and nginx" in said
+    kit.config.write_text(kit.config.read_text().replace(kit.host, "new.example.org"))
+    said = invoke("renew", "--kit", kit.folder)
+    assert "the host is new, new.example.org: run mmare-server kit admit again for every site" in said
 
 
 def test_renew_repairs_a_kit_whose_key_and_certificate_differ(kit, tmp_path):

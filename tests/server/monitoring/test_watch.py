@@ -8,7 +8,9 @@ from rich.console import Console
 from mmare.errors import InputError
 from server.monitoring.run_alerts import run_alerts
 from server.monitoring.run_state import RunState
-from server.monitoring.watch import BARS, dashboard, sparkline, watch_run
+from server.monitoring.run_summary import run_status
+from server.monitoring.watch import BARS, NOT_BEGUN, dashboard, sparkline, watch_run
+from server.store.journal import make_run_folder
 from tests.server.journals import (
     START,
     a_round,
@@ -147,5 +149,18 @@ def test_an_interrupt_ends_watching_without_an_error(tmp_path):
 
 
 def test_a_folder_without_a_run_is_refused(tmp_path):
-    with pytest.raises(InputError, match="no run here"):
-        watch_run(tmp_path, Console(file=io.StringIO()))
+    for show in (run_status, lambda run: watch_run(run, Console(file=io.StringIO()))):
+        with pytest.raises(InputError, match="no run here"):
+            show(tmp_path)
+
+
+def test_a_run_that_is_about_to_begin_is_no_missing_run(tmp_path):
+    run = tmp_path / "run"
+    make_run_folder(run)
+    console = Console(file=io.StringIO(), width=120)
+    console.print(run_status(run))
+    assert console.file.getvalue().strip() == NOT_BEGUN
+
+    console, steps = Console(file=io.StringIO(), width=120), iter([ADMITTED, [event("run_finished", 9)]])
+    watch_run(run, console, lambda _: write(run, next(steps), mode="ab"), clock=lambda: START)
+    assert "finished" in console.file.getvalue()

@@ -95,19 +95,21 @@ def test_answers_carry_the_name_that_the_node_was_admitted_under():
 def test_an_error_from_flower_is_attributed_to_its_node():
     """Flower's own error messages have SuperLink as their source."""
     found = asked(Grid({11: error(SUPERLINK, 1), 12: answer(12), 13: error(13, 2)}))
-    assert found[11] == ("ash", None, "node failed (Flower error 1)")
+    assert found[11] == ("ash", None, "node failed: its relay cannot load the app (Flower error 1)")
     assert found[12] == ("birch", "header", "")
-    assert found[13] == ("cedar", None, "node failed (Flower error 2)")
+    assert found[13] == ("cedar", None, "node failed: its relay raised an error (Flower error 2)")
 
 
-@pytest.mark.parametrize("code", [3, 4])
-def test_a_node_whose_message_superlink_has_lost_is_asked_once_more(code):
+@pytest.mark.parametrize(
+    ("code", "why"), [(3, "the message was lost on the way"), (4, "its reply was lost on the way")]
+)
+def test_a_node_whose_message_superlink_has_lost_is_asked_once_more(code, why):
     grid = Grid({11: answer(11), 12: answer(12)})
     grid._answers[13] = lambda key: [*(error(SUPERLINK, code) if grid.pushes == 1 else answer(13))(key)]
     assert asked(grid)[13] == ("cedar", "header", "")
     assert grid.pushes == 2
     grid = Grid({11: answer(11), 12: answer(12), 13: error(SUPERLINK, code)})
-    assert asked(grid)[13] == ("cedar", None, f"node failed (Flower error {code})")
+    assert asked(grid)[13] == ("cedar", None, f"node failed: {why} (Flower error {code})")
     assert grid.pushes == 2
 
 
@@ -150,7 +152,10 @@ def test_a_node_that_stays_away_is_given_up_and_not_waited_for_again(monkeypatch
         began = time.monotonic()
         found = {each.node: each for each in fleet.ask(dict.fromkeys(nodes, HEADER), b"", 5.0)}
         took.append(time.monotonic() - began)
-        assert (found[13].name, found[13].failure) == ("cedar", "node failed (Flower error 5)")
+        assert (found[13].name, found[13].failure) == (
+            "cedar",
+            "node failed: it went offline (Flower error 5)",
+        )
         assert [found[node].header for node in (11, 12)] == ["header"] * 2
     assert took[1] < 0.3 <= took[0] < 3.0
 
@@ -158,7 +163,7 @@ def test_a_node_that_stays_away_is_given_up_and_not_waited_for_again(monkeypatch
 def test_a_node_that_is_away_at_the_deadline_has_failed(monkeypatch):
     monkeypatch.setattr(grid_fleet, "ONLINE_POLL_S", 0.02)
     found = asked(Leaving(back_at_look=10**9), deadline_s=0.3)
-    assert found[13] == ("cedar", None, "node failed (Flower error 5)")
+    assert found[13] == ("cedar", None, "node failed: it went offline (Flower error 5)")
 
 
 def test_a_node_that_returns_but_is_no_longer_admitted_has_failed(monkeypatch):

@@ -69,7 +69,10 @@ def test_those_who_match_take_part_in_id_order(tmp_path):
         pytest.param(None, "node 3", "no answer before the deadline", Reason.LATE),
         pytest.param(raises, "node 3", "node failed (OSError)", Reason.NODE_FAILED),
         pytest.param(
-            lambda *_: (encode(Refusal(SiteCode.STUDY)), b""), "node 3", "refused: S102", SiteCode.STUDY
+            lambda *_: (encode(Refusal(SiteCode.STUDY)), b""),
+            "node 3",
+            "refused: S102, the hospital has not approved this study",
+            SiteCode.STUDY,
         ),
         pytest.param(lambda *_: ("no header", b""), "node 3", "not a message of this system", Reason.OTHER),
         pytest.param(lambda *_: ("[" * 60_000, b""), "node 3", "not a message of this system", Reason.OTHER),
