@@ -47,6 +47,10 @@ LOG = logging.getLogger(__name__)
 WORKER: Final = "worker"
 POLL_S: Final = 0.1
 KILL_AFTER_S: Final = 10.0  # beyond the worker's own grace time
+SILENT_S: Final = (
+    600.0  # without contact, after which SuperNode is restarted; it retries by itself until then
+)
+REWRITE_S: Final = 1.0  # until the state that could not be written is tried again
 
 
 def has_joined(site: SiteConfig) -> bool:
@@ -124,6 +128,8 @@ class _Keeper:
         names = [*kept, *self._relay]
         self._observed = {name: _Observed(ProgramState(name, 0, self._began)) for name in names}
         self._waiting = True  # for the worker
+        self._written = True  # whether the file has the latest state
+        self._tried = 0.0  # time of the last attempt to write it
 
     def poll(self) -> None:
         """Handle programs that ended or started."""
@@ -135,10 +141,24 @@ class _Keeper:
         for change in changes:
             self._note(change)
         if any(change.name == SUPEREXEC and change.code is not None for change in changes):
-            self._processes.stop([SUPERNODE])  # it would wait for the message that SuperExec has lost
-            self._processes.keep(self._relay[SUPERNODE])
-        if changes:
+            self._restart_node()  # it would wait for the message that SuperExec has lost
+        elif self._is_silent():
+            LOG.warning("%s: no contact with the coordinator for %.0f s; restarting", SUPERNODE, SILENT_S)
+            self._restart_node()
+        if changes or (not self._written and time.monotonic() - self._tried > REWRITE_S):
             self.write_state()
+
+    def _is_silent(self) -> bool:
+        """Whether SuperNode has run for long without an answer; its heartbeat asks twice a minute."""
+        state = self._observed[SUPERNODE].state
+        if state.pid is None or time.time() - state.since < SILENT_S:
+            return False
+        contact = last_contact(self._folder)
+        return contact is None or time.time() - contact.timestamp() > SILENT_S
+
+    def _restart_node(self) -> None:
+        self._processes.stop([SUPERNODE])
+        self._processes.keep(self._relay[SUPERNODE])
 
     def _note(self, change: Change) -> None:
         observed, name = self._observed[change.name], change.name
@@ -167,10 +187,14 @@ class _Keeper:
             self.address,
             tuple(observed.state for observed in self._observed.values()),
         )
+        said, self._tried = self._written, time.monotonic()
         try:
             write_state(self._folder.state, state)
+            self._written = True
         except OSError as error:  # such as a full disk, which must not stop the programs
-            LOG.warning("%s: cannot be written (%s)", self._folder.state, type(error).__name__)
+            self._written = False
+            if said:
+                LOG.warning("%s: cannot be written (%s); trying again", self._folder.state, error.strerror)
 
     def finish(self, grace_s: float) -> bool:
         """Stop everything after the current message; returns whether that was finished."""

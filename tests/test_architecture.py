@@ -15,6 +15,7 @@ FLOWER = {
     "client/relay/patched/superexec.py",  # these make Flower's own processes of a site quick
     "client/relay/patched/lost_replies.py",
     "client/relay/patched/supernode.py",
+    "server/deployment/superexec.py",  # keeps a token out of the list of processes
     "client/relay/patched/__main__.py",
     "client/relay/patched/clientapp.py",
     "server/app.py",

@@ -79,7 +79,8 @@ def programs(kit: Kit, *, proxy: bool = True) -> tuple[Program, ...]:
         *("--superexec-auth-secret-file", secret, "--disable-runtime-dependency-installation"),
     )
     superexec = (
-        *(_program("flower-superexec"), "--runtime-api-address", f"127.0.0.1:{kit.superlink_port}"),
+        *(sys.executable, "-P", "-m", "server.deployment.superexec"),
+        *("--runtime-api-address", f"127.0.0.1:{kit.superlink_port}"),
         *("--root-certificates", authority, "--superexec-auth-secret-file", secret),
     )
     commands = [(SUPERLINK, superlink), (SUPEREXEC, superexec)]

@@ -109,7 +109,7 @@ _MAIN: Final = Template(
 daemon off;
 ${user}worker_processes 1;
 pid $folder/nginx.pid;
-error_log stderr warn;
+error_log stderr error;  # warnings tell of every update that went through a temporary file
 
 events {
     worker_connections 1024;

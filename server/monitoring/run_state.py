@@ -191,7 +191,7 @@ class RunState:
         settings, federation = event.settings, event.federation
         self.study = self._studies(one_word(settings.get("study", {}).get("name", OTHER)))
         self._tally.add("mmare_runs_started_total", (self.study,))
-        self._begin_counting()
+        self._tally.begin_study(self.study)
         self.modalities = tuple(safe(modality["name"]) for modality in settings.get("modality", ()))
         training = settings.get("training", {})
         self.planned_rounds = count(training.get("rounds")) or 0
@@ -207,18 +207,6 @@ class RunState:
             "strategy": safe(federation.get("strategy")),
             **{name.replace("-", "_"): safe(event.versions.get(name)) for name in PACKAGES},
         }
-
-    def _begin_counting(self) -> None:
-        """Export counters from 0, since Prometheus sees no increase in a first sample."""
-        for name in (
-            *("mmare_runs_finished_total", "mmare_rounds_started_total", "mmare_rounds_finished_total"),
-            "mmare_checkpoints_damaged_total",
-        ):
-            self._tally.add(name, (self.study,), 0.0)
-        for ending in Ending:
-            self._tally.add("mmare_rounds_failed_total", (self.study, ending.value), 0.0)
-            if ending is not Ending.STOPPED:  # a killed run logs no failure
-                self._tally.add("mmare_runs_failed_total", (self.study, ending.value), 0.0)
 
     def _on_run_finished(self, event: events.RunFinished, _: float) -> None:
         self._end_round(None)
@@ -254,6 +242,8 @@ class RunState:
             return
         name = self._site_names(event.site)
         site = self.sites.setdefault(name, SiteState())
+        if name not in self.members:
+            self._tally.begin_site(self.study, name)
         self.members.add(name)
         site.last_seen = time
         samples = event.samples or 0

@@ -2,6 +2,7 @@ import dataclasses
 import os
 import signal
 import socket
+import sys
 import tempfile
 import threading
 import time
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 from flwr.common.config import parse_config_args
 
+from client import start
 from client.cli import Part
 from client.relay.exit_reasons import MOST_BYTES, exit_reason, log_tail
 from client.relay.programs import (
@@ -26,6 +28,7 @@ from client.start import has_joined, keep_site, worker_program
 from client.status import relay_text
 from mmare.errors import InputError, RunError
 from mmare.host.locks import is_held
+from mmare.host.supervised import ProcessSupervisor, Program
 from mmare.wire.joining import SiteKit
 from sites.config import load_site
 from tests.kits import free_port, site_config
@@ -341,6 +344,58 @@ def test_the_relay_waits_for_the_worker_and_is_restarted(tmp_path):
         assert finished == [True]
         assert not folder.state.exists()
         assert not is_held(folder.lock)
+
+
+@pytest.fixture
+def keeper(tmp_path):
+    """Of naps instead of Flower's programs, after their start; waits for what a test looks for."""
+    with tempfile.TemporaryDirectory(prefix="mmare-") as short, socket.socket(socket.AF_UNIX) as worker:
+        site = joined(tmp_path)
+        site = dataclasses.replace(site, worker=dataclasses.replace(site.worker, socket=Path(short) / "w"))
+        worker.bind(str(site.worker.socket))
+        worker.listen()
+        RelayFolder.of(site).make()
+        nap = (sys.executable, "-S", "-c", "import time; time.sleep(600)")
+        naps = [Program(name, nap, tmp_path / f"{name}.log", stop_s=1.0) for name in (SUPERNODE, SUPEREXEC)]
+        with ProcessSupervisor() as processes:
+            found = start._Keeper(site, processes, [], naps)
+
+            def until(wanted):
+                end = time.monotonic() + 20
+                while not wanted():
+                    assert time.monotonic() < end
+                    found.poll()
+                    time.sleep(0.02)
+
+            until(lambda: set(processes.running()) == {SUPERNODE, SUPEREXEC})
+            yield RelayFolder.of(site), processes, until
+
+
+def test_a_node_that_reaches_nobody_for_long_is_restarted(keeper, monkeypatch):
+    folder, processes, until = keeper
+    before = processes.running()
+    folder.contact.touch()
+    monkeypatch.setattr(start, "SILENT_S", 0.3)
+    until(lambda: processes.pid(SUPERNODE) not in (None, before[SUPERNODE]))
+    assert processes.pid(SUPEREXEC) == before[SUPEREXEC]
+
+
+def test_the_status_is_true_again_as_soon_as_it_can_be_written(keeper, monkeypatch, caplog):
+    folder, processes, until = keeper
+    real, tries = start.write_state, []
+
+    def full(path, state):
+        tries.append(state)
+        if len(tries) < 3:
+            raise OSError(28, "No space left on device")
+        real(path, state)
+
+    monkeypatch.setattr(start, "write_state", full)
+    monkeypatch.setattr(start, "REWRITE_S", 0.01)
+    folder.state.unlink()
+    os.kill(processes.pid(SUPERNODE), signal.SIGKILL)
+    until(folder.state.exists)
+    assert [record for record in caplog.messages if "No space left on device" in record][1:] == []
 
 
 def test_the_parts_are_those_of_the_command():

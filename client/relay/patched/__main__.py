@@ -63,9 +63,10 @@ def main() -> NoReturn:
         _run(role)
     except SystemExit as end:
         code = end.code
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code if isinstance(code, int) else int(code is not None))
+    except BaseException:  # such as a full disk: uvicorn's thread would keep a process that does nothing
+        LOG.exception("The main thread failed.")
+    finally:
+        _exit(code if isinstance(code, int) else int(code is not None))
 
 
 def _warm_up(role: str) -> None:
@@ -95,8 +96,16 @@ def _end(arguments: threading.ExceptHookArgs) -> None:
     if arguments.exc_type is SystemExit:
         return
     LOG.error("A thread failed.", exc_info=arguments.exc_value)
-    sys.stderr.flush()
-    os._exit(1)
+    _exit(1)
+
+
+def _exit(code: int) -> NoReturn:
+    """Exit whatever threads run, even if the log's disk is full."""
+    try:
+        sys.stdout.flush()
+        sys.stderr.flush()
+    finally:
+        os._exit(code)
 
 
 def _stop(_number: int, _frame: FrameType | None) -> None:

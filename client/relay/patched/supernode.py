@@ -19,7 +19,7 @@ import logging
 import math
 import signal
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
@@ -32,7 +32,17 @@ from flwr.supercore.interceptors.http.runtime_version import RuntimeVersionHttpI
 from flwr.supernode.fleet_http_client import FleetHttpClient
 from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 
-from client.relay.patch_points import HEARTBEAT, PULL, RETRY, SUPERNODE, WIRE, apply_default, named, replace
+from client.relay.patch_points import (
+    FLEET,
+    HEARTBEAT,
+    PULL,
+    RETRY,
+    SUPERNODE,
+    WIRE,
+    apply_default,
+    named,
+    replace,
+)
 from client.relay.patched.clock import PICKUP_S, AdaptiveClock
 from client.relay.patched.lost_replies import LostResponses
 from mmare.host.files import write_whole
@@ -55,6 +65,7 @@ RETRY_S: Final = 2  # longest pause before reconnecting; Flower's is 20 s
 CONNECT: Final = httpx.Timeout(30.0, connect=5.0)  # Flower's is 30 s for every phase
 LEAVE_S: Final = 5.0  # for the coordinator to notice that a node is offline: it polls every 0.2 s
 CONTACT_S: Final = 2.0  # shortest interval between updates of the contact file
+SAY_S: Final = 3600.0  # between lines of a node that waits
 
 
 def warm_up(folder: Path) -> None:
@@ -82,7 +93,15 @@ def warm_up(folder: Path) -> None:
     def pauses(base_delay: float = 1, multiplier: float = 2, max_delay: int | None = None) -> Any:  # noqa: ANN401
         return stock_pauses(base_delay, multiplier, min(max_delay or RETRY_S, RETRY_S))
 
+    stock_heartbeat = named(FLEET, "FleetHttpClient.SendNodeHeartbeat")
+
+    def heartbeat(client: Any, request: Any) -> Any:  # noqa: ANN401 - Flower's
+        found = stock_heartbeat(client, request)
+        life.in_contact()
+        return found
+
     life.lost.watch()
+    replace(FLEET, "FleetHttpClient.SendNodeHeartbeat", heartbeat)
     replace(SUPERNODE, "time", clock)
     replace(SUPERNODE, "http_request_response", connection)
     replace(HEARTBEAT, "exponential", pauses)
@@ -136,6 +155,7 @@ class _Lifecycle:
         self._node = folder / "node"
         self._contact = folder / "contact"
         self._contact_noted = 0.0
+        self._said = time.monotonic()  # or worked: when the log last showed life
         self._busy = False
         self._stopping = False
         self._replied = -math.inf
@@ -154,8 +174,11 @@ class _Lifecycle:
             LOG.info("Deregistered the last SuperNode of this site at the coordinator.")
 
     def joined(self, node_id: int) -> None:
-        """Write the node id for the successor."""
-        write_whole(self._node, json.dumps({"node_id": node_id, "boot": _boot()}).encode(), mode=0o600)
+        """Write the node id for the successor, which without it has to wait for a minute."""
+        try:
+            write_whole(self._node, json.dumps({"node_id": node_id, "boot": _boot()}).encode(), mode=0o600)
+        except OSError as error:  # such as a full disk
+            LOG.warning("The node id cannot be written (%s).", error.strerror)
 
     def receiving(self, receive: Callable[[], Any], rejoin: Callable[[], object]) -> Callable[[], Any]:
         """Wrap Flower's ``receive``, which retries until it has a response, to track the current message.
@@ -182,12 +205,24 @@ class _Lifecycle:
 
     def paused(self, seconds: float) -> None:
         """Called for each pause of Flower's loop; `MESSAGE_POLL_S`: the coordinator has answered."""
+        now = time.monotonic()
         if self._busy:
             self.worked()
+            self._said = now
+        if seconds != MESSAGE_POLL_S:
+            return
+        self.in_contact()
+        if now - self._said > SAY_S:
+            self._said = now
+            LOG.info("Connected; no message for an hour.")
+
+    def in_contact(self) -> None:
+        """Note that the coordinator has just answered; called by the heartbeat's thread, too."""
         now = time.monotonic()
-        if seconds == MESSAGE_POLL_S and now - self._contact_noted > CONTACT_S:
+        if now - self._contact_noted > CONTACT_S:
             self._contact_noted = now
-            self._contact.touch()
+            with suppress(OSError):  # such as a full disk
+                self._contact.touch()
 
     def finish(self, _number: int, _frame: FrameType | None) -> None:
         """Accept no further message and exit after the current one."""

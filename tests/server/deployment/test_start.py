@@ -42,6 +42,7 @@ from server.deployment.run_supervisor import Supervision, last_run
 from server.deployment.services import Services
 from server.deployment.start import StartSettings, start_run
 from server.deployment.start_view import StartView
+from server.deployment.superexec import start_without_token
 from server.membership.kit import init_kit, renew
 from server.membership.records import Admitted, save
 from server.run.request import RunRequest
@@ -184,6 +185,16 @@ def test_superlink_is_closed_to_the_outside_and_takes_known_keys_only(kit, monke
     assert [program.name for program in programs(kit, proxy=False)] == ["superlink", "superexec"]
     assert superlink.environment["FLWR_TELEMETRY_ENABLED"] == "0"
     assert superlink.environment["FLWR_HOME"] == str(kit.flwr_home)
+
+
+def test_a_token_is_not_in_the_list_of_processes():
+    look = "import pathlib, sys; print(sys.argv, pathlib.Path(sys.argv[2]).read_text())"
+    command = [sys.executable, "-S", "-c", look, "--token", "s3cret", "--root-certificates", "ca"]
+    found, _ = start_without_token(command, stdout=subprocess.PIPE).communicate(timeout=WAIT_S)
+    words = found.decode().split()
+    assert words[-1] == "s3cret"
+    assert "".join(words[:-1]).count("s3cret") == 0
+    assert "'--token-file'" in found.decode()
 
 
 @needs_nginx

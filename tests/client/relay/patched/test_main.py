@@ -4,6 +4,7 @@ import random
 import signal
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from client.relay.patch_points import PatchPoint, apply_default, differences, na
 from client.relay.patched.__main__ import FOLDER_VARIABLE, unusable
 from client.relay.patched.clientapp import reseed
 from client.relay.patched.clock import PICKUP_S, AdaptiveClock
-from client.relay.patched.supernode import _Lifecycle
+from client.relay.patched.supernode import MESSAGE_POLL_S, _Lifecycle
 
 
 def test_the_installed_flower_is_supported():
@@ -114,8 +115,27 @@ def test_forks_draw_different_numbers():
     assert not math.isnan(first[0])
 
 
+@pytest.mark.slow
+def test_any_end_of_the_main_thread_ends_the_process(tmp_path):
+    """Such as on a full disk: another thread, as uvicorn's, would keep a process that does nothing."""
+    code = """
+import sys, threading, time
+from client.relay.patched import __main__ as relay
+def fails(role):
+    threading.Thread(target=time.sleep, args=(600,)).start()
+    raise OSError(28, "No space left on device")
+relay._run = fails
+sys.argv = ["x", "supernode"]
+relay.main()
+"""
+    done = version_of(code, tmp_path)
+    assert done.returncode == 1
+    assert "No space left on device" in done.stderr
+
+
 SPOILED = """
 import sys
+import time
 from {module} import {owner} as owner
 del owner.{name}
 from client.relay.patched.__main__ import main
@@ -206,6 +226,27 @@ def test_a_node_that_has_just_replied_stays_as_long(life):
     with pytest.raises(SystemExit):
         node.finish(signal.SIGUSR1, None)
     assert pauses == [pytest.approx(PICKUP_S, abs=1.0)]
+
+
+def test_a_waiting_node_shows_its_contact_and_a_line_an_hour(life, tmp_path, monkeypatch, caplog):
+    node, *_ = life
+    now = [began := time.monotonic()]
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    with caplog.at_level("INFO", "flwr.mmare"):
+        for minute in range(125):
+            now[0] = began + 60 * minute
+            node.paused(MESSAGE_POLL_S)
+    assert [record.message for record in caplog.records] == ["Connected; no message for an hour."] * 2
+    (tmp_path / "contact").unlink()
+    now[0] += 60
+    node.in_contact()  # by the heartbeat, while a message is worked on
+    assert (tmp_path / "contact").exists()
+
+
+def test_a_full_disk_ends_no_node(tmp_path):
+    node = _Lifecycle(tmp_path / "no folder")
+    node.joined(7)
+    node.in_contact()
 
 
 def test_a_node_without_a_reply_leaves_at_once(life):
