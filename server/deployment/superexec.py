@@ -37,7 +37,7 @@ def start_without_token(arguments: list[str], **options: Any) -> subprocess.Pope
 def main() -> None:
     """Run Flower's program."""
     shim = SimpleNamespace(Popen=start_without_token, DEVNULL=subprocess.DEVNULL)
-    subprocess_executor.subprocess = shim  # type: ignore[assignment] # the module, of which it uses no more
+    subprocess_executor.subprocess = shim  # type: ignore[assignment,attr-defined] # of which it uses no more
     sys.argv[0] = "flower-superexec"
     flower_superexec()
 
