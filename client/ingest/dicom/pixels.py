@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import hashlib
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
+from functools import partial
 from math import prod
 
 import numpy as np
@@ -59,7 +60,7 @@ def stored_values(frames: Sequence[Frame]) -> Iterator[tuple[int, NDArray[np.gen
         ScanRefused: If a file or its pixel data cannot be read.
     """
     for file, places in _by_file(frames).items():
-        pictures = _pictures(file, [frames[place].index for place in places])
+        pictures = _decoder_of(file)([frames[place].index for place in places])
         yield from zip(places, pictures, strict=True)
 
 
@@ -82,10 +83,10 @@ def fingerprints(frames: Sequence[Frame]) -> list[bytes | None]:
     marks: list[bytes | None] = [None] * len(frames)
     for file, places in _by_file(frames).items():
         with suppress(ScanRefused):
-            pictures = _Pictures(file)
+            decode = _decoder_of(file)
             for place in places:
                 with suppress(ScanRefused):
-                    (values,) = pictures.decode([frames[place].index])
+                    (values,) = decode([frames[place].index])
                     marks[place] = _hash(values, frames[place])
     return marks
 
@@ -120,10 +121,11 @@ def _scale(stored: NDArray[np.generic], scaling: Scaling) -> NDArray[np.generic]
     return scaled
 
 
-def _pictures(file: FileHeader, indices: list[int]) -> Iterable[NDArray[np.generic]]:
+def _decoder_of(file: FileHeader) -> Callable[[Sequence[int]], Iterable[NDArray[np.generic]]]:
+    """What gives the stored values of some images of a file; a ScanRefused if it cannot be read."""
     if file.plain:
-        return read_plain_pixels(file, file.plain, indices)
-    return _Pictures(file).decode(indices)
+        return partial(read_plain_pixels, file, file.plain)
+    return _Pictures(file).decode
 
 
 class _Pictures:
@@ -137,7 +139,7 @@ class _Pictures:
             _check_decoder(file)
             _check_length(file, self._dataset)
 
-    def decode(self, indices: list[int]) -> Iterator[NDArray[np.generic]]:
+    def decode(self, indices: Sequence[int]) -> Iterator[NDArray[np.generic]]:
         """Stored values ``(rows, columns)`` of some images; a ScanRefused if they cannot be decoded."""
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # as above

@@ -5,6 +5,7 @@ import struct
 import numpy as np
 import pydicom
 import pytest
+from pydicom.uid import RLELossless
 
 from client.ingest.dicom.csa import read_csa
 from client.ingest.reasons import Correction, ScanReason
@@ -96,7 +97,8 @@ def test_enhanced_film_is_four_dimensional(tmp_path):
     assert only(convert(tmp_path)).reasons == (ScanReason.FOUR_DIMENSIONAL,)
 
 
-def test_a_file_of_many_frames_is_opened_no_oftener_than_one_of_few(tmp_path, monkeypatch):
+@pytest.mark.parametrize(("compressed", "times"), [(False, 1), (True, 2)])
+def test_a_file_of_many_frames_is_parsed_no_oftener_than_one_of_few(tmp_path, monkeypatch, compressed, times):
     opened = []
     read = pydicom.dcmread
     monkeypatch.setattr(pydicom, "dcmread", lambda *args, **more: opened.append(1) or read(*args, **more))
@@ -104,11 +106,14 @@ def test_a_file_of_many_frames_is_opened_no_oftener_than_one_of_few(tmp_path, mo
     for n_repeats in (2, 20):
         frames = [{"position": _at(index)} for index in range(3) for _ in range(n_repeats)]
         folder = tmp_path / str(n_repeats)
-        save([enhanced(values(len(frames)), frames, "MR", {"orientation": AXIAL})], folder / "in")
+        file = enhanced(values(len(frames)), frames, "MR", {"orientation": AXIAL})
+        if compressed:
+            file.compress(RLELossless)
+        save([file], folder / "in")
         opened.clear()
         assert only(convert(folder)).reasons == (ScanReason.FOUR_DIMENSIONAL,)
         counts.append(len(opened))
-    assert counts == [2, 2]  # for the header, and to tell copies apart
+    assert counts == [times, times]  # for the header, and to tell copies apart if they must be decoded
 
 
 def test_enhanced_volume_in_several_files(tmp_path):
