@@ -17,9 +17,10 @@ import SimpleITK as sitk  # noqa: N813  the usual name
 from isal import igzip
 
 from client.ingest.choose import SeriesRule, choose_each
-from client.ingest.dicom.folder import make_volume, scan_folder
 from client.ingest.dicom.pixels import fingerprints
+from client.ingest.dicom.scan import scan_folder
 from client.ingest.dicom.series import Part, find_parts
+from client.ingest.dicom.stacking import make_volume
 from client.ingest.names import OwnedNames
 from client.ingest.reasons import ScanReason, ScanRefused
 from client.ingest.report import REPORT_NAME, Outcome, Report, SeriesEntry, earlier_entries, write_json

@@ -1,14 +1,12 @@
-"""A folder of DICOM files to volumes, without writing anything.
+"""One part of a series to a `Volume`.
 
-`scan_folder` reads every header, `client.ingest.dicom.series` groups the frames, `make_volume` turns one part
-into a `Volume`. What cannot be corrected raises `ScanRefused` with its reason.
+`client.ingest.dicom.scan` reads every header, `client.ingest.dicom.series` groups the frames into parts. What
+cannot be corrected raises `ScanRefused` with its reason.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,19 +24,15 @@ from client.ingest.dicom.geometry import (
 from client.ingest.dicom.header import Frame
 from client.ingest.dicom.mosaic import unpack_mosaic
 from client.ingest.dicom.pixels import measured_values
-from client.ingest.dicom.reader import read_frames
 from client.ingest.dicom.resample import Grid, to_even_gaps, upright
 from client.ingest.dicom.series import Part
-from client.ingest.files import IgnoredFile, list_files, os_error_reason
 from client.ingest.reasons import Correction, ScanReason, ScanRefused
 from client.ingest.volume import MIN_SLICES, Volume
 
-__all__ = ["ConvertedSeries", "make_volume", "scan_folder"]
+__all__ = ["ConvertedSeries", "make_volume"]
 
 SMALLEST_DRIFT_MM = 0.01  # rounding of positions; smaller shifts would only blur
 SMALLEST_TILT_DEG = 0.1  # a stated tilt below this moves a 200 mm stack by a third of a millimetre
-
-Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
@@ -47,33 +41,6 @@ class ConvertedSeries:
 
     volume: Volume
     corrections: tuple[Correction, ...]
-
-
-def scan_folder(source: Path, progress: Progress) -> tuple[list[Frame], list[IgnoredFile]]:
-    """Read the header of every file below a folder, which is never written to.
-
-    ``progress`` is called with ``("scan", done, total)``.
-
-    Returns:
-        The frames of all DICOM files, and the skipped files with the reason.
-    """
-    ignored: list[IgnoredFile] = []
-
-    def refuse(path: Path, reason: ScanReason) -> None:
-        ignored.append(IgnoredFile(str(path.relative_to(source)), reason))
-
-    frames: list[Frame] = []
-    files = list_files(source, refuse)
-    for done, path in enumerate(files):
-        progress("scan", done, len(files))
-        try:
-            frames.extend(read_frames(path))
-        except ScanRefused as error:
-            refuse(path, error.reason)
-        except OSError as error:
-            refuse(path, os_error_reason(error))
-    progress("scan", len(files), len(files))
-    return frames, ignored
 
 
 def make_volume(part: Part) -> ConvertedSeries:
