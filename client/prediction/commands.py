@@ -56,9 +56,12 @@ def predict(
     config, package = load_site(site), read_package(model)
     form = format_of(out, table_format)
     if labels is not None:
+        from client.prediction.score_log import log_scores
         from client.prediction.scores import score, scores_text
 
-        typer.echo(scores_text(score(package, out, form, labels)))
+        scores = score(package, out, form, labels)
+        log_scores(package, scores, config)
+        typer.echo(scores_text(scores))
         return
     console = Console(stderr=True)
     with scan_progress(console) as bar:

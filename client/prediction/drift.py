@@ -6,13 +6,21 @@ from typing import TYPE_CHECKING, Any
 
 from client.prediction.page import render
 from client.privacy.records.audit_log import Event, log_of
-from client.telemetry.prediction_tally import FEWEST, Drift, Prediction, drift_of, prediction_in
+from client.telemetry.prediction_tally import (
+    FEWEST,
+    Drift,
+    Prediction,
+    Scores,
+    drift_of,
+    prediction_in,
+    scores_in,
+)
 from mmare.errors import RunError
 
 if TYPE_CHECKING:
     from sites.config import SiteConfig
 
-__all__ = ["drift_page", "months_of"]
+__all__ = ["drift_page", "months_of", "scorings_of"]
 
 
 def months_of(site: SiteConfig) -> dict[str, dict[str, Drift]]:
@@ -34,9 +42,23 @@ def months_of(site: SiteConfig) -> dict[str, dict[str, Drift]]:
     }
 
 
+def scorings_of(site: SiteConfig) -> dict[str, list[tuple[str, Scores]]]:
+    """By model, the day of each scoring and what it found, in order of time."""
+    found: dict[str, list[tuple[str, Scores]]] = {}
+    for line in log_of(site).lines():
+        scores = scores_in(line.get("scores")) if line["event"] == Event.SCORED else None
+        if scores is not None:
+            found.setdefault(scores.model, []).append((line["time"][:10], scores))
+    return found
+
+
 def drift_page(site: SiteConfig) -> str:
     """The page as HTML; raises as `months_of`."""
-    models = [_model(digest, months) for digest, months in months_of(site).items()]
+    scorings = scorings_of(site)
+    models = [
+        {**_model(digest, months), "scorings": scorings.get(digest, [])}
+        for digest, months in months_of(site).items()
+    ]
     return render("drift.html.j2", {"site": site.id, "models": models, "fewest": FEWEST})
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 import torch
 
+from client.prediction.score_log import calibration_gaps
 from client.prediction.table_format import Format
 from mmare.errors import DataError, RunError
 from mmare.metrics.state import MetricState, class_scores
@@ -30,7 +31,8 @@ def score(package: Package, saved: Path, form: Format, labels: Path) -> dict[str
     """Metrics of the predictions in ``saved`` on the patients of ``labels``.
 
     ``calibrated`` and ``uncalibrated`` are the metrics of a run (`MetricState.compute`), ``called`` those of
-    the calls, ``reliability`` by bin of the confidence: patients, mean confidence, share predicted right.
+    the calls, ``reliability`` by bin of the confidence: patients, mean confidence, share predicted right;
+    ``gaps`` as of `calibration_gaps`, ``fewest`` the patients of the rarest class that has any.
 
     Raises:
         DataError: If a file cannot be used, or the predictions are of another model.
@@ -59,8 +61,12 @@ def score(package: Package, saved: Path, form: Format, labels: Path) -> dict[str
         kind: MetricState.of(_numbers(both, prefix, study.classes).clamp_min(_SMALLEST).log(), label)
         for kind, prefix in (("calibrated", "probability"), ("uncalibrated", "uncalibrated"))
     }
+    outcome = both[ID].map(known)
+    chances = both[[f"probability_{name}" for name in study.classes]].set_axis(list(study.classes), axis=1)
     return {
         "patients": len(both),
+        "fewest": int(outcome.value_counts().min()),
+        "gaps": calibration_gaps(chances, outcome),
         "without_label": len(frame) - len(both),
         "without_prediction": len(known) - len(both),
         **{kind: state.compute(study.positive_index) for kind, state in states.items()},
@@ -78,6 +84,10 @@ def scores_text(found: dict[str, Any]) -> str:
     ]
     lines += [f"  {title:<22}{_shown(found['calibrated'][key])}" for title, key in rows]
     lines += [f"  {'balanced accuracy':<22}{_shown(found['called']['balanced_accuracy'])}  of the calls"]
+    for name, each in found["gaps"].items():
+        lines.append(
+            f"  {name}: {each['gap']:+.3f} more often than predicted (standard error {each['error']:.3f})"
+        )
     for entry in found["reliability"]:
         lines.append(
             f"  confidence {entry['from']:.2f} to {entry['to']:.2f}: {entry['n']} patients, "

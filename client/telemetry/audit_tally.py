@@ -10,7 +10,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final
 
 from client.privacy.records.audit_log import Event
-from client.telemetry.prediction_tally import ModelTally, prediction_in
+from client.telemetry.prediction_tally import ModelTally, prediction_in, scores_in
 from mmare.errors import SiteCode
 from mmare.wire.messages import Task
 
@@ -89,6 +89,8 @@ class AuditTally:
                 self.used[study] += 1
         elif event == Event.PREDICTED and (found := prediction_in(entry.get("prediction"))):
             self.models.setdefault(found.model, ModelTally()).take(found)
+        elif event == Event.SCORED and (scores := scores_in(entry.get("scores"))):
+            self.models.setdefault(scores.model, ModelTally()).scores = scores
         elif event == Event.REFUSED:
             self.refused[_known(entry.get("code"), _CODES)] += 1
 

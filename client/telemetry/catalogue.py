@@ -86,6 +86,23 @@ SITE_METRICS: Final = (
         "model",
         "modality",
     ),
+    _gauge(
+        "scored_predictions", "Predictions whose outcome was known at the last scoring, from 100 on.", "model"
+    ),
+    _gauge("scored_auc", "AUC of them.", "model"),
+    _gauge("scored_tested_auc", "AUC of the model's own test, as its package says.", "model"),
+    _gauge("scored_brier", "Brier score of them.", "model"),
+    _gauge("scored_log_loss", "Log-loss of them, nats.", "model"),
+    _gauge("scored_ece", "Expected calibration error of them.", "model"),
+    _gauge(
+        "calibration_gap",
+        "Share of a class among their outcomes, less its mean probability.",
+        "model",
+        "class",
+    ),
+    _gauge(
+        "calibration_gap_error", "Standard error of the gap if the probabilities were true.", "model", "class"
+    ),
     _gauge("scans", "Scans in the manifest; withheld if few.", "modality"),
     _gauge("scans_done", "Scans known to be usable or not, rounded down to the smallest count.", "modality"),
     _gauge("scans_usable", "Scans with an embedding; withheld if they, or the others, are few.", "modality"),

@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from client.privacy.approvals import Approval, ApprovalFolder
     from client.privacy.records.audit_log import AuditLog
     from client.telemetry.embed_record import ScanCounts
+    from client.telemetry.prediction_tally import Scores
     from client.telemetry.seen import WorkerActivity
     from sites.config import SiteConfig
 
@@ -245,6 +246,20 @@ class SiteMetrics(Collector):
                     yield self._sample("pattern_drift_ratio", drift.presence, model)
                 for name, far in drift.distance.items():
                     yield self._sample("input_distance", far, model, self._groups(one_word(name)))
+            if tally.scores is not None:
+                yield from self._scores(tally.scores, model, limit)
+
+    def _scores(self, scores: Scores, model: str, limit: int) -> Iterator[Sample]:
+        """How predictions did, once enough outcomes were known."""
+        if scores.patients < max(FEWEST, limit) or scores.fewest < limit:
+            return
+        yield self._sample("scored_predictions", scores.patients, model)
+        for name, value in scores.metrics.items():
+            yield self._sample(f"scored_{name}", value, model)
+        for name, (gap, error) in scores.gaps.items():
+            group = self._groups(one_word(name))
+            yield self._sample("calibration_gap", gap, model, group)
+            yield self._sample("calibration_gap_error", error, model, group)
 
     def _machine(self) -> Iterator[Sample]:
         for part, size in self.cache_size.bytes.items():

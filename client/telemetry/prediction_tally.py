@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING, Any, Final
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-__all__ = ["FEWEST", "Drift", "ModelTally", "Prediction", "drift_of", "prediction_in"]
+__all__ = ["FEWEST", "Drift", "ModelTally", "Prediction", "Scores", "drift_of", "prediction_in", "scores_in"]
 
 FEWEST: Final = 100  # patients, for a drift to be told: of eight patterns, chance alone then gives .1
 WINDOW: Final = 500  # latest patients whose drift is told
+METRICS: Final = ("auc", "tested_auc", "brier", "log_loss", "ece")
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,34 @@ class Prediction:
     never: bool  # whether training never had the pattern
     share: float | None  # of the train rows with the pattern; None if it was not told
     distance: Mapping[str, float]  # by modality
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What a line says of predictions whose outcome became known."""
+
+    model: str  # digest of the package
+    patients: int
+    fewest: int  # patients of the rarest class that has any
+    metrics: Mapping[str, float]  # auc, brier, log_loss, ece, and tested_auc: that of the package's test rows
+    gaps: Mapping[str, tuple[float, float]]  # by class: share less mean probability, and its standard error
+
+
+def scores_in(content: object) -> Scores | None:
+    """The scores of a line, None if it holds none."""
+    if not isinstance(content, Mapping):
+        return None
+    model, patients, fewest = (content.get(key) for key in ("model", "patients", "fewest"))
+    gaps = content.get("gaps")
+    if not (isinstance(model, str) and type(patients) is type(fewest) is int and isinstance(gaps, Mapping)):
+        return None
+    told = {
+        str(name): (float(gap["gap"]), float(gap["error"]))
+        for name, gap in gaps.items()
+        if isinstance(gap, Mapping) and _is_number(gap.get("gap")) and _is_number(gap.get("error"))
+    }
+    metrics = {name: float(content[name]) for name in METRICS if _is_number(content.get(name))}
+    return Scores(model, int(patients), int(fewest), metrics, told)
 
 
 def prediction_in(content: object) -> Prediction | None:
@@ -100,6 +129,7 @@ class ModelTally:
     calls: Counter[str] = field(default_factory=Counter)
     patterns: Counter[str] = field(default_factory=Counter)
     latest: OrderedDict[str, Prediction] = field(default_factory=OrderedDict)  # by input
+    scores: Scores | None = None  # the last ones
 
     def take(self, prediction: Prediction) -> None:
         """Count a prediction."""

@@ -38,7 +38,7 @@ pytestmark = pytest.mark.system
 
 SITE = "birch"
 SCANS = ("_scans", "_scan_", "_cache_hits", "_cache_misses", "_embedding")  # in what there is none of here
-PREDICTIONS = ("_predictions_", "_pattern_", "_input_distance")  # as above
+PREDICTIONS = ("_predictions_", "_pattern_", "_input_distance", "_scored_", "_calibration_gap")  # as above
 KIT = tuple(metric.name for metric in KIT_METRICS)
 
 

@@ -30,6 +30,7 @@ class Event(StrEnum):
     RELEASED = "released"
     REFUSED = "refused"
     PREDICTED = "predicted"  # by a model package, for a patient of the site; nothing left
+    SCORED = "scored"  # predictions whose outcome became known; nothing left
     APPROVED = "approved"
     CHANGED = "table changed"
 
@@ -54,6 +55,7 @@ class Entry:
     drawn: str = ""  # under differential privacy: SHA-256 of what was drawn, before it is masked
     budget: str = ""  # likewise: head of the ledger
     prediction: Mapping[str, Any] = field(default_factory=dict)  # by which model, of whom and what
+    scores: Mapping[str, Any] = field(default_factory=dict)  # of which model, over how many patients
 
 
 @dataclass

@@ -2,11 +2,12 @@
 
 import json
 
+import pandas as pd
 import pytest
 from typer.testing import CliRunner
 
 from client.cli import app
-from client.prediction.drift import drift_page, months_of
+from client.prediction.drift import drift_page, months_of, scorings_of
 from client.prediction.run import predict_site
 from client.prediction.table_format import Format
 from client.privacy.records.audit_log import log_of
@@ -48,6 +49,26 @@ def test_months_are_apart_and_the_page_says_never_in_red(scans, tmp_path):
     assert '<th scope="row">2026-01</th>' in page
     assert '<span class="alarm">2.00</span>' in page
     assert '<span class="alarm">never</span>' in page
+
+
+def test_scores_are_logged_without_a_patient_and_shown_month_by_month(scans, tmp_path):
+    site, package = scans
+    table = table_of(site, "patient_id,t1,t2\nanna,a.nii.gz,\nbea,a.nii.gz,b.nii.gz\n")
+    out = tmp_path / "new.csv"
+    predict_site(package, site, table, out, Format.CSV)
+    outcomes = table_of(site, "patient_id,label\nanna,yes\nbea,no\n", "outcomes.csv")
+    options = ["--site", site.folder / "site.toml", "--out", out, "--labels", outcomes]
+    result = CliRunner().invoke(app, ["predict", *map(str, [package.sealed.source, *options])])
+    assert result.exit_code == 0, result.output
+    line = json.loads(log_of(site).path.read_text().splitlines()[-1])
+    assert (line["event"], line["scores"]["patients"], line["scores"]["fewest"]) == ("scored", 2, 1)
+    assert "anna" not in json.dumps(line)
+    ((_, scores),) = scorings_of(site)[package.digest]
+    chance = pd.read_csv(out)["probability_yes"]
+    assert scores.gaps["yes"][0] == pytest.approx(0.5 - chance.mean())
+    page = drift_page(site)
+    assert "Once outcomes were known" in page
+    assert f"{scores.metrics['brier']:.3f}" in page
 
 
 def test_without_a_prediction_there_is_no_page(scans, tmp_path):

@@ -7,7 +7,7 @@ from sklearn.metrics import balanced_accuracy_score, brier_score_loss, log_loss,
 
 from client.prediction.inputs import PatientInputs
 from client.prediction.predict import predict
-from client.prediction.scores import score
+from client.prediction.scores import score, scores_text
 from client.prediction.table import table_bytes
 from client.prediction.table_format import Format
 from mmare.errors import DataError, RunError
@@ -71,6 +71,12 @@ def test_scores_are_those_of_scikit_learn(package, found, truth, tmp_path, form)
     assert (called != found.judgement.probability[rows].argmax(dim=1).numpy()).any()  # not the most probable
     assert (scored["patients"], scored["without_label"], scored["without_prediction"]) == (50, 10, 1)
     assert sum(each["n"] for each in scored["reliability"]) == 50
+    assert scored["fewest"] == min(label.sum(), 50 - label.sum())
+    chance = found.judgement.probability[rows, 1].numpy()
+    assert scored["gaps"]["yes"]["gap"] == pytest.approx(label.mean() - chance.mean())
+    assert scored["gaps"]["no"]["gap"] == pytest.approx(chance.mean() - label.mean())
+    assert scored["gaps"]["yes"]["error"] == pytest.approx(np.sqrt((chance * (1 - chance)).sum()) / 50)
+    assert "yes: " in scores_text(scored)
 
 
 def test_calibration_changes_probabilities_and_the_shares_sum_to_the_calibrated(found):

@@ -409,9 +409,21 @@ PREDICTIONS = st.fixed_dictionaries(
     },
     optional={"seen": ODD, "share": ODD},
 )
+SCORES = st.fixed_dictionaries(
+    {
+        "model": st.just("10") | ODD_TEXT,
+        "patients": st.integers(90, 200) | ODD,
+        "fewest": st.integers(0, 50) | ODD,
+        "gaps": st.dictionaries(
+            ODD_TEXT, st.fixed_dictionaries({"gap": st.floats(), "error": st.floats() | ODD}), max_size=2
+        )
+        | ODD,
+    },
+    optional={"auc": st.floats() | ODD, "ece": ODD},
+)
 LINES = st.fixed_dictionaries(
     {
-        "event": st.sampled_from(["released", "refused", "predicted"]) | ODD,
+        "event": st.sampled_from(["released", "refused", "predicted", "scored"]) | ODD,
         "time": st.just("2026-01-01") | ODD,
     },
     optional={
@@ -420,6 +432,7 @@ LINES = st.fixed_dictionaries(
         "bytes": ODD,
         "study": ODD,
         "prediction": PREDICTIONS,
+        "scores": SCORES,
     },
 )
 

@@ -123,3 +123,45 @@ def test_metrics_of_predictions_tell_no_small_group_and_no_drift_of_few(tmp_path
 
 def _steps(number, limit):
     return number - number % limit
+
+
+SCORES = {
+    "model": MODEL,
+    "patients": 120,
+    "fewest": 30,
+    "gaps": {"yes": {"gap": -0.1, "error": 0.04}},
+    "auc": 0.7,
+    "tested_auc": None,
+    "brier": 0.2,
+    "log_loss": 0.6,
+    "ece": 0.05,
+}
+
+
+@pytest.fixture
+def scored(tmp_path):
+    """Metrics of a worker whose log holds these scorings."""
+
+    def of(*lines):
+        watched = Watched(tiny_federation(tmp_path / "federation"), min_count=20)
+        watched.audit.append(*(Entry(Event.SCORED, scores=each) for each in lines))
+        return watched.found()
+
+    return of
+
+
+def test_the_last_scores_are_told(scored):
+    found = scored({**SCORES, "auc": 0.6}, SCORES)
+    model = one(model=MODEL[:12])
+    assert found["scored_predictions"] == {model: 120}
+    assert found["scored_auc"] == {model: 0.7}
+    assert "scored_tested_auc" not in found
+    assert found["calibration_gap"] == {one(model=MODEL[:12], **{"class": "yes"}): -0.1}
+    assert found["calibration_gap_error"] == {one(model=MODEL[:12], **{"class": "yes"}): 0.04}
+
+
+@pytest.mark.parametrize(
+    "few", [{"patients": FEWEST - 1}, {"fewest": 19}, {"gaps": None}, {"patients": "many"}]
+)
+def test_scores_of_few_patients_and_odd_lines_are_not_told(scored, few):
+    assert not {name for name in scored({**SCORES, **few}) if name.startswith(("scored", "calibration"))}
