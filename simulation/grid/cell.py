@@ -148,7 +148,17 @@ def run_cell(cell: Cell, place: Workplace, say: Say = lambda _text: None) -> dic
         "amputation": json.loads(amputation.read_text(encoding="utf-8")) if amputation.exists() else None,
         "seconds": round(max(time.monotonic() - began, result["seconds"]["total"]), 3),
         "result": result,
+        "decisions": _decisions(request),
     }
+
+
+def _decisions(request: RunRequest) -> dict[str, Any]:
+    """What a release would report of calibration and decisions; nothing of sites that trained alone."""
+    from server.release.decide import decide  # noqa: PLC0415 - torch takes seconds
+    from server.store.states import parse_states  # noqa: PLC0415 - as above
+
+    states = parse_states(read_run(request.out).states, len(request.study.classes))
+    return decide(request.study, states, None).report
 
 
 def _listener(say: Say) -> Callable[[Mapping[str, Any]], None]:

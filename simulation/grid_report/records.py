@@ -87,6 +87,7 @@ class Record:
     result: Mapping[str, Any]
     amputation: Mapping[str, Any] | None
     seconds: float | None
+    decisions: Mapping[str, Any]  # report of `server.release.decide.decide`; empty in older lines
 
 
 @dataclass(frozen=True)
@@ -266,6 +267,7 @@ def _records(path: Path, planned: Mapping[str, Cell]) -> Iterable[Record]:
             result=result,
             amputation=line.get("amputation"),
             seconds=line.get("seconds"),
+            decisions=line.get("decisions") or {},
         )
 
 

@@ -17,6 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from simulation.grid_report import detail_tables as details
+from simulation.grid_report import explained
 from simulation.grid_report import site_tables as by_site
 from simulation.grid_report.figures import drawings, forests
 from simulation.grid_report.method_tables import (
@@ -106,7 +107,8 @@ def _page(grid: GridRecord) -> Page:
     begun = {record.arm.regime for record in grid.records}
     tables = replace(grid, arms=tuple(arm for arm in grid.arms if arm.regime in begun))
     sections = [*_thesis(tables), *_increments(tables), *_generic(tables), *_modes(tables), *_sites(tables)]
-    sections += [*_patients(tables), *_machines(tables), *_gaps(grid), *_method(grid, len(broken))]
+    sections += [*_patients(tables), *_explained(tables)]
+    sections += [*_machines(tables), *_gaps(grid), *_method(grid, len(broken))]
     return Page(grid.title, chips, notes, sections)
 
 
@@ -270,6 +272,22 @@ def _patients(grid: GridRecord) -> list[Section]:
     singles = [details.unimodal_table(grid, mode) for mode in grid.modes]
     subsets = [*singles, *details.part_tables(grid, "subsets")]
     return [*patterns, *_section("subsets", "Fewer modalities at test time", read, subsets)]
+
+
+def _explained(grid: GridRecord) -> list[Section]:
+    read = (
+        "How far probabilities can be taken at their word, and for which decisions they help. Curves are "
+        "over the test rows of all seeds; net benefit of treating none is zero."
+    )
+    calibration = _section("calibration", "Calibration", read, explained.calibration_parts(grid))
+    read = (
+        "How much of what moves predicted probabilities is each modality's: its part of the sum of "
+        "absolute Shapley values, over all subsets of what a patient has. It explains the model alone."
+    )
+    return [
+        *calibration,
+        *_section("shapley", "What predictions rest on", read, explained.shapley_tables(grid)),
+    ]
 
 
 def _machines(grid: GridRecord) -> list[Section]:

@@ -5,7 +5,9 @@ The frame has one line per metric of a set of test rows:
 =========  ==========================================================================================
 arm, seed  of the cell; ``arm`` is its place in the grid
 kind       ``pooled``, ``sites``, ``patterns`` or ``subsets`` of test rows; ``worst`` is the site with the
-           lowest balanced accuracy, ``run`` what is of no rows: parameters, rounds, seconds, megabytes
+           lowest balanced accuracy, ``calibrated`` all test rows, losses before and after calibration,
+           ``shapley`` those of a site or of all, whose metrics are the shares of modalities; ``run`` what
+           is of no rows: parameters, rounds, seconds, megabytes
 name       of the site, pattern or subset
 trained    the site whose own model it is; empty for the one model of the cell. Of sites that each trained
            alone, the empty one has each site's model on its own rows, and the mean over sites on all rows
@@ -30,7 +32,7 @@ from simulation.report.results import Estimate
 if TYPE_CHECKING:
     from simulation.grid_report.records import Arm, Record
 
-__all__ = ["POOLED", "RUN", "WORST", "Rows", "Values", "blocks"]
+__all__ = ["CALIBRATED", "POOLED", "RUN", "SHAPLEY", "WORST", "Rows", "Values", "blocks"]
 
 
 class Rows(NamedTuple):
@@ -41,7 +43,8 @@ class Rows(NamedTuple):
     trained: str = ""
 
 
-POOLED, WORST, RUN = Rows("pooled"), Rows("worst"), Rows("run")
+POOLED, WORST, RUN, CALIBRATED = Rows("pooled"), Rows("worst"), Rows("run"), Rows("calibrated")
+SHAPLEY = "shapley"  # a kind
 _CELL = ["arm", "seed"]
 _KEY = ["arm", *Rows._fields, "metric"]
 Block = Mapping[str, Any] | None
@@ -145,13 +148,33 @@ def _own_scores(frame: pd.DataFrame) -> pd.DataFrame:
 def _lines(record: Record) -> Iterator[tuple[str | float | None, ...]]:
     """Kind, name, trained, metric, value, low and high of all that a cell measured."""
     costs = _costs(record)
-    for rows, block in [*blocks(record.result), (RUN, costs)]:
+    for rows, block in [*blocks(record.result), *_explained(record), (RUN, costs)]:
         metrics = {"n": None, **(block or {})}  # so that a name has a line, whatever is withheld
         if rows.kind == "pooled":
             metrics["parameters"] = costs["parameters"] and costs["parameters"] / 1e6
         for metric, value in metrics.items() if block or rows.kind != "pooled" else ():
             if value is None or isinstance(value, int | float):
                 yield (*rows, metric, value, *((metrics.get("ci95") or {}).get(metric) or (None, None)))
+
+
+def _explained(record: Record) -> Iterator[tuple[Rows, Block]]:
+    test = (record.result.get("metrics") or {}).get("test") or {}
+    shapley = test.get("shapley") or {}
+    for site, found in {"": shapley.get("pooled"), **(shapley.get("sites") or {})}.items():
+        if found:
+            shares = {f"share_{modality}": values["share"] for modality, values in found.items()}
+            yield Rows(SHAPLEY, site), shares
+    calibration = record.decisions.get("calibration") or {}
+    pairs = {
+        loss: calibration[loss].get("test") or () for loss in ("log_loss", "brier", "ece") if calibration
+    }
+    losses = {
+        f"{loss}_{way}": value
+        for loss, pair in pairs.items()
+        for way, value in zip(("before", "after"), pair, strict=False)
+    }
+    if losses:
+        yield CALIBRATED, losses
 
 
 def _costs(record: Record) -> dict[str, float | None]:

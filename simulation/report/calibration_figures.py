@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import matplotlib as mpl
@@ -11,11 +12,29 @@ from matplotlib.figure import Figure
 
 from simulation.report.figures import STYLE, Drawing, colour_holder, dress, to_svg
 
-__all__ = ["calibration_drawings", "decision_figure", "reliability_figure"]
+__all__ = [
+    "Curve",
+    "calibration_drawings",
+    "decision_curves",
+    "decision_figure",
+    "reliability_curves",
+    "reliability_figure",
+]
 
 _SIZE_IN = (4.2, 3.6)
 _WAYS = {"before": ("muted", 1.4, "o"), "after": ("ink", 2.0, "D")}
 _LOWEST = -0.05  # net benefit: below, nobody would use the model
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Points of a line, at least one, and how it is drawn."""
+
+    points: Sequence[tuple[float, float]]
+    colour: str  # CSS variable without its dashes
+    width: float = 1.8
+    marker: str = "o"
+    dashes: Sequence[float] = ()
 
 
 def calibration_drawings(report: Mapping[str, Any]) -> list[Drawing]:
@@ -31,40 +50,58 @@ def calibration_drawings(report: Mapping[str, Any]) -> list[Drawing]:
     return drawn
 
 
-@mpl.rc_context(STYLE)
 def reliability_figure(reliability: Mapping[str, Any], title: str) -> str:
     """Draw the bins ``before`` and, if there are any, ``after`` calibration as an ``<svg>`` element."""
-    figure, axes = _axes("predicted", "observed")
-    axes.plot([0, 1], [0, 1], color=colour_holder("muted"), linewidth=1.0, dashes=(4, 4))
-    for way, (colour, width, marker) in _WAYS.items():
-        bins = reliability.get(way, {}).get("bins", ())
-        axes.plot(
-            [each["mean"] for each in bins],
-            [each["observed"] for each in bins],
-            color=colour_holder(colour),
-            linewidth=width,
-            marker=marker,
-            markersize=5,
-        )
-    axes.set_xlim(-0.02, 1.02)
-    axes.set_ylim(-0.02, 1.02)
-    return to_svg(figure, "reliability", title)
+    curves = [
+        Curve([(each["mean"], each["observed"]) for each in reliability[way]["bins"]], *style)
+        for way, style in _WAYS.items()
+        if way in reliability
+    ]
+    return reliability_curves("reliability", title, curves)
+
+
+def decision_figure(curve: Sequence[Mapping[str, float]], title: str) -> str:
+    """Draw net benefit by threshold probability as an ``<svg>`` element; below zero it is cut off."""
+    model, treat_all = ([(each["threshold"], each[key]) for each in curve] for key in ("model", "all"))
+    return decision_curves("decision", title, [Curve(model, "ink", 2.0)], treat_all)
 
 
 @mpl.rc_context(STYLE)
-def decision_figure(curve: Sequence[Mapping[str, float]], title: str) -> str:
-    """Draw net benefit by threshold probability as an ``<svg>`` element; below zero it is cut off."""
+def reliability_curves(name: str, title: str, curves: Sequence[Curve]) -> str:
+    """Draw observed against predicted probability; ids in the drawing start with ``name``."""
+    figure, axes = _axes("predicted", "observed")
+    axes.plot([0, 1], [0, 1], color=colour_holder("muted"), linewidth=1.0, dashes=(4, 4))
+    for curve in curves:
+        _draw(axes, curve)
+    axes.set_xlim(-0.02, 1.02)
+    axes.set_ylim(-0.02, 1.02)
+    return to_svg(figure, name, title)
+
+
+@mpl.rc_context(STYLE)
+def decision_curves(
+    name: str, title: str, curves: Sequence[Curve], treat_all: Sequence[tuple[float, float]]
+) -> str:
+    """Draw net benefit by threshold probability; ids in the drawing start with ``name``."""
     figure, axes = _axes("threshold probability", "net benefit")
-    threshold = [each["threshold"] for each in curve]
     axes.axhline(0, color=colour_holder("muted"), linewidth=1.0)
-    axes.plot(
-        threshold, [each["all"] for each in curve], color=colour_holder("muted"), linewidth=1.4, dashes=(4, 3)
-    )
-    axes.plot(threshold, [each["model"] for each in curve], color=colour_holder("ink"), linewidth=2.0)
+    _draw(axes, Curve(treat_all, "muted", 1.4, "", (4, 3)))
+    for curve in curves:
+        _draw(axes, replace(curve, marker=""))
     axes.set_xlim(0, 1)
-    highest = max(max(each["all"], each["model"]) for each in curve)
+    highest = max(
+        benefit for points in (treat_all, *(each.points for each in curves)) for _, benefit in points
+    )
     axes.set_ylim(_LOWEST, max(highest, 0.0) + 0.05)
-    return to_svg(figure, "decision", title)
+    return to_svg(figure, name, title)
+
+
+def _draw(axes: Axes, curve: Curve) -> None:
+    x, y = zip(*curve.points, strict=True)
+    colour = colour_holder(curve.colour)
+    (line,) = axes.plot(x, y, color=colour, linewidth=curve.width, marker=curve.marker, markersize=5)
+    if curve.dashes:
+        line.set_dashes(curve.dashes)
 
 
 def _axes(below: str, beside: str) -> tuple[Figure, Axes]:

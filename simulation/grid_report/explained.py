@@ -1,0 +1,119 @@
+"""What a grid's models say beyond their calls: calibration, net benefit, and what predictions rest on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import pandas as pd
+
+from simulation.grid_report.method_tables import Keys, keys_of, mean
+from simulation.grid_report.page import Figures, Part, Row, Table
+from simulation.grid_report.records import Arm, GridRecord
+from simulation.grid_report.values import CALIBRATED, SHAPLEY, Rows
+from simulation.report.calibration_figures import Curve, decision_curves, reliability_curves
+from simulation.report.figures import Drawing, site_dash, site_variable
+from simulation.report.results import MODES
+
+__all__ = ["calibration_parts", "shapley_tables"]
+
+_CROWD = 10  # methods beyond which curves are a tangle
+_LOSSES = {"log_loss": "Log loss", "brier": "Brier score", "ece": "ECE"}
+_BINS = 10  # of a reliability diagram
+_NOTE = "Temperature and shift are chosen on the validation rows of all sites, by sums of losses."
+
+
+def calibration_parts(grid: GridRecord) -> list[Part]:
+    """Losses before and after calibration; per data and mode, the curves of its methods."""
+    columns = {
+        f"{loss}_{way}": f"{title}, {way}" for loss, title in _LOSSES.items() for way in ("before", "after")
+    }
+    groups: list[tuple[str, list[Row]]] = []
+    figures: list[Part] = []
+    for title, arms in _groups(grid):
+        told = [arm for arm in arms if grid.values.estimate(arm, "log_loss_before", CALIBRATED).runs]
+        rows = [
+            Row(grid.name(arm.method), [mean(grid, arm, metric, CALIBRATED) for metric in columns])
+            for arm in told
+        ]
+        groups.append((title, rows))
+        keys = keys_of(grid, arms, by_data=False)
+        if drawings := list(_drawings(grid, f"explained-{len(groups)}", title, arms, keys)):
+            figures.append(Figures(drawings, [keys[arm] for arm in arms if grid.done[arm]]))
+    return [Table("Losses on test rows", "Method", list(columns.values()), groups, [_NOTE]), *figures]
+
+
+def shapley_tables(grid: GridRecord) -> list[Table]:
+    """Per data and mode: each method's share of each modality, of all test rows and of each site's."""
+    tables = []
+    for title, arms in _groups(grid):
+        modalities = grid.modalities(arms[0].regime)
+        groups = [
+            (
+                grid.name(arm.method),
+                [
+                    Row(
+                        site or "All sites",
+                        [mean(grid, arm, f"share_{name}", Rows(SHAPLEY, site)) for name in modalities],
+                        strong=not site,
+                    )
+                    for site in sorted(grid.values.names(arm, SHAPLEY))
+                ],
+            )
+            for arm in arms
+        ]
+        tables.append(Table(f"{title}: share of each modality", "Test rows of", modalities, groups))
+    return tables
+
+
+def _groups(grid: GridRecord) -> Iterator[tuple[str, list[Arm]]]:
+    """Arms with one model for all sites, by data and mode."""
+    for regime in grid.regimes:
+        for mode in grid.modes:
+            arms = [arm for arm in grid.of(regime, mode) if grid.done[arm]]
+            if arms and mode != "local":
+                yield f"{regime.title}, {MODES[mode].lower()}", arms
+
+
+def _drawings(
+    grid: GridRecord, identity: str, title: str, arms: Sequence[Arm], keys: Keys
+) -> Iterator[Drawing]:
+    reports = {arm: [each.decisions for each in grid.records if each.arm == arm] for arm in arms}
+    if len(arms) > _CROWD:
+        return
+    reliable = {arm: _reliability(found) for arm, found in reports.items()}
+    if any(reliable.values()):
+        label = f"{title}: observed against predicted probability, after calibration where there is one"
+        lines = [_curve(keys, arm, points) for arm, points in reliable.items() if points]
+        drawn = reliability_curves(f"{identity}-reliability", label, lines)
+        yield Drawing(f"Reliability: {title}", label, drawn)
+    helped = {arm: _net_benefit(found) for arm, found in reports.items()}
+    if any(map(len, helped.values())):
+        label = f"{title}: net benefit by threshold probability, of treating all dashed"
+        lines = [_curve(keys, arm, list(found.model.items())) for arm, found in helped.items() if len(found)]
+        treat_all = next(found["all"] for found in helped.values() if len(found))
+        drawn = decision_curves(f"{identity}-decision", label, lines, list(treat_all.items()))
+        yield Drawing(f"Decision curve: {title}", label, drawn)
+
+
+def _curve(keys: Keys, arm: Arm, points: Sequence[tuple[Any, Any]]) -> Curve:
+    position = keys[arm].position
+    return Curve(points, site_variable(position), dashes=site_dash(position))
+
+
+def _reliability(reports: Sequence[Mapping[str, Any]]) -> list[tuple[float, float]]:
+    """Mean predicted and observed of each bin, over the rows of all seeds."""
+    bins = [
+        (int(each["mean"] * _BINS), each["n"], each["n"] * each["mean"], each["n"] * each["observed"])
+        for report in reports
+        if (found := report.get("calibration", {}).get("reliability"))
+        for each in found.get("after", found["before"])["bins"]
+    ]
+    sums = pd.DataFrame(bins, columns=["bin", "n", "predicted", "observed"]).groupby("bin").sum()
+    return list(zip(sums.predicted / sums.n, sums.observed / sums.n, strict=True))
+
+
+def _net_benefit(reports: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
+    """Columns ``model`` and ``all`` by threshold, means over seeds."""
+    points = [point for report in reports for point in report.get("decision_curve") or ()]
+    return pd.DataFrame(points, columns=["threshold", "model", "all"]).groupby("threshold").mean()
