@@ -43,8 +43,8 @@ __all__ = [
     "write_federation",
 ]
 
-# A simulation is not shared: small groups need no protection, and its model can be calibrated.
-SIMULATED = PrivacySpec(min_count=0, extra=(ExtraAnswer.CALIBRATION,))
+# A simulation is not shared: small groups need no protection, its model can be calibrated and explained.
+SIMULATED = PrivacySpec(min_count=0, extra=(ExtraAnswer.CALIBRATION, ExtraAnswer.SHAPLEY))
 
 SITE_FILE, MANIFEST_FILE = "site.toml", "patients.csv"
 

@@ -20,7 +20,7 @@ import torch
 
 from client.encoders.registry import encoder_notes
 from client.privacy.accountant import public_rows
-from mmare.metrics.calibration import CalibrationState
+from client.privacy.extra_answers import check_attribution, check_calibration
 from mmare.metrics.state import BINARY, MetricState
 from mmare.models.blocks import block_tensors, without_parameters
 from mmare.models.phases import phase_at
@@ -276,6 +276,7 @@ def _update(update: Update, request: Request, study: Study, facts: Facts) -> tup
     _require(all(0 <= value < math.inf for value in update.seconds.values()), "invalid seconds")
     what = tuple(f"metrics {split}" for split in found)
     what += tuple(f"calibration {each.split}" for each in update.evaluations if each.calibration)
+    what += tuple(f"Shapley values {each.split}" for each in update.evaluations if each.attribution)
     if not request.train:
         bare = Update(update.site, update.round, evaluations=update.evaluations, seconds=update.seconds)
         _require(update == bare, "training results that were not requested")
@@ -293,7 +294,7 @@ def _update(update: Update, request: Request, study: Study, facts: Facts) -> tup
     )
     if update.trained is not None:
         _require(update.trained.split is Split.VAL, "metrics of the trained model on another split")
-        plain = replace(request, patterns=False, subsets=False, calibration=False)
+        plain = replace(request, patterns=False, subsets=False, calibration=False, shapley=False)
         _evaluation(update.trained, plain, study, facts.limit)
         what += ("metrics trained",)
     return (*what, "update")
@@ -305,24 +306,21 @@ def _evaluation(evaluation: Evaluation, request: Request, study: Study, limit: i
     _require(request.patterns or not evaluation.patterns, "patterns that were not requested")
     _require(request.subsets or not evaluation.subsets, "subsets that were not requested")
     _require(request.calibration or not evaluation.calibration, "calibration that was not requested")
-    disclosed = [_group(name, state, study, limit) for name, state in evaluation.patterns.items()]
+    _require(request.shapley or not evaluation.attribution, "Shapley values that were not requested")
+    disclosed = {name: _group(name, state, study, limit) for name, state in evaluation.patterns.items()}
     for index, count in enumerate(whole if disclosed else ()):
-        rest = count - sum(counts[index] for counts in disclosed)
+        rest = count - sum(counts[index] for counts in disclosed.values())
         _require(rest >= 0, "patterns of more rows than the split has")
         _large(rest, limit)
     for name, state in evaluation.subsets.items():
         _group(name, state, study, limit)
-    if evaluation.calibration:
-        _grid(evaluation.calibration, whole, study)
-
-
-def _grid(content: Mapping[str, Any], whole: tuple[int, ...], study: Study) -> None:
-    """Check that calibration is over the rows that the metrics of the split disclose."""
     try:
-        state = CalibrationState.from_dict(content, len(study.classes))
+        if evaluation.calibration:
+            check_calibration(evaluation, whole, study)
+        if evaluation.attribution:
+            check_attribution(evaluation, disclosed, study)
     except ValueError as error:
-        raise ReleaseError(f"an invalid calibration state: {error}") from None
-    _require(tuple(state.counts.tolist()) == whole, "calibration of other rows than the metrics")
+        raise ReleaseError(str(error)) from None
 
 
 def _group(name: str, state: Mapping[str, Any], study: Study, limit: int) -> tuple[int, ...]:

@@ -75,6 +75,11 @@ def check_request(request: Request, study: Study, extra: Collection[ExtraAnswer]
         not request.calibration or ExtraAnswer.CALIBRATION in extra,
         "calibration, which the study does not name",
     )
+    _require(not request.shapley or request.final, "Shapley values before the end of the run")
+    _require(not request.shapley or request.patterns, "Shapley values without patterns, whose rows they sum")
+    _require(
+        not request.shapley or ExtraAnswer.SHAPLEY in extra, "Shapley values, which the study does not name"
+    )
     options = strategy_options(study.federation.strategy, study.federation.options)
     gap = trains and getattr(options, "gap_step", 0.0) > 0
     _require(gap or not request.gap, "the trained model's metrics, which its strategy does not use")

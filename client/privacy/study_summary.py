@@ -49,6 +49,11 @@ _EXTRA = {
         "together they show the model's judgement of each row of a small class, without saying of whom; "
         "where a smallest group is set, only mean and spread of at least so many neighbouring rows.",
     ),
+    ExtraAnswer.SHAPLEY: (
+        "At the end: for each modality, over the test rows that have it and whose presence pattern is told, "
+        "the sum of its absolute Shapley values: by how much it moves the predicted probabilities.",
+        "where a pattern has one row, by how much its modalities moved the model's prediction.",
+    ),
 }
 
 

@@ -9,10 +9,12 @@ import torch
 
 from client.privacy.small_groups import ShownGroups, shown_groups
 from mmare.errors import SiteCode, SiteError
+from mmare.metrics.attribution import AttributionState
 from mmare.metrics.calibration import CalibrationState
 from mmare.metrics.coarse import coarsened
 from mmare.metrics.state import MetricState
 from mmare.models.batch import Batch
+from mmare.models.shapley import explain_modalities
 from mmare.wire.messages import Comparison, Evaluation, Split
 
 if TYPE_CHECKING:
@@ -47,12 +49,14 @@ def evaluate(
     patterns: bool = False,
     subsets: bool = False,
     calibration: bool = False,
+    shapley: bool = False,
 ) -> Evaluation:
     """Evaluate a model, scaling filled in, on one split; groups below ``min_count`` are withheld.
 
     Groups are split and class, or presence pattern and class. With ``subsets``, each subset of modalities is
     evaluated on the rows that have all of it, the rest hidden. Rows of withheld patterns are left out, so
-    that subset sizes disclose nothing that patterns do not. With ``calibration``, the losses on its grid.
+    that subset sizes disclose nothing that patterns do not. With ``calibration``, the losses on its grid;
+    with ``shapley``, how far modalities move predictions of rows whose patterns are told.
 
     Raises:
         SiteError: If the model's output is not finite.
@@ -69,6 +73,10 @@ def evaluate(
     states = _pattern_states(logits, label, names) if patterns else {}
     disclosed = torch.tensor([name not in shown.patterns for name in names], dtype=torch.bool)
     subset_states = _subset_states(model, data, rows[disclosed]) if subsets else {}
+    attribution = None
+    if shapley:
+        prior = _train_prior(data, len(logits.T), min_count)
+        attribution = _attribution(model, data, rows[disclosed], logits[disclosed].double(), prior)
     grid = CalibrationState.of(logits, label, min_count).without(shown.classes) if calibration else None
     return Evaluation(
         split=split,
@@ -76,6 +84,7 @@ def evaluate(
         patterns={name: told(states[name]) for name in sorted(states) if name not in shown.patterns},
         subsets={name: told(state) for name, state in subset_states.items()},
         calibration=grid.to_dict() if grid else {},
+        attribution=attribution.to_dict() if attribution else {},
     )
 
 
@@ -157,3 +166,30 @@ def _subset_states(model: MultimodalModel, data: SiteData, rows: Tensor) -> dict
             name = pattern_names(wanted.unsqueeze(0))[0]
             found[name] = MetricState.of(logits, data.label[chosen])
     return found
+
+
+def _train_prior(data: SiteData, n_classes: int, min_count: int) -> Tensor:
+    """Class frequencies ``(K,)`` of the site's train rows; all alike where these may not be told."""
+    counts = data.label[data.rows[Split.TRAIN]].bincount(minlength=n_classes).double()
+    told = counts.sum() > 0 and not groups_of(data, Split.TRAIN, n_classes, min_count).classes
+    return counts / counts.sum() if told else torch.full((n_classes,), 1 / n_classes, dtype=torch.float64)
+
+
+def _attribution(
+    model: MultimodalModel, data: SiteData, rows: Tensor, logits: Tensor, prior: Tensor
+) -> AttributionState:
+    """Sums over ``rows``, of whom ``logits`` ``(B, K)`` were predicted."""
+    device = next(model.parameters()).device
+    present = data.present[rows]
+
+    def moved(batch: Batch) -> Tensor:
+        return model(Batch(tuple(part.to(device) for part in batch.embedding), batch.present.to(device)))
+
+    shares = explain_modalities(
+        moved,
+        Batch(tuple(part[rows] for part in data.embedding), present),
+        logits.softmax(dim=1),
+        prior,
+        lambda hidden: hidden.cpu().double().softmax(dim=1),
+    )
+    return AttributionState.of(shares, present)

@@ -234,6 +234,7 @@ class SiteService:
                 patterns=request.patterns,
                 subsets=request.subsets,
                 calibration=request.calibration,
+                shapley=request.shapley and split is Split.TEST,
             )
             if plan is None
             else evaluate_privately(model, data, split, limit, plan.histogram_noise, noise(split))

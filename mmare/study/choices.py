@@ -43,6 +43,7 @@ class ExtraAnswer(StrEnum):
     COMPARISON = "comparison"  # which test rows two models predict right
     TRAIN = "train"  # metrics on the train rows
     CALIBRATION = "calibration"  # losses on a grid of temperatures and shifts
+    SHAPLEY = "shapley"  # how far each modality moves predictions
 
 
 class Kind(StrEnum):

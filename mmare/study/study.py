@@ -349,7 +349,8 @@ def check_study(study: Study) -> None:
 def _check_secure_sum(study: Study, options: Any) -> None:  # noqa: ANN401 - each strategy has its own
     """Refuse what needs the numbers of single sites."""
     federation = study.federation
-    single_extra = [each for each in study.privacy.extra if each is not ExtraAnswer.CALIBRATION]
+    summed = {ExtraAnswer.CALIBRATION, ExtraAnswer.SHAPLEY}
+    single_extra = [each for each in study.privacy.extra if each not in summed]
     single = {
         f"strategy {federation.strategy} compares single updates": not isinstance(options, FedAvgOptions),
         "options gap_step needs each site's validation loss": getattr(options, "gap_step", 0.0) > 0,

@@ -161,6 +161,7 @@ class Request:
     gap: bool = False  # evaluate the trained model on the validation rows too
     subsets: bool = False  # evaluate every subset of modalities too
     calibration: bool = False  # tell the losses at every point of the calibration grid too
+    shapley: bool = False  # tell how far each modality moves predictions of the test rows too
     final: bool = False  # the run trains no more: its kept state can be deleted
     sum: SecureSum | None = None  # which secure sum the answer is part of
     roster: Mapping[str, str] = field(default_factory=dict)  # of a secure sum: public key by site
@@ -227,6 +228,7 @@ class Evaluation:
         subsets: States per subset of modalities, written alike, over the rows that have them, all other
             modalities hidden.
         calibration: Losses on the grid of `mmare.metrics.calibration`.
+        attribution: Sums of absolute Shapley values, a state of `mmare.metrics.attribution`.
     """
 
     split: Split
@@ -234,6 +236,7 @@ class Evaluation:
     patterns: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     subsets: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     calibration: Mapping[str, Any] = field(default_factory=dict)
+    attribution: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from mmare.metrics.attribution import AttributionState
 from mmare.metrics.calibration import CalibrationState
 from mmare.metrics.state import MetricState
 from mmare.models.blocks import block_tensors
 from mmare.models.phases import phase_at
 from mmare.study.strategy_options import strategy_options
-from mmare.wire.messages import Evaluation, Moments, SecureSum, Statistics, WireError
+from mmare.wire.messages import Evaluation, Moments, SecureSum, Split, Statistics, WireError
 from mmare.wire.sharing import federated_blocks
 from mmare.wire.tensors import trained_tensors
 
@@ -29,10 +30,11 @@ if TYPE_CHECKING:
     from mmare.models.base import MultimodalModel
     from mmare.models.blocks import Block
     from mmare.study.study import Study
-    from mmare.wire.messages import Request, Split, Update
+    from mmare.wire.messages import Request, Update
 
 __all__ = [
     "SumLayout",
+    "attribution_of",
     "calibration_of",
     "evaluation_layout",
     "evaluation_of",
@@ -47,6 +49,7 @@ __all__ = [
 
 _MOST_CELLS = 1024  # true class, predicted class and pattern: 17 MB of histograms a site
 _GRID = "/calibration"
+_ATTRIBUTION = "/attribution"
 _STATE = ("confusion", "histogram", "losses", "calibration")
 
 
@@ -156,11 +159,16 @@ def training_values(
 
 
 def evaluation_layout(
-    study: Study, splits: Sequence[Split], *, patterns: bool, calibration: bool = False
+    study: Study,
+    splits: Sequence[Split],
+    *,
+    patterns: bool,
+    calibration: bool = False,
+    shapley: bool = False,
 ) -> SumLayout:
     """Of the metric states of splits, and if asked of every presence pattern, unless they are too many.
 
-    With ``calibration`` also of the losses on its grid.
+    With ``calibration`` also of the losses on its grid, with ``shapley`` of test rows and sums by modality.
     """
     empty = MetricState.empty(len(study.classes))
     fits = len(study.classes) ** 2 << len(study.modalities) <= _MOST_CELLS
@@ -168,6 +176,11 @@ def evaluation_layout(
     grid = tuple(CalibrationState.empty(len(study.classes)).losses.shape)
     return SumLayout(
         {f"{split}{_GRID}": grid for split in splits if calibration}
+        | {
+            f"{split}{_ATTRIBUTION}": (2, len(study.modalities))
+            for split in splits
+            if shapley and split is Split.TEST
+        }
         | {
             f"{split}/{group}/{name}": shape
             for split in splits
@@ -194,6 +207,9 @@ def evaluation_values(evaluations: Sequence[Evaluation], study: Study) -> dict[s
         if each.calibration:
             grid = CalibrationState.from_dict(each.calibration, len(study.classes))
             values[f"{each.split}{_GRID}"] = grid.losses
+        if each.attribution:
+            moved = AttributionState.from_dict(each.attribution, len(study.modalities))
+            values[f"{each.split}{_ATTRIBUTION}"] = torch.stack([moved.rows.double(), moved.moved])
     return values
 
 
@@ -228,11 +244,21 @@ def calibration_of(sums: Mapping[str, Tensor], split: Split) -> CalibrationState
     return CalibrationState(counts, losses)
 
 
+def attribution_of(sums: Mapping[str, Tensor], split: Split) -> AttributionState | None:
+    """How far modalities move predictions of all sites' rows, if it was asked for."""
+    found = sums.get(f"{split}{_ATTRIBUTION}")
+    return None if found is None else AttributionState(found[0].round().long(), found[1])
+
+
 def sum_layout(model: MultimodalModel, study: Study, request: Request) -> SumLayout:
     """Of the answers to a request, the same for every site that it goes to."""
     if request.sum is SecureSum.MOMENTS:
         return moments_layout(study)
-    asked = {"patterns": request.patterns, "calibration": request.calibration}
+    asked = {
+        "patterns": request.patterns,
+        "calibration": request.calibration,
+        "shapley": request.shapley,
+    }
     shapes = dict(evaluation_layout(study, request.splits, **asked).shapes)
     if request.sum is SecureSum.ROUND:
         shapes |= training_layout(model, study, request.round).shapes

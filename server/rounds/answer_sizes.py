@@ -49,6 +49,8 @@ def most_header(study: Study, request: Request, blocks: Collection[str] = ()) ->
         if request.calibration:
             points = math.prod(grid_shape(len(study.classes)))
             wanted += len(request.splits) * len(study.classes) * 2 * points * NUMBER
+        if request.shapley:
+            wanted += len(request.splits) * len(study.modalities) * 2 * NUMBER
         wanted += sum(2 * NAME * len(name) + NUMBER for name in blocks)
     return min(BASE + wanted, MOST_HEADER)
 

@@ -65,6 +65,7 @@ class Plan:
     expected_nodes: int = 0  # to wait for; 0 if unknown
     subsets: bool = False  # also test every subset of modalities
     calibration: bool = False  # also ask for losses on the calibration grid
+    shapley: bool = False  # also ask how far each modality moves predictions
 
 
 class RoundLoop:
@@ -386,6 +387,7 @@ class RoundLoop:
                 patterns=True,
                 subsets=self._plan.subsets,
                 calibration=self._plan.calibration,
+                shapley=self._plan.shapley,
                 state_round=progress.best_states.get(site),
                 final=True,
             )

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final
 
 from mmare.errors import Reason
+from mmare.metrics.attribution import AttributionState, merge_attributions
 from mmare.metrics.calibration import CalibrationState, merge_calibration
 from mmare.metrics.intervals import bootstrap_intervals
 from mmare.metrics.state import MetricState, merge_all
@@ -24,7 +25,8 @@ INTERVALS_SEED: Final = 0  # fixed, so that the same states give the same result
 class SplitStates:
     """Metric states of one split, sorted by site id: of all rows, per presence pattern and per subset.
 
-    A secure sum knows no single site: there ``pooled`` is the state of all of them.
+    A secure sum knows no single site: there ``pooled`` is the state of all of them, and the attribution of
+    all stands under an empty name.
     """
 
     def __init__(
@@ -34,7 +36,9 @@ class SplitStates:
         subsets: Mapping[str, Mapping[str, MetricState]],
         pooled: MetricState | None = None,
         calibration: CalibrationState | None = None,
+        attributions: Mapping[str, AttributionState] | None = None,
     ) -> None:
+        self.attributions = dict(sorted((attributions or {}).items()))  # by site, of those that told them
         self.calibration = calibration  # over all sites, if they were asked
         self._pooled = pooled
         self.sites = dict(sorted(sites.items()))
@@ -60,18 +64,21 @@ def collect_states(updates: Mapping[str, Update], split: Split, study: Study) ->
     patterns: dict[str, dict[str, MetricState]] = {}
     subsets: dict[str, dict[str, MetricState]] = {}
     grids: dict[str, CalibrationState] = {}
+    attributions: dict[str, AttributionState] = {}
     for site, update in updates.items():
         for evaluation in update.evaluations:
             if evaluation.split is split:
                 sites[site] = _state(evaluation.state, study)
                 if evaluation.calibration:
                     grids[site] = _grid(evaluation.calibration, sites[site], study)
+                if evaluation.attribution:
+                    attributions[site] = _attribution(evaluation.attribution, study)
                 for groups, sent in ((patterns, evaluation.patterns), (subsets, evaluation.subsets)):
                     for name, state in sent.items():
                         _check_pattern(name, study)
                         groups.setdefault(name, {})[site] = _state(state, study)
     grid = merge_calibration([grids[site] for site in sorted(grids)], len(study.classes)) if grids else None
-    return SplitStates(sites, patterns, subsets, calibration=grid)
+    return SplitStates(sites, patterns, subsets, calibration=grid, attributions=attributions)
 
 
 def _check_pattern(name: str, study: Study) -> None:
@@ -107,6 +114,13 @@ def _grid(content: Mapping[str, Any], state: MetricState, study: Study) -> Calib
     return found
 
 
+def _attribution(content: Mapping[str, Any], study: Study) -> AttributionState:
+    try:
+        return AttributionState.from_dict(dict(content), len(study.modalities))
+    except ValueError as error:
+        raise WireError(f"attribution state: {error}", Reason.METRICS) from None
+
+
 def headline(states: SplitStates, study: Study) -> dict[str, Any]:
     """Pooled and per-site metrics without intervals, as logged each round."""
     positive = study.positive_index
@@ -121,7 +135,7 @@ def metrics_of(states: SplitStates, study: Study) -> dict[str, Any]:
 
     ``spread`` is the largest minus the smallest balanced accuracy of a site; ``subsets`` evaluate the model
     on only some modalities. ``over`` lists, per class, the sites whose rows of it are pooled: a class that is
-    too small at a site is withheld there.
+    too small at a site is withheld there. ``shapley`` says how far each modality moves predictions.
     """
     classes = len(study.classes)
     pooled = states.pooled(classes)
@@ -148,7 +162,18 @@ def metrics_of(states: SplitStates, study: Study) -> dict[str, Any]:
             name: [site for site, state in states.sites.items() if state.counts[index] > 0]
             for index, name in enumerate(study.classes)
         },
+        **_shapley(states, study),
     }
+
+
+def _shapley(states: SplitStates, study: Study) -> dict[str, Any]:
+    """Of all sites' rows and of each site's; nothing where no site told any."""
+    if not states.attributions:
+        return {}
+    names = [modality.name for modality in study.modalities]
+    pooled = merge_attributions(states.attributions.values(), len(names))
+    sites = {site: state.compute(names) for site, state in states.attributions.items() if site}
+    return {"shapley": {"pooled": pooled.compute(names), "sites": sites}}
 
 
 def _with_intervals(state: MetricState, study: Study) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from mmare.errors import Ending, Reason, RunError
 from mmare.metrics.state import MetricState
 from mmare.wire.masking import MaskError, from_fixed, join_shares, majority, unmask
 from mmare.wire.messages import Masked, Request, Task, Unmasked, WireError, encode
-from mmare.wire.sums import calibration_of, evaluation_of, sum_layout
+from mmare.wire.sums import attribution_of, calibration_of, evaluation_of, sum_layout
 from server.rounds.answer_sizes import BASE
 from server.rounds.round_metrics import SplitStates
 from server.store import events
@@ -74,7 +74,9 @@ class Summed:
             raise RunError(f"a secure sum over {', '.join(self.sites)} is impossible: {error}") from None
         pooled = found.pop("", MetricState.empty(len(study.classes)))
         patterns = {name: {"": state} for name, state in found.items()}
-        return SplitStates({}, patterns, {}, pooled, calibration_of(self.values, split))
+        attribution = attribution_of(self.values, split)
+        grid = calibration_of(self.values, split)
+        return SplitStates({}, patterns, {}, pooled, grid, {} if attribution is None else {"": attribution})
 
 
 class SecureSums:

@@ -51,7 +51,7 @@ if TYPE_CHECKING:
 __all__ = ["check_run", "execute", "finished_result"]
 
 COMPARED: Final = 2  # models in one message, at most
-MOST_MODALITIES: Final = 6  # to test subsets of: 63
+MOST_MODALITIES: Final = 6  # to test, and hide, subsets of: 63
 _OWN: Final = (JOURNAL, RESULT, STUDY_FILE, "report.html", "checkpoints", "model", "spool", "local", LOCK)
 
 
@@ -168,7 +168,8 @@ def _run(fleet: Fleet, request: RunRequest, journal: Journal, run: str) -> dict[
     common = common_facts(request)
     if request.mode is not Mode.LOCAL:
         calibration = ExtraAnswer.CALIBRATION in study.privacy.extra
-        plan = Plan(request.mode, request.trainer, request.nodes, request.subsets, calibration)
+        shapley = ExtraAnswer.SHAPLEY in study.privacy.extra and len(study.modalities) <= MOST_MODALITIES
+        plan = Plan(request.mode, request.trainer, request.nodes, request.subsets, calibration, shapley)
         outcome = RoundLoop(fleet, study, out, journal, run, plan).run()
         facts = {"run": run, "round": outcome.best_round, "notes": notes_of_model(study)}
         save_model(out / "model", study, outcome.tensors, facts)

@@ -237,8 +237,11 @@ def line_figure(name: str, title: str, lines: Sequence[Line], marked: int | None
 
 
 @mpl.rc_context(STYLE)
-def interval_figure(name: str, title: str, intervals: Sequence[Interval]) -> str:
-    """Draw values with intervals, one row per label from the top; arguments as of `line_figure`."""
+def interval_figure(name: str, title: str, intervals: Sequence[Interval], start: float | None = None) -> str:
+    """Draw values with intervals, one row per label from the top, the scale from ``start`` if it is given.
+
+    Other arguments as of `line_figure`.
+    """
     rows = list(dict.fromkeys(interval.row for interval in intervals))
     members = {row: [interval for interval in intervals if interval.row == row] for row in rows}
     most = max(map(len, members.values()))
@@ -255,6 +258,7 @@ def interval_figure(name: str, title: str, intervals: Sequence[Interval]) -> str
         for position, interval in enumerate(members[row]):
             _whisker(axes, interval, number + (position - (len(members[row]) - 1) / 2) * step)
     axes.set_ylim(len(rows) - 0.45, -0.55)
+    axes.set_xlim(left=start)
     axes.set_yticks(range(len(rows)), [shorten(row) for row in rows])
     axes.tick_params(axis="y", length=0, labelcolor=colour_holder("ink"))
     axes.xaxis.set_major_locator(MaxNLocator(nbins=6, steps=[1, 2, 5, 10]))

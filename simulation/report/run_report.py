@@ -91,7 +91,7 @@ def _run_view(record: RunRecord) -> View:
     """The page of a federated or centralised run."""
     from server.release.decide import decide  # noqa: PLC0415 - torch and matplotlib take seconds
     from server.store.states import parse_states  # noqa: PLC0415 - as above
-    from simulation.report import calibration_figures, figures  # noqa: PLC0415 - as above
+    from simulation.report import calibration_figures, figures, shapley_figures  # noqa: PLC0415 - as above
 
     sites = site_names(record)
     study = record.study
@@ -111,6 +111,8 @@ def _run_view(record: RunRecord) -> View:
         "calibrated": decided.made.get("calibration"),
         "decided": decided.report,
         "plots": calibration_figures.calibration_drawings(decided.report),
+        "shapley": test.get("shapley") or {},
+        "rests_on": shapley_figures.shapley_drawings(test.get("shapley") or {}, sites),
         "curves": figures.curves_of_run(record, sites),
         "forests": figures.figures_of_test(test, sites),
         "times": _times(record),
@@ -176,6 +178,7 @@ def _page(study: Study, sites: Sequence[str]) -> View:
         "headline": HEADLINE,
         "columns": {**METRICS, **(binary if study.positive and len(study.classes) == 2 else {})},  # noqa: PLR2004 - binary metrics are defined for two classes
         "calibration": CALIBRATION,
+        "shapley": {},
         "modes": MODES,
         "splits": SPLITS,
     }

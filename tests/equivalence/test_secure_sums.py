@@ -22,7 +22,7 @@ SECURE = (
     "federation.min_sites=3",
     "training.rounds=3",
     "federation.deadline_s=300",
-    'privacy.extra=["calibration"]',
+    'privacy.extra=["calibration", "shapley"]',
 )
 PLAIN = SECURE[1:]
 STRATEGIES = {
@@ -67,6 +67,11 @@ def test_the_model_and_metrics_are_those_of_plain_averaging(federation, tmp_path
         assert after["pooled"]["log_loss"] == pytest.approx(before["pooled"]["log_loss"], abs=1e-4)
         assert set(after["patterns"]) == set(before["patterns"])
         assert (after["sites"], after["worst_site"]) == ({}, None)
+        if split == "test":
+            moved = [found["shapley"]["pooled"] for found in (before, after)]
+            assert after["shapley"]["sites"] == {}
+            for name, expected in moved[0].items():
+                assert moved[1][name] == pytest.approx(expected, abs=1e-3)
         grids = [
             parse_states(read_run(tmp_path / kind).states, 2)[split].calibration
             for kind in ("plain", "secure")

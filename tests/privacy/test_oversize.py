@@ -170,8 +170,9 @@ def test_the_fullest_answer_fits(classes, modalities, subsets, gap, calibration)
     patterns = {format(number, f"0{modalities}b"): full for number in range(1, 2**modalities)}
     empty = CalibrationState.empty(classes)
     grid = CalibrationState(empty.counts + 10**6, empty.losses + 10**6 / 3).to_dict() if calibration else {}
+    moved = {"rows": [10**6] * modalities, "moved": [10**6 / 3] * modalities}
     evaluations = tuple(
-        Evaluation(split, full, patterns, patterns if subsets else {}, grid) for split in Split
+        Evaluation(split, full, patterns, patterns if subsets else {}, grid, moved) for split in Split
     )
     blocks = [f"merge.{index}" for index in range(50)]
     update = Update(
@@ -198,6 +199,7 @@ def test_the_fullest_answer_fits(classes, modalities, subsets, gap, calibration)
         gap=gap,
         subsets=subsets,
         calibration=calibration,
+        shapley=True,
     )
     most = most_header(study, request, blocks)
     assert len(encode(update)) <= most or most == MOST_HEADER

@@ -59,6 +59,8 @@ FOREIGN = {
     "subsets": {"splits": (Split.VAL,), "subsets": True, "final": True},
     "calibration": {"splits": (Split.VAL,), "calibration": True, "final": True},
     "calibration-in-a-round": {"splits": (Split.VAL,), "calibration": True},
+    "shapley": {"splits": (Split.TEST,), "shapley": True, "patterns": True, "final": True},
+    "shapley-in-a-round": {"splits": (Split.VAL,), "shapley": True},
     "split-twice": {"splits": (Split.VAL, Split.VAL)},
     "training-in-disguise": {"splits": (Split.VAL,), "train": True},
     "negative-round": {"splits": (Split.VAL,), "round": -5},
@@ -94,6 +96,7 @@ def test_two_models_are_not_compared_unless_the_study_says_so(hospital, tmp_path
         ("train", {"splits": (Split.TRAIN,)}),
         ("subsets", {"splits": (Split.VAL,), "subsets": True}),
         ("calibration", {"splits": (Split.VAL,), "calibration": True}),
+        ("shapley", {"splits": (Split.TEST,), "patterns": True, "shapley": True}),
     ],
 )
 def test_what_the_study_names_is_answered(tmp_path, extra, fields):
@@ -102,6 +105,12 @@ def test_what_the_study_names_is_answered(tmp_path, extra, fields):
     assert isinstance(evaluate(named, final=True, **fields), Update)
     told = [line["what"] for line in named.lines("released")]
     assert ("calibration val" in told[-1]) == (extra == "calibration")
+    assert ("Shapley values test" in told[-1]) == (extra == "shapley")
+
+
+def test_shapley_values_without_the_patterns_that_tell_their_rows_are_refused(tmp_path):
+    named = Hospital(tmp_path / "named", tiny_study(privacy={"min_count": 5, "extra": ["shapley"]}))
+    assert evaluate(named, final=True, splits=(Split.TEST,), shapley=True) is SiteCode.REQUEST
 
 
 @pytest.mark.parametrize("restarted", [False, True])

@@ -170,6 +170,7 @@ def passing(tmp_path_factory):
             patterns=True,
             subsets=True,
             calibration=True,
+            shapley=True,
             final=True,
         ),
         "compare": asked(Task.COMPARE),
@@ -266,6 +267,7 @@ UPDATES = {
     "patterns-unasked": lambda case: with_evaluation(case, patterns={"11": case.answer.evaluations[0].state}),
     "subsets-unasked": lambda case: with_evaluation(case, subsets={"11": case.answer.evaluations[0].state}),
     "calibration-unasked": lambda case: with_evaluation(case, calibration=GRID.to_dict()),
+    "shapley-unasked": lambda case: with_evaluation(case, attribution={"rows": [0, 0], "moved": [0, 0]}),
     "trained-unasked": lambda case: changed(case, trained=case.answer.evaluations[0]),
 }
 
@@ -280,6 +282,17 @@ def test_calibration_of_other_rows_than_the_metrics_is_held_back(passing, conten
     case = passing["evaluate"]
     first = replace(case.answer.evaluations[0], calibration=content)
     assert changed(case, evaluations=(first, *case.answer.evaluations[1:])).code() is SiteCode.RELEASE
+
+
+@pytest.mark.parametrize("content", [{"rows": [1, 1], "moved": [0.1, 0.1]}, {"rows": "patient-17"}])
+def test_shapley_values_of_other_rows_than_the_patterns_are_held_back(passing, content):
+    case = passing["evaluate"]
+    first, last = case.answer.evaluations
+    assert (first.attribution, last.attribution.keys()) == ({}, {"rows", "moved"})
+    lying = changed(case, evaluations=(first, replace(last, attribution=content)))
+    assert lying.code() is SiteCode.RELEASE
+    of_validation = changed(case, evaluations=(replace(first, attribution=last.attribution), last))
+    assert of_validation.code() is SiteCode.RELEASE
 
 
 def test_patterns_that_the_study_does_not_have_are_held_back(passing):

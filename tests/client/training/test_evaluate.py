@@ -7,6 +7,7 @@ from sklearn.metrics import accuracy_score
 
 from client.training.evaluate import evaluate, pattern_names
 from mmare.errors import SiteCode, SiteError
+from mmare.metrics.attribution import AttributionState
 from mmare.metrics.calibration import CalibrationState
 from mmare.metrics.state import MetricState, merge_all
 from mmare.models.batch import Batch
@@ -66,6 +67,40 @@ def test_losses_on_the_calibration_grid_withhold_the_same_classes():
     assert CalibrationState.from_dict(few.calibration, 2).counts.tolist() == [0, 0]
     assert few.calibration["withheld"] == [0, 1]
     assert evaluate(build_model(STUDY), data, Split.VAL, 5).calibration == {}
+
+
+@pytest.mark.parametrize("least", [0, 8])
+def test_shapley_values_are_summed_over_rows_whose_pattern_is_told(least):
+    """Of two modalities by hand: the mean of what each moves first and second."""
+    data, model = tiny_data(STUDY, 200, missing=0.3), build_model(STUDY)
+    found = evaluate(model, data, Split.TEST, least, patterns=True, shapley=True)
+    prior = data.label[data.rows[Split.TRAIN]].double().mean().item()
+    rows, moved = [0, 0], [0.0, 0.0]
+    for row in data.rows[Split.TEST].tolist():
+        present = data.present[row].tolist()
+        if pattern_names(data.present[[row]])[0] not in found.patterns:
+            continue
+
+        def probability(*shown, row=row, present=present):
+            if not any(there and other for there, other in zip(shown, present, strict=True)):
+                return prior
+            seen = torch.tensor([shown]) & data.present[[row]]
+            return model.predict(Batch(tuple(part[[row]] for part in data.embedding), seen))[0, 1].item()
+
+        both, ct, text = (probability(*shown) for shown in ((True, True), (True, False), (False, True)))
+        shares = (((ct - prior) + (both - text)) / 2, ((text - prior) + (both - ct)) / 2)
+        for slot, share in enumerate(shares):
+            rows[slot] += present[slot]
+            moved[slot] += abs(share) if present[slot] else 0.0
+    state_of = AttributionState.from_dict(found.attribution, 2)
+    assert state_of.rows.tolist() == rows
+    assert state_of.moved.tolist() == pytest.approx(moved, abs=1e-3)
+    assert evaluate(model, data, Split.TEST, least, patterns=True).attribution == {}
+
+
+def test_shapley_values_of_too_few_are_not_told():
+    found = evaluate(build_model(STUDY), tiny_data(STUDY, 60), Split.TEST, 50, patterns=True, shapley=True)
+    assert found.attribution == {"rows": [0, 0], "moved": [0.0, 0.0]}
 
 
 def test_a_split_without_rows_is_an_empty_state():

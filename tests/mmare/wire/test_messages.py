@@ -83,6 +83,7 @@ MESSAGES = {
         gap=st.booleans(),
         subsets=st.booleans(),
         calibration=st.booleans(),
+        shapley=st.booleans(),
         final=st.booleans(),
         sum=st.none() | st.sampled_from(SecureSum),
         roster=by_word(WORDS),

@@ -120,6 +120,30 @@ def test_losses_of_other_rows_or_classes_are_rejected_with_their_reason(grid):
     assert error.value.code is Reason.METRICS
 
 
+def test_shapley_shares_are_of_all_rows_and_of_each_site():
+    told = {"ash": {"rows": [10, 4], "moved": [1.0, 1.0]}, "birch": {"rows": [10, 0], "moved": [2.0, 0.0]}}
+    updates = {
+        site: Update(
+            site, 1, evaluations=(Evaluation(Split.TEST, state(*ROWS[site]), attribution=told.get(site, {})),)
+        )
+        for site in ROWS
+    }
+    states = collect_states(updates, Split.TEST, STUDY)
+    found = metrics_of(states, STUDY)["shapley"]
+    first, second = (modality.name for modality in STUDY.modalities)
+    assert found["pooled"][first] == {"n": 20, "share": 0.75, "mean": 0.15}
+    assert found["sites"]["ash"][second] == {"n": 4, "share": 0.5, "mean": 0.25}
+    assert found["sites"].keys() == {"ash", "birch"}
+    assert "shapley" not in metrics_of(collect_states(updates, Split.VAL, STUDY), STUDY)
+
+
+def test_shapley_values_that_no_rows_have_are_rejected_with_their_reason():
+    lying = Evaluation(Split.TEST, state(*ROWS["ash"]), attribution={"rows": [1, 1], "moved": [5.0, 0.0]})
+    with pytest.raises(WireError, match="attribution state") as error:
+        collect_states({"ash": Update("ash", 1, evaluations=(lying,))}, Split.TEST, STUDY)
+    assert error.value.code is Reason.METRICS
+
+
 def test_patterns_are_merged_over_the_sites_that_told_them():
     first = {"10": state(*rows(7, 20)), "11": state(*rows(8, 10))}
     second = {"11": state(*rows(9, 25))}

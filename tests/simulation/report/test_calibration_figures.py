@@ -31,6 +31,11 @@ def test_a_page_shows_losses_before_and_after_and_both_figures(run):
             assert f"{value:,.3f}</td>" in page
     assert 'id="reliability"' in page
     assert 'id="decision"' in page
+    shapley = load_finished(run).result["metrics"]["test"]["shapley"]
+    assert shapley["sites"].keys() == {"ash", "birch", "cedar"}
+    for one in (each for found in (shapley["pooled"], shapley["sites"]["ash"]) for each in found.values()):
+        assert f"{one['share']:,.3f}<small>{one['mean']:,.3f} of {one['n']}</small>" in page
+    assert 'id="shapley-share"' in page
 
 
 def test_figures_have_a_mark_for_every_bin(run):
