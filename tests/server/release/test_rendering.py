@@ -17,7 +17,8 @@ from server.release.rendering import renderings
 from server.release.tripod import checklist
 from tests.packages import table_run
 
-# Children of each element in their order, as in schema v0.2 of the Applied Model Card; ? may be absent.
+# Children of each element in their order, ? may be absent, all leaves are strings without attributes: version
+# v0.2 of https://mc.chai.org/v0.2/schema.xsd, coalition-for-health-ai/mc-schema at 2ae5a915.
 SCHEMA = {
     "AppliedModelCard": "BasicInfo ReleaseInfo ModelSummary UsesAndDirections Warnings TrustIngredients "
     "KeyMetrics Resources Bibliography",
@@ -131,8 +132,11 @@ def test_the_applied_model_card_follows_its_schema(package):
             assert {each for each in wanted if not each.endswith("?")} <= set(found)
         elif name == "Results":
             assert set(found) == {"MetricResult"}
-        elif name != "Keywords":
+        elif name == "Keywords":
+            assert set(found) == {"Keyword"}
+        else:
             assert found == []
+    assert all(each.tag.startswith(SPACE) and not each.attrib for each in root.iter())
     values = [json.loads(element.text) for element in root.iter(f"{SPACE}ValueJson")]
     assert round(package.results["metrics"]["test"]["pooled"]["auc"], 4) in [each["value"] for each in values]
     assert root.find(f".//{SPACE}ModelDeveloper").text == "not stated"
