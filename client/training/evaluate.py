@@ -182,14 +182,16 @@ def _attribution(
     device = next(model.parameters()).device
     present = data.present[rows]
 
-    def moved(batch: Batch) -> Tensor:
-        return model(Batch(tuple(part.to(device) for part in batch.embedding), batch.present.to(device)))
+    def predict(batch: Batch) -> Tensor:
+        there = tuple(part.to(device) for part in batch.embedding)
+        logits: Tensor = model(Batch(there, batch.present.to(device)))
+        return logits.cpu()
 
     shares = explain_modalities(
-        moved,
+        predict,
         Batch(tuple(part[rows] for part in data.embedding), present),
         logits.softmax(dim=1),
         prior,
-        lambda hidden: hidden.cpu().double().softmax(dim=1),
+        lambda hidden: hidden.double().softmax(dim=1),
     )
     return AttributionState.of(shares, present)

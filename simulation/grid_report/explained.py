@@ -90,13 +90,18 @@ def _drawings(
     helped = {arm: _net_benefit(found) for arm, found in reports.items()}
     if any(map(len, helped.values())):
         label = f"{title}: net benefit by threshold probability, of treating all dashed"
-        lines = [_curve(keys, arm, list(found.model.items())) for arm, found in helped.items() if len(found)]
-        treat_all = next(found["all"] for found in helped.values() if len(found))
-        drawn = decision_curves(f"{identity}-decision", label, lines, list(treat_all.items()))
+        told = {arm: found for arm, found in helped.items() if len(found)}
+        lines = [_curve(keys, arm, _points(found["model"])) for arm, found in told.items()]
+        treat_all = _points(next(iter(told.values()))["all"])
+        drawn = decision_curves(f"{identity}-decision", label, lines, treat_all)
         yield Drawing(f"Decision curve: {title}", label, drawn)
 
 
-def _curve(keys: Keys, arm: Arm, points: Sequence[tuple[Any, Any]]) -> Curve:
+def _points(values: pd.Series[float]) -> list[tuple[float, float]]:
+    return list(zip(values.index.to_list(), values.to_list(), strict=True))
+
+
+def _curve(keys: Keys, arm: Arm, points: Sequence[tuple[float, float]]) -> Curve:
     position = keys[arm].position
     return Curve(points, site_variable(position), dashes=site_dash(position))
 
