@@ -7,7 +7,7 @@ are withheld. Letters: B rows, K classes, N `N_BINS`, C `N_CALIBRATION_BINS`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import reduce
 from typing import Any
@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional
+
+from mmare.metrics.reading import fields, items, real, require, whole
 
 __all__ = [
     "BINARY",
@@ -211,16 +213,16 @@ class MetricState:
         Raises:
             ValueError: If anything differs from the format, or the sums contradict each other.
         """
-        bins, classes, withheld = _fields(content, ("bins", "classes", "withheld"), "the state")
-        _require(
+        bins, classes, withheld = fields(content, ("bins", "classes", "withheld"), "the state")
+        require(
             isinstance(bins, list) and bins[:2] == [N_BINS, N_CALIBRATION_BINS] and len(bins) <= _BINS,
             "the state has other bins",
         )
-        coarse = [_whole(limit, MAX_ROWS, "bins") for limit in bins[2:]]
-        entries = enumerate(_items(classes, n_classes, "classes"))
+        coarse = [whole(limit, MAX_ROWS, "bins") for limit in bins[2:]]
+        entries = enumerate(items(classes, n_classes, "classes"))
         rows = [_read_class(entry, true, n_classes) for true, entry in entries]
-        left_out = [_whole(true, n_classes - 1, "withheld") for true in _items(withheld, None, "withheld")]
-        _require(left_out == sorted(set(left_out)), "withheld is not sorted")
+        left_out = [whole(true, n_classes - 1, "withheld") for true in items(withheld, None, "withheld")]
+        require(left_out == sorted(set(left_out)), "withheld is not sorted")
         tensors = (torch.stack(parts) for parts in zip(*rows, strict=True))
         return cls(*tensors, withheld=tuple(left_out), coarse=max(coarse, default=0))
 
@@ -320,15 +322,15 @@ def _read_class(entry: object, true: int, k: int) -> tuple[Tensor, ...]:
     if entry is None:
         return tuple(tensor[true] for tensor in MetricState.empty(k)._tensors)
     where, names = f"class {true}", ("n", "confusion", "histogram", "log_loss", "brier", "calibration")
-    n_rows, confusion, histogram, log_loss, brier, calibration = _fields(entry, names, where)
-    n = _whole(n_rows, MAX_ROWS, f"{where} n")
-    row = [_whole(count, n, f"{where} confusion") for count in _items(confusion, k, f"{where} confusion")]
-    _require(0 < n == sum(row), f"{where} confusion does not sum to n > 0")
-    scores = zip(_items(histogram, k, f"{where} histogram"), row if k == BINARY else [n] * k, strict=True)
+    n_rows, confusion, histogram, log_loss, brier, calibration = fields(entry, names, where)
+    n = whole(n_rows, MAX_ROWS, f"{where} n")
+    row = [whole(count, n, f"{where} confusion") for count in items(confusion, k, f"{where} confusion")]
+    require(0 < n == sum(row), f"{where} confusion does not sum to n > 0")
+    scores = zip(items(histogram, k, f"{where} histogram"), row if k == BINARY else [n] * k, strict=True)
     most = n * (1 + _TOLERANCE)
     losses = [
-        _real(log_loss, 0, MAX_LOG_LOSS * most, f"{where} log_loss"),
-        _real(brier, 0, most if k == BINARY else 2 * most, f"{where} brier"),
+        real(log_loss, 0, MAX_LOG_LOSS * most, f"{where} log_loss"),
+        real(brier, 0, most if k == BINARY else 2 * most, f"{where} brier"),
     ]
     return (
         torch.tensor(row),
@@ -341,8 +343,8 @@ def _read_class(entry: object, true: int, k: int) -> tuple[Tensor, ...]:
 def _read_histogram(content: object, n: int, where: str) -> Tensor:
     """``(N,)`` int64 that sums to ``n``, from ``[bin, rows]`` entries."""
     bins, entries = _read_sparse(content, 2, N_BINS, where)
-    counts = [_whole(rows, n, where) for _, rows in entries]
-    _require(sum(counts) == n, f"{where} does not agree with confusion")
+    counts = [whole(rows, n, where) for _, rows in entries]
+    require(sum(counts) == n, f"{where} does not agree with confusion")
     histogram = torch.zeros(N_BINS, dtype=torch.int64)
     histogram[bins] = torch.tensor(counts, dtype=torch.int64)
     return histogram
@@ -352,48 +354,18 @@ def _read_calibration(content: object, n: int, hits: int, where: str) -> Tensor:
     """``(3, C)`` float64 of ``n`` rows and ``hits``, from ``[bin, rows, hits, confidence]`` entries."""
     columns = torch.zeros(3, N_CALIBRATION_BINS, dtype=torch.float64)
     for index, entry in zip(*_read_sparse(content, 4, N_CALIBRATION_BINS, where), strict=True):
-        rows = _whole(entry[1], n, where)
+        rows = whole(entry[1], n, where)
         low, high = rows * index / N_CALIBRATION_BINS, rows * (index + 1) / N_CALIBRATION_BINS
-        confidence = _real(entry[3], low * (1 - _TOLERANCE), high * (1 + _TOLERANCE), where)
-        values = rows, _whole(entry[2], rows, where), confidence
+        confidence = real(entry[3], low * (1 - _TOLERANCE), high * (1 + _TOLERANCE), where)
+        values = rows, whole(entry[2], rows, where), confidence
         columns[:, index] = torch.tensor(values, dtype=torch.float64)
-    _require(columns[:2].sum(dim=1).tolist() == [n, hits], f"{where} does not agree with confusion")
+    require(columns[:2].sum(dim=1).tolist() == [n, hits], f"{where} does not agree with confusion")
     return columns
 
 
 def _read_sparse(content: object, width: int, n_bins: int, where: str) -> tuple[list[int], list[list[Any]]]:
     """Validated rising bins, and the entries of `_sparse` with values still to be validated."""
-    entries = [_items(entry, width, where) for entry in _items(content, None, where)]
-    bins = [_whole(entry[0], n_bins - 1, where) for entry in entries]
-    _require(bins == sorted(set(bins)), f"{where} bins do not rise")
+    entries = [items(entry, width, where) for entry in items(content, None, where)]
+    bins = [whole(entry[0], n_bins - 1, where) for entry in entries]
+    require(bins == sorted(set(bins)), f"{where} bins do not rise")
     return bins, entries
-
-
-def _fields(content: object, names: tuple[str, ...], where: str) -> list[Any]:
-    """The values of a table that must have exactly these keys."""
-    if not (isinstance(content, Mapping) and content.keys() == set(names)):
-        raise ValueError(f"{where} must be a table of {', '.join(names)}")
-    return [content[name] for name in names]
-
-
-def _items(content: object, length: int | None, where: str) -> list[Any]:
-    if not (isinstance(content, list) and length in (None, len(content))):
-        raise ValueError(f"{where} must be a list of {'entries' if length is None else length}")
-    return content
-
-
-def _whole(value: object, most: int, where: str) -> int:
-    if not (type(value) is int and 0 <= value <= most):
-        raise ValueError(f"{where} must be a whole number from 0 to {most}")
-    return value
-
-
-def _real(value: Any, least: float, most: float, where: str) -> float:  # noqa: ANN401 - anything may come over the wire
-    if not (type(value) in {int, float} and least <= value <= most):  # NaN and infinity compare as false
-        raise ValueError(f"{where} must be a number from {least:g} to {most:g}")
-    return float(value)
-
-
-def _require(holds: bool, reason: str) -> None:
-    if not holds:
-        raise ValueError(reason)
