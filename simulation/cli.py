@@ -17,7 +17,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from mmare.host.console import must_exist, run_command
-from mmare.study.choices import Backend, Kind, Mode
+from mmare.study.choices import Backend, Kind, Mode, TaskName
 from server.release.commands import release
 from simulation.grid.file import ready_grids
 from simulation.prepare import commands as prepare
@@ -310,11 +310,13 @@ def _print_references(request: RunRequest) -> None:
 
 def _print_result(result: dict[str, Any], out: Path) -> None:
     """The result in a few lines on stdout."""
+    from mmare.study.outcome import TASKS
     from server.store.journal import RESULT
 
     title = f"{result['study']}, {result['model']}, {result['mode']}, seed {result['seed']}"
     table = Table(title=title, title_justify="left", box=None, padding=(0, 2))
-    for heading in ("test rows of", "n", "AUC", "balanced accuracy", "macro F1"):
+    shown = TASKS[TaskName(result.get("task", TaskName.CLASSIFICATION))].shown
+    for heading in ("test rows of", "n", *shown.values()):
         table.add_column(heading, justify="left" if heading == "test rows of" else "right")
     if "metrics" in result:
         test = result["metrics"]["test"]
@@ -325,7 +327,7 @@ def _print_result(result: dict[str, Any], out: Path) -> None:
             for site, entry in result["local"].items()
         ]
     for name, metrics in rows:
-        values = [metrics[key] for key in ("auc", "balanced_accuracy", "macro_f1")]
+        values = [metrics[key] for key in shown]
         table.add_row(
             name, str(metrics["n"]), *("-" if value is None else f"{value:.3f}" for value in values)
         )

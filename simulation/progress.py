@@ -11,6 +11,7 @@ from rich.live import Live
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from mmare.study.outcome import headline_of
 from server.monitoring.run_state import RunState
 from server.store.events import Aggregated, Resumed, RollCall, RunStarted, SiteLeftOut, Validated, name_of
 from server.store.selection import NO_ROWS, has_no_rows
@@ -73,16 +74,17 @@ class RoundTable:
     def _say(self, row: RoundState) -> None:
         if row.started and not (self._brief or self._console.is_terminal):
             self._console.print(
-                f"round {row.number}: train loss {_number(row.loss)}, validation balanced accuracy "
+                f"round {row.number}: train loss {_number(row.loss)}, validation {_headline(row)} "
                 f"{_number(row.score)}, {len(row.updates)} sites, {row.seconds:.2f} s"
             )
 
     def render(self) -> Group:
         """The table above the progress bar."""
         table = Table(title=self._title, title_justify="left", box=None, padding=(0, 2))
-        for heading in ("round", "train loss", "val. bal. acc.", "sites in", "left out", "seconds"):
-            table.add_column(heading, justify="right" if heading != "left out" else "left")
         begun = [row for row in self._state.rounds.values() if row.started]
+        score = f"val. {_headline(begun[-1]) if begun else 'score'}"
+        for heading in ("round", "train loss", score, "sites in", "left out", "seconds"):
+            table.add_column(heading, justify="right" if heading != "left out" else "left")
         for row in begun[-SHOWN:]:
             table.add_row(
                 str(row.number),
@@ -109,6 +111,10 @@ def live_rounds(rounds: int, console: Console, *, brief: bool = False) -> Iterat
         return
     with Live(get_renderable=table.render, console=console, refresh_per_second=4, transient=brief):
         yield table
+
+
+def _headline(row: RoundState) -> str:
+    return headline_of(row.metrics.get("pooled", {})).replace("_", " ")
 
 
 def _number(value: float | None) -> str:

@@ -20,7 +20,7 @@ from mmare.errors import InputError
 from mmare.host.files import replacing
 from mmare.metrics.state import BINARY, ranked_auc
 from mmare.models.batch import Batch
-from mmare.study.choices import Mode
+from mmare.study.choices import Mode, TaskName
 from mmare.wire.messages import Split
 from server.store.model_file import load_model
 from simulation.report.run_report import REFERENCES
@@ -57,6 +57,8 @@ def measure_references(request: RunRequest) -> dict[str, Any]:
         InputError: If the run has no single model.
     """
     study = request.study
+    if study.task is not TaskName.CLASSIFICATION:
+        raise InputError(f"--references are classifiers, found task {study.task}")
     if request.mode is Mode.LOCAL or study.federation.local:
         raise InputError(
             "--references is for a run with one model; here each site keeps its own, or parts of it"

@@ -18,14 +18,16 @@ import tomli_w
 
 from mmare.errors import DataError
 from mmare.host.files import slug
-from mmare.study.choices import ExtraAnswer
+from mmare.study.choices import ExtraAnswer, TaskName
 from mmare.study.encoding import ENCODING_FILE, Encoding
+from mmare.study.outcome import TASKS
 from mmare.study.specs import ModalitySpec, PrivacySpec
 from mmare.study.study import STUDY_FILE, Study
 from mmare.wire.messages import Split
 from sites.config import SiteConfig, load_site
 from sites.features import Vectors, write_features
-from sites.manifest import ID, LABEL, SPLIT
+from sites.manifest import ID, SPLIT
+from sites.outcomes import strata_of
 
 __all__ = [
     "AMPUTATION_FILE",
@@ -43,6 +45,7 @@ __all__ = [
     "write_federation",
 ]
 
+_EVENT = TASKS[TaskName.SURVIVAL].strata[1]
 # A simulation is not shared: small groups need no protection, its model can be calibrated and explained.
 SIMULATED = PrivacySpec(min_count=0, extra=(ExtraAnswer.CALIBRATION, ExtraAnswer.SHAPLEY))
 
@@ -65,7 +68,8 @@ class SiteTables:
 
     Args:
         name: As people call it; its `site_id` is the folder's name and the site's id.
-        manifest: One row per patient: ``patient_id``, ``label`` (a class name), ``split``, and the columns
+        manifest: One row per patient: ``patient_id``, ``label`` (a class name), or ``time`` and ``event`` of
+            task survival, ``split``, and the columns
             that ``columns`` names; missing cells are ``None`` or NaN.
         features: By modality, vectors by patient id; a patient without a vector lacks the modality, as does a
             site without any.
@@ -203,6 +207,8 @@ def write_federation(
     n_train = sum(n for site in counts for (split, _), n in site.patients.items() if split is Split.TRAIN)
     if not n_train:
         raise DataError(f"{out}: no patient of any site is in the split {Split.TRAIN}, expected at least one")
+    if study.survival is not None and not any(site.patients[Split.TRAIN, _EVENT] for site in counts):
+        raise DataError(f"{out}: no patient of the split {Split.TRAIN} has the event, expected at least one")
     partial = out.parent / f".{out.name}.{uuid.uuid4().hex}.partial"
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -225,6 +231,7 @@ def write_federation(
     ]
     if not any(n for site in counts for (split, _), n in site.patients.items() if split is Split.VAL):
         notes.append(NO_VALIDATION)
+    notes += _without_events(counts, study)
     return Prepared(out, study, counts, tuple(notes), amputation=amputation)
 
 
@@ -273,7 +280,8 @@ def _count(identity: str, site: SiteTables, study: Study) -> SiteCounts:
         raise DataError(
             f"site {identity}: patient {repeated[0]!r} occurs twice, expected one row per patient"
         )
-    unknown = [str(value) for value in rows[LABEL] if value not in study.classes]
+    strata = strata_of(rows, study)
+    unknown = [value for value in strata if value not in study.classes]
     if unknown:
         raise DataError(
             f"site {identity}: label {unknown[0]!r} is not a class of the study, expected one of "
@@ -287,7 +295,7 @@ def _count(identity: str, site: SiteTables, study: Study) -> SiteCounts:
                 f"site {identity}, row {row}: patient {patient!r} has no modality, expected at least one of "
                 f"{', '.join(present)}"
             )
-    cells = zip(rows[SPLIT], rows[LABEL], strict=True)
+    cells = zip(rows[SPLIT], strata, strict=True)
     patients = Counter((Split(str(split)), str(label)) for split, label in cells)
     every = {(split, name): patients[split, name] for split in Split for name in study.classes}
     return SiteCounts(identity, every, {name: len(having) for name, having in present.items()})
@@ -311,6 +319,18 @@ def having(ids: Sequence[str], site: SiteTables, modality: ModalitySpec) -> set[
                 f"expected ({modality.width},)"
             )
     return set(ids) & set(vectors)
+
+
+def _without_events(counts: Sequence[SiteCounts], study: Study) -> list[str]:
+    """Sentences about splits and sites in which nobody has the event of task survival."""
+    if study.survival is None:
+        return []
+    splits = [split for split in Split if not any(site.patients[split, _EVENT] for site in counts)]
+    sites = [site.id for site in counts if not any(site.patients[split, _EVENT] for split in Split)]
+    return [
+        *(f"nobody of the split {split} has the event: its concordance is not defined" for split in splits),
+        *(f"nobody of site {site} has the event; it trains all the same" for site in sites),
+    ]
 
 
 def _write_beside(folder: Path, amputation: Mapping[str, Any] | None, encoding: Encoding | None) -> None:

@@ -63,7 +63,7 @@ def check_site(
         DataError: If manifest, features or study cannot be used at all; names file, row, found and expected.
     """
     check_encoders(study)
-    manifest = load_manifest(site.manifest, study.classes, partial(split_seed, site.folder))
+    manifest = load_manifest(site.manifest, study, partial(split_seed, site.folder))
     results = []
     for modality in study.modalities:
         if modality.name not in site.modalities:

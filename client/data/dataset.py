@@ -91,7 +91,7 @@ def load_data(site: SiteConfig, study: Study, split_seed: Callable[[], int] | No
     Raises:
         DataError: If a file is missing or cannot be used, or a patient has no modality; names file and row.
     """
-    manifest = load_manifest(site.manifest, study.classes, split_seed or study.seed)
+    manifest = load_manifest(site.manifest, study, split_seed)
     embedding, present = read_inputs(
         study,
         len(manifest.patient_ids),

@@ -79,7 +79,7 @@ def embed_site(
         RunError: If the disk is full.
     """
     check_encoders(study)
-    scans = scans_of(site, study, load_manifest(site.manifest, study.classes, study.seed))
+    scans = scans_of(site, study, load_manifest(site.manifest, study))
     totals = Counter(scan.modality.name for scan in scans)
     with watched(site.cache, totals, frozenset(site.modalities)) as watch:
 

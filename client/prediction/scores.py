@@ -12,7 +12,8 @@ from client.prediction.score_log import calibration_gaps
 from client.prediction.table_format import Format
 from mmare.errors import DataError, RunError
 from mmare.metrics.state import MetricState, class_scores
-from sites.manifest import ID, LABEL, parse_labels
+from sites.manifest import ID
+from sites.outcomes import LABEL, parse_labels
 from sites.table_file import read_table
 
 if TYPE_CHECKING:

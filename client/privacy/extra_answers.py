@@ -1,4 +1,4 @@
-"""Checks of what a site tells beside the metrics of a split, if its study names it."""
+"""Checks of what a site tells beside metrics and moments, if its study calls for it."""
 
 from __future__ import annotations
 
@@ -6,15 +6,16 @@ from typing import TYPE_CHECKING
 
 from mmare.metrics.attribution import AttributionState
 from mmare.metrics.calibration import CalibrationState
-from mmare.wire.messages import Split
+from mmare.study.outcome import N_TIMES
+from mmare.wire.messages import EVENT_TIMES, Split
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from mmare.study.study import Study
-    from mmare.wire.messages import Evaluation
+    from mmare.wire.messages import Evaluation, Moments
 
-__all__ = ["check_attribution", "check_calibration"]
+__all__ = ["check_attribution", "check_calibration", "check_events"]
 
 
 def check_calibration(evaluation: Evaluation, whole: tuple[int, ...], study: Study) -> None:
@@ -49,3 +50,19 @@ def check_attribution(evaluation: Evaluation, disclosed: Mapping[str, tuple[int,
     ]
     if state.rows.tolist() != rows:
         raise ValueError("Shapley values of other rows than the patterns")
+
+
+def check_events(events: Moments | None, study: Study, limit: int) -> None:
+    """Check the events by bin of the time: whole patients, at least ``limit`` in each bin that has any.
+
+    Raises:
+        ValueError: If they are not.
+    """
+    if events is None or study.survival is None:
+        raise ValueError("event times missing, or of another task")
+    if events.modality != EVENT_TIMES or events.counts or events.squares != events.total:
+        raise ValueError("event times of another form")
+    if len(events.total) != N_TIMES or sum(events.total) != events.n:
+        raise ValueError("event times of other bins or rows")
+    if not all(count == 0 or (count.is_integer() and count >= max(limit, 1)) for count in events.total):
+        raise ValueError("event times of a group that is too small, or no number of patients")

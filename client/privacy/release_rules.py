@@ -20,12 +20,12 @@ import torch
 
 from client.encoders.registry import encoder_notes
 from client.privacy.accountant import public_rows
-from client.privacy.extra_answers import check_attribution, check_calibration
-from mmare.metrics.state import BINARY, MetricState
+from client.privacy.extra_answers import check_attribution, check_calibration, check_events
 from mmare.models.blocks import block_tensors, without_parameters
 from mmare.models.phases import phase_at
 from mmare.models.registry import build_model
 from mmare.study.choices import Untouched, Wire
+from mmare.tasks.registry import task_of
 from mmare.wire.messages import (
     Comparison,
     Counts,
@@ -254,7 +254,13 @@ def _statistics(statistics: Statistics, study: Study, facts: Facts) -> tuple[str
             _large(over, facts.limit)
             possible = over <= moments.n and (over > 0 or not (total or squares))
             _require(possible, f"sums of {modality.name} over rows that are not there")
-    return ("moments",)
+    if statistics.events is None and study.survival is None:
+        return ("moments",)
+    try:
+        check_events(statistics.events, study, facts.limit)
+    except ValueError as error:
+        raise ReleaseError(str(error)) from None
+    return ("moments", "event times")
 
 
 def _comparison(comparison: Comparison, study: Study, facts: Facts) -> tuple[str, ...]:
@@ -329,31 +335,18 @@ def _group(name: str, state: Mapping[str, Any], study: Study, limit: int) -> tup
 
 
 def _counts(content: Mapping[str, Any], study: Study, limit: int) -> tuple[int, ...]:
-    """Rows per class of a metric state, after checking it."""
+    """Rows per stratum of a metric state, after checking it."""
+    task = task_of(study)
     try:
-        state = MetricState.from_dict(content, len(study.classes))
+        state = task.read(content)
     except ValueError as error:
         raise ReleaseError(f"an invalid metric state: {error}") from None
     for count in state.counts:
         _large(count, limit)
-    if limit > 1:
-        _wide_bins(state, limit)
-    return state.counts
-
-
-def _wide_bins(state: MetricState, limit: int) -> None:
-    """Check that every bin of a score holds enough rows; a group may lie on both sides of one half."""
-    rows = state.calibration[:, 0]  # (K, C)
-    counts = [rows[rows > 0]]
-    for bins in state.histogram:  # (K, N) of a true class
-        held = [side[side > 0] for side in bins]
-        if state.n_classes == BINARY:
-            low, high = held
-            counts += [low[:-1], torch.cat([low[-1:], high[:1]]).sum(dim=0, keepdim=True), high[1:]]
-        else:
-            counts += held
-    found = torch.cat(counts)
-    _require(not ((found > 0) & (found < limit)).any(), "a bin of too few scores")
+    rows = task.told(state) if limit > 1 else torch.zeros(0)
+    _require(not ((rows > 0) & (rows < limit)).any(), "a bin of too few scores")
+    counts: tuple[int, ...] = state.counts
+    return counts
 
 
 def _pattern(name: str, study: Study) -> None:

@@ -139,7 +139,7 @@ def _leaving_with_noise(study: Study, rules: StudyRules, limit: int) -> Iterator
 def _computed(study: Study, site: SiteConfig) -> Iterator[str]:
     training = study.training
     yield (
-        f"A model ({study.model.name}) learns to tell {' from '.join(study.classes)}: up to "
+        f"A model ({study.model.name}) learns to {_learned(study)}: up to "
         f"{training.rounds} rounds, in each {training.local_epochs} pass(es) over the train rows of "
         f"{site.manifest.name}, and "
         "predictions for the validation and test rows."
@@ -148,6 +148,13 @@ def _computed(study: Study, site: SiteConfig) -> Iterator[str]:
         yield f"From {modality.name}: {_modality(modality, site)}."
         if modality.prompt is not None and modality.name in site.modalities:
             yield _prompt(modality, site)
+
+
+def _learned(study: Study) -> str:
+    spec = study.survival
+    if spec is None:
+        return f"tell {' from '.join(study.classes)}"
+    return f"predict the time to an event, up to {spec.follow_up:g} {spec.unit}"
 
 
 def _modality(modality: ModalitySpec, site: SiteConfig) -> str:
@@ -185,6 +192,13 @@ def _leaving(study: Study, rules: StudyRules, limit: int) -> Iterator[tuple[str,
         "from one answer, nothing but averages; the difference of two answers between which one patient came "
         "or left is that patient's embedding, exactly, from which age, sex or diagnosis may be guessed.",
     )
+    if study.survival is not None:
+        yield (
+            "Before a run: the number of events among the train rows by time, in neighbouring bins that hold "
+            f"at least {max(limit, 1)} together, from which the intervals of the model are cut.",
+            "when an event happened, to a 128th of the follow-up where a bin holds one patient, without "
+            "saying of whom.",
+        )
     kind = "the change of " if study.federation.wire is Wire.FLOAT16 else ""
     yield (
         f"In every round: {kind}up to {rules.most_numbers():,} parameters of the model "
@@ -197,14 +211,20 @@ def _leaving(study: Study, rules: StudyRules, limit: int) -> Iterator[tuple[str,
         "modality. Out of one update of a model made to spy, a third of the embeddings could be read.",
     )
     yield (
-        "In every round and at the end: per true class, counts, histograms of predicted probability and sums "
-        f"of losses, from which metrics are computed; at the end also per pattern of modalities.{groups}",
+        f"In every round and at the end: {_scored(study)} and sums of losses, from which metrics are "
+        f"computed; at the end also per pattern of modalities.{groups}",
         "the model's judgement of single patients, without saying of whom: a third to half of a class stands "
         "alone in its bin of the histogram.",
     )
     yield from (_EXTRA[each] for each in study.privacy.extra)
     if study.federation.local:
         yield f"Not sent: {', '.join(study.federation.local)} of the model, which stay at this site.", ""
+
+
+def _scored(study: Study) -> str:
+    if study.survival is None:
+        return "per true class, counts, histograms of predicted probability"
+    return "with and without the event, counts, histograms of time and predicted risk"
 
 
 def _limits(study: Study, site: SiteConfig, limit: int, max_releases: int, seeds: list[int]) -> Iterator[str]:

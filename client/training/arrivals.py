@@ -26,7 +26,7 @@ __all__ = ["check_arrival", "keep_arrival"]
 
 LOG = logging.getLogger(__name__)
 
-SCALING: Final = "scaling."  # prefix of the coordinator's buffers
+COORDINATED: Final = ("scaling.", "task.")  # prefixes of buffers that come from all sites
 
 
 def check_arrival(
@@ -55,7 +55,7 @@ def check_arrival(
         seen = None if last is None else SeenModel(last[0], unpack(last[1], layout_of(received)))
     except WireError:  # of another study under the same name
         seen = None
-    scaling = {name for name in received if name.startswith(SCALING)}
+    scaling = {name for name in received if name.startswith(COORDINATED)}
     if seen is None:
         seen = SeenModel(0, models.fresh(study), sent=False)
     elif number == 0:  # the run began anew, with the scaling that it had

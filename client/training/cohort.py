@@ -11,7 +11,9 @@ from client.privacy.records.moments_record import patient_marks
 from client.training.evaluate import groups_of, pattern_names
 from mmare.models.adapters import moment_rows
 from mmare.study.choices import Scaling
-from mmare.wire.messages import Counts, Moments, Split
+from mmare.study.outcome import N_TIMES
+from mmare.tasks.registry import task_of
+from mmare.wire.messages import EVENT_TIMES, Counts, Moments, Split
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -21,17 +23,18 @@ if TYPE_CHECKING:
     from mmare.study.specs import ModalitySpec
     from mmare.study.study import Study
 
-__all__ = ["counts_of", "moments_of"]
+__all__ = ["counts_of", "events_of", "moments_of"]
 
 
 def counts_of(study: Study, data: SiteData, limit: int) -> Counts:
     """Patients by split and class, and by split and presence pattern; None for what is withheld."""
     splits: dict[str, dict[str, int | None]] = {}
     patterns: dict[str, dict[str, int | None]] = {}
+    task = task_of(study)
     for split in Split:
         rows = data.rows[split]
-        labels = Counter(data.label[rows].tolist())
-        shown = groups_of(data, split, len(study.classes), limit)
+        labels = Counter(task.stratum(data.label[rows]).tolist())
+        shown = groups_of(data, split, task, limit)
         splits[split] = {
             name: None if index in shown.classes else labels[index]
             for index, name in enumerate(study.classes)
@@ -63,6 +66,30 @@ def moments_of(study: Study, data: SiteData, limit: int, table: SiteTable) -> tu
             moments = table.record.settle(moments, marks, limit)
         found.append(moments if moments.n >= limit else _no_moments(modality))
     return tuple(found)
+
+
+def events_of(study: Study, data: SiteData, limit: int, table: SiteTable) -> Moments | None:
+    """Events of the train split by bin of the time, for the cuts of hazards; None where there are no times.
+
+    Neighbouring bins are joined until each holds ``limit`` events; zeros where there are fewer.
+    """
+    if study.survival is None:
+        return None
+    rows = data.rows[Split.TRAIN]
+    chosen = rows[data.label[rows] % 2 == 1]
+    time = torch.div(data.label[chosen], 2, rounding_mode="floor")
+    if len(chosen) < limit:
+        chosen = time = time[:0]
+    counts = torch.zeros(N_TIMES)
+    for group in time.sort().values.tensor_split(max(len(time) // max(limit, 1), 1)):
+        if len(group):
+            counts[int(group.double().mean().round())] += len(group)
+    moments = Moments(EVENT_TIMES, len(time), tuple(counts.tolist()), tuple(counts.tolist()))
+    if len(time) > 0 and limit > 1:
+        patients = [data.patients[row] if data.patients else str(row) for row in chosen.tolist()]
+        marks = patient_marks(patients, torch.nn.functional.one_hot(time, N_TIMES).double(), table.secret())
+        moments = table.record.settle(moments, marks, limit)
+    return moments
 
 
 def _sums(name: str, values: Tensor, limit: int) -> Moments:

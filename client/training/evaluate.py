@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import torch
 
@@ -11,8 +11,6 @@ from client.privacy.small_groups import ShownGroups, shown_groups
 from mmare.errors import SiteCode, SiteError
 from mmare.metrics.attribution import AttributionState
 from mmare.metrics.calibration import CalibrationState
-from mmare.metrics.coarse import coarsened
-from mmare.metrics.state import MetricState
 from mmare.models.batch import Batch
 from mmare.models.shapley import explain_modalities
 from mmare.wire.messages import Comparison, Evaluation, Split
@@ -24,6 +22,7 @@ if TYPE_CHECKING:
 
     from client.data.dataset import SiteData
     from mmare.models.base import MultimodalModel
+    from mmare.tasks.base import State, Task
 
 __all__ = ["compare", "evaluate", "groups_of", "logits_of", "pattern_names", "predicted_right"]
 
@@ -53,10 +52,11 @@ def evaluate(
 ) -> Evaluation:
     """Evaluate a model, scaling filled in, on one split; groups below ``min_count`` are withheld.
 
-    Groups are split and class, or presence pattern and class. With ``subsets``, each subset of modalities is
-    evaluated on the rows that have all of it, the rest hidden. Rows of withheld patterns are left out, so
-    that subset sizes disclose nothing that patterns do not. With ``calibration``, the losses on its grid;
-    with ``shapley``, how far modalities move predictions of rows whose patterns are told.
+    Groups are split and stratum (such as a class), or presence pattern and stratum. With ``subsets``, each
+    subset of modalities is evaluated on the rows that have all of it, the rest hidden. Rows of withheld
+    patterns are left out, so that subset sizes disclose nothing that patterns do not. With
+    ``calibration``, the losses on its grid; with ``shapley``, how far modalities move predictions
+    of rows whose patterns are told.
 
     Raises:
         SiteError: If the model's output is not finite.
@@ -65,22 +65,24 @@ def evaluate(
     label = data.label[rows]
     logits = logits_of(model, data.embedding, rows, data.present[rows])
     names = pattern_names(data.present[rows])
-    shown = groups_of(data, split, len(logits.T), min_count)
+    task = model.task
+    shown = groups_of(data, split, task, min_count)
 
-    def told(state: MetricState) -> dict[str, object]:
-        return coarsened(state, min_count).to_dict()
+    def told(state: State) -> dict[str, object]:
+        coarse: State = task.coarsened(state, min_count)
+        return coarse.to_dict()
 
-    states = _pattern_states(logits, label, names) if patterns else {}
+    states = _pattern_states(task, logits, label, names) if patterns else {}
     disclosed = torch.tensor([name not in shown.patterns for name in names], dtype=torch.bool)
     subset_states = _subset_states(model, data, rows[disclosed]) if subsets else {}
     attribution = None
     if shapley:
-        prior = _train_prior(data, len(logits.T), min_count)
+        prior = _train_prior(data, task, min_count)
         attribution = _attribution(model, data, rows[disclosed], logits[disclosed].double(), prior)
     grid = CalibrationState.of(logits, label, min_count).without(shown.classes) if calibration else None
     return Evaluation(
         split=split,
-        state=told(MetricState.of(logits, label).without(shown.classes)),
+        state=told(task.state(logits, label).without(shown.classes)),
         patterns={name: told(states[name]) for name in sorted(states) if name not in shown.patterns},
         subsets={name: told(state) for name, state in subset_states.items()},
         calibration=grid.to_dict() if grid else {},
@@ -88,12 +90,13 @@ def evaluate(
     )
 
 
-def groups_of(data: SiteData, split: Split, n_classes: int, min_count: int) -> ShownGroups:
+def groups_of(data: SiteData, split: Split, task: Task[Any], min_count: int) -> ShownGroups:
     """What may be told of a split's groups, in roll call and metrics alike."""
     rows = data.rows[split]
-    sizes = {name: [0] * n_classes for name in sorted(pattern_names(data.present[rows]))}
-    for name, label in zip(pattern_names(data.present[rows]), data.label[rows].tolist(), strict=True):
-        sizes[name][label] += 1
+    strata = task.stratum(data.label[rows]).tolist()
+    sizes = {name: [0] * task.n_strata for name in sorted(pattern_names(data.present[rows]))}
+    for name, stratum in zip(pattern_names(data.present[rows]), strata, strict=True):
+        sizes[name][stratum] += 1
     return shown_groups(sizes, min_count, total_told=split is Split.TRAIN)
 
 
@@ -149,12 +152,12 @@ def logits_of(model: MultimodalModel, embedding: Sequence[Tensor], rows: Tensor,
     return logits
 
 
-def _pattern_states(logits: Tensor, label: Tensor, names: list[str]) -> dict[str, MetricState]:
+def _pattern_states(task: Task[Any], logits: Tensor, label: Tensor, names: list[str]) -> dict[str, State]:
     rows = {name: torch.tensor([other == name for other in names]) for name in set(names)}
-    return {name: MetricState.of(logits[chosen], label[chosen]) for name, chosen in rows.items()}
+    return {name: task.state(logits[chosen], label[chosen]) for name, chosen in rows.items()}
 
 
-def _subset_states(model: MultimodalModel, data: SiteData, rows: Tensor) -> dict[str, MetricState]:
+def _subset_states(model: MultimodalModel, data: SiteData, rows: Tensor) -> dict[str, State]:
     """State of each non-empty subset of modalities, on the rows that have all of it."""
     n_modalities = data.present.shape[1]
     found = {}
@@ -164,14 +167,15 @@ def _subset_states(model: MultimodalModel, data: SiteData, rows: Tensor) -> dict
         if any(choice) and len(chosen):
             logits = logits_of(model, data.embedding, chosen, wanted.expand(len(chosen), n_modalities))
             name = pattern_names(wanted.unsqueeze(0))[0]
-            found[name] = MetricState.of(logits, data.label[chosen])
+            found[name] = model.task.state(logits, data.label[chosen])
     return found
 
 
-def _train_prior(data: SiteData, n_classes: int, min_count: int) -> Tensor:
+def _train_prior(data: SiteData, task: Task[Any], min_count: int) -> Tensor:
     """Class frequencies ``(K,)`` of the site's train rows; all alike where these may not be told."""
+    n_classes = task.n_strata
     counts = data.label[data.rows[Split.TRAIN]].bincount(minlength=n_classes).double()
-    told = counts.sum() > 0 and not groups_of(data, Split.TRAIN, n_classes, min_count).classes
+    told = counts.sum() > 0 and not groups_of(data, Split.TRAIN, task, min_count).classes
     return counts / counts.sum() if told else torch.full((n_classes,), 1 / n_classes, dtype=torch.float64)
 
 

@@ -23,7 +23,7 @@ from client.privacy.noise import noise_source
 from client.privacy.release_rules import told_rows
 from client.telemetry.seen import unobserved
 from client.training.arrivals import check_arrival, keep_arrival
-from client.training.cohort import counts_of, moments_of
+from client.training.cohort import counts_of, events_of, moments_of
 from client.training.evaluate import compare, evaluate, groups_of, predicted_right
 from client.training.kept_parts import place_local, revert_untouched, state_of
 from client.training.optimizers import PhaseOptimizers
@@ -36,6 +36,7 @@ from mmare.models.blocks import block_tensors, without_parameters
 from mmare.models.phases import phase_at
 from mmare.randomness import generator_for
 from mmare.study.strategy_options import FedProxOptions, strategy_options
+from mmare.tasks.registry import task_of
 from mmare.wire.limits import MOST_REQUEST, RUN_NAME
 from mmare.wire.messages import (
     Comparison,
@@ -186,7 +187,9 @@ class SiteService:
         if request.task is Task.DESCRIBE:
             return self._describe(request, study, data), None
         if request.task is Task.STATISTICS:
-            return Statistics(self._site, moments_of(study, data, self._limit(study), self._table)), None
+            limit = self._limit(study)
+            events = events_of(study, data, limit, self._table)
+            return Statistics(self._site, moments_of(study, data, limit, self._table), events), None
         if request.task is Task.UNMASK:
             return self._masker_of().reveal(request, study), None
         with self._models.borrow(study) as model:
@@ -307,7 +310,7 @@ class SiteService:
             right.append(predicted_right(model, data, Split.TEST))
         limit = self._limit(study)
         label = data.label[data.rows[Split.TEST]]
-        hidden = groups_of(data, Split.TEST, len(study.classes), limit).classes
+        hidden = groups_of(data, Split.TEST, task_of(study), limit).classes
         return compare(self._site, right[0], right[1], label, study.classes, hidden)
 
     def _limit(self, study: Study) -> int:

@@ -8,12 +8,11 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 import torch
-from torch.nn import functional
 
 from mmare.errors import SiteCode, SiteError
 from mmare.models.adapters import add_noise
 from mmare.models.blocks import exposures
-from mmare.models.subsets import agreement, hide_modalities, keep_subset
+from mmare.models.subsets import hide_modalities, keep_subset
 from mmare.study.study import SUBSET
 
 if TYPE_CHECKING:
@@ -187,7 +186,8 @@ def _subset_loss(model: MultimodalModel, drawn: _TrainBatch, generator: Generato
     with torch.no_grad():
         whole = model.logits(drawn.inputs, drawn.present, generator)  # (B, K)
     subset = model.logits(drawn.inputs, drawn.fewer, generator)  # (B, K)
-    return functional.cross_entropy(subset, drawn.label) + weight * agreement(whole, subset, TEMPERATURE)
+    agreement = model.task.agreement(whole, subset, TEMPERATURE)
+    return model.task.loss(subset, drawn.label) + weight * agreement
 
 
 def pull_back(model: MultimodalModel, pull: ProximalTerm) -> None:

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 import torch
 from torch import nn
-from torch.nn import functional
 
 from mmare.models.adapters import InputScaling, WidthAdapters
 from mmare.models.blocks import Block, all_samples, merges, samples_with, samples_without
@@ -17,6 +16,7 @@ from mmare.models.conditioning import MissingAwareConditioning
 from mmare.models.fusion import Merge, MergeOrder, PairwiseFusion, masked_mean, merge_order
 from mmare.models.head import TaskHead, draw_dropout
 from mmare.models.phases import Objective, Phase
+from mmare.tasks.classification import Classification
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from mmare.models.batch import Batch
     from mmare.study.specs import ModalitySpec
+    from mmare.tasks.base import Task
 
 __all__ = ["MMARE", "MultimodalModel"]
 
@@ -32,7 +33,7 @@ _PARTS: Final = {"head": ("head", "heads"), "adapters": ("adapters",)}  # module
 
 
 class MultimodalModel(nn.Module, ABC):
-    """A classifier over whichever modalities a patient has.
+    """A predictor over whichever modalities a patient has; what its K outputs mean is its ``task``.
 
     Scaling is separate: its moments are fixed once pooled, so a trainer scales its rows only once.
     """
@@ -45,7 +46,8 @@ class MultimodalModel(nn.Module, ABC):
         super().__init__()
         self.scaling = InputScaling(modalities)
         self.modality_names = tuple(modality.name for modality in modalities)
-        self.classes = classes
+        self.classes = classes  # K
+        self.task: Task[Any] = Classification(classes)
 
     @abstractmethod
     def logits(self, scaled: Tensor, present: Tensor, generator: Generator | None = None) -> Tensor:
@@ -80,8 +82,8 @@ class MultimodalModel(nn.Module, ABC):
         return (*blocks, Block("shared", rest, all_samples))
 
     def loss(self, scaled: Tensor, present: Tensor, label: Tensor, generator: Generator) -> Tensor:
-        """Training loss of a batch, by default cross entropy; label ``(B,)`` int64."""
-        return functional.cross_entropy(self.logits(scaled, present, generator), label)
+        """Training loss of a batch, by default that of the task; label ``(B,)``."""
+        return self.task.loss(self.logits(scaled, present, generator), label)
 
     def forward(self, batch: Batch) -> Tensor:
         """Logits ``(B, K)`` of unscaled embeddings."""

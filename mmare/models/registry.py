@@ -17,6 +17,7 @@ from mmare.models.baselines.unimodal import Unimodal
 from mmare.models.phases import last_phase_start
 from mmare.randomness import global_draws
 from mmare.study.tables import TableError, from_table
+from mmare.tasks.registry import task_of
 
 if TYPE_CHECKING:
     from mmare.study.study import Study
@@ -72,12 +73,14 @@ def build_model(study: Study) -> MultimodalModel:
             f"[privacy] dp clips the gradient of each patient, which {study.model.name} does not give: its "
             f"loss compares patients, or a layer is made for all of them at once; expected one of {able}"
         )
+    task = task_of(study)
     with global_draws():
         torch.random.manual_seed(study.seed)
         try:
-            model = builder(study.modalities, len(study.classes), options)
+            model = builder(study.modalities, task.outputs, options)
         except ValueError as error:
             raise StudyError(f"[model] of {study.model.name}: {error}") from None
+    model.task = task
     early = last_phase_start(model.phases()) - 1
     if study.training.rounds <= early:
         raise StudyError(

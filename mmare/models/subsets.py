@@ -5,12 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import torch
-from torch.nn import functional
 
 if TYPE_CHECKING:
     from torch import Generator, Tensor
 
-__all__ = ["agreement", "hide_modalities", "keep_subset"]
+__all__ = ["hide_modalities", "keep_subset"]
 
 
 def hide_modalities(present: Tensor, probability: Tensor, generator: Generator) -> Tensor:
@@ -47,20 +46,3 @@ def keep_subset(present: Tensor, generator: Generator) -> Tensor:
     size = (share * counts).floor() + 1  # 1 to n
     order = torch.rand(present.shape, generator=generator).to(present.device).masked_fill(~present, 2.0)
     return present & (order.argsort(dim=1).argsort(dim=1) < size)
-
-
-def agreement(whole: Tensor, subset: Tensor, temperature: float) -> Tensor:
-    """Self-distillation loss between logits ``(B, K)`` from all modalities and from a subset; 0 if equal.
-
-    The Kullback-Leibler divergence of softened class probabilities, times the squared temperature so that its
-    gradient keeps its scale (Hinton et al. 2015, section 2), averaged over patients. ``whole`` is the teacher
-    and gets no gradient.
-
-    Example:
-        >>> logits = torch.tensor([[1.0, -1.0]])
-        >>> agreement(logits, logits, temperature=2.0).item()
-        0.0
-    """
-    teacher = functional.log_softmax(whole.detach() / temperature, dim=1)
-    student = functional.log_softmax(subset / temperature, dim=1)
-    return temperature**2 * functional.kl_div(student, teacher, reduction="batchmean", log_target=True)

@@ -16,6 +16,7 @@ __all__ = [
     "Scaling",
     "Schedule",
     "Select",
+    "TaskName",
     "Untouched",
     "Wire",
 ]
@@ -44,6 +45,13 @@ class ExtraAnswer(StrEnum):
     TRAIN = "train"  # metrics on the train rows
     CALIBRATION = "calibration"  # losses on a grid of temperatures and shifts
     SHAPLEY = "shapley"  # how far each modality moves predictions
+
+
+class TaskName(StrEnum):
+    """What is learned."""
+
+    CLASSIFICATION = "classification"
+    SURVIVAL = "survival"
 
 
 class Kind(StrEnum):
@@ -100,6 +108,7 @@ class Select(StrEnum):
     AUC = "auc"
     LOSS = "loss"
     BALANCED_LOSS = "balanced_loss"
+    CONCORDANCE = "concordance"
 
 
 class Untouched(StrEnum):

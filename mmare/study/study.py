@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from mmare.errors import StudyError
-from mmare.study.choices import ExtraAnswer, MaskUse, Select, Wire
+from mmare.study.choices import ExtraAnswer, MaskUse, Select, TaskName, Wire
+from mmare.study.outcome import TASKS, SurvivalSpec, outcome_rules
 from mmare.study.patient_privacy import check_patient_privacy
 from mmare.study.recipes import recipe_of
 from mmare.study.specs import FederationSpec, ModalitySpec, ModelSpec, PrivacySpec, TrainingSpec
@@ -40,6 +41,8 @@ _CHOOSE_RECIPE: Final = {"model.name", "training.recipe"}
 class Study:
     """A checked study. Class index is label; modality order is slot order.
 
+    Of other tasks than classification, ``classes`` are the strata of `mmare.study.outcome`.
+
     Raises:
         StudyError: If the parts contradict each other.
 
@@ -60,6 +63,8 @@ class Study:
     training: TrainingSpec = field(default_factory=TrainingSpec)
     federation: FederationSpec = field(default_factory=FederationSpec)
     privacy: PrivacySpec = field(default_factory=PrivacySpec)
+    task: TaskName = TaskName.CLASSIFICATION
+    survival: SurvivalSpec | None = None
 
     def __post_init__(self) -> None:
         check_study(self)
@@ -79,10 +84,15 @@ class Study:
 
     def to_dict(self) -> dict[str, Any]:
         """The study as the tables of ``study.toml``, without absent values; `parse_study` reverses it."""
+        head = {"name": self.name, "positive": self.positive, "seed": self.seed}
+        named = (
+            {"classes": [*self.classes]}
+            if self.task is TaskName.CLASSIFICATION
+            else {"task": self.task.value}
+        )
         return {
-            "study": _present(
-                {"name": self.name, "classes": [*self.classes], "positive": self.positive, "seed": self.seed}
-            ),
+            "study": _present({**head, **named}),
+            **({} if self.survival is None else {"survival": asdict(self.survival)}),
             "modality": [_modality_table(modality) for modality in self.modalities],
             "model": {"name": self.model.name, **asdict(self.model)["options"]},  # a copy however deep
             "training": _present(asdict(self.training)),
@@ -134,28 +144,37 @@ def parse_study(content: Mapping[str, Any], source: str) -> Study:
 
 
 def _from_tables(content: Mapping[str, Any]) -> Study:
-    check_keys(content, {"study", "modality", "model", "training", "federation", "privacy"}, "the file")
+    tables = {"study", "survival", "modality", "model", "training", "federation", "privacy"}
+    check_keys(content, tables, "the file")
     head = _table(content, "study")
-    check_keys(head, {"name", "classes", "positive", "seed"}, "[study]")
+    check_keys(head, {"name", "task", "classes", "positive", "seed"}, "[study]")
+    task = convert(head.get("task", TaskName.CLASSIFICATION), TaskName, "[study] task")
+    strata = TASKS[task].strata
+    if strata and "classes" in head:
+        raise StudyError(f"[study] classes are of task classification, found task {task}")
+    survival = _table(content, "survival") if "survival" in content else None
     model = dict(_table(content, "model"))
     model_name = convert(model.pop("name", "mmare"), str, "[model] name")
     training = dict(_table(content, "training"))
     training["recipe"], recipe = recipe_of(
         model_name, convert(training.get("recipe"), str | None, "[training] recipe")
     )
+    settings = {"select": TASKS[task].selects[0], **recipe.training, **training}
     modalities = content.get("modality", [])
     if not isinstance(modalities, Sequence) or not all(isinstance(entry, Mapping) for entry in modalities):
         raise StudyError("modality must be a list of [[modality]] tables")
     return Study(
         name=_required(head, "name", str),
-        classes=_required(head, "classes", tuple[str, ...]),
+        classes=strata or _required(head, "classes", tuple[str, ...]),
         positive=convert(head.get("positive"), str | None, "[study] positive"),
         seed=convert(head.get("seed", 0), int, "[study] seed"),
         modalities=tuple(from_table(ModalitySpec, entry, "[[modality]]") for entry in modalities),
         model=ModelSpec(name=model_name, options={**recipe.model, **model}),
-        training=from_table(TrainingSpec, {**recipe.training, **training}, "[training]"),
+        training=from_table(TrainingSpec, settings, "[training]"),
         federation=from_table(FederationSpec, _table(content, "federation"), "[federation]"),
         privacy=from_table(PrivacySpec, _table(content, "privacy"), "[privacy]"),
+        task=task,
+        survival=None if survival is None else from_table(SurvivalSpec, survival, "[survival]"),
     )
 
 
@@ -269,13 +288,7 @@ def check_study(study: Study) -> None:
     }
     rules = [
         (bool(study.name), "[study] name is empty"),
-        (len(study.classes) >= 2, f"[study] classes must name at least two, found {list(study.classes)}"),  # noqa: PLR2004 - two is what a choice needs
-        (all(study.classes), "[study] classes holds an empty name"),
-        (len(set(study.classes)) == len(study.classes), "[study] classes names one class twice"),
-        (
-            study.positive in (None, *study.classes),
-            f"[study] positive {study.positive!r} is not one of the classes",
-        ),
+        *outcome_rules(study),
         *((value >= 1, f"{key} must be at least 1, found {value}") for key, value in at_least_one.items()),
         *((value > 0, f"{key} must be positive, found {value}") for key, value in positive.items()),
         *((value >= 0, f"{key} must not be negative, found {value}") for key, value in not_negative.items()),

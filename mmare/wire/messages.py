@@ -21,6 +21,7 @@ from mmare.wire.limits import MOST_HEADER
 
 __all__ = [
     "CHUNK_BYTES",
+    "EVENT_TIMES",
     "HEADER_KEY",
     "HEADER_RECORD",
     "PAYLOAD_KEY",
@@ -53,6 +54,7 @@ HEADER_RECORD: Final = "mmare"  # of a Flower message: a ConfigRecord with the h
 HEADER_KEY: Final = "header"
 PAYLOAD_RECORD: Final = "tensors"  # of a Flower message: an ArrayRecord with one flat array under PAYLOAD_KEY
 PAYLOAD_KEY: Final = "flat"
+EVENT_TIMES: Final = "event times"  # in place of a modality's name
 CHUNK_BYTES: Final = 8 << 20  # of the payload per request: one for a usual model; the proxy accepts 16 MiB
 PAYLOAD_STYPE: Final = "mmare.flat"  # serialisation of the array: a run of a Layout
 
@@ -213,10 +215,15 @@ class Moments:
 
 @dataclass(frozen=True)
 class Statistics:
-    """Moments of every modality of the study, in slot order."""
+    """Moments of every modality of the study, in slot order.
+
+    Args:
+        events: Of task survival, events of the train rows by bin of the time; total and squares are the same.
+    """
 
     site: str
     moments: tuple[Moments, ...]
+    events: Moments | None = None
 
 
 @dataclass(frozen=True)

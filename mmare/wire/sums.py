@@ -14,11 +14,13 @@ import torch
 
 from mmare.metrics.attribution import AttributionState
 from mmare.metrics.calibration import CalibrationState
-from mmare.metrics.state import MetricState
+from mmare.metrics.state import N_BINS
 from mmare.models.blocks import block_tensors
 from mmare.models.phases import phase_at
+from mmare.study.outcome import N_TIMES
 from mmare.study.strategy_options import strategy_options
-from mmare.wire.messages import Evaluation, Moments, SecureSum, Split, Statistics, WireError
+from mmare.tasks.registry import task_of
+from mmare.wire.messages import EVENT_TIMES, Evaluation, Moments, SecureSum, Split, Statistics, WireError
 from mmare.wire.sharing import federated_blocks
 from mmare.wire.tensors import trained_tensors
 
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
     from mmare.models.base import MultimodalModel
     from mmare.models.blocks import Block
     from mmare.study.study import Study
+    from mmare.tasks.base import State
     from mmare.wire.messages import Request, Update
 
 __all__ = [
@@ -47,10 +50,9 @@ __all__ = [
     "training_values",
 ]
 
-_MOST_CELLS = 1024  # true class, predicted class and pattern: 17 MB of histograms a site
+_MOST_CELLS = 1024 * N_BINS  # of the histograms of all patterns: 17 MB a site
 _GRID = "/calibration"
 _ATTRIBUTION = "/attribution"
-_STATE = ("confusion", "histogram", "losses", "calibration")
 
 
 @dataclass(frozen=True)
@@ -96,6 +98,8 @@ def moments_layout(study: Study) -> SumLayout:
             f"{modality.name}/total": (modality.width,),
             f"{modality.name}/squares": (modality.width,),
         }
+    if study.survival is not None:
+        shapes[EVENT_TIMES] = (N_TIMES,)
     return SumLayout(shapes)
 
 
@@ -107,6 +111,8 @@ def moments_values(statistics: Statistics) -> dict[str, Tensor]:
         values[f"{each.modality}/over"] = torch.tensor(each.over, dtype=torch.float64)
         values[f"{each.modality}/total"] = torch.tensor(each.total, dtype=torch.float64)
         values[f"{each.modality}/squares"] = torch.tensor(each.squares, dtype=torch.float64)
+    if statistics.events is not None:
+        values[EVENT_TIMES] = torch.tensor(statistics.events.total, dtype=torch.float64)
     return values
 
 
@@ -124,7 +130,13 @@ def moments_of(sums: Mapping[str, Tensor], study: Study) -> Statistics:
             )
             for modality in study.modalities
         ),
+        _events_of(sums) if study.survival is not None else None,
     )
+
+
+def _events_of(sums: Mapping[str, Tensor]) -> Moments:
+    counts = tuple(sums[EVENT_TIMES].round().tolist())
+    return Moments(EVENT_TIMES, round(sum(counts)), counts, counts)
 
 
 def training_layout(model: MultimodalModel, study: Study, round_number: int) -> SumLayout:
@@ -170,10 +182,11 @@ def evaluation_layout(
 
     With ``calibration`` also of the losses on its grid, with ``shapley`` of test rows and sums by modality.
     """
-    empty = MetricState.empty(len(study.classes))
-    fits = len(study.classes) ** 2 << len(study.modalities) <= _MOST_CELLS
+    task = task_of(study)
+    state = task.shapes()
+    fits = math.prod(state["histogram"]) << len(study.modalities) <= _MOST_CELLS
     groups = ["", *(_patterns(len(study.modalities)) if patterns and fits else ())]
-    grid = tuple(CalibrationState.empty(len(study.classes)).losses.shape)
+    grid = tuple(CalibrationState.empty(len(study.classes)).losses.shape) if calibration else ()
     return SumLayout(
         {f"{split}{_GRID}": grid for split in splits if calibration}
         | {
@@ -185,10 +198,7 @@ def evaluation_layout(
             f"{split}/{group}/{name}": shape
             for split in splits
             for group in groups
-            for name, shape in {
-                **{part: tuple(getattr(empty, part).shape) for part in _STATE},
-                "withheld": (len(study.classes),),
-            }.items()
+            for name, shape in {**state, "withheld": (task.n_strata,)}.items()
         }
     )
 
@@ -196,12 +206,13 @@ def evaluation_layout(
 def evaluation_values(evaluations: Sequence[Evaluation], study: Study) -> dict[str, Tensor]:
     """A site's metric states."""
     values: dict[str, Tensor] = {}
+    task = task_of(study)
     for each in evaluations:
         for group, content in {"": each.state, **each.patterns}.items():
-            state = MetricState.from_dict(content, len(study.classes))
-            for part in _STATE:
+            state = task.read(content)
+            for part in task.PARTS:
                 values[f"{each.split}/{group}/{part}"] = getattr(state, part).double()
-            withheld = torch.zeros(len(study.classes))
+            withheld = torch.zeros(task.n_strata)
             withheld[list(state.withheld)] = 1.0
             values[f"{each.split}/{group}/withheld"] = withheld
         if each.calibration:
@@ -213,23 +224,23 @@ def evaluation_values(evaluations: Sequence[Evaluation], study: Study) -> dict[s
     return values
 
 
-def evaluation_of(sums: Mapping[str, Tensor], split: Split) -> dict[str, MetricState]:
+def evaluation_of(sums: Mapping[str, Tensor], split: Split, study: Study) -> dict[str, State]:
     """The pooled states of a split, by presence pattern; under an empty name that of all rows.
 
     Raises:
         WireError: If the sums are no metric state.
     """
-    found = {}
+    task = task_of(study)
+    found: dict[str, State] = {}
     for name in sums:
         if not (name.startswith(f"{split}/") and name.endswith("/withheld")):
             continue
         group = name.split("/")[1]
-        parts = [sums[f"{split}/{group}/{each}"] for each in _STATE]
-        confusion, histogram = (each.round().long() for each in parts[:2])
-        withheld = tuple(sums[name].round().nonzero().flatten().tolist())
-        state = MetricState(confusion, histogram, *parts[2:], withheld=withheld)
-        if min(state.confusion.min().item(), state.histogram.min().item()) < 0:
-            raise WireError("a sum of counts below zero")
+        parts = {each: sums[f"{split}/{group}/{each}"] for each in task.PARTS}
+        try:
+            state = task.restored(parts, tuple(sums[name].round().nonzero().flatten().tolist()))
+        except ValueError as error:
+            raise WireError(str(error)) from None
         if not group or state.n:
             found[group] = state
     return found

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 from rich.live import Live
 from rich.text import Text
 
+from mmare.study.outcome import headline_of
 from server.monitoring.watch import dashboard
 from server.store import events
 from server.store.selection import NO_ROWS, has_no_rows
@@ -103,5 +104,6 @@ def event_line(event: Event) -> str | None:  # noqa: PLR0911 - one line per even
 def _validation(metrics: Mapping[str, Any]) -> str:
     if has_no_rows(metrics):
         return NO_ROWS
-    score = metrics["pooled"]["balanced_accuracy"]
-    return f"validation balanced accuracy {'not defined' if score is None else f'{score:.3f}'}"
+    name = headline_of(metrics["pooled"])
+    score = metrics["pooled"][name]
+    return f"validation {name.replace('_', ' ')} {'not defined' if score is None else f'{score:.3f}'}"

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from mmare.host.metric_labels import OTHER
+from mmare.study.outcome import headline_of
 from server.store.events import SiteLeftOut, SiteUpdate
 
 __all__ = ["RoundState", "SiteState", "count", "number", "one_of", "rows_ratios"]
@@ -62,8 +63,9 @@ class RoundState:
 
     @property
     def score(self) -> float | None:
-        """Pooled validation balanced accuracy."""
-        return number(self.metrics.get("pooled", {}).get("balanced_accuracy"))
+        """Pooled validation metric by which rounds are shown."""
+        pooled = self.metrics.get("pooled", {})
+        return number(pooled.get(headline_of(pooled)))
 
     @property
     def seconds(self) -> float:

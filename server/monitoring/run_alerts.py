@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Final
 
 from mmare.errors import Ending, Reason, SiteCode
+from mmare.study.outcome import headline_of
 from server.monitoring.parts import rows_ratios
 from server.monitoring.run_state import RunState
 
@@ -92,10 +93,12 @@ def _data(state: RunState) -> Iterator[tuple[str, str]]:
 
 
 def _scores(state: RunState) -> Iterator[tuple[str, str]]:
-    score = state.scores.get("validation", {}).get("balanced_accuracy")
+    validation = state.scores.get("validation", {})
+    name = headline_of(validation)
+    score = validation.get(name)
     best = state.best_score
     if best is not None and score is not None and best - score > REGRESSION:
-        yield "MetricRegression", f"validation balanced accuracy fell from {best:.3f} to {score:.3f}"
-    worst = state.worst("validation", "balanced_accuracy")
+        yield "MetricRegression", f"validation {name.replace('_', ' ')} fell from {best:.3f} to {score:.3f}"
+    worst = state.worst("validation", name)
     if worst is not None and worst[2] > SITE_GAP:
         yield "WorstSiteGap", f"{worst[0]} is {worst[2]:.3f} behind the best site"

@@ -100,7 +100,12 @@ METRICS: Final = (
         (*_RUN, "modality"),
     ),
     Metric("mmare_score", _G, "A metric over the rows of all sites.", (*_RUN, "split", "metric")),
-    Metric("mmare_score_best", _G, "Pooled validation balanced accuracy of the best round so far.", _RUN),
+    Metric(
+        "mmare_score_best",
+        _G,
+        "Pooled validation balanced accuracy, or concordance, of the best round so far.",
+        _RUN,
+    ),
     Metric("mmare_site_score", _G, "A metric over the rows of a site.", (*_SITE, "split", "metric")),
     Metric("mmare_score_worst_site", _G, "A metric at its worst site.", (*_RUN, "split", "metric")),
     Metric(

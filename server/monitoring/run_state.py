@@ -14,6 +14,7 @@ from typing import Any, Final
 from mmare.errors import Ending, Reason, SiteCode
 from mmare.host.metric_labels import OTHER, Names, one_word, run_label, safe
 from mmare.study.choices import Mode, Select
+from mmare.study.outcome import headline_of
 from server.monitoring.parts import RoundState, SiteState, count, number, one_of
 from server.monitoring.tally import Tally
 from server.store import events
@@ -22,9 +23,9 @@ from server.store.selection import Selection
 __all__ = ["LOSSES", "PHASES", "POOLED_SCORES", "SITE_SCORES", "RunState"]
 
 LOSSES: Final = ("log_loss", "balanced_log_loss", "brier", "ece")  # smaller is better
-SITE_SCORES: Final = ("balanced_accuracy", "auc", "log_loss", "ece")  # also per site
+SITE_SCORES: Final = ("balanced_accuracy", "auc", "concordance", "log_loss", "ece")  # also per site
 POOLED_SCORES: Final = (
-    *("accuracy", "balanced_accuracy", "auc", "f1", "precision", "recall"),
+    *("accuracy", "balanced_accuracy", "auc", "concordance", "f1", "precision", "recall"),
     *("macro_f1", "macro_precision", "macro_recall", *LOSSES),
 )
 PHASES: Final = ("wait", "evaluate", "aggregate", "checkpoint")
@@ -355,7 +356,7 @@ class RunState:
         self._score("validation", event.metrics)
         if not self.scores["validation"]:
             return
-        score = self.scores["validation"].get("balanced_accuracy")
+        score = self.scores["validation"].get(headline_of(event.metrics["pooled"]))
         while self._best and self.best_round >= event.round:  # validated again after a resume
             self._best.pop()
         before = self._best[-1][0] if self._best else Selection()

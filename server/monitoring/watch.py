@@ -15,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from mmare.errors import InputError
+from mmare.study.outcome import headline_of
 from server.monitoring.followed_run import FollowedRun
 from server.monitoring.parts import SiteState
 from server.monitoring.run_alerts import run_alerts
@@ -154,7 +155,8 @@ def _sites(state: RunState, now: float) -> Table:
 
 
 def _score(site: SiteState) -> str:
-    score = site.scores.get("validation", {}).get("balanced_accuracy")
+    validation = site.scores.get("validation", {})
+    score = validation.get(headline_of(validation))
     return "-" if score is None else f"{score:.3f}"
 
 

@@ -6,7 +6,8 @@ import math
 from typing import TYPE_CHECKING, Final
 
 from mmare.metrics.calibration import grid_shape
-from mmare.metrics.state import N_BINS, N_CALIBRATION_BINS
+from mmare.study.outcome import N_TIMES
+from mmare.tasks.registry import task_of
 from mmare.wire.limits import MOST_HEADER
 from mmare.wire.messages import Split, Task
 
@@ -40,12 +41,13 @@ def most_header(study: Study, request: Request, blocks: Collection[str] = ()) ->
         wanted = len(Split) * (classes + patterns * pattern) + MODALITY * len(study.modalities)
     elif request.task is Task.STATISTICS:
         wanted = sum(NAME * len(each.name) + 2 * each.width * NUMBER for each in study.modalities)
+        wanted += 2 * N_TIMES * NUMBER if study.survival is not None else 0
     elif request.task is Task.COMPARE:
         wanted = 4 * classes
     else:
         groups = 1 + patterns * (request.patterns + request.subsets)
         states = len(request.splits) * groups + request.gap
-        wanted = states * (_state(len(study.classes)) + pattern)
+        wanted = states * (task_of(study).most_characters(CELL, NUMBER) + pattern)
         if request.calibration:
             points = math.prod(grid_shape(len(study.classes)))
             wanted += len(request.splits) * len(study.classes) * 2 * points * NUMBER
@@ -53,9 +55,3 @@ def most_header(study: Study, request: Request, blocks: Collection[str] = ()) ->
             wanted += len(request.splits) * len(study.modalities) * 2 * NUMBER
         wanted += sum(2 * NAME * len(name) + NUMBER for name in blocks)
     return min(BASE + wanted, MOST_HEADER)
-
-
-def _state(classes: int) -> int:
-    """Of a metric state with a row in every bin."""
-    cells = classes * classes * N_BINS
-    return cells * CELL + classes * (N_CALIBRATION_BINS * 3 + classes + 8) * NUMBER

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 from mmare.models.registry import build_model
 from mmare.study.strategy_options import strategy_options
+from mmare.tasks.registry import task_of
 from mmare.wire.messages import Split
 from mmare.wire.sharing import local_parameters
 from mmare.wire.tensors import copy_tensors, global_tensors, layout_of, pack, unpack
@@ -145,8 +146,9 @@ class Averaging:
 
     def own_losses(self, trained: Mapping[str, Reply]) -> dict[str, float]:
         """Validation loss of the model that each site trained, if the site was asked and disclosed it."""
+        task = task_of(self._study)
         losses = {
-            site: trained_state(reply.update, self._study).compute(None)["log_loss"]
+            site: task.compute(trained_state(reply.update, self._study))["log_loss"]
             for site, reply in trained.items()
             if reply.update.trained is not None
         }
@@ -156,7 +158,7 @@ class Averaging:
         """By how much averaging raised the site's validation loss, if both losses are known."""
         updates = {reply.update.site: reply.update}
         received = collect_states(updates, Split.VAL, self._study).sites.get(reply.update.site)
-        loss = None if received is None else received.compute(None)["log_loss"]
+        loss = None if received is None else task_of(self._study).compute(received)["log_loss"]
         return None if own is None or loss is None else loss - own
 
     def _read(self, reply: Reply) -> dict[str, Tensor]:

@@ -21,7 +21,7 @@ from server.rounds.global_model import Averaging, GlobalModel
 from server.rounds.requests import Inquiry
 from server.rounds.roll_call import RollCalls
 from server.rounds.round_metrics import headline, metrics_of
-from server.rounds.scaling import check_statistics, set_scaling
+from server.rounds.scaling import check_statistics, set_cuts, set_scaling
 from server.rounds.secure_sums import SecureSums
 from server.store import events
 from server.store.checkpoint import DamagedCheckpointError
@@ -224,8 +224,7 @@ class RoundLoop:
             request = replace(request, sum=SecureSum.MOMENTS)
             summed = self._sums.collect(dict.fromkeys(trainers, request), b"", 0)
             pooled = moments_of(summed.values, self._study)
-            set_scaling(self._global.model, {"": pooled}, self._study, self._journal)
-            self._global.invalidate()
+            self._learn_scaling({"": pooled})
             return
         found: dict[str, Statistics] = {}
 
@@ -236,7 +235,11 @@ class RoundLoop:
 
         self._inquiry.ask(dict.fromkeys(trainers, request), b"", 0, check)
         self._require_quorum(len(found), "released scaling moments")
+        self._learn_scaling(found)
+
+    def _learn_scaling(self, found: Mapping[str, Statistics]) -> None:
         set_scaling(self._global.model, found, self._study, self._journal)
+        set_cuts(self._global.model, found, self._journal)
         self._global.invalidate()
 
     # Rounds
@@ -400,8 +403,7 @@ class RoundLoop:
         metrics = {name: metrics_of(found, self._study) for name, found in states.items()}
         self._journal.write(events.Selected(round=best, metrics=metrics["validation"]))
         self._journal.write(events.Tested(round=best, metrics=metrics["test"]))
-        classes = len(self._study.classes)
-        kept = {name: found.kept(classes).to_dict() for name, found in states.items()}
+        kept = {name: found.kept(self._study).to_dict() for name, found in states.items()}
         self._journal.write(events.States(round=best, splits=kept))
         return Outcome(self._global.copy(), progress, best, metrics)
 

@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, Any, Final
 from mmare.errors import Reason
 from mmare.metrics.attribution import AttributionState, merge_attributions
 from mmare.metrics.calibration import CalibrationState, merge_calibration
-from mmare.metrics.intervals import bootstrap_intervals
-from mmare.metrics.state import MetricState, merge_all
+from mmare.study.outcome import TASKS
+from mmare.tasks.registry import task_of
 from mmare.wire.messages import Split, WireError
-from server.store.states import KeptStates
+from server.store.states import Kept
 
 if TYPE_CHECKING:
     from mmare.study.study import Study
+    from mmare.tasks.base import State, Task
     from mmare.wire.messages import Update
 
 __all__ = ["SplitStates", "collect_states", "headline", "metrics_of", "trained_state"]
@@ -31,10 +32,10 @@ class SplitStates:
 
     def __init__(
         self,
-        sites: Mapping[str, MetricState],
-        patterns: Mapping[str, Mapping[str, MetricState]],
-        subsets: Mapping[str, Mapping[str, MetricState]],
-        pooled: MetricState | None = None,
+        sites: Mapping[str, State],
+        patterns: Mapping[str, Mapping[str, State]],
+        subsets: Mapping[str, Mapping[str, State]],
+        pooled: State | None = None,
         calibration: CalibrationState | None = None,
         attributions: Mapping[str, AttributionState] | None = None,
     ) -> None:
@@ -45,13 +46,14 @@ class SplitStates:
         self.patterns = {name: dict(sorted(states.items())) for name, states in sorted(patterns.items())}
         self.subsets = {name: dict(sorted(states.items())) for name, states in sorted(subsets.items())}
 
-    def pooled(self, n_classes: int) -> MetricState:
+    def pooled(self, task: Task[Any]) -> State:
         """The state of the rows of all sites."""
-        return self._pooled or merge_all(list(self.sites.values()), n_classes)
+        state: State = self._pooled or task.merge(list(self.sites.values()))
+        return state
 
-    def kept(self, n_classes: int) -> KeptStates:
+    def kept(self, study: Study) -> Kept[State]:
         """As the journal keeps them."""
-        return KeptStates(self.pooled(n_classes), self.sites, self.calibration)
+        return Kept(self.pooled(task_of(study)), self.sites, self.calibration)
 
 
 def collect_states(updates: Mapping[str, Update], split: Split, study: Study) -> SplitStates:
@@ -60,9 +62,9 @@ def collect_states(updates: Mapping[str, Update], split: Split, study: Study) ->
     Raises:
         WireError: If a state or pattern is invalid.
     """
-    sites: dict[str, MetricState] = {}
-    patterns: dict[str, dict[str, MetricState]] = {}
-    subsets: dict[str, dict[str, MetricState]] = {}
+    sites: dict[str, State] = {}
+    patterns: dict[str, dict[str, State]] = {}
+    subsets: dict[str, dict[str, State]] = {}
     grids: dict[str, CalibrationState] = {}
     attributions: dict[str, AttributionState] = {}
     for site, update in updates.items():
@@ -86,7 +88,7 @@ def _check_pattern(name: str, study: Study) -> None:
         raise WireError("a presence pattern that the study does not have")
 
 
-def trained_state(update: Update, study: Study) -> MetricState:
+def trained_state(update: Update, study: Study) -> State:
     """The validation state of the model that a site trained.
 
     Raises:
@@ -97,14 +99,15 @@ def trained_state(update: Update, study: Study) -> MetricState:
     return _state(update.trained.state, study)
 
 
-def _state(content: Mapping[str, Any], study: Study) -> MetricState:
+def _state(content: Mapping[str, Any], study: Study) -> State:
     try:
-        return MetricState.from_dict(dict(content), len(study.classes))
+        state: State = task_of(study).read(dict(content))
     except ValueError as error:
         raise WireError(f"metric state: {error}", Reason.METRICS) from None
+    return state
 
 
-def _grid(content: Mapping[str, Any], state: MetricState, study: Study) -> CalibrationState:
+def _grid(content: Mapping[str, Any], state: State, study: Study) -> CalibrationState:
     try:
         found = CalibrationState.from_dict(dict(content), len(study.classes))
     except ValueError as error:
@@ -123,41 +126,43 @@ def _attribution(content: Mapping[str, Any], study: Study) -> AttributionState:
 
 def headline(states: SplitStates, study: Study) -> dict[str, Any]:
     """Pooled and per-site metrics without intervals, as logged each round."""
-    positive = study.positive_index
+    task = task_of(study)
     return {
-        "pooled": states.pooled(len(study.classes)).compute(positive),
-        "sites": {site: state.compute(positive) for site, state in states.sites.items()},
+        "pooled": task.compute(states.pooled(task)),
+        "sites": {site: task.compute(state) for site, state in states.sites.items()},
     }
 
 
 def metrics_of(states: SplitStates, study: Study) -> dict[str, Any]:
     """All metrics of one split, with 95 % intervals, as in ``result.json``.
 
-    ``spread`` is the largest minus the smallest balanced accuracy of a site; ``subsets`` evaluate the model
-    on only some modalities. ``over`` lists, per class, the sites whose rows of it are pooled: a class that is
-    too small at a site is withheld there. ``shapley`` says how far each modality moves predictions.
+    ``spread`` is the largest minus the smallest headline metric of a site; ``subsets`` evaluate the model on
+    only some modalities. ``over`` lists, per class or stratum, the sites whose rows of it are pooled: one
+    that is too small at a site is withheld there. ``shapley`` says how far each modality moves
+    predictions.
     """
-    classes = len(study.classes)
-    pooled = states.pooled(classes)
+    task, name_of_score = task_of(study), TASKS[study.task].headline
     scores = {
         site: value
         for site, state in states.sites.items()
-        if (value := state.compute(study.positive_index)["balanced_accuracy"]) is not None
+        if (value := task.compute(state)[name_of_score]) is not None
     }
+
+    def detailed(state: State) -> dict[str, Any]:
+        return task.detailed(state, INTERVALS_SEED)
+
     worst = min(scores, key=lambda site: (scores[site], site)) if scores else None
     return {
-        "pooled": _with_intervals(pooled, study),
-        "sites": {site: _with_intervals(state, study) for site, state in states.sites.items()},
+        "pooled": detailed(states.pooled(task)),
+        "sites": {site: detailed(state) for site, state in states.sites.items()},
         "patterns": {
-            name: _with_intervals(merge_all(list(parts.values()), classes), study)
-            for name, parts in states.patterns.items()
+            name: detailed(task.merge(list(parts.values()))) for name, parts in states.patterns.items()
         },
         "subsets": {
-            name: merge_all(list(parts.values()), classes).compute(study.positive_index)
-            for name, parts in states.subsets.items()
+            name: task.compute(task.merge(list(parts.values()))) for name, parts in states.subsets.items()
         },
         "spread": max(scores.values()) - min(scores.values()) if scores else None,
-        "worst_site": None if worst is None else {"site": worst, "balanced_accuracy": scores[worst]},
+        "worst_site": None if worst is None else {"site": worst, name_of_score: scores[worst]},
         "over": {
             name: [site for site, state in states.sites.items() if state.counts[index] > 0]
             for index, name in enumerate(study.classes)
@@ -174,12 +179,3 @@ def _shapley(states: SplitStates, study: Study) -> dict[str, Any]:
     pooled = merge_attributions(states.attributions.values(), len(names))
     sites = {site: state.compute(names) for site, state in states.attributions.items() if site}
     return {"shapley": {"pooled": pooled.compute(names), "sites": sites}}
-
-
-def _with_intervals(state: MetricState, study: Study) -> dict[str, Any]:
-    positive = study.positive_index
-    return {
-        **state.compute(positive),
-        "auc_error_bound": state.auc_error_bound(),  # since scores are binned
-        "ci95": bootstrap_intervals(state, positive, INTERVALS_SEED),
-    }

@@ -1,14 +1,18 @@
-"""Pooled scaling moments, summed over sites and set as buffers of the model."""
+"""Pooled scaling moments and event times, summed over sites and set as buffers of the model."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from mmare.errors import Reason
+import torch
+
+from mmare.errors import Ending, Reason, RunError
 from mmare.models.adapters import pooled_moments
-from mmare.wire.messages import WireError
+from mmare.study.outcome import N_TIMES
+from mmare.tasks.survival import Survival, event_cuts
+from mmare.wire.messages import EVENT_TIMES, WireError
 from server.aggregation.site_weights import capped
-from server.store import events
+from server.store.events import Scaling
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -22,7 +26,7 @@ LARGEST: Final = 1e30  # far above any sum of float32 features; its square does 
 OLDER: Final = 2  # a site whose table lost a few patients since gives older moments, of more rows than it has
 SLACK, TINY = 1 + 1e-9, 1e-12  # for rounding: real rows satisfy sum^2 <= n * sum of squares
 
-__all__ = ["check_statistics", "set_scaling"]
+__all__ = ["check_statistics", "set_cuts", "set_scaling"]
 
 
 def check_statistics(statistics: Statistics, study: Study, samples: int) -> None:
@@ -47,6 +51,39 @@ def check_statistics(statistics: Statistics, study: Study, samples: int) -> None
             possible = abs(total) < LARGEST and total**2 <= over * squares * SLACK + TINY
             if not (possible and 0 <= over <= moments.n):
                 raise WireError(f"{what} that no rows can have", Reason.MOMENTS)
+    _check_events(statistics, study, samples)
+
+
+def _check_events(statistics: Statistics, study: Study, samples: int) -> None:
+    events = statistics.events
+    if (events is None) != (study.survival is None):
+        raise WireError("event times missing, or of a task that has none", Reason.MOMENTS)
+    if events is not None and not (
+        len(events.total) == N_TIMES
+        and all(count >= 0 for count in events.total)
+        and sum(events.total) == events.n <= OLDER * samples
+    ):
+        raise WireError("event times that no rows can have", Reason.MOMENTS)
+
+
+def set_cuts(model: MultimodalModel, statistics: Mapping[str, Statistics], journal: Journal) -> None:
+    """Set the intervals of the hazards from the event times of all sites.
+
+    Raises:
+        RunError: If no site has told an event.
+    """
+    if not isinstance(model.task, Survival):
+        return
+    told = {site: each.events for site, each in sorted(statistics.items()) if each.events and each.events.n}
+    if not told:
+        raise RunError(
+            "no site has told the time of an event, expected at least one with as many events of train rows "
+            "as privacy.min_count",
+            Ending.OTHER,
+        )
+    events = torch.tensor([each.total for each in told.values()], dtype=torch.float64).sum(dim=0)
+    model.task.cuts.copy_(event_cuts(events, model.task.outputs))
+    journal.write(Scaling(modality=EVENT_TIMES, n=int(events.sum()), sites=tuple(told)))
 
 
 def set_scaling(
@@ -72,4 +109,4 @@ def set_scaling(
         zeros = [0.0] * modality.width
         sums = pooled_moments(over or zeros, total or zeros, squares or zeros)
         model.scaling.set_moments(slot, *sums)
-        journal.write(events.Scaling(modality=modality.name, n=sum(rows.values()), sites=tuple(parts)))
+        journal.write(Scaling(modality=modality.name, n=sum(rows.values()), sites=tuple(parts)))

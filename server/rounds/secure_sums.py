@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 import torch
 
 from mmare.errors import Ending, Reason, RunError
-from mmare.metrics.state import MetricState
+from mmare.tasks.registry import task_of
 from mmare.wire.masking import MaskError, from_fixed, join_shares, majority, unmask
 from mmare.wire.messages import Masked, Request, Task, Unmasked, WireError, encode
 from mmare.wire.sums import attribution_of, calibration_of, evaluation_of, sum_layout
@@ -69,10 +69,10 @@ class Summed:
             RunError: If the sum is no metric state: a site sent rubbish.
         """
         try:
-            found = evaluation_of(self.values, split)
+            found = evaluation_of(self.values, split, study)
         except WireError as error:
             raise RunError(f"a secure sum over {', '.join(self.sites)} is impossible: {error}") from None
-        pooled = found.pop("", MetricState.empty(len(study.classes)))
+        pooled = found.pop("", task_of(study).empty())
         patterns = {name: {"": state} for name, state in found.items()}
         attribution = attribution_of(self.values, split)
         grid = calibration_of(self.values, split)

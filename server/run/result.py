@@ -57,6 +57,7 @@ def common_facts(request: RunRequest) -> dict[str, Any]:
     trainable = sum(value.numel() for value in model.parameters())
     return {
         "study": study.name,
+        "task": study.task.value,
         "model": study.model.name,
         "strategy": study.federation.strategy,
         "mode": request.mode.value,

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from mmare.study.choices import Select
+from mmare.study.outcome import headline_of
 
 __all__ = ["NO_ROWS", "Selection", "has_no_rows"]
 
@@ -66,7 +67,7 @@ class Selection:
 def _value(metrics: Mapping[str, Any], select: Select) -> float | None:
     """The value to maximise."""
     if select is Select.WORST_SITE:
-        scores = (site.get("balanced_accuracy") for site in metrics["sites"].values())
+        scores = (site.get(headline_of(site)) for site in metrics["sites"].values())
         return min((score for score in scores if score is not None), default=None)
     value: float | None = metrics["pooled"].get(_METRIC[select])
     return -value if value is not None and select in LOSSES else value
@@ -77,5 +78,6 @@ _METRIC = {
     Select.AUC: "auc",
     Select.LOSS: "log_loss",
     Select.BALANCED_LOSS: "balanced_log_loss",
+    Select.CONCORDANCE: "concordance",
 }
 LOSSES: Final = {Select.LOSS, Select.BALANCED_LOSS}

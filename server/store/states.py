@@ -4,21 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from mmare.errors import InputError
 from mmare.metrics.calibration import CalibrationState
 from mmare.metrics.state import MetricState
 
-__all__ = ["KeptStates", "parse_states"]
+if TYPE_CHECKING:
+    from mmare.tasks.base import State
+
+__all__ = ["Kept", "KeptStates", "parse_states"]
+
+S = TypeVar("S", bound="State")
 
 
 @dataclass(frozen=True)
-class KeptStates:
+class Kept(Generic[S]):
     """The states of one split."""
 
-    pooled: MetricState
-    sites: Mapping[str, MetricState] = field(default_factory=dict)  # none under secure sums
+    pooled: S
+    sites: Mapping[str, S] = field(default_factory=dict)  # none under secure sums
     calibration: CalibrationState | None = None  # over all sites, if the study names it
 
     def to_dict(self) -> dict[str, Any]:
@@ -30,8 +35,11 @@ class KeptStates:
         }
 
 
+KeptStates = Kept[MetricState]  # of classes
+
+
 def parse_states(splits: Mapping[str, Any], n_classes: int) -> dict[str, KeptStates]:
-    """The states by split; empty for a run of an earlier version, which kept none.
+    """The states of classes by split; empty for a run of an earlier version, which kept none.
 
     Raises:
         InputError: If they are damaged.

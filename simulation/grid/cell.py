@@ -20,7 +20,7 @@ import tomli_w
 from mmare.errors import InputError, StudyError
 from mmare.host.files import replacing
 from mmare.host.locks import locked
-from mmare.study.choices import Kind
+from mmare.study.choices import Kind, TaskName
 from mmare.study.study import STUDY_FILE
 from mmare.study.tables import read_toml
 from server.monitoring.followed_run import read_run
@@ -109,6 +109,8 @@ def check_cell(cell: Cell, place: Workplace, say: Say = lambda _text: None) -> R
     request = RunRequest(
         federation, place.out / RUNS / cell.id, cell.mode, tuple(cell.assignments), subsets=cell.subsets
     )
+    if request.study.task is not TaskName.CLASSIFICATION:
+        raise StudyError(f"a grid compares classifiers, found task {request.study.task} in {federation}")
     check_run(request)
     _check_encoders(request.study, federation, place)
     return request

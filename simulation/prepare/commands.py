@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
@@ -29,6 +29,9 @@ from sites.options import (
     SyntheticKind,
     SyntheticPattern,
 )
+
+if TYPE_CHECKING:
+    from sites.datasets.table_outcome import TimeColumns
 
 __all__ = ["app"]
 
@@ -256,8 +259,19 @@ def table(  # noqa: PLR0913, PLR0917 - one parameter per flag
     out: Out,
     id_column: Annotated[str, typer.Option(help="Column with the patient id.")],
     site_column: Annotated[str, typer.Option(help="Column with the hospital.")],
-    label_column: Annotated[str, typer.Option(help="Column with the class name.")],
-    classes: Annotated[str, typer.Option(help="Class names in label order, comma-separated.")],
+    label_column: Annotated[str | None, typer.Option(help="Column with the class name.")] = None,
+    classes: Annotated[str | None, typer.Option(help="Class names in label order, comma-separated.")] = None,
+    time_column: Annotated[
+        str | None, typer.Option(help="Column with the time to an event, instead of a class.")
+    ] = None,
+    event_column: Annotated[
+        str | None,
+        typer.Option(help="Column with 1 where the event was seen, 0 where not."),
+    ] = None,
+    time_unit: Annotated[str, typer.Option(help="Of the times.")] = "months",
+    follow_up: Annotated[
+        float | None, typer.Option(help="End of the time that is modelled; by default the longest time.")
+    ] = None,
     modality: Annotated[
         list[str] | None,
         typer.Option(
@@ -339,7 +353,8 @@ def table(  # noqa: PLR0913, PLR0917 - one parameter per flag
     meaning = TableColumns(
         id=id_column,
         site=site_column,
-        label=label_column,
+        label=label_column or "",
+        times=_times((label_column, classes, positive), time_column, event_column, time_unit, follow_up),
         split=split_column,
         modalities={name: commas([group]) for name, group in named(modality or [], "--modality").items()},
         categorical=commas(categorical or []),
@@ -348,7 +363,7 @@ def table(  # noqa: PLR0913, PLR0917 - one parameter per flag
         table,
         out,
         meaning,
-        commas([classes]),
+        commas([classes or ""]),
         features={name: Path(file) for name, file in named(features or [], "--features").items()},
         spec=ColumnsFile() if columns is None else load_columns(columns),
         encoding=None if encoding is None else load_encoding(encoding),
@@ -365,6 +380,22 @@ def table(  # noqa: PLR0913, PLR0917 - one parameter per flag
         allow_unmatched=allow_unmatched,
     )
     show(prepared)
+
+
+def _times(
+    of_class: tuple[str | None, ...], time: str | None, event: str | None, unit: str, follow_up: float | None
+) -> TimeColumns | None:
+    """The columns of a time and an event, where no class is learned."""
+    from sites.datasets.table_outcome import TimeColumns
+
+    if time is not None and event is not None and not any(of_class):
+        return TimeColumns(time, event, unit, follow_up)
+    if all(of_class[:2]) and time is event is None:
+        return None
+    raise StudyError(
+        "what is learned is not clear: expected --label-column and --classes, or --time-column and "
+        "--event-column"
+    )
 
 
 def _missing(

@@ -113,7 +113,7 @@ def _embedded(sites: Sequence[SiteConfig], study: Study, console: Console) -> di
                 embed_site(site, study, partial(_advance, bar, task))
     vectors: dict[str, Vectors] = {modality.name: {} for modality in study.modalities}
     for site in sites:
-        ids = load_manifest(site.manifest, study.classes, study.seed).patient_ids
+        ids = load_manifest(site.manifest, study).patient_ids
         data = load_data(site, study)
         for slot, modality in enumerate(study.modalities):
             rows = data.present[:, slot].nonzero()[:, 0].tolist()

@@ -20,9 +20,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from mmare.study.outcome import TASKS, Outcome
 from server.monitoring.run_state import RunState
 from simulation.report.results import (
-    HEADLINE,
     MODES,
     Comparison,
     Contender,
@@ -66,7 +66,6 @@ PALETTE = (
 _MARKERS = {"local": "o", "federated": "D", "centralised": "s"}
 _DASHES: tuple[tuple[float, ...], ...] = ((), (5.0, 2.0), (1.5, 1.5), (6.0, 2.0, 1.5, 2.0))
 _NAMED = ("ink", "muted", "grid", "surface", "federated", "centralised")
-_CURVES = {"balanced_accuracy": "Validation balanced accuracy", "log_loss": "Validation loss"}
 _HOLDER = re.compile(r"#51([0-9a-f]{2})a7")  # what `colour_holder` writes
 _SITE_BASE = 64  # smaller placeholder numbers are `_NAMED`, from here on sites
 _LABEL_CHARS = 20
@@ -122,11 +121,11 @@ def site_dash(position: int) -> tuple[float, ...]:
     return _DASHES[position // len(PALETTE) % len(_DASHES)]
 
 
-def curves_of_run(record: RunRecord, sites: Sequence[str]) -> list[Drawing]:
-    """Validation balanced accuracy and loss, pooled and per site, and train loss per site."""
+def curves_of_run(record: RunRecord, sites: Sequence[str], outcome: Outcome) -> list[Drawing]:
+    """Validation score and loss, pooled and per site, and train loss per site."""
     chosen = record.result.get("best_round")
     drawn = []
-    for metric, title in _CURVES.items():
+    for metric, title in _curves(outcome):
         curves = validation_curves(record.state, metric)
         lines = [Line(points, sites.index(site)) for site, points in curves.sites.items()]
         lines += [Line(curves.pooled, None)] if curves.pooled else []
@@ -144,10 +143,15 @@ def curves_of_run(record: RunRecord, sites: Sequence[str]) -> list[Drawing]:
     return drawn
 
 
-def curves_alone(journals: Mapping[str, RunState], sites: Sequence[str]) -> list[Drawing]:
+def _curves(outcome: Outcome) -> list[tuple[str, str]]:
+    title = outcome.shown[outcome.headline]
+    return [(outcome.headline, f"Validation {title[0].lower()}{title[1:]}"), ("log_loss", "Validation loss")]
+
+
+def curves_alone(journals: Mapping[str, RunState], sites: Sequence[str], outcome: Outcome) -> list[Drawing]:
     """Validation metrics over rounds, each site's own model on its own rows."""
     drawn = []
-    for metric, title in _CURVES.items():
+    for metric, title in _curves(outcome):
         lines = []
         for site, state in journals.items():
             curves = validation_curves(state, metric)
@@ -159,7 +163,7 @@ def curves_alone(journals: Mapping[str, RunState], sites: Sequence[str]) -> list
     return drawn
 
 
-def figures_of_test(test: Mapping[str, Any], sites: Sequence[str]) -> list[Drawing]:
+def figures_of_test(test: Mapping[str, Any], sites: Sequence[str], shown: Mapping[str, str]) -> list[Drawing]:
     """Test metrics of a run with their intervals, pooled and per site."""
     measured = test.get("sites") or {}
     rows = [("All sites", test.get("pooled"), "ink", "D")]
@@ -169,7 +173,7 @@ def figures_of_test(test: Mapping[str, Any], sites: Sequence[str]) -> list[Drawi
         if site in measured
     ]
     drawn = []
-    for metric, title in HEADLINE.items():
+    for metric, title in shown.items():
         intervals = []
         for name, metrics, colour, marker in rows:
             value = estimate([metrics], metric)
@@ -188,12 +192,13 @@ def comparison_figures(comparison: Comparison) -> list[Drawing]:
         colour = alone or contender.mode
         return Interval(row, value.value, value.low, value.high, colour, _MARKERS[contender.mode])
 
+    shown = TASKS[comparison.study.task].shown
     drawn = []
-    for metric, name in HEADLINE.items():
+    for metric, name in shown.items():
         title, label = f"{name}, all test rows", f"{name} on all test rows, for each way to train"
         pooled = [interval(way.site or MODES[way.mode], way, None, metric) for way in comparison.contenders]
         drawn.append(Drawing(title, label, interval_figure(f"pooled-{metric}", label, pooled)))
-    for metric, name in HEADLINE.items():
+    for metric, name in shown.items():
         title = f"{name}, per site"
         label = f"{name} on each site's test rows: the site alone, federated, centralised"
         own = [

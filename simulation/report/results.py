@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from mmare.errors import InputError
+from mmare.study.outcome import CLASSES
 from mmare.study.study import STUDY_FILE, Study, load_study
 from server.monitoring.followed_run import read_run
 from server.monitoring.run_state import RunState
@@ -35,7 +36,7 @@ __all__ = [
     "validation_curves",
 ]
 
-HEADLINE = {"balanced_accuracy": "Balanced accuracy", "auc": "AUC", "macro_f1": "Macro F1"}
+HEADLINE = CLASSES.shown
 # In the order of a comparison.
 MODES = {"local": "Each site alone", "federated": "Federated", "centralised": "Centralised"}
 

@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from mmare.errors import InputError
-from mmare.study.choices import Select
+from mmare.study.choices import Select, TaskName
+from mmare.study.outcome import TASKS, headline_of
 from mmare.study.study import Study
 from server.monitoring.run_state import RunState
 from server.store.events import SiteUpdate
 from simulation.report.page import render_page, replace_page
 from simulation.report.results import (
-    HEADLINE,
     MODES,
     Comparison,
     Estimate,
@@ -35,20 +35,15 @@ from simulation.report.results import (
 __all__ = ["GAIN", "REFERENCES", "write_comparison", "write_report"]
 
 SPLITS = {"train": "Train", "val": "Validation", "test": "Test"}
-METRICS = {
-    **HEADLINE,
-    "accuracy": "Accuracy",
-    "macro_precision": "Macro precision",
-    "macro_recall": "Macro recall",
-}
 BINARY_METRICS = {"f1": "F1", "precision": "Precision", "recall": "Recall"}
 CALIBRATION = {"log_loss": "Log loss", "brier": "Brier score", "ece": "ECE"}
 SELECTED_BY = {
     Select.BALANCED_ACCURACY: "best validation balanced accuracy over all sites, ties to the lower loss",
-    Select.WORST_SITE: "best validation balanced accuracy of the worst site, ties to the lower loss",
+    Select.WORST_SITE: "best validation score of the worst site, ties to the lower loss",
     Select.AUC: "best validation AUC over all sites, ties to the lower loss",
     Select.LOSS: "lowest validation loss over all sites",
     Select.BALANCED_LOSS: "lowest validation loss over all sites, classes alike",
+    Select.CONCORDANCE: "best validation concordance over all sites, ties to the lower loss",
 }
 GAIN = "gain.json"
 REFERENCES = "references.json"
@@ -94,8 +89,9 @@ def _run_view(record: RunRecord) -> View:
     from simulation.report import calibration_figures, figures, shapley_figures  # noqa: PLC0415 - as above
 
     sites = site_names(record)
-    study = record.study
-    decided = decide(study, parse_states(record.state.states, len(study.classes)), None)
+    study, outcome = record.study, TASKS[record.study.task]
+    states = parse_states(record.state.states, len(study.classes)) if _of_classes(study) else {}
+    decided = decide(study, states, None)
     test = record.result["metrics"].get("test") or {}
     traffic = _traffic(record.state)
     return {
@@ -113,8 +109,8 @@ def _run_view(record: RunRecord) -> View:
         "plots": calibration_figures.calibration_drawings(decided.report),
         "shapley": test.get("shapley") or {},
         "rests_on": shapley_figures.shapley_drawings(test.get("shapley") or {}, sites),
-        "curves": figures.curves_of_run(record, sites),
-        "forests": figures.figures_of_test(test, sites),
+        "curves": figures.curves_of_run(record, sites, outcome),
+        "forests": figures.figures_of_test(test, sites, outcome.shown),
         "times": _times(record),
         "traffic": traffic,
     }
@@ -131,7 +127,7 @@ def _local_view(record: RunRecord) -> View:
         **_common(record, sites, tuple(journals.values())),
         "kind": "local",
         "local": record.result["local"],
-        "curves": figures.curves_alone(journals, sites),
+        "curves": figures.curves_alone(journals, sites, TASKS[record.study.task]),
         "comparison": alone,
         "matrices": _matrices(alone),
     }
@@ -156,14 +152,19 @@ def _page(study: Study, sites: Sequence[str]) -> View:
     """What all pages have in common."""
     from simulation.report import figures  # noqa: PLC0415 - matplotlib is loaded only when a page is written
 
+    classes, outcome = _of_classes(study), TASKS[study.task]
+    named = ("name", "classes", "positive", "seed") if classes else ("name", "task", "seed")
     settings = {
-        "study": {name: getattr(study, name) for name in ("name", "classes", "positive", "seed")},
+        "study": {name: getattr(study, name) for name in named},
+        **({} if study.survival is None else {"survival": asdict(study.survival)}),
         "model": {"name": study.model.name, **study.model.options},
         "training": asdict(study.training),
         "federation": asdict(study.federation),
         "privacy": asdict(study.privacy),
     }
     binary = {key: f"{name} ({study.positive})" for key, name in BINARY_METRICS.items()}
+    if study.positive is None or len(study.classes) != 2:  # noqa: PLR2004 - binary metrics are of two classes
+        binary = {}
     return {
         "study": study,
         "sites": sites,
@@ -175,9 +176,12 @@ def _page(study: Study, sites: Sequence[str]) -> View:
         },
         "settings": settings,
         "modalities": [asdict(modality) for modality in study.modalities],
-        "headline": HEADLINE,
-        "columns": {**METRICS, **(binary if study.positive and len(study.classes) == 2 else {})},  # noqa: PLR2004 - binary metrics are defined for two classes
-        "calibration": CALIBRATION,
+        "headline": outcome.shown,
+        "extra": {"accuracy": "Accuracy"} if classes else {"events": "Events"},
+        "worst_by": (outcome.headline, outcome.shown[outcome.headline]),
+        "method": outcome.method,
+        "columns": {**outcome.shown, **outcome.further, **binary},
+        "calibration": CALIBRATION if classes else {},
         "shapley": {},
         "modes": MODES,
         "splits": SPLITS,
@@ -208,6 +212,10 @@ def _common(record: RunRecord, sites: Sequence[str], alone: Sequence[RunState]) 
         "patterns": _patterns(counts),
         "scaling": state.scaling,
     }
+
+
+def _of_classes(study: Study) -> bool:
+    return study.task is TaskName.CLASSIFICATION
 
 
 def _measured(record: RunRecord, name: str, command: str) -> View | None:
@@ -256,20 +264,21 @@ def _withheld_rows(test: Mapping[str, Any], sites: Sequence[str]) -> dict[str, l
 
 
 def _spread(test: Mapping[str, Any]) -> View | None:
-    """Best and worst site by balanced accuracy, if at least two have one."""
+    """Best and worst site by the headline metric, if at least two have one."""
+    name = headline_of(test.get("pooled") or {})
     values = {
-        site: metrics["balanced_accuracy"]
+        site: metrics[name]
         for site, metrics in sorted((test.get("sites") or {}).items())
-        if metrics and metrics.get("balanced_accuracy") is not None
+        if metrics and metrics.get(name) is not None
     }
     worst = test.get("worst_site")
     if not worst and values:
         site = min(values, key=values.__getitem__)
-        worst = {"site": site, "balanced_accuracy": values[site]}
+        worst = {"site": site, name: values[site]}
     if not worst or len(values) < 2:  # noqa: PLR2004 - one site has no spread
         return None
     best = max(values, key=values.__getitem__)
-    gap = values[best] - worst["balanced_accuracy"]
+    gap = values[best] - worst[name]
     return {"worst": worst, "best": best, "value": values[best], "gap": gap}
 
 
@@ -305,8 +314,9 @@ def _traffic(state: RunState) -> dict[str, View]:
 
 
 def _tiles(comparison: Comparison) -> list[tuple[str, Estimate]]:
-    """Pooled test balanced accuracy of each mode; of sites trained alone, the best and the worst."""
-    found = [(way, way.on(None, "balanced_accuracy")) for way in reversed(comparison.contenders)]
+    """Pooled test headline metric of each mode; of sites trained alone, the best and the worst."""
+    name = TASKS[comparison.study.task].headline
+    found = [(way, way.on(None, name)) for way in reversed(comparison.contenders)]
     tiles = [(MODES[way.mode], value) for way, value in found if way.mode != "local"]
     alone = [(way, value) for way, value in found if way.mode == "local" and value.value is not None]
     alone.sort(key=lambda pair: pair[1].value or 0.0, reverse=True)
@@ -325,5 +335,5 @@ def _matrices(comparison: Comparison) -> list[View]:
             "title": title,
             "rows": [(c, [(rows, c.on(rows, metric)) for rows in columns]) for c in comparison.contenders],
         }
-        for metric, title in HEADLINE.items()
+        for metric, title in TASKS[comparison.study.task].shown.items()
     ]

@@ -33,10 +33,11 @@ from sites.datasets.ixi_cohort import (
     select_cohort,
 )
 from sites.federation import SIMULATED, Prepared, SiteTables, check_target, write_federation
-from sites.manifest import ID, LABEL, SPLIT
+from sites.manifest import ID, SPLIT
 from sites.missing.amputate import Embed, take_away
 from sites.missing.plan import Missingness
 from sites.options import IxiTask, choose
+from sites.outcomes import LABEL
 from sites.prompts import compile_prompt
 from sites.splits import strata
 

@@ -22,10 +22,11 @@ from mmare.study.specs import ModalitySpec, TrainingSpec
 from mmare.study.study import Study
 from mmare.wire.messages import Split
 from sites.federation import SIMULATED, Prepared, SiteTables, check_target, write_federation
-from sites.manifest import ID, LABEL, SPLIT, parse_splits
+from sites.manifest import ID, SPLIT, parse_splits
 from sites.missing.amputate import Embed, take_away
 from sites.missing.plan import Missingness
 from sites.options import Cohort, Grouping, SplitScheme, choose, kept_modalities
+from sites.outcomes import LABEL
 from sites.prompts import compile_prompt
 from sites.splits import stratified_split, three_way
 from sites.table_file import read_table

@@ -29,10 +29,11 @@ from mmare.study.choices import Kind, Scaling
 from mmare.study.specs import ModalitySpec, TrainingSpec
 from mmare.study.study import Study
 from sites.federation import SIMULATED, Prepared, SiteTables, check_target, having, write_federation
-from sites.manifest import ID, LABEL, SPLIT
+from sites.manifest import ID, SPLIT
 from sites.missing.amputate import Embed, take_away
 from sites.missing.plan import Missingness
 from sites.options import Pattern, SyntheticKind, SyntheticPattern, choose, kept_modalities
+from sites.outcomes import LABEL
 from sites.prompts import compile_prompt
 from sites.splits import three_way
 

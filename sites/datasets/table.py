@@ -15,14 +15,15 @@ from mmare.study.encoding import Encoding
 from mmare.study.specs import ModalitySpec
 from mmare.study.study import Study
 from sites.datasets.table_columns import ColumnsFile, Group, choose_columns, learn, level_notes
-from sites.datasets.table_rows import check_classes, labelled, matched, nonempty
+from sites.datasets.table_outcome import ClassColumn, TableOutcome, TimeColumns
+from sites.datasets.table_rows import labelled, matched, nonempty
 from sites.encoding import encode
 from sites.features import Vectors, load_features
 from sites.federation import SIMULATED, Prepared, SiteTables, check_target, site_id, write_federation
-from sites.manifest import ID, LABEL, SPLIT, parse_labels, parse_splits, read_labels
+from sites.manifest import ID, SPLIT, parse_splits
 from sites.missing.amputate import take_away
 from sites.missing.plan import Missingness
-from sites.numbers import Problem, cells_of, not_available, parse
+from sites.numbers import cells_of, not_available, parse
 from sites.splits import three_way
 from sites.table_file import read_table
 from sites.tabular import TextTable, did_you_mean, unknown_column
@@ -36,15 +37,17 @@ class TableColumns:
 
     id: str  # unique patient id
     site: str  # name of the hospital
-    label: str  # class name
+    label: str  # class name; unused with ``times``
     modalities: Mapping[str, Sequence[str]]  # columns or patterns of them by modality, in slot order
     categorical: Sequence[str] = ()  # columns of the modalities that hold words; the others hold numbers
     split: str | None = None  # train, val or test; without it the split is drawn
+    times: TimeColumns | None = None  # time to an event instead of a class
 
     @property
     def reserved(self) -> dict[str, str]:
         """What each column means that no modality may hold."""
-        named = {self.id: "id", self.site: "site", self.label: "label"}
+        outcome = self.times.columns if self.times else {self.label: "label"}
+        named = {self.id: "id", self.site: "site", **outcome}
         return named if self.split is None else named | {self.split: "split"}
 
 
@@ -52,7 +55,7 @@ def prepare_table(  # noqa: PLR0913 - the flags of the command, one to one
     table: Path,
     out: Path,
     columns: TableColumns,
-    classes: Sequence[str],
+    classes: Sequence[str] = (),
     *,
     features: Mapping[str, Path] | None = None,
     spec: ColumnsFile = ColumnsFile(),  # noqa: B008 - frozen; says nothing
@@ -84,7 +87,7 @@ def prepare_table(  # noqa: PLR0913 - the flags of the command, one to one
         missing_values: Cells that mean missing, besides blank ones; numbers match in any spelling. Plain ones
             are of every column but id, site, label and split, ``column=cell`` of one column.
         positive: Class of binary F1; of two classes the last one by default.
-        seed: Of the study and of the split, drawn 70/10/20 and stratified by label and site.
+        seed: Of the study and of the split, drawn 70/10/20 and stratified by class or event, and site.
         missing: What to remove; mar may be driven by any column except id and label.
         delimiter: As of `read_table`, like ``encoding_of_text``.
         drop_unlabelled: Leave out rows without a label; they are an error otherwise.
@@ -92,13 +95,12 @@ def prepare_table(  # noqa: PLR0913 - the flags of the command, one to one
         allow_unmatched: Take features files of which more than a tenth of the vectors match no patient.
 
     Raises:
-        StudyError: If there is no modality, one is named twice, or classes and positive are inconsistent.
+        StudyError: If there is no modality, one is named twice, or the outcome makes no study.
         DataError: If a column does not exist, a cell has the wrong type, a patient occurs twice or has no
             modality, nobody has a class, a features file is unusable, or ``out`` cannot be replaced.
     """
     further = dict(features or {})
-    if len(set(classes)) < max(2, len(classes)):
-        raise StudyError(f"--classes is {','.join(classes)!r}, expected at least two different names")
+    outcome: TableOutcome = columns.times or ClassColumn(columns.label, classes, positive)
     _check_names(columns, spec, encoding, further)
     check_target(out, overwrite=overwrite)
     content = read_table(table, delimiter, encoding_of_text)
@@ -107,7 +109,7 @@ def prepare_table(  # noqa: PLR0913 - the flags of the command, one to one
     codes = _missing_by_column(content, columns, missing_values)
     content = _blank(content, columns.reserved, codes)
     everyone = content.require_unique(columns.id)
-    content, notes = labelled(content, columns.label, drop=drop_unlabelled)
+    content, notes = labelled(content, outcome.columns, drop=drop_unlabelled)
     ids = content.require(columns.id)
     homes = dict(zip(ids, content.require(columns.site), strict=True))
     notes += [
@@ -116,7 +118,7 @@ def prepare_table(  # noqa: PLR0913 - the flags of the command, one to one
     ]
     if encoding is None:
         encoding = learn(content, groups, spec, columns.categorical, codes)
-    encoded = encode(encoding, content, decimal, codes, _label_problems(content, columns.label, classes))
+    encoded = encode(encoding, content, decimal, codes, outcome.problems(content))
     notes += level_notes(content, encoding, codes)
     vectors: dict[str, Vectors] = {
         name: {ids[row]: part.matrix[row] for row in np.flatnonzero(part.present).tolist()}
@@ -129,19 +131,22 @@ def prepare_table(  # noqa: PLR0913 - the flags of the command, one to one
         notes += unmatched
     content, dropped = nonempty(content, ids, vectors, drop=drop_empty)
     ids, places = content.require(columns.id), content.require(columns.site)
-    labels = parse_labels(content, columns.label, classes)
-    check_classes(table, labels, classes)
+    outcomes, strata, settings = outcome.read(content)
     widths = {name: encoding.width(name) for name in encoding.modalities}
     widths |= {name: len(next(iter(vectors[name].values()))) for name in further}
-    study = _study(table.stem, classes, positive, widths, seed)
+    modalities = tuple(
+        ModalitySpec(modality, Kind.FEATURES, width, scaling=Scaling.ZSCORE)
+        for modality, width in widths.items()
+    )
+    study = Study(table.stem, modalities=modalities, seed=seed, **{"privacy": SIMULATED, **settings})
     if columns.split is None:
-        detailed = [f"{label}|{place}" for label, place in zip(labels, places, strict=True)]
-        splits = three_way([detailed, labels], seed)
+        detailed = [f"{stratum}|{place}" for stratum, place in zip(strata, places, strict=True)]
+        splits = three_way([detailed, strata], seed)
     else:
         splits = parse_splits(content, columns.split)
-    rows = pd.DataFrame({ID: ids, LABEL: labels, SPLIT: splits, "site": places})
+    rows = pd.DataFrame({ID: ids, **outcomes, SPLIT: splits, "site": places})
     sites = [
-        SiteTables(str(name), group[[ID, LABEL, SPLIT]], vectors)
+        SiteTables(str(name), group[[ID, *outcomes, SPLIT]], vectors)
         for name, group in rows.groupby("site", sort=True)
     ]
     covariates = _covariates(content, columns, codes, missing.drivers, decimal)
@@ -240,21 +245,15 @@ def _covariates(
     decimal: str,
 ) -> pd.DataFrame:
     """The columns that may drive mar, indexed by id; those that do are read like columns of modalities."""
-    frame = table.frame.drop(columns=[columns.id, columns.label])
+    frame = table.frame.drop(
+        columns=[name for name, meaning in columns.reserved.items() if meaning not in {"site", "split"}]
+    )
     for name in drivers:
         if name in frame.columns and name not in columns.reserved:
             cells = cells_of(table, name, missing.get(name, ()))
             numbers, problems = parse(table, name, cells, decimal)
             frame[name] = frame[name].where(cells.present) if problems else numbers
     return frame.set_index(pd.Index(table.require(columns.id)))
-
-
-def _label_problems(table: TextTable, column: str, classes: Sequence[str]) -> list[Problem]:
-    """Labels that are no class; words for no value with the option that takes them for blanks."""
-    problems = read_labels(table, column, classes)[1]
-    words = ",".join(f"{column}={problem.cell}" for problem in problems if not_available(problem.cell))
-    hint = f"; --missing-values {words} makes blanks of such labels" if words else ""
-    return [replace(problem, expected=problem.expected + hint) for problem in problems]
 
 
 def _missing_by_column(
@@ -275,15 +274,3 @@ def _missing_by_column(
             raise unknown_column(table.source, parts[0], table.frame.columns)
     codes = {str(name): every for name in table.frame.columns if every and name not in columns.reserved}
     return codes | {name: [*codes.get(name, ()), *own] for name, own in single.items()}
-
-
-def _study(
-    name: str, classes: Sequence[str], positive: str | None, widths: Mapping[str, int], seed: int
-) -> Study:
-    if positive is None and len(classes) == 2:  # noqa: PLR2004 - binary metrics need two classes
-        positive = classes[-1]
-    modalities = tuple(
-        ModalitySpec(modality, Kind.FEATURES, width, scaling=Scaling.ZSCORE)
-        for modality, width in widths.items()
-    )
-    return Study(name, tuple(classes), modalities, positive, seed, privacy=SIMULATED)

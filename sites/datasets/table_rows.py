@@ -17,6 +17,8 @@ from sites.tabular import TextTable
 __all__ = ["check_classes", "labelled", "matched", "nonempty", "rows_of"]
 
 _NAMED = 3  # ids in a sentence
+_EXPECTED = {"label": "a class", "time": "a time", "event": "0 or 1"}
+_LACKS = {"label": "a label", "time": "a time or event"}
 _LARGEST_SHARE = 0.1  # of vectors that match nobody; more is a mistake in the ids
 
 
@@ -27,21 +29,30 @@ def rows_of(table: TextTable, rows: Sequence[int]) -> TextTable:
     return TextTable(table.source, table.frame.iloc[list(rows)].reset_index(drop=True), lines, numbers)
 
 
-def labelled(table: TextTable, column: str, *, drop: bool) -> tuple[TextTable, list[str]]:
-    """The rows with a label, and a sentence about the others.
+def labelled(table: TextTable, columns: Mapping[str, str], *, drop: bool) -> tuple[TextTable, list[str]]:
+    """The rows with an outcome, and a sentence about the others.
+
+    Args:
+        table: Of any rows.
+        columns: Of the outcome, and what each means.
+        drop: Leave out the others.
 
     Raises:
-        DataError: If a label is blank and ``drop`` is not set.
+        DataError: If a cell of the outcome is blank and ``drop`` is not set.
     """
-    blank = [row for row, cell in enumerate(table.column(column)) if cell is None]
+    empty = {name: [row for row, cell in enumerate(table.column(name)) if cell is None] for name in columns}
+    blank = sorted({row for rows in empty.values() for row in rows})
     if not blank:
         return table, []
     if not drop:
+        column = next(name for name, rows in empty.items() if blank[0] in rows)
         raise DataError(
-            f"{table.where(blank[0])}: {column} is blank, expected a class ({len(blank)} such rows; "
-            "--drop-unlabelled leaves them out)"
+            f"{table.where(blank[0])}: {column} is blank, expected {_EXPECTED[columns[column]]} "
+            f"({len(blank)} such rows; --drop-unlabelled leaves them out)"
         )
-    return _without(table, blank), [f"{_count(len(blank), 'row')} without a label left out"]
+    return _without(table, blank), [
+        f"{_count(len(blank), 'row')} without {_LACKS[next(iter(columns.values()))]} left out"
+    ]
 
 
 def nonempty(

@@ -21,11 +21,12 @@ from mmare.study.study import Study
 from mmare.wire.messages import Split
 from sites.features import Vectors
 from sites.federation import SiteTables, having, site_id
-from sites.manifest import ID, LABEL, SPLIT
+from sites.manifest import ID, SPLIT
 from sites.missing.drivers import column_scores, first_component
 from sites.missing.masks import Losses, achieved_rate, amputate, exclusive, loss_probability
 from sites.missing.plan import LABEL_DRIVER, PC1_DRIVER, Missingness, SiteLoss
 from sites.options import Mechanism, Pattern
+from sites.outcomes import strata_of
 from sites.tabular import did_you_mean
 
 __all__ = ["AmputationReport", "Embed", "take_away"]
@@ -116,7 +117,7 @@ def _roster(sites: Sequence[SiteTables], study: Study, ids: tuple[str, ...]) -> 
         rows = [row[patient] for patient in patients]
         place[rows] = position
         splits[rows] = [str(split) for split in site.manifest[SPLIT]]
-        for number, label in zip(rows, site.manifest[LABEL], strict=True):
+        for number, label in zip(rows, strata_of(site.manifest, study), strict=True):
             labels[number] = str(label)
         for slot, modality in enumerate(study.modalities):
             present[[row[patient] for patient in having(patients, site, modality)], slot] = True

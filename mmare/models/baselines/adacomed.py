@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Final
 
 import torch
 from torch import nn
-from torch.nn import functional
 
 from mmare.models.adapters import present_parts
 from mmare.models.base import MultimodalModel
@@ -156,7 +155,7 @@ class AdaCoMed(MultimodalModel):
     def loss(self, scaled: Tensor, present: Tensor, label: Tensor, generator: Generator) -> Tensor:
         """Cross entropy of the fused logits plus the contrast of large and frozen small features."""
         large, small = self._features(scaled, present, generator)
-        total = functional.cross_entropy(self._fused(large, small, generator), label)
+        total = self.task.loss(self._fused(large, small, generator), label)
         if self.options.contrastive_weight > 0:
             total = total + self.options.contrastive_weight * info_nce(large, small, self.options.temperature)
         return total
@@ -164,7 +163,7 @@ class AdaCoMed(MultimodalModel):
     def small_loss(self, scaled: Tensor, present: Tensor, label: Tensor, generator: Generator) -> Tensor:
         """Cross entropy of the small model's own logits."""
         features = self.small(present_parts(scaled, present, self.scaling.widths), present)
-        return functional.cross_entropy(self.head(features, generator), label)
+        return self.task.loss(self.head(features, generator), label)
 
     def agreement_loss(self, scaled: Tensor, present: Tensor, label: Tensor, generator: Generator) -> Tensor:  # noqa: ARG002 - an objective's signature
         """Half the squared distance of the running agreement to the batch's; not for ``learnable``."""

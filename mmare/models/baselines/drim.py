@@ -160,7 +160,7 @@ class DRIM(MultimodalModel):
                 shared[rows, slot].detach(), unique[rows, slot], generator, frozen=True
             )
             apart = apart + independence_fooling(joint)
-        return functional.cross_entropy(logits, label) + options.alpha * together + options.gamma * apart
+        return self.task.loss(logits, label) + options.alpha * together + options.gamma * apart
 
     def discriminator_loss(
         self,

@@ -191,7 +191,7 @@ class _SetModel(MultimodalModel):
         for slot, rows, maps in self._each(scaled, present):
             features = self._features(slot, maps)  # (n, C, H, W)
             restored = functional.mse_loss(self.decoder(features), maps.detach())
-            classified = functional.cross_entropy(self.classifier(features.flatten(1)), label[rows])
+            classified = self.task.loss(self.classifier(features.flatten(1)), label[rows])
             total = total + len(rows) * (restored + classified)
         return total / present.sum()
 

@@ -1,0 +1,29 @@
+"""The task of a study."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from mmare.tasks.classification import Classification
+from mmare.tasks.survival import Survival
+
+if TYPE_CHECKING:
+    from mmare.study.study import Study
+    from mmare.tasks.base import Task
+
+__all__ = ["task_of"]
+
+
+def task_of(study: Study) -> Task[Any]:
+    """A fresh task, whose buffers hold their starting values.
+
+    Example:
+        >>> from mmare.study.choices import Kind
+        >>> from mmare.study.specs import ModalitySpec
+        >>> from mmare.study.study import Study
+        >>> task_of(Study("s", ("a", "b"), (ModalitySpec("ct", Kind.FEATURES, 512),))).outputs
+        2
+    """
+    if study.survival is not None:
+        return Survival(study.survival.intervals)
+    return Classification(len(study.classes), study.positive_index)

@@ -1,0 +1,158 @@
+"""Time to an event: hazards of intervals, one logit each."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+import torch
+from torch.nn import functional
+
+from mmare.metrics.survival import N_RISKS, STRATA, SurvivalState
+from mmare.study.outcome import N_TIMES
+from mmare.tasks.base import Task
+from mmare.tasks.classification import agreement
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from torch import Tensor
+
+__all__ = ["Survival", "equal_cuts", "event_cuts"]
+
+_EVEN: Final = 0.1  # share of the cuts that follows the clock, so that no interval is empty
+
+
+class Survival(Task[SurvivalState]):
+    """Discrete-time hazards. Labels ``(B,)`` int64 are those of `mmare.study.outcome.time_code`.
+
+    Output k is the logit of the hazard of interval k: the chance of the event in it, of those who reach it.
+    Within an interval the rate is constant, so of its hazard h the share ``(1 - h)^u`` is left after a part u
+    of it. A patient who is censored there contributes that; the likelihood is otherwise that of Gensheimer
+    and Narasimhan 2019 (nnet-survival), who count the whole interval from its middle on.
+
+    Args:
+        intervals: K.
+
+    Attributes:
+        cuts: ``(K + 1,)`` buffer, edges of the intervals in bins of the time, from 0 to ``N_TIMES``.
+    """
+
+    PARTS = ("histogram", "losses")
+    COUNTS = ("histogram",)
+
+    cuts: Tensor
+
+    def __init__(self, intervals: int) -> None:
+        super().__init__(intervals, STRATA)
+        self.register_buffer("cuts", equal_cuts(intervals))
+
+    def likelihood(self, logits: Tensor, label: Tensor) -> Tensor:
+        """Negative log-likelihood ``(B,)``."""
+        event = self.stratum(label)
+        time = (torch.div(label, 2, rounding_mode="floor") + 0.5).to(logits)  # (B,) middle of the bin
+        cuts = self.cuts.to(logits)
+        lived = ((time[:, None] - cuts[:-1]) / cuts.diff()).clamp(0, 1)  # (B, K) part of each interval
+        place = torch.bucketize(time, cuts[1:-1])  # (B,)
+        hit = functional.one_hot(place, self.outputs).to(logits) * event[:, None]  # (B, K)
+        survived = functional.logsigmoid(-logits) * lived * (1 - hit)
+        return -(survived + functional.logsigmoid(logits) * hit).sum(dim=1)
+
+    def survival(self, logits: Tensor, times: Tensor) -> Tensor:
+        """Probability ``(B, H)`` of no event until times ``(H,)``, in bins."""
+        cuts = self.cuts.to(logits)
+        lived = ((times.to(logits)[:, None] - cuts[:-1]) / cuts.diff()).clamp(0, 1)  # (H, K)
+        return (functional.logsigmoid(-logits) @ lived.T).exp()
+
+    def risk(self, logits: Tensor) -> Tensor:
+        """Risk ``(B,)`` in [0, 1]: share of the follow-up that is lost to the event in expectation."""
+        edges = torch.arange(N_TIMES + 1, device=logits.device) * 1.0
+        survival = self.survival(logits.double(), edges)  # (B, T + 1)
+        return 1 - (survival[:, 1:] + survival[:, :-1]).mean(dim=1) / 2
+
+    def loss(self, logits: Tensor, label: Tensor) -> Tensor:
+        """Mean negative log-likelihood."""
+        return self.likelihood(logits, label).mean()
+
+    def agreement(self, whole: Tensor, subset: Tensor, temperature: float) -> Tensor:
+        """That of two classes, event or not, summed over the intervals."""
+        both = (torch.stack([torch.zeros_like(each), each], dim=2).flatten(0, 1) for each in (whole, subset))
+        teacher, student = both
+        return self.outputs * agreement(teacher, student, temperature)
+
+    def stratum(self, label: Tensor) -> Tensor:
+        """1 where the event was seen."""
+        return label % 2
+
+    def state(self, logits: Tensor, label: Tensor) -> SurvivalState:
+        """As of `Task`."""
+        logits, label = logits.detach().cpu().double(), label.cpu()
+        time, loss = torch.div(label, 2, rounding_mode="floor"), self.likelihood(logits, label)
+        return SurvivalState.of(self.risk(logits), time, self.stratum(label), loss, N_TIMES)
+
+    def empty(self) -> SurvivalState:
+        """As of `Task`."""
+        return SurvivalState.empty(N_TIMES)
+
+    def read(self, content: object) -> SurvivalState:
+        """As of `Task`."""
+        return SurvivalState.from_dict(content, N_TIMES)
+
+    def restored(self, parts: Mapping[str, Tensor], withheld: tuple[int, ...]) -> SurvivalState:
+        """As of `Task`."""
+        histogram = parts["histogram"].round().long()
+        if histogram.min().item() < 0:
+            raise ValueError("a sum of counts below zero")
+        return SurvivalState(histogram, parts["losses"], withheld=withheld)
+
+    def coarsened(self, state: SurvivalState, limit: int) -> SurvivalState:
+        """As of `Task`."""
+        return state.coarsened(limit)
+
+    def told(self, state: SurvivalState) -> Tensor:
+        """As of `Task`."""
+        return state.histogram[state.histogram > 0]
+
+    def compute(self, state: SurvivalState) -> dict[str, Any]:
+        """As of `Task`."""
+        return state.compute()
+
+    def detailed(self, state: SurvivalState, seed: int) -> dict[str, Any]:
+        """As of `Task`."""
+        bound = state.concordance_error_bound()
+        return {**state.compute(), "concordance_error_bound": bound, "ci95": state.intervals(seed)}
+
+    def most_characters(self, cell: int, number: int) -> int:
+        """As of `Task`."""
+        return STRATA * (N_TIMES * N_RISKS * cell + number)
+
+
+def equal_cuts(intervals: int) -> Tensor:
+    """Edges ``(K + 1,)`` float32 of intervals of the same length, in bins of the time."""
+    return torch.linspace(0, N_TIMES, intervals + 1)
+
+
+def event_cuts(events: Tensor, intervals: int) -> Tensor:
+    """Edges ``(K + 1,)`` float32 of intervals with about equally many events, in bins of the time.
+
+    A tenth of each follows the clock: where there is no event, there is still an interval.
+
+    Args:
+        events: ``(T,)``, by bin of the time.
+        intervals: K.
+
+    Example:
+        >>> events = torch.zeros(N_TIMES)
+        >>> events[:32] = 1
+        >>> event_cuts(events, 2).tolist()[1] < 32, event_cuts(torch.zeros(N_TIMES), 2).tolist()
+        (True, [0.0, 64.0, 128.0])
+    """
+    total = events.double().sum()
+    if total == 0:
+        return equal_cuts(intervals)
+    share = (1 - _EVEN) * events.double() / total + _EVEN / N_TIMES  # (T,)
+    reached = torch.cat([torch.zeros(1, dtype=torch.float64), share.cumsum(dim=0)])  # (T + 1,)
+    wanted = torch.linspace(0, 1, intervals + 1, dtype=torch.float64)[1:-1]
+    place = torch.bucketize(wanted, reached).clamp(1, N_TIMES) - 1  # (K - 1,) bin of each cut
+    inner = place + (wanted - reached[place]) / share[place]
+    ends = torch.tensor([0.0, N_TIMES], dtype=torch.float64)
+    return torch.cat([ends[:1], inner, ends[1:]]).float()

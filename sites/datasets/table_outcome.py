@@ -1,0 +1,132 @@
+"""Which columns of a table say what is learned: a class, or a time and whether it ends with the event."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Final
+
+import pandas as pd
+
+from mmare.errors import StudyError
+from mmare.study.choices import TaskName
+from mmare.study.outcome import TASKS, SurvivalSpec
+from mmare.study.specs import TrainingSpec
+from sites.datasets.table_rows import check_classes
+from sites.federation import SIMULATED
+from sites.numbers import Problem, not_available
+from sites.outcomes import EVENT, LABEL, TIME, parse_labels, parse_times, read_labels, time_problems
+from sites.tabular import TextTable
+
+__all__ = ["ClassColumn", "TableOutcome", "TimeColumns"]
+
+_STRATA: Final = TASKS[TaskName.SURVIVAL].strata
+
+
+class TableOutcome(ABC):
+    """What is learned, as columns of a table."""
+
+    @property
+    @abstractmethod
+    def columns(self) -> Mapping[str, str]:
+        """What each column means."""
+
+    @abstractmethod
+    def problems(self, table: TextTable) -> list[Problem]:
+        """Cells that are of another kind."""
+
+    @abstractmethod
+    def read(self, table: TextTable) -> tuple[pd.DataFrame, list[str], dict[str, Any]]:
+        """The columns of manifests, the stratum of each row, and the settings of the study.
+
+        Raises:
+            DataError: If a cell is of another kind, or there is nothing to learn.
+        """
+
+
+@dataclass(frozen=True)
+class ClassColumn(TableOutcome):
+    """A class name.
+
+    Args:
+        label: Column.
+        classes: Names in label order.
+        positive: Class of binary F1; of two classes the last one by default.
+
+    Raises:
+        StudyError: If there are fewer than two different names.
+    """
+
+    label: str
+    classes: Sequence[str]
+    positive: str | None = None
+
+    def __post_init__(self) -> None:
+        if len(set(self.classes)) < max(2, len(self.classes)):
+            raise StudyError(
+                f"--classes is {','.join(self.classes)!r}, expected at least two different names"
+            )
+
+    @property
+    def columns(self) -> Mapping[str, str]:
+        """As of `TableOutcome`."""
+        return {self.label: "label"}
+
+    def problems(self, table: TextTable) -> list[Problem]:
+        """Labels that are no class; words for no value with the option that takes them for blanks."""
+        problems = read_labels(table, self.label, self.classes)[1]
+        words = ",".join(
+            f"{self.label}={problem.cell}" for problem in problems if not_available(problem.cell)
+        )
+        hint = f"; --missing-values {words} makes blanks of such labels" if words else ""
+        return [replace(problem, expected=problem.expected + hint) for problem in problems]
+
+    def read(self, table: TextTable) -> tuple[pd.DataFrame, list[str], dict[str, Any]]:
+        """As of `TableOutcome`."""
+        labels = parse_labels(table, self.label, self.classes)
+        check_classes(table.source, labels, self.classes)
+        positive = self.positive
+        if positive is None and len(self.classes) == 2:  # noqa: PLR2004 - binary metrics need two classes
+            positive = self.classes[-1]
+        return pd.DataFrame({LABEL: labels}), labels, {"classes": tuple(self.classes), "positive": positive}
+
+
+@dataclass(frozen=True)
+class TimeColumns(TableOutcome):
+    """A time and whether it ends with the event.
+
+    Args:
+        time: Column of times of at least 0.
+        event: Column of 1 for an event, 0 for a censored patient.
+        unit: Of the times.
+        follow_up: End of the time that is modelled; by default the longest time.
+    """
+
+    time: str
+    event: str
+    unit: str = "months"
+    follow_up: float | None = None
+
+    @property
+    def columns(self) -> Mapping[str, str]:
+        """As of `TableOutcome`."""
+        return {self.time: "time", self.event: "event"}
+
+    def problems(self, table: TextTable) -> list[Problem]:
+        """As of `TableOutcome`."""
+        return time_problems(table, self.time, self.event)
+
+    def read(self, table: TextTable) -> tuple[pd.DataFrame, list[str], dict[str, Any]]:
+        """As of `TableOutcome`."""
+        times, events = parse_times(table, self.time, self.event)
+        spec = SurvivalSpec(max(times) if self.follow_up is None else self.follow_up, unit=self.unit)
+        frame = pd.DataFrame({TIME: times, EVENT: [int(event) for event in events]})
+        settings = {
+            "classes": _STRATA,
+            "task": TaskName.SURVIVAL,
+            "survival": spec,
+            "training": TrainingSpec(select=TASKS[TaskName.SURVIVAL].selects[0]),
+            "privacy": replace(SIMULATED, extra=()),
+        }
+        return frame, [_STRATA[event] for event in events], settings
