@@ -62,6 +62,17 @@ def tiny_study(**sections: Mapping[str, Any]) -> Study:
     return parse_study(content, source="test")
 
 
+def survival_study(**sections: Mapping[str, Any]) -> Study:
+    """The same of the time to an event."""
+    content = tiny_study(**sections).to_dict()
+    del content["training"]["select"]
+    content |= {
+        "study": {"name": "tiny", "task": "survival", "seed": 3},
+        "survival": {"follow_up": 80.0, "intervals": 4},
+    }
+    return parse_study(content, source="test")
+
+
 def site_tables(name: str, study: Study, patients: int, seed: int, missing: float) -> SiteTables:
     """One site whose features are noise plus the label; nobody lacks all modalities."""
     random = np.random.default_rng([seed, *name.encode()])
@@ -77,10 +88,11 @@ def site_tables(name: str, study: Study, patients: int, seed: int, missing: floa
         }
         for slot, modality in enumerate(study.modalities)
     }
+    times = {"time": random.uniform(1, 60, patients) * (1.5 - label), "event": label}
     manifest = pd.DataFrame(
         {
             "patient_id": ids,
-            "label": [study.classes[value] for value in label],
+            **(times if study.survival else {"label": [study.classes[value] for value in label]}),
             "split": [SPLITS[row % len(SPLITS)] for row in range(patients)],
         }
     )

@@ -618,7 +618,11 @@ def test_a_plateau_lowers_the_factor_and_a_resumed_run_goes_on_with_it(tmp_path)
 
 @pytest.mark.parametrize(
     ("federation", "asked"),
-    first_quick(({"options": {"gap_step": 0.1}}, True), ({}, False), ({"strategy": "exposure"}, False)),
+    [
+        pytest.param({"options": {"gap_step": 0.1}}, True, id="asked"),
+        pytest.param({}, False, id="not-asked"),
+        pytest.param({"strategy": "exposure"}, False, id="exposure"),
+    ],
 )
 def test_the_trained_model_is_evaluated_only_where_the_gap_is_measured(tmp_path, federation, asked):
     study = tiny_study(federation=federation, training={"rounds": 2})
@@ -633,12 +637,14 @@ def test_the_trained_model_is_evaluated_only_where_the_gap_is_measured(tmp_path,
 
 @pytest.mark.parametrize(
     ("trained", "reason"),
-    first_quick(
-        (None, "no evaluation of the trained model"),
-        (Evaluation(Split.TEST, MetricState.empty(2).to_dict()), "on the validation split"),
-        (Evaluation(Split.VAL, MetricState.empty(3).to_dict()), "metric state"),
-        (Evaluation(Split.VAL, {}), "metric state"),
-    ),
+    [
+        pytest.param(None, "no evaluation of the trained model", id="none"),
+        pytest.param(
+            Evaluation(Split.TEST, MetricState.empty(2).to_dict()), "on the validation split", id="split"
+        ),
+        pytest.param(Evaluation(Split.VAL, MetricState.empty(3).to_dict()), "metric state", id="classes"),
+        pytest.param(Evaluation(Split.VAL, {}), "metric state", id="empty"),
+    ],
 )
 def test_a_wrong_evaluation_of_the_trained_model_is_refused_by_name(tmp_path, trained, reason):
     study = tiny_study(federation={"options": {"gap_step": 0.1}}, training={"rounds": 2})

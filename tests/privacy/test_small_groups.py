@@ -208,6 +208,6 @@ def test_no_score_of_a_patient_leaves(tmp_path):
 
 
 def test_a_state_with_a_score_alone_is_held_back(tmp_path, monkeypatch):
-    monkeypatch.setattr("client.training.evaluate.coarsened", lambda state, _limit: state)
+    monkeypatch.setattr("mmare.tasks.classification.coarsened", lambda state, _limit: state)
     hospital = Hospital(tmp_path / "federation", patients=96)
     assert hospital.train(1, splits=(Split.VAL,)) is SiteCode.RELEASE

@@ -70,7 +70,7 @@ def test_what_is_written_is_found(tmp_path):
     assert north.modalities["lab"].file == out / "north-clinic" / "lab.csv"
     assert north.modalities["note"].columns == ("age", "sex")
     assert set(sites[1].modalities) == {"note"}
-    manifest = load_manifest(north.manifest, STUDY.classes, seed=0)
+    manifest = load_manifest(north.manifest, STUDY, seed=0)
     assert manifest.patient_ids == ("n1", "n2", "n3")
     assert manifest.splits.tolist() == ["train", "val", "test"]
     assert manifest.table["age"].isna().tolist() == [False, True, True]
@@ -99,7 +99,7 @@ def test_scans_are_named_by_a_column(tmp_path):
     assert prepared.sites[0].present == {"t1": 2, "t2": 0}
     (site,) = site_folders(tmp_path / "fed")
     assert {name: source.column for name, source in site.modalities.items()} == {"t1": "t1"}
-    manifest = load_manifest(site.manifest, study.classes, seed=0)
+    manifest = load_manifest(site.manifest, study, seed=0)
     assert manifest.table["t1"].tolist() == ["/scans/a.nii", "b.nii"]
     bare = SiteTables("a", table.assign(t1=None), scans={"t1": "t1", "t2": "t2"})
     with pytest.raises(DataError, match="'n1' has no modality, expected at least one of t1, t2"):

@@ -6,10 +6,13 @@ import numpy as np
 import pytest
 
 from mmare.errors import DataError
+from mmare.study.choices import Kind
+from mmare.study.specs import ModalitySpec
+from mmare.study.study import Study
 from mmare.wire.messages import Split
 from sites.manifest import load_manifest
 
-CLASSES = ("dead", "alive")
+STUDY = Study("s", ("dead", "alive"), (ModalitySpec("ct", Kind.FEATURES, 2),))
 
 
 def write(tmp_path, text):
@@ -20,7 +23,7 @@ def write(tmp_path, text):
 
 def test_rows_in_file_order(tmp_path):
     text = "patient_id,label,split,age\nb,alive,test,\na,dead,train,61\n01,alive,val,\n"
-    manifest = load_manifest(write(tmp_path, text), CLASSES, seed=0)
+    manifest = load_manifest(write(tmp_path, text), STUDY, seed=0)
     assert manifest.source == tmp_path / "patients.csv"
     assert manifest.patient_ids == ("b", "a", "01")
     assert manifest.labels.dtype == np.int64
@@ -33,16 +36,16 @@ def test_rows_in_file_order(tmp_path):
 def test_without_a_split_column_one_is_drawn_6_1_3_by_label(tmp_path):
     rows = [f"p{row},{'dead' if row < 30 else 'alive'}" for row in range(100)]
     path = write(tmp_path, "\n".join(["patient_id,label", *rows]))
-    manifest = load_manifest(path, CLASSES, seed=3)
+    manifest = load_manifest(path, STUDY, seed=3)
     assert Counter(manifest.splits.tolist()) == {"train": 60, "val": 10, "test": 30}
     assert Counter(manifest.splits[:30].tolist()) == {"train": 18, "val": 3, "test": 9}
-    assert (load_manifest(path, CLASSES, seed=3).splits == manifest.splits).all()
-    assert (load_manifest(path, CLASSES, seed=4).splits != manifest.splits).any()
+    assert (load_manifest(path, STUDY, seed=3).splits == manifest.splits).all()
+    assert (load_manifest(path, STUDY, seed=4).splits != manifest.splits).any()
 
 
 def test_a_split_is_drawn_despite_a_class_of_one_patient(tmp_path):
     text = "patient_id,label\na,dead\n" + "".join(f"b{row},alive\n" for row in range(9))
-    assert Counter(load_manifest(write(tmp_path, text), CLASSES, 0).splits.tolist()) == {
+    assert Counter(load_manifest(write(tmp_path, text), STUDY, 0).splits.tolist()) == {
         "train": 6,
         "val": 1,
         "test": 3,
@@ -78,10 +81,10 @@ def test_a_split_is_drawn_despite_a_class_of_one_patient(tmp_path):
 def test_manifests_that_cannot_be_used_are_refused(tmp_path, text, sentence):
     path = write(tmp_path, text)
     with pytest.raises(DataError, match=sentence) as caught:
-        load_manifest(path, CLASSES, seed=0)
+        load_manifest(path, STUDY, seed=0)
     assert str(caught.value).startswith(str(path))
 
 
 def test_a_missing_manifest_is_refused(tmp_path):
     with pytest.raises(DataError, match=r"patients\.csv: no such file"):
-        load_manifest(tmp_path / "patients.csv", CLASSES, seed=0)
+        load_manifest(tmp_path / "patients.csv", STUDY, seed=0)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 import tomllib
@@ -28,6 +29,7 @@ from mmare.study.choices import (
     Untouched,
     Wire,
 )
+from mmare.study.outcome import SurvivalSpec
 from mmare.study.specs import (
     DifferentialPrivacySpec,
     FederationSpec,
@@ -594,9 +596,62 @@ OTHER = SimpleNamespace(
 )
 
 
+SURVIVAL = {
+    "study": {"name": "s", "task": "survival"},
+    "survival": {"follow_up": 120.0},
+    "modality": [{"name": "ct", "kind": "features", "width": 2, "scaling": "l2"}],
+}
+
+
+def survival(**tables):
+    return {
+        name: {**SURVIVAL.get(name, {}), **tables.get(name, {})}
+        for name in {*SURVIVAL, *tables} - {"modality"}
+    } | {"modality": SURVIVAL["modality"]}
+
+
+def test_a_study_of_times_goes_there_and_back():
+    study = parse_study(SURVIVAL, "test")
+    assert (study.task, study.classes, study.training.select) == ("survival", ("censored", "event"), "loss")
+    assert parse_study(tomllib.loads(tomli_w.dumps(study.to_dict())), "test") == study
+    assert study.override(["survival.intervals=5"]).survival.intervals == 5
+    assert "classes" not in study.to_dict()["study"]
+
+
+@pytest.mark.parametrize(
+    ("tables", "sentence"),
+    [
+        ({"study": {"task": "survival of the fittest"}}, "task must be one of classification, survival"),
+        ({"study": {"classes": ["a", "b"]}}, "classes are of task classification, found task survival"),
+        ({"study": {"positive": "event"}}, "positive is of task classification"),
+        ({"survival": {"follow_up": 0}}, "follow_up must be a positive number of months, found 0"),
+        ({"survival": {"intervals": 1}}, "intervals must be between 2 and 64, found 1"),
+        ({"survival": {"unit": ""}}, "unit is empty"),
+        (
+            {"training": {"select": "auc"}},
+            "select of task survival must be one of loss, concordance, worst_site",
+        ),
+        ({"training": {"oversample": "balanced"}}, "oversample of task survival would change the hazards"),
+        ({"privacy": {"dp": {"epsilon": 8}}}, "dp has no noise for times yet"),
+        ({"privacy": {"extra": ["calibration"]}}, "extra calibration is of predicted classes"),
+        ({"privacy": {"extra": ["comparison"]}}, "extra comparison is of predicted classes"),
+    ],
+)
+def test_mistakes_in_a_study_of_times(tables, sentence):
+    with pytest.raises(StudyError, match=re.escape(sentence)):
+        parse_study(survival(**tables), "test")
+
+
+def test_times_belong_to_their_task():
+    with pytest.raises(StudyError, match="belong together, found task classification"):
+        parse_study({**SURVIVAL, "study": {"name": "s", "classes": ["a", "b"]}}, "test")
+
+
 def one_change_each(base, other, path=""):
     """Every (path, copy of ``base``) that has one field, however deep, from ``other``."""
     for part in fields(base):
+        if part.name in {"task", "survival"}:  # neither can be changed alone
+            continue
         mine, theirs = getattr(base, part.name), getattr(other, part.name)
         where = f"{path}{part.name}"
         assert mine != theirs, f"OTHER must differ in {where}"
@@ -613,6 +668,18 @@ def one_change_each(base, other, path=""):
 
 
 CHANGED = dict(one_change_each(SCANS, OTHER))
+
+
+@pytest.mark.parametrize("change", [{"follow_up": 60.0}, {"intervals": 5}, {"unit": "days"}])
+def test_the_hash_covers_task_and_times(change):
+    study = parse_study(SURVIVAL, "test")
+    assert set(change) <= {part.name for part in fields(SurvivalSpec)}
+    other = replace(study, survival=replace(study.survival, **change))
+    assert len({study.hash, other.hash, STUDY.hash}) == 3
+
+
+def test_every_field_of_times_is_changed():
+    assert [part.name for part in fields(SurvivalSpec)] == ["follow_up", "intervals", "unit"]
 
 
 @pytest.mark.parametrize("path", CHANGED)

@@ -116,7 +116,6 @@ def test_a_finished_cell_is_not_run_again(one_cell):
     assert not any("round" in text for text in said)
 
 
-@pytest.mark.slow
 def test_models_are_kept_on_demand_and_a_run_of_other_defaults_is_replaced(one_cell):
     cell, place, entry, _ = one_cell
     run = place.out / "runs" / cell.id

@@ -240,7 +240,7 @@ def test_the_prompt_is_embedded_first_and_nothing_of_it_stays(tmp_path):
     whole = prepare_synthetic(out=tmp_path / "whole", **shape)
     (east, *_) = site_folders(tmp_path / "whole")
     data = load_data(east, whole.study)
-    ids = load_manifest(east.manifest, whole.study.classes, 0).patient_ids
+    ids = load_manifest(east.manifest, whole.study, 0).patient_ids
     for row, patient in enumerate(ids):
         assert seen["clinical"][patient].tolist() == data.embedding[3][row].tolist()
     assert len(seen["clinical"]) == 60

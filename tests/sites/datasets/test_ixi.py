@@ -62,9 +62,7 @@ def source(real, names, tmp_path_factory):
 
 def rows_of(prepared):
     sites = site_folders(prepared.folder)
-    tables = [
-        load_manifest(site.manifest, prepared.study.classes, 0).table.assign(site=site.id) for site in sites
-    ]
+    tables = [load_manifest(site.manifest, prepared.study, 0).table.assign(site=site.id) for site in sites]
     return pd.concat(tables).set_index("patient_id")
 
 

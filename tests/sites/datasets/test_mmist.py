@@ -53,9 +53,7 @@ def prepared(release, tmp_path_factory):
 def patients(prepared):
     """The written manifests of all sites in one table, by patient id."""
     sites = site_folders(prepared.folder)
-    tables = [
-        load_manifest(site.manifest, prepared.study.classes, 0).table.assign(site=site.id) for site in sites
-    ]
+    tables = [load_manifest(site.manifest, prepared.study, 0).table.assign(site=site.id) for site in sites]
     return pd.concat(tables).set_index("patient_id")
 
 
@@ -272,7 +270,7 @@ def test_the_official_split_keeps_the_test_set(release, table, tmp_path):
     )
     assert split_sizes(prepared) == [434, 63, 121]
     for site in site_folders(tmp_path / "fed"):
-        manifest = load_manifest(site.manifest, prepared.study.classes, 0)
+        manifest = load_manifest(site.manifest, prepared.study, 0)
         official = table["Split"].loc[list(manifest.patient_ids)] == "test"
         assert ((manifest.splits == Split.TEST) == official).all()
 
@@ -283,7 +281,7 @@ def test_the_seed_moves_the_split_and_is_written(release, patients, tmp_path):
     other = prepare_mmist(release, tmp_path / "b", "source", "stratified", seed=1, without=["wsi"])
     assert (again.study.seed, other.study.seed) == (0, 1)
     splits = [
-        load_manifest(folder / "tcga" / "patients.csv", ("dead", "alive"), 0)
+        load_manifest(folder / "tcga" / "patients.csv", again.study, 0)
         for folder in (tmp_path / "a", tmp_path / "b")
     ]
     assert (splits[0].splits == patients["split"].loc[list(splits[0].patient_ids)]).all()
@@ -309,7 +307,7 @@ def test_the_study(prepared, release, tmp_path):
     assert [modality.name for modality in bare.study.modalities] == ["ct", "mri", "wsi"]
     sites = site_folders(tmp_path / "fed")
     assert all(set(site.modalities) == {"ct", "mri", "wsi"} for site in sites)
-    assert load_manifest(sites[0].manifest, bare.study.classes, 0).table.columns.tolist() == [
+    assert load_manifest(sites[0].manifest, bare.study, 0).table.columns.tolist() == [
         "patient_id",
         "label",
         "split",
@@ -407,7 +405,7 @@ def test_mar_is_driven_by_the_grade_and_removes_vectors_and_prompts(release, pat
     grade = patients["grade"].str[1:].replace("X", "5").astype(int)
     fields = list(compile_prompt(MMIST_PROMPT).fields)
     for site in site_folders(prepared.folder):
-        rows = load_manifest(site.manifest, prepared.study.classes, 0).table.set_index("patient_id")
+        rows = load_manifest(site.manifest, prepared.study, 0).table.set_index("patient_id")
         slides = load_features(site.modalities["wsi"].file)
         for lost in (rows[fields].isna().all(axis=1), pd.Series(~rows.index.isin(slides), rows.index)):
             assert roc_auc_score(lost, grade.loc[rows.index]) > 0.7
@@ -421,7 +419,7 @@ def test_mar_is_driven_by_the_grade_and_removes_vectors_and_prompts(release, pat
 def test_a_driver_may_be_a_field_of_an_omitted_modality(release, tmp_path):
     plan = Missingness("mar", 0.4, ("stage",))
     prepared = prepare_mmist(release, tmp_path / "fed", without=["clinical"], missing=plan)
-    table = load_manifest(prepared.folder / "tcga" / "patients.csv", prepared.study.classes, 0).table
+    table = load_manifest(prepared.folder / "tcga" / "patients.csv", prepared.study, 0).table
     assert list(table.columns) == ["patient_id", "label", "split"]
     assert prepared.amputation["driver"] == "stage"
 

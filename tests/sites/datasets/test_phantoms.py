@@ -59,7 +59,7 @@ def test_three_hospitals_and_scans_that_are_no_site(prepared):
 def test_a_manifest_names_scans_that_are_there(prepared):
     named = []
     for site, counts in zip(site_folders(prepared.folder), prepared.sites, strict=True):
-        manifest = load_manifest(site.manifest, prepared.study.classes, seed=0)
+        manifest = load_manifest(site.manifest, prepared.study, seed=0)
         for contrast in ("t1", "t2", "pd", "mra"):
             paths = manifest.table[contrast].dropna()
             assert len(paths) == counts.present[contrast]
@@ -73,7 +73,7 @@ def test_the_folder_is_small_and_can_be_moved(prepared, tmp_path):
     assert sum(len(content) for content in tree(prepared.folder).values()) < 2e6
     moved = shutil.copytree(prepared.folder, tmp_path / "moved")
     site = site_folders(moved)[0]
-    path = load_manifest(site.manifest, prepared.study.classes, 0).table["t1"].dropna().iloc[0]
+    path = load_manifest(site.manifest, prepared.study, 0).table["t1"].dropna().iloc[0]
     assert (site.folder / path).is_file()
 
 

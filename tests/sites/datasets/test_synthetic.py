@@ -30,7 +30,7 @@ def test_three_hospitals_with_their_gaps(tmp_path):
     study = prepared.study
     assert [modality.name for modality in study.modalities] == ["t1", "t2", "flair", "clinical"]
     assert (study.seed, study.positive) == (1, "malignant")
-    manifest = load_manifest(configs["north"].manifest, study.classes, study.seed)
+    manifest = load_manifest(configs["north"].manifest, study, study.seed)
     assert {str(split): int((manifest.splits == split).sum()) for split in np.unique(manifest.splits)} == {
         "test": 12,
         "train": 42,
@@ -192,7 +192,7 @@ def test_mar_is_driven_by_the_marker(tmp_path):
     marker = draw_cohort(200, 0, 3, SyntheticPattern.COMPLETE).manifest.set_index("patient_id")["marker"]
     high = marker.isin(["high", "very high"])
     for site in site_folders(tmp_path / "fed"):
-        ids = load_manifest(site.manifest, prepared.study.classes, 0).patient_ids
+        ids = load_manifest(site.manifest, prepared.study, 0).patient_ids
         held = load_features(site.modalities["t1"].file)
         lost = np.array([patient not in held for patient in ids])
         own = high.loc[list(ids)].to_numpy()

@@ -58,7 +58,7 @@ def test_groups_of_columns_become_modalities(tmp_path):
         ("lab", Kind.FEATURES, 3, Scaling.ZSCORE, "given"),
     ]
     assert study.privacy.min_count == 0
-    manifest = load_manifest(site_folders(tmp_path / "fed")[0].manifest, study.classes, 0)
+    manifest = load_manifest(site_folders(tmp_path / "fed")[0].manifest, study, 0)
     assert manifest.patient_ids == ("p1", "p2", "p3")
     assert manifest.labels.tolist() == [1, 0, 1]
     assert manifest.splits.tolist() == ["train", "val", "test"]
