@@ -8,10 +8,11 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from mmare.models.numeric import BINS, piecewise_linear
 from mmare.study.choices import Scaling
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Sequence
 
     from torch import Generator, Tensor
 
@@ -69,10 +70,20 @@ class InputScaling(nn.Module):
 
     Each modality has the buffers ``mean_j`` and ``deviation_j`` ``(W_j,)`` over its train rows
     (`moment_rows`). ``zscore`` uses both; training noise uses the deviation.
+
+    Args:
+        modalities: In slot order.
+        clip: Largest size of a z-score, so that a slip in one cell does not decide; 0: any.
+
+    Raises:
+        ValueError: If ``clip`` is negative.
     """
 
-    def __init__(self, modalities: Sequence[ModalitySpec]) -> None:
+    def __init__(self, modalities: Sequence[ModalitySpec], clip: float = 0.0) -> None:
         super().__init__()
+        if clip < 0:
+            raise ValueError(f"clip must not be negative, found {clip:g}")
+        self.clip = clip
         self.scalings = tuple(modality.scaling for modality in modalities)
         self.widths = tuple(modality.width for modality in modalities)
         for slot, width in enumerate(self.widths):
@@ -97,6 +108,7 @@ class InputScaling(nn.Module):
             there = present[:, slot : slot + 1] & ~rows.isnan()
             if scaling is Scaling.ZSCORE:
                 rows = (rows - self.get_buffer(f"mean_{slot}")) / self._divisor(slot)
+                rows = rows.clamp(-self.clip, self.clip) if self.clip else rows
             elif scaling is Scaling.L2:
                 rows = functional.normalize(_filled(rows), dim=1)
             parts.append(torch.where(there, rows, rows.new_zeros(())))
@@ -150,20 +162,31 @@ def present_parts(scaled: Tensor, present: Tensor, widths: Sequence[int]) -> lis
 
 
 class WidthAdapters(nn.Module):
-    """Bring modalities to one width D: Linear and ReLU where the width differs, else unchanged."""
+    """Bring modalities to one width D: Linear and ReLU where the width differs, else unchanged.
 
-    def __init__(self, widths: Sequence[int], width: int) -> None:
+    Modalities in the slots ``bent`` are encoded by `piecewise_linear` first, and have an adapter always.
+    """
+
+    def __init__(self, widths: Sequence[int], width: int, bent: Collection[int] = ()) -> None:
         super().__init__()
         if width < 1:
             raise ValueError(f"width must be positive, found {width}")
         self.widths = tuple(widths)
+        self.bent = frozenset(bent)
+        inputs = [BINS * given if slot in self.bent else given for slot, given in enumerate(widths)]
         self.adapters = nn.ModuleDict(
-            {str(slot): nn.Linear(given, width) for slot, given in enumerate(widths) if given != width}
+            {
+                str(slot): nn.Linear(given, width)
+                for slot, given in enumerate(inputs)
+                if given != width or slot in self.bent
+            }
         )
 
     def forward(self, scaled: Tensor) -> Tensor:
         """Adapt ``(B, W)`` to ``(B, M, D)``."""
         parts = list(torch.split(scaled, list(self.widths), dim=1))
         for slot, adapter in self.adapters.items():
-            parts[int(slot)] = functional.relu(adapter(parts[int(slot)]))
+            rows = parts[int(slot)]
+            rows = piecewise_linear(rows) if int(slot) in self.bent else rows
+            parts[int(slot)] = functional.relu(adapter(rows))
         return torch.stack(parts, dim=1)

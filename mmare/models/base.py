@@ -15,6 +15,7 @@ from mmare.models.blocks import Block, all_samples, merges, samples_with, sample
 from mmare.models.conditioning import MissingAwareConditioning
 from mmare.models.fusion import Merge, MergeOrder, PairwiseFusion, masked_mean, merge_order
 from mmare.models.head import TaskHead, draw_dropout
+from mmare.models.numeric import Numeric, is_numeric
 from mmare.models.phases import Objective, Phase
 from mmare.tasks.classification import Classification
 
@@ -42,9 +43,9 @@ class MultimodalModel(nn.Module, ABC):
     NOTE: ClassVar[str] = ""  # caveat about its results, a sentence for reports
     SEPARATE: ClassVar[bool] = False  # a patient's loss is the cross entropy of logits that no other changes
 
-    def __init__(self, modalities: Sequence[ModalitySpec], classes: int, options: Any) -> None:  # noqa: ANN401, ARG002 - the subclass's Options
+    def __init__(self, modalities: Sequence[ModalitySpec], classes: int, options: Any) -> None:  # noqa: ANN401 - the subclass's Options
         super().__init__()
-        self.scaling = InputScaling(modalities)
+        self.scaling = InputScaling(modalities, getattr(options, "clip", 0.0))
         self.modality_names = tuple(modality.name for modality in modalities)
         self.classes = classes  # K
         self.task: Task[Any] = Classification(classes)
@@ -118,6 +119,8 @@ class MMAREOptions:
     dropout: float = 0.3  # in the head
     merge: Merge = Merge.THESIS
     embedding_dropout: float = 0.0  # element-wise, of conditioned embeddings; 0 in the thesis
+    clip: float = 0.0  # largest size of a z-score; 0 in the thesis: any
+    numeric: Numeric = Numeric.LINEAR  # of tables of few columns (`is_numeric`)
 
 
 class MMARE(MultimodalModel):
@@ -135,7 +138,9 @@ class MMARE(MultimodalModel):
     ) -> None:
         super().__init__(modalities, classes, options)
         width = options.width
-        self.adapters = WidthAdapters(self.scaling.widths, width)
+        piecewise = options.numeric is Numeric.PIECEWISE
+        bent = [slot for slot, each in enumerate(modalities) if piecewise and is_numeric(each)]
+        self.adapters = WidthAdapters(self.scaling.widths, width, bent)
         self.conditioning = MissingAwareConditioning(len(modalities), width, enabled=options.conditioning)
         if not 0 <= options.embedding_dropout < 1:
             raise ValueError(

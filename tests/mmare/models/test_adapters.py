@@ -11,6 +11,7 @@ from hypothesis.extra import numpy as hnp
 from sklearn.preprocessing import StandardScaler, normalize
 
 from mmare.models.adapters import InputScaling, WidthAdapters, add_noise, moment_rows, pooled_moments
+from mmare.models.numeric import piecewise_linear
 from mmare.study.choices import Kind, Scaling
 from mmare.study.specs import ModalitySpec
 from tests.mmare.models.examples import generator
@@ -118,6 +119,24 @@ def test_each_scaling_by_hand(scaling, expected):
     module = scaling_of(scaling, torch.tensor([1.0, 1.0]), torch.tensor([2.0, 2.0]))
     scaled = module([torch.tensor([[3.0, 4.0]])], torch.tensor([[True]]))
     torch.testing.assert_close(scaled, torch.tensor(expected))
+
+
+def test_z_scores_are_clipped_and_nothing_else():
+    modules = [InputScaling([modality(3, scaling)], clip=1.5) for scaling in Scaling]
+    rows = torch.tensor([[-9.0, 4.0, torch.nan]])
+    found = {}
+    for scaling, module in zip(Scaling, modules, strict=True):
+        module.set_moments(0, torch.ones(3), torch.full((3,), 2.0))
+        found[scaling] = module([rows], torch.tensor([[True]]))[0].tolist()
+    assert found[Scaling.ZSCORE] == [-1.5, 1.5, 0.0]
+    assert found[Scaling.L2] == pytest.approx([-9 / 97**0.5, 4 / 97**0.5, 0.0])
+    assert found[Scaling.NONE] == [-9.0, 4.0, 0.0]
+    assert modules[0].distances([rows]).item() == pytest.approx((0.5 * (5**2 + 1.5**2)) ** 0.5)
+
+
+def test_a_negative_clip_is_refused():
+    with pytest.raises(ValueError, match="clip must not be negative, found -3"):
+        InputScaling([modality(2, Scaling.ZSCORE)], clip=-3)
 
 
 def test_a_zero_row_stays_zero_under_l2():
@@ -230,6 +249,16 @@ def test_adapters_are_linear_and_relu_only_where_the_width_differs():
         weight, bias = adapters.adapters[str(slot)].weight, adapters.adapters[str(slot)].bias
         expected = (scaled[:, columns] @ weight.T + bias).clamp_min(0)
         torch.testing.assert_close(adapted[:, slot], expected)
+
+
+def test_bent_adapters_read_the_piecewise_linear_encoding_whatever_the_width():
+    adapters = WidthAdapters([4, 2], 4, bent=[0])
+    scaled = torch.randn(5, 6, generator=generator())
+    adapted = adapters(scaled)
+    weight, bias = adapters.adapters["0"].weight, adapters.adapters["0"].bias
+    expected = (piecewise_linear(scaled[:, :4]) @ weight.T + bias).clamp_min(0)
+    torch.testing.assert_close(adapted[:, 0], expected)
+    assert adapters.adapters["1"].weight.shape == (4, 2)
 
 
 @pytest.mark.parametrize("width", [0, -3])

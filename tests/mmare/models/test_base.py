@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mmare.models.base import Fusion
+from mmare.models.batch import Batch
 from mmare.models.fusion import MergeOrder
 from mmare.models.registry import build_model
 from mmare.study.choices import Scaling
@@ -153,6 +154,24 @@ def test_one_modality_is_classified_without_merging():
         for parameter in model.fusion.parameters():
             parameter.fill_(torch.nan)
     assert torch.equal(model.logits(scaled, present), before)
+
+
+def test_numbers_of_narrow_tables_are_bent_and_wide_vectors_are_not():
+    study = a_study((16, 200), numeric="piecewise", width=16)
+    model = build_model(study)
+    assert model.adapters.adapters["0"].weight.shape == (16, 8 * 16)
+    assert model.adapters.adapters["1"].weight.shape == (16, 200)
+    assert [block.name for block in model.blocks() if "adapter" in block.name] == ["adapter.m0", "adapter.m1"]
+    plain = build_model(a_study((16, 200), width=16))
+    assert sorted(plain.adapters.adapters) == ["1"]
+
+
+def test_a_slip_in_one_cell_is_clipped_for_the_model():
+    model = build_model(a_study((4, 3), width=16, clip=3.0)).eval()
+    present = torch.ones(1, 2, dtype=torch.bool)
+    rows = [torch.tensor([[0.5, -1.0, 3.0, 0.0]]), torch.tensor([[293.0, 0.0, -4.0]])]
+    clipped = [rows[0], torch.tensor([[3.0, 0.0, -3.0]])]
+    assert torch.equal(model(Batch(tuple(rows), present)), model(Batch(tuple(clipped), present)))
 
 
 def test_forward_scales_first():

@@ -63,6 +63,7 @@ def test_equals_a_loop_over_patients_of_every_presence_pattern(name):
         {"order": "sample", "merge": "symmetric", "embedding_dropout": 0.2},
         {"order": "fixed", "conditioning": False},
         {"fusion": "mean"},
+        {"numeric": "piecewise", "clip": 1.0},
     ],
     ids=str,
 )
