@@ -70,7 +70,7 @@ def run(  # noqa: PLR0913, PLR0917 - a command line's options
         bool,
         typer.Option(
             "--references",
-            help="Test simple models on the pooled rows, too; the same command adds them to a finished run.",
+            help="Test simple models on the same rows, too; the same command adds them to a finished run.",
         ),
     ] = False,
     metrics_port: Annotated[

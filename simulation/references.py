@@ -1,4 +1,4 @@
-"""Simple models on the pooled rows of a simulated run, which a federation should at least equal."""
+"""Simple models on the rows of a simulated run, which a federation should at least equal."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ from mmare.models.batch import Batch
 from mmare.study.choices import Mode, TaskName
 from mmare.wire.messages import Split
 from server.store.model_file import load_model
+from simulation.federated_logistic import FederatedLogisticRegression
 from simulation.report.run_report import REFERENCES
 from sites.federation import site_folders
 
@@ -45,9 +46,9 @@ Rows = NDArray[np.float64]
 def measure_references(request: RunRequest) -> dict[str, Any]:
     """Fit them on the train rows of all sites, choose on validation, test beside the run's model.
 
-    Logistic regression takes scaled inputs, zero where absent, and indicators of absence; sites that send
-    sums of gradients and Hessians would fit the same. Boosting takes absent inputs as missing, wide ones by
-    their principal components. The indicators alone show how much the presence of modalities tells.
+    Logistic regression takes scaled inputs, zero where absent, and indicators of absence; on the pooled rows,
+    and federated, where sites tell sums alone. Boosting takes absent inputs as missing, wide ones by their
+    principal components. The indicators alone show how much the presence of modalities tells.
 
     Returns:
         What `REFERENCES` holds: by model AUC, balanced accuracy and macro F1 on the test rows of all sites,
@@ -63,7 +64,11 @@ def measure_references(request: RunRequest) -> dict[str, Any]:
         raise InputError(
             "--references is for a run with one model; here each site keeps its own, or parts of it"
         )
-    data = SiteData.pooled([load_data(site, study) for site in site_folders(request.federation)])
+    sites = [load_data(site, study) for site in site_folders(request.federation)]
+    data, homes = (
+        SiteData.pooled(sites),
+        np.repeat(np.arange(len(sites)), [len(each.label) for each in sites]),
+    )
     train, val, test = (data.rows[split].numpy() for split in (Split.TRAIN, Split.VAL, Split.TEST))
     label = data.label.numpy()
     if len(set(label[train])) < len(study.classes) or len(set(label[test])) < len(study.classes):
@@ -72,7 +77,7 @@ def measure_references(request: RunRequest) -> dict[str, Any]:
     model = load_model(request.out / "model")
     batch = Batch(tuple(part[rows] for part in data.embedding), data.present[rows], data.label[rows])
     found = {RUN: model.predict(batch).double().numpy()}
-    for name, inputs, candidates in _models(data, train, study.seed):
+    for name, inputs, candidates in _models(data, train, homes[train], study.seed):
         fitted = [candidate.fit(inputs[train], label[train]) for candidate in candidates]
         best = min(fitted, key=lambda each: _loss(each, inputs[val], label[val]))
         found[name] = best.predict_proba(inputs[test])
@@ -83,8 +88,13 @@ def measure_references(request: RunRequest) -> dict[str, Any]:
     return content
 
 
-def _models(data: SiteData, train: NDArray[np.int64], seed: int) -> Iterator[tuple[str, Rows, list[Any]]]:
-    """Name, inputs ``(N, F)`` and the candidates among which validation chooses."""
+def _models(
+    data: SiteData, train: NDArray[np.int64], homes: NDArray[np.int64], seed: int
+) -> Iterator[tuple[str, Rows, list[Any]]]:
+    """Name, inputs ``(N, F)`` and the candidates among which validation chooses.
+
+    ``homes`` are the sites of the train rows.
+    """
     absent = ~data.present.numpy()  # (N, M)
     parts = [
         np.where(gone[:, None], np.nan, part.numpy().astype(np.float64))
@@ -95,6 +105,8 @@ def _models(data: SiteData, train: NDArray[np.int64], seed: int) -> Iterator[tup
         scaled = np.nan_to_num(StandardScaler().fit(raw[train]).transform(raw))
     linear = [LogisticRegression(C=strength, max_iter=2000) for strength in _STRENGTHS]
     yield "logistic regression", np.concatenate([scaled, absent], axis=1), linear
+    federated = [FederatedLogisticRegression(strength, homes, absent.shape[1]) for strength in _STRENGTHS]
+    yield "federated logistic regression", np.concatenate([raw, absent], axis=1), federated
     trees = [
         HistGradientBoostingClassifier(
             learning_rate=0.05, max_iter=count, max_leaf_nodes=leaves, early_stopping=False, random_state=seed
@@ -170,7 +182,8 @@ def _note(models: dict[str, dict[str, Any]]) -> str | None:
         return None
     low, high = best["ci95"]
     sure = "" if low > 0 else ", which may be chance"
+    rows = "" if name.startswith("federated") else " on the pooled rows"
     return (
-        f"{name.capitalize()} on the pooled rows is better than this run: AUC {best['auc']:.3f}, this run "
+        f"{name.capitalize()}{rows} is better than this run: AUC {best['auc']:.3f}, this run "
         f"{models[RUN]['auc']:.3f}; difference {best['difference']:+.3f} ({low:+.3f} to {high:+.3f}){sure}."
     )

@@ -140,6 +140,7 @@ def run_cell(cell: Cell, place: Workplace, say: Say = lambda _text: None) -> dic
     _clear_other_run(request)
     say("starting")
     result = run_federation(request, (_listener(say),))
+    references = _references(request, say) if cell.references and not study.federation.local else {}
     _thin(request.out, federation, keep_models=place.keep_models)
     amputation = federation / "amputation.json"
     return {
@@ -151,6 +152,7 @@ def run_cell(cell: Cell, place: Workplace, say: Say = lambda _text: None) -> dic
         "seconds": round(max(time.monotonic() - began, result["seconds"]["total"]), 3),
         "result": result,
         "decisions": _decisions(request),
+        **references,
     }
 
 
@@ -161,6 +163,18 @@ def _decisions(request: RunRequest) -> dict[str, Any]:
 
     states = parse_states(read_run(request.out).states, len(request.study.classes))
     return decide(request.study, states, None).report
+
+
+def _references(request: RunRequest, say: Say) -> dict[str, Any]:
+    """Simple models beside a run, for its line and its report; its model must still be there."""
+    from simulation.references import measure_references  # noqa: PLC0415 - scikit-learn takes seconds
+    from simulation.report.run_report import REFERENCES, write_report  # noqa: PLC0415 - as above
+
+    say("simple models")
+    if not (request.out / REFERENCES).exists():
+        measure_references(request)
+        write_report(request.out)
+    return {"references": json.loads((request.out / REFERENCES).read_text(encoding="utf-8"))["models"]}
 
 
 def _listener(say: Say) -> Callable[[Mapping[str, Any]], None]:

@@ -44,6 +44,7 @@ class GridHead:
     seeds: tuple[int, ...] = (0,)  # of split, amputation and training
     modes: tuple[Mode, ...] = (Mode.FEDERATED,)
     subsets: bool = False  # whether every subset of modalities is tested, too
+    references: bool = False  # whether simple models on the same splits are tested, too
     set: tuple[str, ...] = ()  # section.key=value
     skip: tuple[Mapping[str, Any], ...] = ()  # cells that match all keys of an entry are left out
 
@@ -103,6 +104,7 @@ class Cell:
     seed: int
     subsets: bool = False
     common: tuple[str, ...] = ()
+    references: bool = False
 
     @property
     def prepare(self) -> tuple[str, ...]:
@@ -145,7 +147,8 @@ class Cell:
     def id(self) -> str:
         """Hash of everything that determines the result."""
         choices = {"prepare": self.prepare, "set": self.assignments, "mode": self.mode.value}
-        return _hash({**choices, "subsets": self.subsets})
+        asked = {"references": True} if self.references else {}  # cells without keep their ids
+        return _hash({**choices, "subsets": self.subsets, **asked})
 
     @cached_property
     def federation(self) -> str:
@@ -196,7 +199,10 @@ class Grid:
             head.seeds, self.data, self.missing, self.model, self.ablation, self.strategy, head.modes
         )
         cells = (
-            Cell(data, missing, model, ablation, strategy, mode, seed, head.subsets, head.set)
+            Cell(
+                *(data, missing, model, ablation, strategy, mode, seed, head.subsets, head.set),
+                references=head.references and mode is not Mode.LOCAL,  # which is of many models
+            )
             for seed, data, missing, model, ablation, strategy, mode in axes
         )
         return tuple(cell for cell in cells if not any(matches(cell, entry) for entry in head.skip))

@@ -88,6 +88,7 @@ class Record:
     amputation: Mapping[str, Any] | None
     seconds: float | None
     decisions: Mapping[str, Any]  # report of `server.release.decide.decide`; empty in older lines
+    references: Mapping[str, Any]  # scores by model, this run's among them
 
 
 @dataclass(frozen=True)
@@ -268,6 +269,7 @@ def _records(path: Path, planned: Mapping[str, Cell]) -> Iterable[Record]:
             amputation=line.get("amputation"),
             seconds=line.get("seconds"),
             decisions=line.get("decisions") or {},
+            references=line.get("references") or {},
         )
 
 

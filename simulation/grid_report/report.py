@@ -31,6 +31,7 @@ from simulation.grid_report.method_tables import (
 from simulation.grid_report.page import Figures, Key, Page, Part, Section, Table, Text, to_html, to_markdown
 from simulation.grid_report.published_results import PUBLISHED, Published
 from simulation.grid_report.records import Arm, GridRecord, load_records
+from simulation.grid_report.reference_tables import losses, reference_table
 from simulation.grid_report.statistics import impossible
 from simulation.grid_report.thesis_rows import thesis_groups
 from simulation.grid_report.values import blocks
@@ -103,11 +104,13 @@ def _page(grid: GridRecord) -> Page:
     ]
     if broken:
         notes.append(f"Metrics that cannot be of one set of predictions: cells {', '.join(broken)}.")
+    if lost := sum(1 for _ in losses(grid)):
+        notes.append(f"{lost} of the methods here lose to a simple model; see “Beside simple models”.")
     # Of data without a finished cell every row would be empty; what is missing has a section of its own.
     begun = {record.arm.regime for record in grid.records}
     tables = replace(grid, arms=tuple(arm for arm in grid.arms if arm.regime in begun))
-    sections = [*_thesis(tables), *_increments(tables), *_generic(tables), *_modes(tables), *_sites(tables)]
-    sections += [*_patients(tables), *_explained(tables)]
+    sections = [*_thesis(tables), *_increments(tables), *_generic(tables), *_simple(tables)]
+    sections += [*_modes(tables), *_sites(tables), *_patients(tables), *_explained(tables)]
     sections += [*_machines(tables), *_gaps(grid), *_method(grid, len(broken))]
     return Page(grid.title, chips, notes, sections)
 
@@ -198,6 +201,17 @@ def _generic_parts(grid: GridRecord, identity: str, task: str, arms: Sequence[Ar
         *_figures(forests(grid, identity, groups, keys), keys.values()),
         *_figures(drawings(grid, identity, columns, groups, keys, radar=False), keys.values()),
     ]
+
+
+def _simple(grid: GridRecord) -> list[Section]:
+    """Simple models on the same splits, and a sentence for every method that is behind one."""
+    read = (
+        "Logistic regression with indicators of absence, pooled and by sums over the sites, and gradient "
+        f"boosting: fitted on the same train rows, chosen on validation, tested on the same rows. {_PAIRED}"
+    )
+    tables = [reference_table(grid, mode) for mode in grid.modes]
+    parts = [*map(Text, losses(grid)), *(table for table in tables if table.groups)]
+    return _section("simple", "Beside simple models", read, parts)
 
 
 def _increments(grid: GridRecord) -> list[Section]:

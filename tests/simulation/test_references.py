@@ -31,6 +31,7 @@ def test_the_run_is_scored_as_its_result_says(finished):
     assert list(found["models"]) == [
         "this run",
         "logistic regression",
+        "federated logistic regression",
         "gradient boosting",
         "presence of modalities alone",
     ]
@@ -58,13 +59,15 @@ def test_logistic_regression_is_that_of_the_pooled_rows(finished):
     losses = [-np.log(fit.predict_proba(inputs[val])[np.arange(len(val)), label[val]]).mean() for fit in fits]
     expected = roc_auc_score(label[test], fits[np.argmin(losses)].predict_proba(inputs[test])[:, 1])
     assert found["models"]["logistic regression"]["auc"] == pytest.approx(expected)
+    assert found["models"]["federated logistic regression"]["auc"] == pytest.approx(expected, abs=2e-3)
 
 
 def test_a_run_that_loses_says_so_in_its_report(finished):
     request, _, found = finished
     best = max(found["models"], key=lambda name: found["models"][name]["auc"])
     assert best != "this run"  # of two rounds
-    assert found["note"].startswith(f"{best.capitalize()} on the pooled rows is better than this run: AUC ")
+    rows = "" if best.startswith("federated") else " on the pooled rows"
+    assert found["note"].startswith(f"{best.capitalize()}{rows} is better than this run: AUC ")
     assert found == json.loads((request.out / "references.json").read_text())
     assert found["note"].split(":")[0] in write_report(request.out).read_text()
 

@@ -98,10 +98,11 @@ def test_the_id_depends_only_on_what_determines_the_result(tmp_path):
     other_run = [
         replace(cell, mode=Mode.LOCAL),
         replace(cell, subsets=True),
+        replace(cell, references=True),
         replace(cell, common=("training.rounds=3",)),
         replace(cell, model=replace(cell.model, set=("model.width=8",))),
     ]
-    assert len({cell.id, *(other.id for other in other_run)}) == 5
+    assert len({cell.id, *(other.id for other in other_run)}) == 6
     assert {other.federation for other in other_run} == {cell.federation}
     other_data = [
         replace(cell, seed=7),
@@ -109,6 +110,11 @@ def test_the_id_depends_only_on_what_determines_the_result(tmp_path):
         replace(cell, missing=replace(cell.missing, arguments=("--pattern", "exclusive"))),
     ]
     assert len({cell.federation, *(other.federation for other in other_data)}) == 4
+
+
+def test_only_runs_of_one_model_have_references(tmp_path):
+    cells = grid_of(tmp_path, SMALL.replace("[grid]", "[grid]\nreferences = true")).cells
+    assert {(cell.mode.value, cell.references) for cell in cells} == {("federated", True), ("local", False)}
 
 
 def test_the_id_is_the_hash_of_this_text(tmp_path):

@@ -116,6 +116,20 @@ def test_a_finished_cell_is_not_run_again(one_cell):
     assert not any("round" in text for text in said)
 
 
+def test_a_line_has_simple_models_where_the_grid_asks_for_them(tmp_path):
+    text = GRID.replace("[grid]", "[grid]\nreferences = true").replace('"20"', '"40"')
+    cell, place = load_grid(write(tmp_path, text)).cells[0], Workplace.make({}, tmp_path / "out")
+    entry = run_cell(cell, place)
+    found = entry["references"]
+    assert {"this run", "logistic regression", "federated logistic regression"} <= set(found)
+    assert found["this run"]["auc"] == pytest.approx(
+        entry["result"]["metrics"]["test"]["pooled"]["auc"], abs=0.01
+    )
+    assert "Beside simple models" in (place.out / "runs" / cell.id / "report.html").read_text()
+    assert run_cell(cell, place)["references"] == found  # its model is no longer there
+
+
+@pytest.mark.slow
 def test_models_are_kept_on_demand_and_a_run_of_other_defaults_is_replaced(one_cell):
     cell, place, entry, _ = one_cell
     run = place.out / "runs" / cell.id

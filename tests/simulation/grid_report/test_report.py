@@ -191,6 +191,27 @@ def test_differences_are_those_of_scipy(tmp_path):
     assert by_name["DRIM, with clinical"][1] == "3"
 
 
+def test_simple_models_are_compared_seed_by_seed_and_a_loss_is_a_sentence(tmp_path):
+    lines = make_grid(tmp_path, grid_text(MMIST, model("mmare", "MMARE"), model("drim", "DRIM")))
+    better = {"logistic regression": [0.03, 0.05, 0.04], "gradient boosting": [-0.01, 0.08, -0.02]}
+    for line in lines:
+        if line["settings"]["label"] == "MMARE":
+            auc, seed = line["result"]["metrics"]["test"]["pooled"]["auc"], line["settings"]["seed"]
+            gains = {name: {"auc": auc + gaps[seed]} for name, gaps in better.items()}
+            line["references"] = {"this run": {"auc": auc}, **gains}
+    write_lines(tmp_path, lines)
+    page, markdown = pages(tmp_path)
+    (row,) = after(rows_of(page, "AUC, federated, and less each simple model"), "with clinical")
+    zeros = pd.Series([0.0] * 3)
+    assert row[0] == "MMARE"
+    assert row[3:] == [interval(zeros, pd.Series(gaps)) for gaps in better.values()]
+    low, high = stats.ttest_1samp(better["logistic regression"], 0).confidence_interval(0.95)
+    loss = "MMARE, federated, on with clinical loses to logistic regression by 0.040 of AUC"
+    assert f"{loss} ({low:.3f} to {high:.3f})." in page.text
+    assert loss in markdown
+    assert "1 of the methods here lose to a simple model" in page.text
+
+
 def test_missing_cells_are_missing_and_pairs_only_are_compared(tmp_path):
     text = grid_text(MMIST, model("mmare", "MMARE"), model("drim", "DRIM"), model("late-mean", "Mean"))
     make_grid(tmp_path, text)
