@@ -333,6 +333,22 @@ def _print_result(result: dict[str, Any], out: Path) -> None:
         )
     console = Console()
     console.print(table)
+    point = result.get("metrics", {}).get("test", {}).get("operating_point")
+    if point is not None:
+        scores = [
+            f"{name} {point['pooled'][key]:.3f}"
+            for key, name in (
+                ("accuracy", "accuracy"),
+                ("balanced_accuracy", "balanced accuracy"),
+                ("f1", "F1"),
+            )
+            if point["pooled"][key] is not None
+        ]
+        console.print(
+            f"called positive from a probability of {point['threshold']:.3f} on, chosen on validation: "
+            f"{', '.join(scores)}",
+            highlight=False,
+        )
     seconds = result["seconds"]["total"]
     console.print(
         f"{result['rounds_run']} rounds, best {result['best_round']}, {seconds:.1f} s", highlight=False

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import torch
 
-from mmare.metrics.state import BINARY, N_BINS, N_CALIBRATION_BINS
+from mmare.metrics.state import BINARY, N_BINS, N_CALIBRATION_BINS, class_scores
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Rule",
     "choose_threshold",
+    "class_scores_at",
     "class_scores_of",
     "counts_at",
     "decision_curve",
@@ -96,6 +97,20 @@ def counts_at(positive: Tensor, negative: Tensor, threshold: float) -> dict[str,
         "fn": int(positive[:place].sum()),
         "tn": int(negative[:place].sum()),
     }
+
+
+def class_scores_at(state: MetricState, positive: int, threshold: float) -> dict[str, float | int | None]:
+    """Rows, and the scores of predicted classes if a patient is called positive from a threshold on.
+
+    Two classes; `class_scores` says which scores, and where they are undefined.
+    """
+    counts = counts_at(*positive_scores(state, positive), threshold)
+    confusion = torch.tensor(
+        [[counts["tn"], counts["fp"]], [counts["fn"], counts["tp"]]], dtype=torch.float64
+    )
+    confusion = confusion if positive == 1 else confusion.flip(0, 1)
+    scores = class_scores(confusion[None], positive)
+    return {"n": state.n, **{name: None if value is None else value.item() for name, value in scores.items()}}
 
 
 def rates(counts: dict[str, int]) -> dict[str, Any]:

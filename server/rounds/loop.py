@@ -20,7 +20,7 @@ from server.rounds.collected import Collected, Replies, SumOf
 from server.rounds.global_model import Averaging, GlobalModel
 from server.rounds.requests import Inquiry
 from server.rounds.roll_call import RollCalls
-from server.rounds.round_metrics import headline, metrics_of
+from server.rounds.round_metrics import final_metrics, headline
 from server.rounds.scaling import check_statistics, set_cuts, set_scaling
 from server.rounds.secure_sums import SecureSums
 from server.store import events
@@ -400,7 +400,7 @@ class RoundLoop:
         collected = self._collect(requests, best, SecureSum.TEST)
         self._require_quorum(len(collected.sites), "answered the test")
         states = {"validation": collected.states(Split.VAL), "test": collected.states(Split.TEST)}
-        metrics = {name: metrics_of(found, self._study) for name, found in states.items()}
+        metrics = final_metrics(states, self._study)
         self._journal.write(events.Selected(round=best, metrics=metrics["validation"]))
         self._journal.write(events.Tested(round=best, metrics=metrics["test"]))
         kept = {name: found.kept(self._study).to_dict() for name, found in states.items()}

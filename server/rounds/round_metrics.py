@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any, Final
 from mmare.errors import Reason
 from mmare.metrics.attribution import AttributionState, merge_attributions
 from mmare.metrics.calibration import CalibrationState, merge_calibration
+from mmare.metrics.operating import Rule, choose_threshold, class_scores_at, positive_scores
+from mmare.metrics.state import BINARY
 from mmare.study.outcome import TASKS
 from mmare.tasks.registry import task_of
 from mmare.wire.messages import Split, WireError
@@ -18,7 +20,14 @@ if TYPE_CHECKING:
     from mmare.tasks.base import State, Task
     from mmare.wire.messages import Update
 
-__all__ = ["SplitStates", "collect_states", "headline", "metrics_of", "trained_state"]
+__all__ = [
+    "SplitStates",
+    "collect_states",
+    "final_metrics",
+    "headline",
+    "metrics_of",
+    "trained_state",
+]
 
 INTERVALS_SEED: Final = 0  # fixed, so that the same states give the same result file
 
@@ -179,3 +188,33 @@ def _shapley(states: SplitStates, study: Study) -> dict[str, Any]:
     pooled = merge_attributions(states.attributions.values(), len(names))
     sites = {site: state.compute(names) for site, state in states.attributions.items() if site}
     return {"shapley": {"pooled": pooled.compute(names), "sites": sites}}
+
+
+def final_metrics(states: Mapping[str, SplitStates], study: Study) -> dict[str, Any]:
+    """`metrics_of` validation and test; the test's have what a threshold gives, too (``operating_point``)."""
+    metrics = {name: metrics_of(found, study) for name, found in states.items()}
+    metrics["test"]["operating_point"] = _at_operating_point(states["validation"], states["test"], study)
+    return metrics
+
+
+def _at_operating_point(validation: SplitStates, test: SplitStates, study: Study) -> dict[str, Any] | None:
+    """Scores of the classes that a threshold gives, instead of the larger probability.
+
+    The threshold has the largest sum of sensitivity and specificity on the validation rows of all sites: if
+    few are positive, the larger probability may be that of the others for everybody. ``None`` without two
+    classes, of which one is named positive, or without validation rows of both.
+    """
+    positive, task = study.positive_index, task_of(study)
+    if positive is None or len(study.classes) != BINARY:
+        return None
+    seen = validation.pooled(task)
+    if not all(seen.counts):
+        return None
+    threshold = choose_threshold(*positive_scores(seen, positive), Rule.YOUDEN)
+    return {
+        "rule": Rule.YOUDEN.value,
+        "threshold": threshold,
+        "validation": class_scores_at(seen, positive, threshold),
+        "pooled": class_scores_at(test.pooled(task), positive, threshold),
+        "sites": {site: class_scores_at(state, positive, threshold) for site, state in test.sites.items()},
+    }

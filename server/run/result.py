@@ -45,7 +45,7 @@ def local_metrics(outcome: Outcome, site: str) -> dict[str, Any]:
         "validation": outcome.metrics["validation"]["pooled"],
         "test": {
             "own": test["sites"].get(site),
-            **{name: test[name] for name in ("pooled", "sites", "subsets")},
+            **{name: test[name] for name in ("pooled", "sites", "subsets", "operating_point")},
         },
     }
 

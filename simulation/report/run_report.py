@@ -94,9 +94,12 @@ def _run_view(record: RunRecord) -> View:
     decided = decide(study, states, None)
     test = record.result["metrics"].get("test") or {}
     traffic = _traffic(record.state)
+    common = _common(record, sites, ())
+    by_threshold = (test.get("operating_point") or {}).get("pooled") or {}
     return {
-        **_common(record, sites, ()),
+        **common,
         "kind": "run",
+        "called": {key: title for key, title in common["columns"].items() if key in by_threshold},
         "present": [site for site in sites if site in traffic or site in (test.get("sites") or {})],
         "test": test,
         "validation": record.result["metrics"].get("validation") or {},

@@ -43,6 +43,7 @@ METRICS = {
     },
 }
 EACH_SITE = dict.fromkeys(SITES, METRICS)
+CALLED = {"n": int, **dict.fromkeys(("accuracy", "balanced_accuracy", "f1", "precision", "recall"), VALUE)}
 FACTS = {
     "rounds_run": int,
     "best_round": int,
@@ -67,6 +68,13 @@ FEDERATED = {
             "patterns": dict.fromkeys(("01", "10", "11"), METRICS),
             "worst_site": {"site": str, "balanced_accuracy": VALUE},
             "over": {"no": list, "yes": list},
+            "operating_point": {
+                "rule": str,
+                "threshold": float,
+                "validation": CALLED,
+                "pooled": CALLED,
+                "sites": dict.fromkeys(SITES, CALLED),
+            },
         },
     },
 }

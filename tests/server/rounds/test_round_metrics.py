@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -7,7 +9,7 @@ from mmare.errors import Reason
 from mmare.metrics.calibration import CalibrationState
 from mmare.metrics.state import MetricState
 from mmare.wire.messages import Evaluation, Split, Update, WireError
-from server.rounds.round_metrics import collect_states, headline, metrics_of
+from server.rounds.round_metrics import collect_states, final_metrics, headline, metrics_of
 from tests.federations import tiny_study
 
 STUDY = tiny_study()
@@ -58,6 +60,52 @@ def test_the_merge_over_sites_is_scikit_learns_value_on_the_pooled_rows():
     assert found["auc"] == pytest.approx(reference.roc_auc_score(label, score), abs=2e-3)
     mean_of_sites = np.mean([metrics_of(states, STUDY)["sites"][site]["balanced_accuracy"] for site in ROWS])
     assert found["balanced_accuracy"] != pytest.approx(mean_of_sites, abs=1e-3)
+
+
+def test_the_threshold_is_chosen_on_validation_and_scored_on_test():
+    val = collect_states({site: update(site, split=Split.VAL) for site in ("ash", "birch")}, Split.VAL, STUDY)
+    test = collect_states({"cedar": update("cedar")}, Split.TEST, STUDY)
+    found = final_metrics({"validation": val, "test": test}, STUDY)["test"]["operating_point"]
+    logits, label = (torch.cat(parts) for parts in zip(ROWS["ash"], ROWS["birch"], strict=True))
+    score = logits.softmax(dim=1)[:, 1].numpy()
+    false, true, edges = reference.roc_curve(label, score)
+    best = (true - false).max()
+    called = score >= found["threshold"]
+    assert reference.recall_score(label, called) - called[label == 0].mean() == pytest.approx(best)
+    assert edges[(true - false).argmax()] == pytest.approx(found["threshold"], abs=0.05)
+    assert found["validation"]["balanced_accuracy"] == pytest.approx((1 + best) / 2)
+    logits, label = ROWS["cedar"]
+    called = logits.softmax(dim=1)[:, 1].numpy() >= found["threshold"]
+    wanted = {
+        "accuracy": reference.accuracy_score(label, called),
+        "balanced_accuracy": reference.balanced_accuracy_score(label, called),
+        "f1": reference.f1_score(label, called),
+        "recall": reference.recall_score(label, called),
+        "macro_f1": reference.f1_score(label, called, average="macro"),
+    }
+    assert {name: found["pooled"][name] for name in wanted} == pytest.approx(wanted)
+    assert found["sites"] == {"cedar": found["pooled"]}
+    assert "auc" not in found["pooled"]
+
+
+@pytest.mark.parametrize("positive", ["no", "yes"])
+def test_classes_by_a_threshold_are_of_whichever_class_is_positive(positive):
+    study = replace(STUDY, positive=positive)
+    states = collect_states({site: update(site) for site in ROWS}, Split.TEST, study)
+    found = final_metrics({"validation": states, "test": states}, study)["test"]["operating_point"]
+    score, _, label = pooled_rows()
+    index = STUDY.classes.index(positive)
+    called = np.where((score if index else 1 - score) >= found["threshold"], index, 1 - index)
+    assert found["pooled"]["f1"] == pytest.approx(reference.f1_score(label, called, pos_label=index))
+    assert found["pooled"]["balanced_accuracy"] == found["validation"]["balanced_accuracy"]
+
+
+def test_without_validation_rows_of_both_classes_or_a_positive_class_there_is_no_threshold():
+    test = collect_states({site: update(site) for site in ROWS}, Split.TEST, STUDY)
+    none = collect_states({}, Split.VAL, STUDY)
+    assert final_metrics({"validation": none, "test": test}, STUDY)["test"]["operating_point"] is None
+    unnamed = replace(STUDY, positive=None)
+    assert final_metrics({"validation": test, "test": test}, unnamed)["test"]["operating_point"] is None
 
 
 def test_the_order_of_sites_does_not_matter():
