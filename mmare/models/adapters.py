@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 __all__ = ["InputScaling", "WidthAdapters", "add_noise", "moment_rows", "pooled_moments", "present_parts"]
 
 NOISE_SHARE: Final = 0.1  # of a feature's deviation over the train rows (the thesis gives no figure)
+BEND_SHARE: Final = 0.3  # of the encoding: steps of Adam are smaller there, and what is linear is learned so
 DEVIATION_FLOOR: Final = 1e-6  # features of a ReLU network can be constant
 
 
@@ -164,7 +165,8 @@ def present_parts(scaled: Tensor, present: Tensor, widths: Sequence[int]) -> lis
 class WidthAdapters(nn.Module):
     """Bring modalities to one width D: Linear and ReLU where the width differs, else unchanged.
 
-    Modalities in the slots ``bent`` are encoded by `piecewise_linear` first, and have an adapter always.
+    Modalities in the slots ``bent`` have an adapter always, which reads their `piecewise_linear` encoding as
+    well; its weights there start at zero, so that bends are learned where they help.
     """
 
     def __init__(self, widths: Sequence[int], width: int, bent: Collection[int] = ()) -> None:
@@ -172,21 +174,26 @@ class WidthAdapters(nn.Module):
         if width < 1:
             raise ValueError(f"width must be positive, found {width}")
         self.widths = tuple(widths)
-        self.bent = frozenset(bent)
-        inputs = [BINS * given if slot in self.bent else given for slot, given in enumerate(widths)]
         self.adapters = nn.ModuleDict(
             {
                 str(slot): nn.Linear(given, width)
-                for slot, given in enumerate(inputs)
-                if given != width or slot in self.bent
+                for slot, given in enumerate(widths)
+                if given != width or slot in bent
             }
         )
+        self.bends = nn.ModuleDict(
+            {str(slot): nn.Linear(BINS * widths[slot], width, bias=False) for slot in sorted(bent)}
+        )
+        for bend in self.bends.parameters():
+            nn.init.zeros_(bend)
 
     def forward(self, scaled: Tensor) -> Tensor:
         """Adapt ``(B, W)`` to ``(B, M, D)``."""
         parts = list(torch.split(scaled, list(self.widths), dim=1))
         for slot, adapter in self.adapters.items():
             rows = parts[int(slot)]
-            rows = piecewise_linear(rows) if int(slot) in self.bent else rows
-            parts[int(slot)] = functional.relu(adapter(rows))
+            adapted = adapter(rows)
+            if slot in self.bends:
+                adapted = adapted + self.bends[slot](BEND_SHARE * piecewise_linear(rows))
+            parts[int(slot)] = functional.relu(adapted)
         return torch.stack(parts, dim=1)

@@ -180,7 +180,7 @@ class MMARE(MultimodalModel):
         found += [
             Block(
                 f"adapter.{names[int(slot)]}",
-                self.parameters_under(f"adapters.adapters.{slot}"),
+                self.parameters_under(f"adapters.adapters.{slot}", f"adapters.bends.{slot}"),
                 samples_with(int(slot)),
             )
             for slot in self.adapters.adapters

@@ -251,14 +251,15 @@ def test_adapters_are_linear_and_relu_only_where_the_width_differs():
         torch.testing.assert_close(adapted[:, slot], expected)
 
 
-def test_bent_adapters_read_the_piecewise_linear_encoding_whatever_the_width():
+def test_bent_adapters_start_as_linear_ones_and_read_the_piecewise_linear_encoding():
     adapters = WidthAdapters([4, 2], 4, bent=[0])
+    assert list(adapters.bends) == ["0"]
     scaled = torch.randn(5, 6, generator=generator())
-    adapted = adapters(scaled)
-    weight, bias = adapters.adapters["0"].weight, adapters.adapters["0"].bias
-    expected = (piecewise_linear(scaled[:, :4]) @ weight.T + bias).clamp_min(0)
-    torch.testing.assert_close(adapted[:, 0], expected)
-    assert adapters.adapters["1"].weight.shape == (4, 2)
+    linear = adapters.adapters["0"](scaled[:, :4])
+    assert torch.equal(adapters(scaled)[:, 0], linear.clamp_min(0))
+    bend = torch.nn.init.normal_(adapters.bends["0"].weight, generator=generator())
+    expected = (linear + 0.3 * piecewise_linear(scaled[:, :4]) @ bend.T).clamp_min(0)
+    torch.testing.assert_close(adapters(scaled)[:, 0], expected)
 
 
 @pytest.mark.parametrize("width", [0, -3])

@@ -159,11 +159,13 @@ def test_one_modality_is_classified_without_merging():
 def test_numbers_of_narrow_tables_are_bent_and_wide_vectors_are_not():
     study = a_study((16, 200), numeric="piecewise", width=16)
     model = build_model(study)
-    assert model.adapters.adapters["0"].weight.shape == (16, 8 * 16)
-    assert model.adapters.adapters["1"].weight.shape == (16, 200)
-    assert [block.name for block in model.blocks() if "adapter" in block.name] == ["adapter.m0", "adapter.m1"]
+    assert {name: bend.weight.shape for name, bend in model.adapters.bends.items()} == {"0": (16, 4 * 16)}
+    found = {block.name: block.parameters for block in model.blocks() if "adapter" in block.name}
+    assert "adapters.bends.0.weight" in found["adapter.m0"]
+    assert found["adapter.m1"] == ("adapters.adapters.1.weight", "adapters.adapters.1.bias")
     plain = build_model(a_study((16, 200), width=16))
     assert sorted(plain.adapters.adapters) == ["1"]
+    assert not plain.adapters.bends
 
 
 def test_a_slip_in_one_cell_is_clipped_for_the_model():
