@@ -210,7 +210,7 @@ def _simple(grid: GridRecord) -> list[Section]:
         f"boosting: fitted on the same train rows, chosen on validation, tested on the same rows. {_PAIRED}"
     )
     tables = [reference_table(grid, mode) for mode in grid.modes]
-    parts = [*map(Text, losses(grid)), *(table for table in tables if table.groups)]
+    parts: list[Part] = [*map(Text, losses(grid)), *(table for table in tables if table.groups)]
     return _section("simple", "Beside simple models", read, parts)
 
 
