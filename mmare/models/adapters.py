@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 __all__ = ["InputScaling", "WidthAdapters", "add_noise", "moment_rows", "pooled_moments", "present_parts"]
 
 NOISE_SHARE: Final = 0.1  # of a feature's deviation over the train rows (the thesis gives no figure)
-BEND_SHARE: Final = 0.3  # of the encoding: steps of Adam are smaller there, and what is linear is learned so
 DEVIATION_FLOOR: Final = 1e-6  # features of a ReLU network can be constant
 
 
@@ -194,6 +193,6 @@ class WidthAdapters(nn.Module):
             rows = parts[int(slot)]
             adapted = adapter(rows)
             if slot in self.bends:
-                adapted = adapted + self.bends[slot](BEND_SHARE * piecewise_linear(rows))
+                adapted = adapted + self.bends[slot](piecewise_linear(rows))
             parts[int(slot)] = functional.relu(adapted)
         return torch.stack(parts, dim=1)

@@ -207,14 +207,18 @@ def _at_operating_point(validation: SplitStates, test: SplitStates, study: Study
     positive, task = study.positive_index, task_of(study)
     if positive is None or len(study.classes) != BINARY:
         return None
-    seen = validation.pooled(task)
+    seen: Any = validation.pooled(task)  # a MetricState, as all states of classes
     if not all(seen.counts):
         return None
     threshold = choose_threshold(*positive_scores(seen, positive), Rule.YOUDEN)
+
+    def scored(state: Any) -> dict[str, Any]:  # noqa: ANN401 - as above
+        return class_scores_at(state, positive, threshold)
+
     return {
         "rule": Rule.YOUDEN.value,
         "threshold": threshold,
-        "validation": class_scores_at(seen, positive, threshold),
-        "pooled": class_scores_at(test.pooled(task), positive, threshold),
-        "sites": {site: class_scores_at(state, positive, threshold) for site, state in test.sites.items()},
+        "validation": scored(seen),
+        "pooled": scored(test.pooled(task)),
+        "sites": {site: scored(state) for site, state in test.sites.items()},
     }
