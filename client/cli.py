@@ -28,7 +28,10 @@ __all__ = ["Part", "app", "main"]
 
 StudyOption = Annotated[
     Path | None,
-    typer.Option(help="The study; by default study.toml of the federation folder around the site."),
+    typer.Option(
+        help="The study, a file or one that mmare-site studies lists; by default study.toml of the "
+        "federation folder around the site."
+    ),
 ]
 
 app = typer.Typer(
@@ -158,7 +161,10 @@ def embed(
 
 @app.command(epilog="Example: mmare-site approve study.toml --site hospital/site.toml")
 def approve(
-    study: Annotated[Path, typer.Argument(help="The study.toml that the coordinator sent.")],
+    study: Annotated[
+        Path,
+        typer.Argument(help="Name or hash of a study that mmare-site studies lists, or a study.toml."),
+    ],
     site: Annotated[Path, typer.Option(help="The site's site.toml.")],
     *,
     yes: Annotated[bool, typer.Option("--yes", help="Agree without being asked.")] = False,
@@ -173,28 +179,45 @@ def approve(
     A running worker knows at once. Approved again, the count of answers that may leave begins anew.
     """
     config = _site(site)
-    wanted = _study(config, study)
-    from client.privacy.approvals import ApprovalFolder, default_releases
-    from client.privacy.records.audit_log import Entry, Event, log_of
-    from client.privacy.records.ledger import ledger_of
-    from client.privacy.study_summary import study_in_words
+    from client.privacy.approvals import ApprovalFolder
+    from client.privacy.approving import Approving
 
-    folder = ApprovalFolder(config.folder)
+    wanted = _study(config, study)
     if revoke:
-        folder.revoke(wanted.hash)
+        ApprovalFolder(config.folder).revoke(wanted.hash)
         typer.echo(f"no longer approved: {visible(wanted.name)}, hash {wanted.hash}")
         return
-    most, log = config.max_releases or default_releases(wanted), log_of(config)
-    typer.echo(study_in_words(wanted, config, most, seed or ()) + "\n")
-    ledger_of(config).admit(wanted)
-    before = folder.find(wanted.hash)
-    wrong = log.examine(*([before.head] if before else []))[1]
-    if wrong:
-        typer.echo(f"The audit log does not verify: {wrong}. Approving goes on after what is there.\n")
+    approving = Approving(config, wanted, seed or ())
+    typer.echo(approving.words + "\n")
+    if doubt := approving.doubt():
+        typer.echo(f"The audit log does not verify: {doubt}. Approving goes on after what is there.\n")
     if not yes and not typer.confirm(f"Approve this for the site {config.id}?"):
         raise RunError(f"{study}: not approved")
-    head = log.append(Entry(Event.APPROVED, study=wanted.hash, broken=wrong), anew=True)
-    typer.echo(f"approved: {folder.record(wanted, most, head, seed or ())}")
+    typer.echo(f"approved: {approving.approve()}")
+
+
+@app.command(epilog="Example: mmare-site studies hospital/site.toml")
+def studies(
+    site: Annotated[Path, typer.Argument(help="The site's site.toml.")],
+    forget: Annotated[
+        str, typer.Option(metavar="NAME", help="Remove a proposal; it returns if it is asked for again.")
+    ] = "",
+) -> None:
+    """List the studies that were proposed to this site, those that it approved, and those that have ended.
+
+    A study that a coordinator asks for is kept to be read, and nothing of it runs before it is approved.
+    """
+    config = _site(site)
+    from client.privacy.proposals import ProposalFolder
+    from client.privacy.study_list import studies_text
+
+    if forget:
+        folder = ProposalFolder(config.folder)
+        found = folder.find(forget)
+        folder.forget(found.study.hash)
+        typer.echo(f"forgotten: {visible(found.study.name)}, hash {found.study.hash}")
+        return
+    typer.echo(studies_text(config, site))
 
 
 @app.command(epilog="Example: mmare-site install kidney.zip --site hospital/site.toml")
@@ -267,7 +290,7 @@ def status(site: Annotated[Path, typer.Argument(help="The site's site.toml.")]) 
 
         found = WorkerLink(config.worker.socket).status()
     typer.echo("not running" if found is None else status_text(found, now))
-    relay = relay_text(config, now)
+    relay = relay_text(config, now, found)
     if relay.lines:
         typer.echo("\n" + relay.lines)
     if found is None or not relay.runs:
@@ -332,9 +355,10 @@ def _site(path: Path) -> SiteConfig:
 
 
 def _study(site: SiteConfig, path: Path | None) -> Study:
-    from mmare.study.study import STUDY_FILE, load_study
+    from client.privacy.study_list import named_study
+    from mmare.study.study import STUDY_FILE
 
-    return load_study(path or site.folder.parent / STUDY_FILE)
+    return named_study(site, path or site.folder.parent / STUDY_FILE)
 
 
 def main() -> None:

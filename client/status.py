@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 __all__ = ["RelayText", "relay_text", "status_text"]
 
 RECENT_S: Final = 60.0  # a longer silence suggests that the coordinator is unreachable
+QUIET_S: Final = 900.0  # a longer silence between messages suggests that no study is under way
 
 
 @dataclass(frozen=True)
@@ -29,8 +30,12 @@ class RelayText:
     runs: bool = True  # whether all of its programs run
 
 
-def relay_text(site: SiteConfig, now: datetime) -> RelayText:
-    """State of SuperNode and SuperExec; raises `InputError` if the kit's files are unusable."""
+def relay_text(site: SiteConfig, now: datetime, worker: StatusAnswer | None = None) -> RelayText:
+    """State of SuperNode and SuperExec, and whether a study is under way as far as the worker knows.
+
+    Raises:
+        InputError: If the kit's files are unusable.
+    """
     try:
         if not SiteKit(site.coordinator.kit).joined.exists():
             return RelayText()
@@ -44,9 +49,19 @@ def relay_text(site: SiteConfig, now: datetime) -> RelayText:
     where = f"coordinator: {coordinator.address}, federation {coordinator.federation}"
     if state is None:
         return RelayText(f"{where}\nrelay: not running", runs=False)
-    lines = [where, f"last contact: {_ago(contact, now)}", ""]
+    lines = [where, f"last contact: {_ago(contact, now)}"]
+    if contact is not None and worker is not None and (now - contact).total_seconds() <= RECENT_S:
+        lines.append(f"connected, {'a study' if _asked(worker, now) else 'no study'} under way")
+    lines.append("")
     lines += [_program(program, now) for program in state.programs]
     return RelayText("\n".join(lines), all(program.pid is not None for program in state.programs))
+
+
+def _asked(worker: StatusAnswer, now: datetime) -> bool:
+    """Whether the worker is at work for a study or was a moment ago."""
+    if worker.HasField("busy_s"):
+        return True
+    return worker.HasField("last_contact") and now.timestamp() - worker.last_contact < QUIET_S
 
 
 def _ago(then: datetime | None, now: datetime) -> str:

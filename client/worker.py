@@ -81,8 +81,10 @@ class SiteStatus:
         answer.site, answer.software, answer.pid = self._site, version("federated-mmare"), os.getpid()
         approved = {approval.study_hash: approval for approval in self._approvals.all()}
         tallies = self._audit.tallies({name: each.time for name, each in approved.items()})
+        proposed = {each.study.hash: each.study.name for each in self._approvals.proposals()}
         for study_hash in [*approved, *sorted(tallies.keys() - approved.keys())]:
             entry = StudyTally(study_hash=study_hash, approved=study_hash in approved)
+            entry.name = proposed.get(study_hash, "")
             if study_hash in tallies:
                 tally = tallies[study_hash]
                 entry.released, entry.refused = tally.released, tally.refused

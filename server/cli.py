@@ -11,6 +11,7 @@ from rich.console import Console
 
 from mmare.errors import InputError
 from mmare.host.console import run_command
+from server.deployment.commands import abort, queue, submit
 from server.membership.commands import app as kit_app
 from server.release.commands import release
 
@@ -29,11 +30,20 @@ app.add_typer(kit_app, name="kit")
 app.command(epilog="Example: mmare-server release coordinator/runs/first --out kidney.zip")(release)
 
 
-@app.command(epilog="Example: mmare-server start study.toml --kit coordinator")
+app.command(epilog="Example: mmare-server submit study.toml --kit coordinator --wait 7d")(submit)
+app.command(epilog="Example: mmare-server queue --kit coordinator")(queue)
+app.command(epilog="Example: mmare-server abort kidney-federated-seed0 --kit coordinator")(abort)
+
+
+@app.command(epilog="Example: mmare-server start --kit coordinator; mmare-server start study.toml")
 def start(  # noqa: PLR0913 - a command line's options
     source: Annotated[
-        Path, typer.Argument(metavar="FEDERATION-or-STUDY", help="A study.toml, or a folder with one.")
-    ],
+        Path | None,
+        typer.Argument(
+            metavar="[FEDERATION-or-STUDY]",
+            help="A study.toml, or a folder with one, to run; without it, stay for what is submitted.",
+        ),
+    ] = None,
     *,
     kit: KitOption = DEFAULT_KIT,
     out: Annotated[
@@ -62,19 +72,24 @@ def start(  # noqa: PLR0913 - a command line's options
         bool, typer.Option("--proxy/--no-proxy", help="Run nginx as the public door, or leave it to another.")
     ] = True,
 ) -> None:
-    """Run a study with the sites that were admitted: SuperLink, the public door, and the run to its end.
+    """Run the coordinator: SuperLink, the public door, and what mmare-server submit queues, or one study.
 
     What dies on the way is started again and the run resumed. Ctrl-C or SIGTERM stops everything; the same
-    command goes on. Exit code 0 only when the result is there.
+    command goes on. With a study it ends with its run, with exit code 0 only when the result is there.
     """
+    if source is None and (out is not None or assignments or overwrite or min_nodes or mode != "federated"):
+        raise InputError(
+            "start without a study takes submitted runs: --out, --mode, --set, --overwrite and --min-nodes "
+            "are of one run; expected a study, or these options at mmare-server submit"
+        )
     from server.deployment.start import StartSettings, start_run
     from server.store.journal import RESULT
 
     found = StartSettings(
         *(kit, source, out, mode, tuple(assignments or ()), overwrite, min_nodes, tries, metrics_port, proxy)
     )
-    result = start_run(found, Console(stderr=True)) / RESULT
-    typer.echo(f"result: {result}")
+    done = start_run(found, Console(stderr=True))
+    typer.echo("stopped" if done is None else f"result: {done / RESULT}")
 
 
 @app.command(epilog="Example: mmare-server status; mmare-server status runs/mmist-fed --watch")

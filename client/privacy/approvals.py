@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import tomli_w
 
+from client.privacy.proposals import Proposal, ProposalFolder
 from client.privacy.records.audit_chain import START, Head
 from mmare.errors import DataError, StudyError
 from mmare.host.files import own_folder, replacing
@@ -53,6 +54,9 @@ class Approvals(Protocol):
     def find(self, study_hash: str) -> Approval | None:
         """The approval of a study, if any."""
 
+    def propose(self, study: Study) -> None:
+        """Keep a study that was asked for without approval, for the hospital to read."""
+
 
 class FixedApprovals:
     """Approval of given study hashes with any seed and every answer, for a simulation's own study."""
@@ -66,6 +70,9 @@ class FixedApprovals:
             return None
         return Approval(study_hash, extra=frozenset(ExtraAnswer))
 
+    def propose(self, study: Study) -> None:
+        """Nobody reads it."""
+
 
 class ApprovalFolder:
     """Approvals as human-readable files in a site's folder: the study as shown, who approved it and when.
@@ -76,6 +83,7 @@ class ApprovalFolder:
 
     def __init__(self, site_folder: Path) -> None:
         self._folder = site_folder / "approved"
+        self._proposals = ProposalFolder(site_folder)
         self._read: dict[str, tuple[tuple[int, int], Approval | None]] = {}
 
     def find(self, study_hash: str) -> Approval | None:
@@ -92,6 +100,14 @@ class ApprovalFolder:
         if known is None or known[0] != state:
             known = self._read[study_hash] = (state, _read(path, study_hash))
         return known[1]
+
+    def propose(self, study: Study) -> None:
+        """As of `Approvals`."""
+        self._proposals.keep(study)
+
+    def proposals(self) -> list[Proposal]:
+        """Studies that were asked for without approval, the latest first."""
+        return self._proposals.all()
 
     def all(self) -> list[Approval]:
         """Every approval, latest first."""
@@ -125,6 +141,7 @@ class ApprovalFolder:
         path = self._path(study.hash)
         with replacing(path, private=True) as partial:
             partial.write_text(tomli_w.dumps({_HEAD: head, **study.to_dict()}), encoding="utf-8")
+        self._proposals.forget(study.hash)
         return path
 
     def revoke(self, study_hash: str) -> None:

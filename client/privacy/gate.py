@@ -129,6 +129,7 @@ class Gate:
         approval = self._approvals.find(study.hash)
         if approval is None:
             LOG.error("study %s with the hash %s is not approved", study.name, study.hash)
+            self._approvals.propose(study)
             raise SiteError(SiteCode.STUDY)
         self._check_log(approval)
         if approval.seeds is not None and study.seed not in approval.seeds:

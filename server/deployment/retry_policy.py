@@ -13,14 +13,15 @@ from math import inf
 from statistics import median
 from typing import TYPE_CHECKING, Final
 
+from mmare.errors import Ending, Reason, SiteCode
 from server.monitoring.followed_run import FollowedRun
 from server.monitoring.run_state import RunState
 from server.monitoring.watch import HISTORY
-from server.store.events import RunFailed
+from server.store.events import RollCall, RunFailed
 from server.store.journal import JOURNAL
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Collection, Iterable, Mapping
     from pathlib import Path
 
     from server.deployment.flower_runs import FlowerRun
@@ -37,7 +38,9 @@ __all__ = [
     "RunProgress",
     "Step",
     "decide",
+    "is_hopeless",
     "is_permanent",
+    "who_is_missing",
 ]
 
 BAD_INPUT: Final = "[E2] "  # precedes the sentence of a permanent failure in Flower's record of a run
@@ -45,6 +48,7 @@ COMPLETED, FAILED, STOPPED = "finished:completed", "finished:failed", "finished:
 LONGEST_PAUSE_S: Final = 60.0
 QUIET_ROUNDS: Final = 3.0  # after a restart of SuperLink
 _new_state: Final = partial(RunState, history=HISTORY)
+_PASSING: Final = (Reason.LATE, Reason.NODE_FAILED, Reason.DUPLICATE, SiteCode.WORKER, SiteCode.LATE)
 
 
 class Step(StrEnum):
@@ -198,6 +202,7 @@ class RunProgress:
         self._runs = {out: self._main}
         self.last_write = 0.0  # as far as noticed by `read`
         self.round_since = inf  # start of the current round
+        self.calls: dict[str, RollCall] = {}  # of the attempt, by site
         self.read()
         self.begin()
 
@@ -206,6 +211,7 @@ class RunProgress:
         self._starts = self._main.epoch, self._main.state.starts
         self._saved = {folder: (run.epoch, run.state.saved) for folder, run in self._runs.items()}
         self.round_since = inf
+        self.calls = {}
 
     @property
     def state(self) -> RunState:
@@ -227,6 +233,11 @@ class RunProgress:
         """Why the attempt failed, if it did."""
         end = self.state.end
         return end.reason if self.begun and isinstance(end, RunFailed) else None
+
+    @property
+    def lacks_sites(self) -> bool:
+        """Whether the attempt failed because too few sites took part or answered."""
+        return self.begun and self.state.failed is Ending.QUORUM
 
     @property
     def new_checkpoint(self) -> bool:
@@ -256,4 +267,27 @@ class RunProgress:
                 self.last_write = self._clock()
             if state.row is not row and state.row.started:
                 self.round_since = self.last_write
+        self.calls |= {event.site: event for event in self._events if isinstance(event, RollCall)}
         return list(self._events)
+
+
+def who_is_missing(admitted: Iterable[str], calls: Mapping[str, RollCall]) -> str:
+    """Which admitted sites do not take part and why, in words; empty if all do.
+
+    Example:
+        >>> call = RollCall(site="ash", accepted=False, reason="refused: S102")
+        >>> who_is_missing(["ash", "birch"], {"ash": call})
+        'ash: refused: S102; birch: not connected'
+    """
+    missing = {site: calls.get(site) for site in admitted}
+    return "; ".join(
+        f"{site}: {'not connected' if call is None else call.reason}"
+        for site, call in missing.items()
+        if call is None or not call.accepted
+    )
+
+
+def is_hopeless(admitted: Collection[str], calls: Mapping[str, RollCall], min_sites: int) -> bool:
+    """Whether so many sites refuse that a run cannot have enough, whoever else comes."""
+    for_good = [call for call in calls.values() if not call.accepted and call.code not in _PASSING]
+    return bool(for_good) and len(admitted) - len(for_good) < min_sites

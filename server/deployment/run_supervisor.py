@@ -22,12 +22,16 @@ from server.deployment.retry_policy import (
     RunProgress,
     Step,
     decide,
+    is_hopeless,
     is_permanent,
+    who_is_missing,
 )
+from server.membership.records import SiteState, listed
 from server.store.events import RunFailed
 from server.store.journal import JOURNAL, RESULT, Journal
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     from mmare.host.signals import Stop
@@ -36,7 +40,7 @@ if TYPE_CHECKING:
     from server.membership.kit import Kit
     from server.run.request import RunRequest
 
-__all__ = ["Supervision", "last_run", "record_run"]
+__all__ = ["AbortedError", "Supervision", "forget_run", "last_run", "record_run"]
 
 RECORD: Final = "run.json"  # in the kit's state: the current run, for `status` and the next start
 POLL_S: Final = 0.25
@@ -55,12 +59,17 @@ class _Record:
     since: str  # submission, ISO, UTC
 
 
+class AbortedError(RunError):
+    """A run that was ended on request; it can be resumed."""
+
+
 class Supervision:
     """Submits a run, watches it, and resubmits it until it has its result or is given up.
 
     Args:
         services: The coordinator's programs, already answering.
         stopped: Set when this process should stop.
+        aborted: Whether this run should end.
     """
 
     def __init__(
@@ -71,6 +80,7 @@ class Supervision:
         services: Services,
         view: StartView,
         stopped: Stop,
+        aborted: Callable[[], bool] = lambda: False,
     ) -> None:
         self._kit = kit
         self._request = request
@@ -79,6 +89,7 @@ class Supervision:
         self._services = services
         self._view = view
         self._stopped = stopped
+        self._aborted = aborted
         self._progress = RunProgress(self._out, time.monotonic)
         self._retries = RetryCounter(limits.tries)
         self._attempt: Attempt | None = None
@@ -92,17 +103,23 @@ class Supervision:
 
         Raises:
             InputError: If the run is invalid.
-            RunError: If it is given up, or this process is stopped.
+            RunError: If it is given up, or this process is stopped; its ending is `Ending.QUORUM` if too few
+                sites take part.
+            AbortedError: If the run should end.
         """
         while not self._advance():
             if self._stopped.wait(POLL_S):
-                self._stop()
+                self._services.stop_runs()
+                self._stop("stopping")
                 raise RunError(f"stopped; {RESUMES}")
+            if self._aborted():
+                self._services.end_app()
+                self._stop("aborting")
+                raise AbortedError("aborted")
             self._services.poll()
             self._show()
         self._show()
-        with suppress(OSError):
-            (self._kit.state / RECORD).unlink(missing_ok=True)
+        forget_run(self._kit)
 
     def _show(self) -> None:
         self._view.take(self._progress.read(), self._progress.state)
@@ -176,28 +193,43 @@ class Supervision:
             self._keep_log(attempt.run)
             reason = self._progress.failed or status.details or reason
         self._attempt = None
+        if self._progress.lacks_sites:
+            reason = self._with_missing(reason)
         self._retry(reason, status, progress=self._progress.new_checkpoint)
         return False
+
+    def _with_missing(self, reason: str) -> str:
+        """The reason with who is missing; gives up where another try would find the same."""
+        admitted = [record.site for record in listed(self._kit) if record.state is SiteState.ADMITTED]
+        missing = who_is_missing(admitted, self._progress.calls)
+        reason = f"{reason}: {missing}" if missing else reason
+        if is_hopeless(admitted, self._progress.calls, self._request.study.federation.min_sites):
+            self._give_up(f"{reason}; {RESUMES}", ending=Ending.QUORUM)
+        return reason
 
     def _retry(self, reason: str, status: FlowerRun | None, *, progress: bool) -> None:
         """Schedule the next attempt, or give up."""
         decision = self._retries.after(reason, status, progress=progress)
         if decision.step is Step.GIVE_UP:
-            self._give_up(decision.reason, permanent=status is not None and is_permanent(status))
+            lacks_sites = self._progress.lacks_sites
+            self._give_up(
+                decision.reason,
+                permanent=status is not None and is_permanent(status),
+                ending=Ending.QUORUM if lacks_sites else Ending.OTHER,
+            )
         self._due = time.monotonic() + self._retries.pause_s
         self._view.say(f"attempt {self._attempts} ended: {reason}; retrying")
 
-    def _give_up(self, reason: str, *, permanent: bool = False) -> None:
-        self._services.stop_runs()
+    def _give_up(self, reason: str, *, permanent: bool = False, ending: Ending = Ending.OTHER) -> None:
+        self._services.end_app()
         self._log_end(reason)
         if permanent:
             raise InputError(reason)
-        raise RunError(f"{self._out}: {reason}{self._disk_note()}")
+        raise RunError(f"{self._out}: {reason}{self._disk_note()}", ending)
 
-    def _stop(self) -> None:
-        """Stop the run at the sites and log it in the journal."""
-        self._view.say("stopping")
-        self._services.stop_runs()
+    def _stop(self, why: str) -> None:
+        """Stop the run at the sites and log it in the journal; its ServerApp has ended."""
+        self._view.say(why)
         if self._attempt is not None:
             stop_run(self._kit, self._attempt.run)
         self._progress.read()
@@ -237,6 +269,12 @@ def record_run(kit: Kit, out: Path, run: int = 0, attempts: int = 0) -> None:
     record = _Record(str(out), run, attempts, datetime.now(UTC).isoformat())
     with suppress(OSError):
         write_whole(kit.state / RECORD, json.dumps(record.__dict__, indent=2).encode())
+
+
+def forget_run(kit: Kit) -> None:
+    """Record that no run is under way."""
+    with suppress(OSError):
+        (kit.state / RECORD).unlink(missing_ok=True)
 
 
 def last_run(kit: Kit) -> tuple[Path, int] | None:

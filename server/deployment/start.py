@@ -1,4 +1,4 @@
-"""``mmare-server start``: the coordinator's programs, and one run to its end.
+"""``mmare-server start``: the coordinator's programs, and one run to its end or those that are submitted.
 
 Everything is started as a child of this process and ends with it. Who kills this process, too, loses nothing:
 the same command ends what is left of it and goes on from the last checkpoint.
@@ -24,6 +24,7 @@ from server.deployment.proxy import write_proxy
 from server.deployment.retry_policy import Limits
 from server.deployment.run_supervisor import Supervision, record_run
 from server.deployment.services import Services
+from server.deployment.standing import MARGIN_S, keep_running
 from server.deployment.start_view import StartView
 from server.membership.certificates import certificate_days_left, certificate_end
 from server.membership.flower_cli import write_connection
@@ -42,10 +43,9 @@ if TYPE_CHECKING:
     from mmare.study.study import Study
     from server.membership.kit import Kit
 
-__all__ = ["MODES", "StartSettings", "start_run"]
+__all__ = ["MODES", "StartSettings", "chosen_mode", "count_admitted", "start_run"]
 
 MODES: Final = ("federated", "local")  # a hospital's rows never lie in one place with another's
-MARGIN_S: Final = 120.0  # beyond the two deadlines that a roll call may be silent
 WARN_DAYS: Final = 30
 
 
@@ -55,7 +55,7 @@ class StartSettings:
 
     Args:
         kit: The coordinator's folder.
-        source: A study file, or a federation folder with one.
+        source: A study file, or a federation folder with one; none to stay and take what is submitted.
         out: Run folder; by default in the kit.
         mode: Of `MODES`.
         assignments: ``section.key=value`` over the study.
@@ -67,7 +67,7 @@ class StartSettings:
     """
 
     kit: Path
-    source: Path
+    source: Path | None = None
     out: Path | None = None
     mode: str = "federated"
     assignments: tuple[str, ...] = ()
@@ -78,60 +78,69 @@ class StartSettings:
     proxy: bool = True
 
 
-def start_run(settings: StartSettings, console: Console) -> Path:
-    """Run the coordinator until the run has ended.
+def start_run(settings: StartSettings, console: Console) -> Path | None:
+    """Run the coordinator until the run has ended; without one, until this process is told to stop.
 
     Args:
         settings: Of the command.
         console: For people.
 
     Returns:
-        The run folder, with its result.
+        The run folder, with its result, if there is a run.
 
     Raises:
         InputError: If something that was given cannot be used.
         RunError: If the run was given up, or this process was told to stop; the same command resumes it.
     """
     kit = load_kit(settings.kit)
-    request = _request(settings, kit)
-    out = request.out
+    request = None if settings.source is None else _request(settings, settings.source, kit)
+    out = None if request is None else request.out
     with ExitStack() as stack:
         stopped = stack.enter_context(stop_on_signals())
         stack.enter_context(_alone(kit))
-        if _elsewhere(request):
+        if request is not None and _elsewhere(request):
             return out
         view = stack.enter_context(StartView(console))
         _prepare(kit, view, proxy=settings.proxy)
-        make_run_folder(out)
-        record_run(kit, out)
+        if out is not None:
+            make_run_folder(out)
+            record_run(kit, out)
         if settings.metrics_port is not None:
             view.say(f"metrics: {stack.enter_context(_metrics(kit, out, settings.metrics_port))}")
         services = Services(kit, stack.enter_context(ProcessSupervisor()), view.say, proxy=settings.proxy)
         view.say(f"{kit.federation}: starting SuperLink and its SuperExec{' and nginx' * settings.proxy}")
         if not services.begin(stopped, lambda: _register(kit, view)):
-            raise RunError("stopped before the run began")
+            raise RunError("stopped before the coordinator was ready")
+        if request is None:
+            keep_running(kit, services, view, stopped, settings.tries)
+            return None
         limits = Limits(silent_s=2 * request.study.federation.deadline_s + MARGIN_S, tries=settings.tries)
         Supervision(kit, request, limits, services, view, stopped).run()
     return out
 
 
-def _request(settings: StartSettings, kit: Kit) -> RunRequest:
-    if settings.mode not in MODES:
-        raise InputError(f"--mode must be one of {', '.join(MODES)}, found {settings.mode!r}")
+def chosen_mode(text: str) -> Mode:
+    """A mode that hospitals can have; `InputError` for another."""
+    if text not in MODES:
+        raise InputError(f"--mode must be one of {', '.join(MODES)}, found {text!r}")
+    return Mode(text)
+
+
+def _request(settings: StartSettings, source: Path, kit: Kit) -> RunRequest:
     request = RunRequest(
-        federation=settings.source,
-        mode=Mode(settings.mode),
+        federation=source,
+        mode=chosen_mode(settings.mode),
         set=settings.assignments,
         overwrite=settings.overwrite,
     )
     return replace(
         request,
         out=settings.out or kit.runs / request.out.name,
-        nodes=settings.min_nodes or _admitted(kit, request.study),
+        nodes=settings.min_nodes or count_admitted(kit, request.study),
     )
 
 
-def _admitted(kit: Kit, study: Study) -> int:
+def count_admitted(kit: Kit, study: Study) -> int:
     """How many sites may take part.
 
     Raises:
@@ -202,10 +211,10 @@ def _register(kit: Kit, view: StartView) -> None:
 
 
 @contextmanager
-def _metrics(kit: Kit, out: Path, port: int) -> Iterator[str]:
+def _metrics(kit: Kit, out: Path | None, port: int) -> Iterator[str]:
     from server.monitoring.exporter import Exporter, serving  # noqa: PLC0415 - prometheus-client, where it is wanted
 
-    runs = kit.runs if out.is_relative_to(kit.runs) else out
+    runs = kit.runs if out is None or out.is_relative_to(kit.runs) else out
     with serving(Exporter(runs, kit=kit.folder), port, "127.0.0.1") as served:
         yield f"http://127.0.0.1:{served}/metrics"
 

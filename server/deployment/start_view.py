@@ -64,6 +64,10 @@ class StartView:
         if self._live is not None and time.monotonic() - self._drawn > REDRAW_S:
             self._draw()
 
+    def forget(self) -> None:
+        """Show no run any more, since another one begins."""
+        self._state = None
+
     def _draw(self) -> None:
         self._drawn = time.monotonic()
         if self._live is not None and self._state is not None and self._state.first is not None:

@@ -6,12 +6,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import psutil
-from rich.console import Group
+from rich.console import Group, RenderableType
 from rich.markup import escape
 from rich.table import Table
 
 from mmare.errors import RunError
 from server.deployment.programs import proxy_answers, recorded, server_app_pid, superlink_answers
+from server.deployment.queue import queued
 from server.deployment.run_supervisor import last_run
 from server.membership.certificates import certificate_days_left
 from server.membership.flower_nodes import registered
@@ -20,11 +21,15 @@ from server.membership.records import SiteState, listed
 from server.monitoring.followed_run import read_run
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from server.deployment.queue import QueuedRun
     from server.membership.kit import Kit
 
-__all__ = ["kit_status"]
+__all__ = ["kit_status", "programs_table", "queue_table", "sites_table", "summary_table"]
 
 SOON_DAYS: Final = 30  # before a certificate expires, renewal is advised
+MOST_RUNS: Final = 10  # of the queue that the overview shows, the latest
 
 
 def kit_status(kit: Kit) -> Group:
@@ -32,11 +37,37 @@ def kit_status(kit: Kit) -> Group:
     answers = superlink_answers(kit)
     last = last_run(kit)
     run = None if last is None else last[0]
-    tables = (_summary(kit, run), "", _programs(kit, answers=answers), "", _sites(kit, run, answers=answers))
+    tables: list[RenderableType] = [
+        summary_table(kit, run),
+        "",
+        programs_table(kit, answers=answers),
+        "",
+        sites_table(kit, run, _statuses(kit) if answers else None),
+    ]
+    entries = queued(kit)
+    if entries:
+        tables += ["", queue_table(entries[-MOST_RUNS:])]
     return Group(*tables)
 
 
-def _summary(kit: Kit, run: Path | None) -> Table:
+def queue_table(entries: Iterable[QueuedRun]) -> Table:
+    """Submitted runs, what each is doing, and what keeps it waiting."""
+    table = Table(box=None, padding=(0, 2))
+    for heading in ("run", "study", "submitted", "state", ""):
+        table.add_column(heading, overflow="fold")
+    for entry in entries:
+        waits = f"; tried again until {_utc(entry.until)}" if entry.until and entry.due else ""
+        words = (entry.name, entry.study, f"{_utc(entry.submitted)} by {entry.by}", entry.state.value)
+        table.add_row(*map(escape, (*words, entry.said + waits)))
+    return table
+
+
+def _utc(time: str) -> str:
+    return f"{time[:10]} {time[11:16]} UTC"
+
+
+def summary_table(kit: Kit, run: Path | None) -> Table:
+    """Name, address and certificate of a coordinator, and its run."""
     table = Table(box=None, show_header=False, padding=(0, 2))
     days = certificate_days_left(kit.certificate)
     left = f"{days} days left" if days >= 0 else f"expired {-days} days ago"
@@ -46,13 +77,14 @@ def _summary(kit: Kit, run: Path | None) -> Table:
         ("kit", str(kit.folder)),
         ("address", f"{kit.host}:{kit.port}"),
         ("certificate", left + advice),
-        ("run", "none under way" if run is None else str(run)),
+        ("run", "no study under way" if run is None else str(run)),
     ):
         table.add_row(name, escape(value))
     return table
 
 
-def _programs(kit: Kit, *, answers: bool) -> Table:
+def programs_table(kit: Kit, *, answers: bool) -> Table:
+    """The coordinator's programs; ``answers``: whether SuperLink does."""
     table = Table(box=None, padding=(0, 2))
     for heading in ("program", "process", "memory", "answers"):
         table.add_column(heading, justify="right" if heading == "memory" else "left")
@@ -75,34 +107,37 @@ def _memory(pid: int) -> str:
         return "-"
 
 
-def _sites(kit: Kit, run: Path | None, *, answers: bool) -> Table:
-    """The kit's sites with their node's status at SuperLink and their last answer in the run."""
+def _statuses(kit: Kit) -> dict[str, str] | None:
+    """What SuperLink says of the sites' nodes; None if it does not answer."""
+    try:
+        nodes = registered(kit)
+    except RunError:
+        return None
+    return {
+        node.site: node.status for node in nodes if node.site is not None and node.status != "unregistered"
+    }
+
+
+def sites_table(kit: Kit, run: Path | None, statuses: Mapping[str, str] | None) -> Table:
+    """The kit's sites with the status of their nodes, if it is known, and their last answer in the run."""
     table = Table(box=None, padding=(0, 2))
     for heading in ("site", "state", "node", "last answer"):
         table.add_column(heading)
-    statuses: dict[str, str] = {}
-    try:
-        for node in registered(kit) if answers else ():
-            if node.site is not None and node.status != "unregistered":
-                statuses[node.site] = node.status
-    except RunError:
-        answers = False
     last = _last_answers(run) if run is not None else {}
     for record in listed(kit):
-        status = (
-            "-" if record.state is not SiteState.ADMITTED else statuses.get(record.site, "not registered")
-        )
-        table.add_row(
-            record.site, record.state.value, status if answers else "not known", last.get(record.site, "-")
-        )
+        status = "not known" if statuses is None else statuses.get(record.site, "not registered")
+        status = status if record.state is SiteState.ADMITTED or statuses is None else "-"
+        table.add_row(record.site, record.state.value, status, escape(last.get(record.site, "-")))
     return table
 
 
 def _last_answers(run: Path) -> dict[str, str]:
-    """Round and time of each site's last answer."""
-    answers = {name: site.answer for name, site in read_run(run).sites.items()}
-    return {
+    """Round and time of each site's last answer, or why it does not take part."""
+    state = read_run(run)
+    answers = {name: site.answer for name, site in state.sites.items()}
+    refused = {name: f"{call.reason}" for name, call in state.calls.items() if not call.accepted}
+    return refused | {
         name: f"round {answer.round}, {answer.time[:19]}Z"
         for name, answer in answers.items()
-        if answer is not None
+        if answer is not None and name not in refused
     }

@@ -5,6 +5,7 @@
     kit init ─► kit.toml, ca.crt, ca.key, server.crt, server.key, superexec.secret
     kit admit ─► sites/NAME.json, bundles/NAME.zip          (records.py)
     start ─► state/, logs/, nginx/, app/, runs/             (flower_nodes.py and the supervisor)
+    submit ─► queue/NAME.json, NAME.toml                    (deployment/queue.py)
 
 It is created once: every site trusts its authority, so a second one would lock all of them out. Renewing the
 server's certificate with the same authority is invisible to sites.
@@ -153,6 +154,11 @@ class Kit:
     def runs(self) -> Path:
         """Default place of run folders."""
         return self.folder / "runs"
+
+    @property
+    def queue(self) -> Path:
+        """Submitted runs of a standing coordinator."""
+        return self.folder / "queue"
 
     def locked(self) -> AbstractContextManager[None]:
         """Exclusive lock on records and certificates; not reentrant.

@@ -241,6 +241,8 @@ class RunState:
             if self._whole:
                 self.absences.append(event)
             return
+        if not self.round:  # it missed nothing: an earlier attempt had no round
+            self.absences = [each for each in self.absences if each.site != event.site]
         name = self._site_names(event.site)
         site = self.sites.setdefault(name, SiteState())
         if name not in self.members:

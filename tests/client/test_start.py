@@ -26,6 +26,7 @@ from client.relay.programs import (
 from client.relay.status_file import ProgramState, RelayState, last_contact, read_state, write_state
 from client.start import has_joined, keep_site, worker_program
 from client.status import relay_text
+from client.worker_pb.site_worker_pb2 import StatusAnswer
 from mmare.errors import InputError, RunError
 from mmare.host.locks import is_held
 from mmare.host.supervised import ProcessSupervisor, Program
@@ -267,6 +268,10 @@ def test_the_status_covers_every_program(tmp_path):
         state_of(folder, ProgramState("supernode", 1, since, 12))
         assert relay_text(site, NOW).runs
         assert last_contact(folder) == NOW - timedelta(minutes=5)
+        os.utime(folder.contact, (NOW.timestamp(), NOW.timestamp()))
+        quiet, asked = StatusAnswer(), StatusAnswer(last_contact=NOW.timestamp() - 60)
+        assert "connected, no study under way" in relay_text(site, NOW, quiet).lines
+        assert "connected, a study under way" in relay_text(site, NOW, asked).lines
         folder.state.write_text("{")
         assert read_state(folder) is None
     finally:

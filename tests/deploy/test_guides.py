@@ -60,7 +60,10 @@ yes | {{ {hospital_4}
 {hospital_5_start}
 
 {{ set +x; }} 2>/dev/null
-for second in $(seq 150); do systemctl is-active --quiet mmare-coordinator || break; sleep 1; done
+result=/var/lib/mmare-coordinator/kit/runs/first/result.json
+for second in $(seq 200); do [ -f $result ] && break; sleep 1; done
+runuser -u mmare-coordinator -- mmare-server queue --kit /var/lib/mmare-coordinator/kit
+systemctl stop mmare-coordinator
 set -x
 {hospital_5_status}
 systemctl show --property Result,ExecMainStatus mmare-coordinator > /out/coordinator.txt

@@ -149,13 +149,14 @@ class Hospital:
     def name(self) -> str:
         return self.site.id
 
-    def join(self, coordinator: "Coordinator", study: Path) -> None:
-        """Request, admission, bundle, approval."""
+    def join(self, coordinator: "Coordinator", study: Path | None = None) -> None:
+        """Request, admission, bundle, and approval of a study."""
         request, bundle = self.folder / "request.json", self.folder / "bundle.zip"
         command("mmare-site", "kit", "request", self.file, "--out", request)
         coordinator.admit(request, bundle)
         command("mmare-site", "kit", "install", bundle, "--site", self.file)
-        self.approve(study)
+        if study is not None:
+            self.approve(study)
 
     def approve(self, study: Path) -> None:
         command("mmare-site", "approve", study, "--site", self.file, "--yes")
@@ -235,6 +236,11 @@ class Coordinator:
         words = ("start", source, "--kit", self.folder, "--out", out, *options)
         log = self.folder / "logs" / "start.log"
         self.running = Running(log, "mmare-server", *words, inside=self.inside)
+
+    def stay(self) -> None:
+        """``mmare-server start`` without a study."""
+        log = self.folder / "logs" / "start.log"
+        self.running = Running(log, "mmare-server", "start", "--kit", self.folder, inside=self.inside)
 
     def wait(self, timeout_s: float) -> int:
         """Until the command ends; its exit code."""

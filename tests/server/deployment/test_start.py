@@ -556,7 +556,7 @@ def test_one_that_never_gets_on_is_given_up_with_the_last_reason(kit, coordinato
         "the same command resumes the run"
     )
     assert len(place.requests) == 3
-    assert place.ended
+    assert not place.alive
     assert (kit.logs / "serverapp.log").read_text().count("log of") == 3
 
 

@@ -46,6 +46,14 @@ def test_answers_of_the_test_belong_to_no_round(tmp_path):
     assert state.sites["other"].answer.phase == "test"  # of nobody who was at the roll call
 
 
+def test_a_site_that_came_before_the_first_round_has_missed_nothing(tmp_path):
+    refused = called("birch", accepted=False, reason="refused: S102")
+    waited = [started(), refused, event("run_failed", reason="x"), started(), called("ash"), called("birch")]
+    assert read_run(write(tmp_path / "waited", waited)).absences == []
+    later = [started(), refused, called("ash"), *a_round(1, ["ash"]), called("birch")]
+    assert [each.site for each in read_run(write(tmp_path / "later", later)).absences] == ["birch"]
+
+
 BEFORE = """\
 {"event": "run_started", "time": "2026-01-01T00:00:00+00:00", "run": "tiny-0123abcd", "settings": \
 {"study": {"name": "tiny", "seed": 3}, "modality": [{"name": "ct"}], "model": {"name": "mmare"}, \

@@ -1,0 +1,290 @@
+"""Runs that are submitted, wait, run one after the other and end; Flower and programs are doubles."""
+
+import threading
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from io import StringIO
+
+import pytest
+from rich.console import Console
+from typer.testing import CliRunner
+
+from mmare.errors import Ending, InputError, RunError, SiteCode
+from mmare.host.console import run_command
+from server.cli import app
+from server.deployment import standing
+from server.deployment.queue import QueueState, abort, aborting, find, parse_wait, queued, save, submit
+from server.deployment.retry_policy import is_hopeless, who_is_missing
+from server.deployment.run_supervisor import AbortedError
+from server.deployment.standing import keep_running
+from server.deployment.start_view import StartView
+from server.deployment.status import queue_table
+from server.membership.kit import init_kit
+from server.membership.records import Admitted
+from server.membership.records import save as save_site
+from server.store.events import RollCall
+from tests.federations import tiny_study
+
+RUNNER = CliRunner(env={"COLUMNS": "200", "NO_COLOR": "1"})
+NAME = "tiny-federated-seed3"
+
+
+@pytest.fixture
+def kit(tmp_path):
+    made = init_kit(tmp_path / "kit", "localhost")
+    for name in ("ash", "birch"):
+        save_site(
+            made, Admitted(name, f"ecdsa {name}", f"SHA256:{name}", "2026-01-01T00:00:00+00:00", "0.1.0")
+        )
+    return made
+
+
+# The queue
+
+
+def test_a_submitted_run_has_a_copy_of_its_study(kit):
+    study = tiny_study()
+    entry = submit(kit, study, wait=timedelta(days=7))
+    assert (entry.name, entry.state) == (NAME, QueueState.QUEUED)
+    assert entry.until > datetime.now(UTC).isoformat()
+    request = find(kit, NAME).request(kit)
+    assert request.study == study
+    assert request.out == kit.runs / NAME
+    assert (kit.queue / f"{NAME}.json").stat().st_mode & 0o077 == 0
+
+
+def test_an_edited_study_under_an_old_name_is_refused_and_nothing_lost(kit):
+    entry = submit(kit, tiny_study())
+    with pytest.raises(InputError, match=r"^tiny-federated-seed3: queued already; --name gives this one"):
+        submit(kit, tiny_study(training={"rounds": 9}))
+    save(kit, replace(entry, state=QueueState.FAILED, said="x"))
+    with pytest.raises(InputError, match="was submitted with another study or mode before"):
+        submit(kit, tiny_study(training={"rounds": 9}))
+    assert find(kit, NAME).request(kit).study == tiny_study()
+    assert submit(kit, tiny_study(training={"rounds": 9}), name="nine").name == "nine"
+    assert submit(kit, tiny_study()).state is QueueState.QUEUED  # the same one resumes
+    save(kit, replace(entry, state=QueueState.FINISHED))
+    with pytest.raises(InputError, match=f"is finished, in {kit.runs / NAME}"):
+        submit(kit, tiny_study())
+
+
+def test_a_queued_run_is_aborted_at_once_and_one_under_way_is_asked_to_end(kit):
+    entry = submit(kit, tiny_study())
+    assert abort(kit, NAME).state is QueueState.ABORTED
+    with pytest.raises(InputError, match="has ended, it is aborted"):
+        abort(kit, NAME)
+    submit(kit, tiny_study())
+    assert not aborting(kit, NAME)
+    save(kit, replace(entry, state=QueueState.RUNNING))
+    assert abort(kit, NAME).state is QueueState.RUNNING
+    assert aborting(kit, NAME)
+    save(kit, replace(entry, state=QueueState.ABORTED))
+    assert not aborting(kit, NAME)
+
+
+@pytest.mark.parametrize("name", ["../x", "", "a/b", ".hidden", "x" * 100])
+def test_a_name_that_is_no_folder_is_refused(kit, name):
+    with pytest.raises(InputError, match=r"no run .* was submitted"):
+        find(kit, name)
+    if name:
+        with pytest.raises(InputError, match="--name is "):
+            submit(kit, tiny_study(), name=name)
+
+
+@pytest.mark.parametrize("text", ["", "7", "d", "7 days", "-1d", "1.5h", "99999d"])
+def test_a_time_is_a_number_and_a_unit(text):
+    with pytest.raises(InputError, match="expected a time such as 30m, 12h or 7d"):
+        parse_wait(text)
+    assert parse_wait("90m") == timedelta(minutes=90)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{", '{"name": "x"}', '{"name": 3}'])
+def test_a_damaged_record_is_named(kit, text):
+    submit(kit, tiny_study())
+    (kit.queue / f"{NAME}.json").write_text(text)
+    with pytest.raises(InputError, match=f"{NAME}.json: not the record of a run"):
+        queued(kit)
+
+
+# Who is missing
+
+
+def refusal(site, code, reason="refused"):
+    return RollCall(site=site, accepted=False, reason=f"{reason}: {code}", code=code)
+
+
+def test_who_is_missing_is_said_in_words():
+    calls = {"ash": RollCall(site="ash", accepted=True), "birch": refusal("birch", SiteCode.STUDY)}
+    assert who_is_missing(["ash", "birch", "cedar"], calls) == "birch: refused: S102; cedar: not connected"
+    assert who_is_missing(["ash"], calls) == ""
+
+
+def test_what_a_site_has_to_approve_is_not_asked_again_and_again():
+    sites = ["ash", "birch", "cedar"]
+    denied = {site: refusal(site, SiteCode.STUDY) for site in sites[:2]}
+    assert is_hopeless(sites, denied, 2)
+    assert not is_hopeless(sites, denied, 1)
+    assert not is_hopeless(sites, {site: refusal(site, SiteCode.WORKER) for site in sites}, 2)
+    assert not is_hopeless(sites, {}, 4)
+
+
+# The coordinator that stays
+
+
+class Stage:
+    """Each run does what a function of its name says; the clock of the queue is the real one."""
+
+    def __init__(self, kit, monkeypatch, **runs):
+        self.kit, self.runs, self.order, self.stopped = kit, runs, [], threading.Event()
+        self.console = Console(record=True, width=200, file=StringIO())
+        monkeypatch.setattr(standing, "LOOK_S", 0.01)
+        monkeypatch.setattr(standing, "AGAIN_S", 0.05)
+        monkeypatch.setattr(standing, "Supervision", self.supervision)
+
+    def supervision(self, _kit, request, _limits, _services, _view, _stopped, aborted):
+        stage = self
+
+        class Run:
+            def run(self):
+                stage.order.append(request.out.name)
+                stage.runs[request.out.name](aborted)
+
+        return Run()
+
+    def poll(self):
+        if not any(entry.state is QueueState.QUEUED for entry in queued(self.kit)):
+            self.stopped.set()
+
+    def keep(self):
+        keep_running(self.kit, self, StartView(self.console), self.stopped, 5)
+        return {entry.name: (entry.state.value, entry.said) for entry in queued(self.kit)}
+
+
+def raises(error):
+    def run(_aborted):
+        raise error
+
+    return run
+
+
+def test_runs_follow_each_other_and_each_end_is_written_down(kit, monkeypatch):
+    for name in ("one", "two", "three", "four"):
+        submit(kit, tiny_study(), name=name)
+    stage = Stage(
+        kit,
+        monkeypatch,
+        one=lambda _: None,
+        two=raises(RunError("no luck")),
+        three=raises(InputError("width is 0")),
+        four=raises(AbortedError("aborted")),
+    )
+    ends = stage.keep()
+    assert stage.order == ["one", "two", "three", "four"]
+    assert ends == {
+        "one": ("finished", f"the model is in {kit.runs / 'one' / 'model'}"),
+        "two": ("failed", "no luck"),
+        "three": ("failed", "width is 0"),
+        "four": ("aborted", "on request; submitted again, it resumes"),
+    }
+    assert (kit.runs / "one" / ".lock").exists()  # so that its status is known before it begins
+
+
+def test_a_run_that_lacks_sites_lets_others_pass_and_is_taken_up_again(kit, monkeypatch):
+    submit(kit, tiny_study(), name="waits", wait=timedelta(hours=1))
+    submit(kit, tiny_study(), name="other")
+    tries = []
+
+    def waits(_aborted):
+        tries.append(find(kit, "waits"))
+        if len(tries) < 3:
+            raise RunError("1 site: birch: not connected", Ending.QUORUM)
+
+    stage = Stage(kit, monkeypatch, waits=waits, other=lambda _: None)
+    ends = stage.keep()
+    assert stage.order[:2] == ["waits", "other"]
+    assert len(tries) == 3
+    assert {state for state, _ in ends.values()} == {"finished"}
+
+
+def test_a_run_whose_time_is_over_has_failed_and_says_who_was_missing(kit, monkeypatch):
+    entry = submit(kit, tiny_study(), name="waits", wait=timedelta(hours=1))
+    save(kit, replace(entry, until=(datetime.now(UTC) - timedelta(seconds=1)).isoformat()))
+    missing = RunError("1 site: birch: not connected", Ending.QUORUM)
+    assert Stage(kit, monkeypatch, waits=raises(missing)).keep() == {
+        "waits": ("failed", "1 site: birch: not connected")
+    }
+
+
+def test_stopped_in_the_middle_a_run_goes_on_with_the_next_start(kit, monkeypatch):
+    submit(kit, tiny_study(), name="long")
+    stage = Stage(kit, monkeypatch)
+
+    def long(_aborted):
+        stage.stopped.set()
+        raise RunError("stopped; the same command resumes the run")
+
+    stage.runs["long"] = long
+    assert stage.keep()["long"][0] == "queued"
+    entry = save(kit, replace(find(kit, "long"), state=QueueState.RUNNING))  # killed, it could not say so
+    submit(kit, tiny_study(), name="another")
+    stage = Stage(kit, monkeypatch, long=lambda _: None, another=lambda _: None)
+    assert stage.keep()["long"][0] == "finished"
+    assert stage.order[0] == entry.name
+
+
+def test_the_table_says_what_a_run_waits_for(kit):
+    entry = submit(kit, tiny_study(), wait=timedelta(days=7))
+    entry = replace(entry, said="birch: not connected", due=datetime.now(UTC).isoformat())
+    console = Console(record=True, width=200, file=StringIO())
+    console.print(queue_table([entry]))
+    shown = console.export_text()
+    assert f"birch: not connected; tried again until {entry.until[:10]}" in shown
+
+
+# The commands
+
+
+def invoke(*words, code=0):
+    result = RUNNER.invoke(app, [*map(str, words)])
+    assert result.exit_code == code, result.output
+    return result.output
+
+
+def test_the_commands_tell_what_happens_and_what_is_next(kit, tmp_path):
+    import tomli_w
+
+    study = tmp_path / "study.toml"
+    study.write_text(tomli_w.dumps(tiny_study().to_dict()))
+    assert "no run was submitted" in invoke("queue", "--kit", kit.folder)
+    said = invoke("submit", study, "--kit", kit.folder, "--wait", "7d")
+    assert f"queued: {NAME}, study tiny" in said
+    assert f"next: mmare-server start --kit {kit.folder}, which does not run yet" in said
+    assert NAME in invoke("queue", "--kit", kit.folder)
+    assert f"aborted: {NAME}" in invoke("abort", NAME, "--kit", kit.folder)
+    assert "aborted" in invoke("queue", "--kit", kit.folder)
+
+
+@pytest.mark.parametrize(
+    ("words", "why"),
+    [
+        pytest.param(
+            ["submit", "nowhere.toml"], "no such file or folder, expected a study.toml", id="no study"
+        ),
+        pytest.param(["submit", "study.toml", "--wait", "soon"], "--wait is 'soon'", id="wait"),
+        pytest.param(["submit", "study.toml", "--mode", "centralised"], "--mode must be one of", id="mode"),
+        pytest.param(
+            ["submit", "study.toml", "--set", "federation.min_sites=3"], "2 sites are admitted", id="few"
+        ),
+        pytest.param(["abort", "nobody"], "no run 'nobody' was submitted; there are: none yet", id="no run"),
+        pytest.param(["start", "--min-nodes", "3"], "are of one run; expected a study, or these", id="start"),
+    ],
+)
+def test_bad_input_is_one_sentence_and_exit_code_2(kit, tmp_path, monkeypatch, capsys, words, why):
+    import tomli_w
+
+    (tmp_path / "study.toml").write_text(tomli_w.dumps(tiny_study().to_dict()))
+    monkeypatch.chdir(tmp_path)
+    assert (
+        run_command(lambda given: app(given, standalone_mode=True), [*words, "--kit", str(kit.folder)]) == 2
+    )
+    assert why in capsys.readouterr().err
