@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
+from client.console.commands import console
 from client.membership.commands import app as kit_app
 from client.prediction.commands import drift, predict
 from client.privacy.commands import app as audit_app
@@ -306,6 +307,7 @@ app.add_typer(audit_app, name="audit")
 app.command(epilog="Example: mmare-site predict kidney.zip --site hospital/site.toml --out new.csv")(predict)
 app.command(epilog="Example: mmare-site drift hospital/site.toml --out drift.html")(drift)
 app.command(epilog="Example: mmare-site budget hospital/site.toml")(budget)
+app.command(epilog="Example: mmare-site console hospital/site.toml")(console)
 
 
 @weights_app.callback()

@@ -11,6 +11,7 @@ from rich.console import Console
 
 from mmare.errors import InputError
 from mmare.host.console import run_command
+from server.console.commands import console as console_command
 from server.deployment.commands import abort, queue, submit
 from server.membership.commands import app as kit_app
 from server.release.commands import release
@@ -32,6 +33,7 @@ app.command(epilog="Example: mmare-server release coordinator/runs/first --out k
 
 app.command(epilog="Example: mmare-server submit study.toml --kit coordinator --wait 7d")(submit)
 app.command(epilog="Example: mmare-server queue --kit coordinator")(queue)
+app.command("console", epilog="Example: mmare-server console --kit coordinator")(console_command)
 app.command(epilog="Example: mmare-server abort kidney-federated-seed0 --kit coordinator")(abort)
 
 

@@ -1,0 +1,1 @@
+"""A site's local web application: what runs, what is asked for, what left, and approval."""

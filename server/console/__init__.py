@@ -1,0 +1,1 @@
+"""The coordinator's local web application: runs, sites, the queue, and admission."""
