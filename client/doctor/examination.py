@@ -4,6 +4,7 @@
 
     keys, bundle                                                    client.doctor.kit
     name ─► TCP or proxy ─► TLS ─► /health, clock, /v1/fleet/       client.doctor.network
+    speed, against the study's model and deadline                   client.doctor.speed
     disk, memory, versions, device                                  client.doctor.machine
     worker and relay                                                client.doctor.running
     open ports                                                      client.doctor.sockets
@@ -64,7 +65,7 @@ def examine(site: SiteConfig, study_path: Path | None = None) -> list[Finding]:
     path = study_path or kit.study
     study, unread = read_study(path)
     port = site.coordinator.runtime_port
-    slow = [("network", in_background(lambda: check_network(coordinator, kit.ca, port)))]
+    slow = [("network", in_background(lambda: check_network(coordinator, kit.ca, port, study)))]
     slow.append(("device", in_background(lambda: check_device(site.device))))
     if study is not None:
         slow.append(("encoders", in_background(lambda: check_encoders(site, study))))

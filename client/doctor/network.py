@@ -11,14 +11,16 @@ from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Final
 
 from client.doctor.certificates import read_authority, read_certificate
-from client.doctor.findings import Obstacle, fine, problem, warning
+from client.doctor.findings import Obstacle, Verdict, fine, problem, warning
 from client.doctor.proxies import proxy_for, unread_ranges
 from client.doctor.route import NOT_REACHED, TOTAL_S, Answer, Route, Trace, resolve, try_addresses
+from client.doctor.speed import check_speed
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from client.doctor.findings import Finding
+    from mmare.study.study import Study
     from mmare.wire.joining import Coordinator
 
 __all__ = ["check_network", "clock_finding"]
@@ -33,15 +35,19 @@ NOTED_BEHIND_S: Final = 30.0
 RENEW_DAYS: Final = 30
 RENEW_AUTHORITY_DAYS: Final = 90
 LOOPBACK: Final = "127.0.0.1"
+FLEET: Final = "/v1/fleet/pull-messages"
 
 
-def check_network(coordinator: Coordinator, ca: Path, runtime_port: int) -> list[Finding]:
-    """Check the connection to the coordinator; only empty requests are sent, and only to it.
+def check_network(
+    coordinator: Coordinator, ca: Path, runtime_port: int, study: Study | None = None
+) -> list[Finding]:
+    """Check the connection to the coordinator; what is sent has no content, and goes only to it.
 
     Args:
         coordinator: The one to reach.
         ca: PEM file of the federation's authority.
         runtime_port: On loopback, which must not go through a proxy.
+        study: Whose model the connection has to carry.
     """
     findings: list[Finding] = []
     step = "proxy"
@@ -68,7 +74,11 @@ def check_network(coordinator: Coordinator, ca: Path, runtime_port: int) -> list
         if "date" in health.headers:
             findings.append(clock_finding(health))
         step = "fleet"
-        findings.append(_fleet(route.ask("POST", "/v1/fleet/pull-messages", Trace())))
+        answer = route.ask("POST", FLEET, Trace())
+        findings.append(_fleet(answer))
+        step = "speed"
+        if findings[-1].verdict is Verdict.OK:
+            findings.append(check_speed(route, FLEET, answer, study))
     except Obstacle as obstacle:
         findings.append(problem(step, obstacle.found, obstacle.advice))
     return findings

@@ -124,8 +124,8 @@ class Route:
         there = self.coordinator if self.proxy is None else self.proxy
         return there.host, there.port
 
-    def ask(self, method: str, path: str, trace: Trace) -> Answer:
-        """Send one request with an empty body on a new connection; ``trace`` records its progress.
+    def ask(self, method: str, path: str, trace: Trace, content: bytes = b"") -> Answer:
+        """Send one request on a new connection; ``trace`` records its progress.
 
         Raises:
             Obstacle: If there is no answer or the server is not the coordinator.
@@ -146,11 +146,13 @@ class Route:
                 "install the coordinator's bundle again with mmare-site kit install",
             ) from None
         try:
-            return self._send(method, path, context, trace)
+            return self._send(method, path, context, trace, content)
         except httpx.TransportError:
             raise self._obstacle(trace, f"{method} {path}") from None
 
-    def _send(self, method: str, path: str, context: ssl.SSLContext, trace: Trace) -> Answer:
+    def _send(
+        self, method: str, path: str, context: ssl.SSLContext, trace: Trace, content: bytes = b""
+    ) -> Answer:
         host, proxy = self.coordinator.host, None
         if self.proxy is not None:
             proxy = httpx.Proxy(self.proxy.url.copy_with(host=self.address or self.proxy.host))
@@ -162,7 +164,7 @@ class Route:
         timeout = left_s(self.end, STEP_S)
         with (
             httpx.Client(verify=context, proxy=proxy, timeout=timeout, trust_env=False) as client,
-            client.stream(method, url, headers=headers, extensions=extensions) as response,
+            client.stream(method, url, content=content, headers=headers, extensions=extensions) as response,
         ):
             body = next(response.iter_raw(MOST_BYTES), b"")
             return Answer(response.status_code, dict(response.headers), body, trace.sent, trace.received)

@@ -46,7 +46,7 @@ ROLES = (  # the first that is in a command line
     ("clientapp", "processes of messages"),
     ("flower-superlink", "SuperLink"),
     ("flwr-serverapp", "ServerApp"),
-    ("flower-superexec", "SuperExec"),
+    ("server.deployment.superexec", "SuperExec"),
     ("--part worker", "worker"),
     ("nginx", "nginx"),
     ("mmare-site start", "mmare-site start"),

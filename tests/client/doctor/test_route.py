@@ -73,7 +73,7 @@ def through(proxy, login=""):
     return {"HTTPS_PROXY": f"http://{login}127.0.0.1:{proxy.port}"}
 
 
-def test_a_good_coordinator_has_seven_good_rows(authority, ca, tmp_path):
+def test_a_good_coordinator_has_eight_good_rows(authority, ca, tmp_path):
     asked = []
 
     def reply(method, path):
@@ -83,10 +83,10 @@ def test_a_good_coordinator_has_seven_good_rows(authority, ca, tmp_path):
     with https_server(tmp_path, new_server(authority, "localhost"), reply) as port:
         findings = look(port, ca)
     assert [finding.check for finding in findings] == [
-        *("proxy", "name", "connection", "TLS", "coordinator", "clock", "fleet"),
+        *("proxy", "name", "connection", "TLS", "coordinator", "clock", "fleet", "speed"),
     ]
     assert {finding.verdict for finding in findings} == {Verdict.OK}
-    assert asked == [("GET", "/health"), ("POST", "/v1/fleet/pull-messages")]
+    assert asked == [("GET", "/health"), *[("POST", "/v1/fleet/pull-messages")] * 2]
     tls = by_check(findings)["TLS"].found
     assert tls.startswith("TLSv1.3")
     assert "396 more days" in tls
@@ -338,7 +338,7 @@ def test_everything_goes_through_the_proxy(authority, ca, tmp_path):
     assert {finding.verdict for finding in findings} == {Verdict.OK}
     assert by_check(findings)["tunnel"].found == "the proxy connects to fed.example.org:8443"
     assert all(head.startswith("CONNECT fed.example.org:8443 HTTP/1.1\r\n") for head in proxy.asked)
-    assert len(proxy.asked) == 2  # questions, each on a connection of its own
+    assert len(proxy.asked) == 3  # questions, each on a connection of its own
     said = " ".join(f"{finding.found} {finding.advice}" for finding in findings)
     assert "HTTPS_PROXY: 127.0.0.1" in said
     assert not [secret for secret in ("s3", "mary", "bWFyeTp") if secret in said]

@@ -1,0 +1,55 @@
+"""Whether the line carries the model within the study's deadline."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from client.doctor.findings import fine, problem, warning
+from client.doctor.route import Trace
+from mmare.study.choices import Wire
+
+if TYPE_CHECKING:
+    from client.doctor.findings import Finding
+    from client.doctor.route import Answer, Route
+    from mmare.study.study import Study
+
+__all__ = ["check_speed", "judge_speed"]
+
+SENT_BYTES: Final = 512 << 10  # four seconds at 1 Mbit/s; more would tell no more of a line that is too slow
+LEAST_S: Final = 0.001
+WAYS: Final = 2  # the model comes, and its change goes
+FLOAT_BYTES: Final = {Wire.FLOAT32: 4, Wire.FLOAT16: 2}
+
+
+def check_speed(route: Route, path: str, empty: Answer, study: Study | None) -> Finding:
+    """Send some bytes, which the coordinator refuses for want of a key; ``empty`` is its answer to none.
+
+    Raises:
+        Obstacle: If there is no answer.
+    """
+    full = route.ask("POST", path, Trace(), bytes(SENT_BYTES))
+    seconds = max((full.received - full.sent) - (empty.received - empty.sent), LEAST_S)
+    return judge_speed(SENT_BYTES / seconds, study)
+
+
+def judge_speed(bytes_per_s: float, study: Study | None) -> Finding:
+    """What a speed means for a study; the way down is taken to be as fast as the way up."""
+    found = f"sends {8 * bytes_per_s / 1e6:.3g} Mbit/s to the coordinator"
+    if study is None:
+        return fine("speed", found)
+    from client.privacy.release_rules import StudyRules  # noqa: PLC0415 - imports torch, which takes seconds
+
+    numbers, deadline_s = StudyRules(study).most_numbers(), study.federation.deadline_s
+    down, up = numbers * FLOAT_BYTES[Wire.FLOAT32], numbers * FLOAT_BYTES[study.federation.wire]
+    seconds = (down + up) / bytes_per_s
+    found = (
+        f"{found}: the model of {down / 1e6:.1f} MB takes {seconds:.0f} s there and back, and a round of "
+        f"{study.name} waits {deadline_s:.0f} s for that and the training"
+    )
+    advice = (
+        f"tell the coordinator: federation.deadline_s should be {WAYS * seconds:.0f} s and the time of a "
+        'training at least; federation.wire = "float16" halves the way up'
+    )
+    if seconds >= deadline_s:
+        return problem("speed", found, advice)
+    return warning("speed", found, advice) if WAYS * seconds > deadline_s else fine("speed", found)
