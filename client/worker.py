@@ -198,7 +198,7 @@ def run_worker(site: SiteConfig, ready: Callable[[], None] = lambda: None, stop:
         Whether the current message was finished; if not, threads are still running.
 
     Raises:
-        RunError: If a worker of this site is running already.
+        RunError: If a worker of this site, or of another one in its folder, is running already.
         InputError: If socket, group, device or the metrics port is unusable.
     """
     approvals, audit, activity = ApprovalFolder(site.folder), log_of(site), WorkerActivity()
@@ -211,7 +211,13 @@ def run_worker(site: SiteConfig, ready: Callable[[], None] = lambda: None, stop:
         if latest is not None:
             service.prepare(latest)
 
+    already = RunError(
+        f"{site.folder}: a site worker runs with this folder already; expected a folder for every site.toml, "
+        "since audit log, approvals and kept state lie beside it"
+    )
+
     def begin() -> None:
+        stack.enter_context(locked(site.folder / "worker.lock", already, mode=0o600))
         stack.enter_context(page)
         ready()
         threading.Thread(target=worker.warm_up, args=(prepare,), daemon=True).start()

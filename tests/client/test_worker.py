@@ -411,6 +411,19 @@ def test_a_worker_starts_even_if_its_data_are_unreadable(site, caplog):
     assert "not ready for the study that was approved last" in caplog.text
 
 
+def test_two_sites_in_one_folder_are_refused(site, tmp_path):
+    """They would share log, approvals and kept state; each has a socket, so that this alone tells them apart."""
+    stop, ready = threading.Event(), threading.Event()
+    thread = threading.Thread(target=lambda: run_worker(site, ready.set, stop))
+    thread.start()
+    assert ready.wait(10)
+    other = replace(site, worker=replace(site.worker, socket=site.worker.socket.with_name("other.sock")))
+    with pytest.raises(RunError, match="a site worker runs with this folder already; expected a folder for"):
+        run_worker(other, stop=threading.Event())
+    stop.set()
+    thread.join(10)
+
+
 # Settings and generated code
 
 
