@@ -411,8 +411,8 @@ def test_a_worker_starts_even_if_its_data_are_unreadable(site, caplog):
     assert "not ready for the study that was approved last" in caplog.text
 
 
-def test_two_sites_in_one_folder_are_refused(site, tmp_path):
-    """They would share log, approvals and kept state; each has a socket, so that this alone tells them apart."""
+def test_two_sites_in_one_folder_are_refused(site):
+    """They would share log, approvals and kept state; their sockets do not tell."""
     stop, ready = threading.Event(), threading.Event()
     thread = threading.Thread(target=lambda: run_worker(site, ready.set, stop))
     thread.start()

@@ -57,7 +57,7 @@ def test_those_who_match_take_part_in_id_order(tmp_path):
         pytest.param(
             site("cedar", software="0.0.1"),
             "cedar",
-            f"software version 0.0.1, expected {version('federated-mmare')}",
+            f"software version 0.0.1, expected {version('federated-mmare')}: the hospital has to upgrade",
             Reason.SOFTWARE,
         ),
         pytest.param(
