@@ -292,16 +292,18 @@ def _print_references(request: RunRequest) -> None:
     found = measure_references(request)
     write_report(request.out)
     table = Table(title=f"on the {found['n']} test rows", title_justify="left", box=None, padding=(0, 2))
-    for heading in ("", "AUC", "difference", "balanced accuracy", "macro F1"):
-        table.add_column(heading, justify="right" if heading else "left")
+    metric = found.get("metric", "auc")
+    others = ("balanced_accuracy", "macro_f1") if metric == "auc" else ()
+    titles = {"auc": "AUC", "macro_f1": "macro F1", "balanced_accuracy": "balanced accuracy"}
+    for heading in ("", metric, "difference", *others):
+        table.add_column(titles.get(heading, heading), justify="right" if heading else "left")
     for row, (name, scores) in enumerate(found["models"].items()):
         low, high = scores["ci95"]
         table.add_row(
             name,
-            f"{scores['auc']:.3f}",
+            f"{scores[metric]:.3f}",
             f"{scores['difference']:+.3f} ({low:+.3f} to {high:+.3f})" if row else "",  # the run is the first
-            f"{scores['balanced_accuracy']:.3f}",
-            f"{scores['macro_f1']:.3f}",
+            *(f"{scores[other]:.3f}" for other in others),
         )
     Console().print(table)
     if found["note"]:

@@ -23,6 +23,7 @@ from mmare.models.batch import Batch
 from mmare.study.choices import Mode, TaskName
 from mmare.wire.messages import Split
 from server.store.model_file import load_model
+from simulation.cox_references import measure_cox
 from simulation.federated_logistic import FederatedLogisticRegression
 from simulation.report.run_report import REFERENCES
 from sites.federation import site_folders
@@ -52,14 +53,13 @@ def measure_references(request: RunRequest) -> dict[str, Any]:
 
     Returns:
         What `REFERENCES` holds: by model AUC, balanced accuracy and macro F1 on the test rows of all sites,
-        and the AUC's difference from the run's with a 95 % interval, patients drawn again.
+        and the AUC's difference from the run's with a 95 % interval, patients drawn again. Of task survival
+        what `measure_cox` returns.
 
     Raises:
         InputError: If the run has no single model.
     """
     study = request.study
-    if study.task is not TaskName.CLASSIFICATION:
-        raise InputError(f"--references are classifiers, found task {study.task}")
     if request.mode is Mode.LOCAL or study.federation.local:
         raise InputError(
             "--references is for a run with one model; here each site keeps its own, or parts of it"
@@ -69,6 +69,8 @@ def measure_references(request: RunRequest) -> dict[str, Any]:
         SiteData.pooled(sites),
         np.repeat(np.arange(len(sites)), [len(each.label) for each in sites]),
     )
+    if study.task is TaskName.SURVIVAL:
+        return _written(request, measure_cox(request, data))
     train, val, test = (data.rows[split].numpy() for split in (Split.TRAIN, Split.VAL, Split.TEST))
     label = data.label.numpy()
     if len(set(label[train])) < len(study.classes) or len(set(label[test])) < len(study.classes):
@@ -82,7 +84,10 @@ def measure_references(request: RunRequest) -> dict[str, Any]:
         best = min(fitted, key=lambda each: _loss(each, inputs[val], label[val]))
         found[name] = best.predict_proba(inputs[test])
     scores = _scores(found, label[test], study.seed)
-    content = {"n": len(test), "models": scores, "note": _note(scores)}
+    return _written(request, {"n": len(test), "models": scores, "note": _note(scores)})
+
+
+def _written(request: RunRequest, content: dict[str, Any]) -> dict[str, Any]:
     with replacing(request.out / REFERENCES, private=True) as partial:
         partial.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     return content

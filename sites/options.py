@@ -12,6 +12,7 @@ __all__ = [
     "Cohort",
     "Grouping",
     "IxiTask",
+    "KircTask",
     "Mechanism",
     "Pattern",
     "SplitScheme",
@@ -22,7 +23,7 @@ __all__ = [
 
 
 class Grouping(StrEnum):
-    """How the MMIST-ccRCC release is divided into sites."""
+    """How patients of MMIST-ccRCC or TCGA-KIRC are divided into sites."""
 
     SOURCE = "source"  # TCGA and CPTAC
     HOSPITAL = "hospital"  # TCGA by tissue source site
@@ -54,6 +55,13 @@ class IxiTask(StrEnum):
 
     SEX = "sex"
     EPOCH = "epoch"  # of the life span: below 32, below 66, older
+
+
+class KircTask(StrEnum):
+    """What is predicted about a patient of TCGA-KIRC."""
+
+    SURVIVAL = "survival"  # time to death
+    VITAL12 = "vital12"  # alive after twelve months
 
 
 class Mechanism(StrEnum):

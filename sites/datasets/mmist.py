@@ -32,7 +32,18 @@ from sites.splits import stratified_split, three_way
 from sites.table_file import read_table
 from sites.tabular import TextTable
 
-__all__ = ["MMIST_PROMPT", "prepare_mmist"]
+__all__ = [
+    "CLASSES",
+    "CLINICAL",
+    "EXAMS",
+    "MMIST_PROMPT",
+    "TABLE",
+    "chosen_exams",
+    "exam_vector",
+    "find_release",
+    "prepare_mmist",
+    "release_rows",
+]
 
 CLASSES = ("dead", "alive")  # index = the release's vital_status_12
 CLINICAL = "clinical"
@@ -44,7 +55,7 @@ _VAL_FRACTION = 0.125
 _NOT_IN_THESIS = "TCGA-B0-4713"
 
 _INNER = Path("datasets") / "ccRCC" / "Code"
-_TABLE = "clinical+genomic_split.csv"
+TABLE = "clinical+genomic_split.csv"
 
 # Each sentence consists of groups, so that it stays grammatical when a part is missing.
 _TTN = "[ {ttn}|| and an unknown TTN status]"
@@ -86,7 +97,7 @@ class _Exams:
     listed: str | None = None  # table of all exams: a patient's k-th row is file ID-k.npz
 
 
-_EXAMS = {
+EXAMS = {
     "ct": _Exams(
         512, Scaling.ZSCORE, "CT_patientfiles.csv", "CT Features", "patients_with_labels_CT_final.csv"
     ),
@@ -100,7 +111,7 @@ _T = ("T1", "T1a", "T1b", "T2", "T2a", "T2b", "T3", "T3a", "T3b", "T3c", "T4")
 _RACES = ("Asian", "Black or African American", "Hispanic or Latino", "White", "other")
 
 # Manifest column -> (column of the release, words by code); a code of -1 and a blank cell mean missing.
-_CODES: Mapping[str, tuple[str, Mapping[int, str]]] = {
+CODES: Mapping[str, tuple[str, Mapping[int, str]]] = {
     "sex": ("gender", {0: "female", 1: "male"}),
     "age": ("age_diag", {decade: f"{10 * decade + 10}-{10 * decade + 19}" for decade in range(1, 9)}),
     "pt": ("ajcc_path_tumor_pt", dict(enumerate(_T, start=1))),
@@ -149,15 +160,15 @@ def prepare_mmist(  # noqa: PLR0913 - the flags of the command, one to one
     grouping = choose(Grouping, by, "--by")
     scheme = choose(SplitScheme, split, "--split")
     members = choose(Cohort, cohort, "--cohort")
-    names = kept_modalities((*_EXAMS, CLINICAL), without)
+    names = kept_modalities((*EXAMS, CLINICAL), without)
     if min_patients < 1:
         raise StudyError(f"--min-patients is {min_patients}, expected a whole number from 1 up")
     study = _study(names, seed, choose(PromptMode, prompt_mode, "--prompt-mode"))
     check_target(out, overwrite=overwrite)
-    code = _find(source)
-    table = read_table(code / _TABLE)
-    exams = {name: _chosen(code, name) for name in _EXAMS}
-    rows = _rows(table, exams)
+    code = find_release(source)
+    table = read_table(code / TABLE)
+    exams = {name: chosen_exams(code, name) for name in EXAMS}
+    rows = release_rows(table, exams)
     rows["official"] = parse_splits(table, "Split")
     if members is Cohort.THESIS:
         if not (rows[ID] == _NOT_IN_THESIS).any():
@@ -168,9 +179,9 @@ def prepare_mmist(  # noqa: PLR0913 - the flags of the command, one to one
     rows[SPLIT] = _split(rows, scheme, seed)
     rows["site"] = _sites(rows[ID].tolist(), grouping, min_patients)
     vectors = {
-        name: {patient: _vector(path, _EXAMS[name].width) for patient, path in exams[name].items()}
+        name: {patient: exam_vector(path, EXAMS[name].width) for patient, path in exams[name].items()}
         for name in names
-        if name in _EXAMS
+        if name in EXAMS
     }
     columns = {CLINICAL: compile_prompt(MMIST_PROMPT).fields} if CLINICAL in names else {}
     written = [ID, LABEL, SPLIT, *columns.get(CLINICAL, ())]
@@ -178,7 +189,7 @@ def prepare_mmist(  # noqa: PLR0913 - the flags of the command, one to one
         SiteTables(str(name), group[written], vectors, columns)
         for name, group in rows.groupby("site", sort=True)
     ]
-    covariates = rows.set_index(ID)[[*_CODES, "race"]]
+    covariates = rows.set_index(ID)[[*CODES, "race"]]
     taken = take_away(sites, study, missing, covariates, default_driver="grade", embed=embed)
     prepared = write_federation(out, study, taken.sites, overwrite, amputation=taken.amputation)
     return replace(prepared, notes=taken.notes)
@@ -186,9 +197,9 @@ def prepare_mmist(  # noqa: PLR0913 - the flags of the command, one to one
 
 def _study(names: Sequence[str], seed: int, prompt_mode: PromptMode) -> Study:
     specs = [
-        ModalitySpec(name, Kind.FEATURES, _EXAMS[name].width, scaling=_EXAMS[name].scaling)
+        ModalitySpec(name, Kind.FEATURES, EXAMS[name].width, scaling=EXAMS[name].scaling)
         for name in names
-        if name in _EXAMS
+        if name in EXAMS
     ]
     if CLINICAL in names:
         text = ModalitySpec(CLINICAL, Kind.TEXT, 512, "hashing-text", Scaling.L2, prompt=MMIST_PROMPT)
@@ -204,19 +215,19 @@ def _study(names: Sequence[str], seed: int, prompt_mode: PromptMode) -> Study:
     )
 
 
-def _find(source: Path) -> Path:
+def find_release(source: Path) -> Path:
     """The folder with the release's tables."""
     for folder in (source, source / _INNER):
-        if (folder / _TABLE).is_file():
+        if (folder / TABLE).is_file():
             return folder
     raise DataError(
-        f"{source}: no MMIST-ccRCC release, expected {_TABLE!r} in it or in its folder {_INNER.as_posix()}"
+        f"{source}: no MMIST-ccRCC release, expected {TABLE!r} in it or in its folder {_INNER.as_posix()}"
     )
 
 
-def _chosen(code: Path, name: str) -> dict[str, Path]:
+def chosen_exams(code: Path, name: str) -> dict[str, Path]:
     """The feature file of the exam that the release chose, by patient."""
-    exams = _EXAMS[name]
+    exams = EXAMS[name]
     table = read_table(code / exams.chosen)
     patients, chosen = table.require_unique("case_id"), table.require("chosen_exam")
     folder = code / "Features" / exams.folder
@@ -236,14 +247,14 @@ def _chosen(code: Path, name: str) -> dict[str, Path]:
     return found
 
 
-def _rows(table: TextTable, exams: Mapping[str, Iterable[str]]) -> pd.DataFrame:
+def release_rows(table: TextTable, exams: Mapping[str, Iterable[str]]) -> pd.DataFrame:
     """One row per patient in table order: id, label, decoded clinical columns, presence."""
     ids = table.require_unique("case_id")
     labels = _decode(table, "vital_status_12", dict(enumerate(CLASSES)))
     for row, label in enumerate(labels):
         if label is None:
             raise DataError(f"{table.where(row)}: vital_status_12 is missing, expected 0 or 1")
-    clinical = {name: _decode(table, column, words) for name, (column, words) in _CODES.items()}
+    clinical = {name: _decode(table, column, words) for name, (column, words) in CODES.items()}
     genomics = [gene is not None for gene in clinical["vhl"]]
     content: dict[str, Sequence[object]] = {ID: ids, LABEL: labels, **clinical, "race": _race(table)}
     content |= {f"has_{name}": [patient in set(exams[name]) for patient in ids] for name in ("mri", "ct")}
@@ -309,7 +320,8 @@ def _sites(ids: Sequence[str], grouping: Grouping, min_patients: int) -> list[st
     ]
 
 
-def _vector(path: Path, width: int) -> NDArray[np.float32]:
+def exam_vector(path: Path, width: int) -> NDArray[np.float32]:
+    """The features ``(width,)`` of one exam; a DataError if they are missing or of another form."""
     try:
         with np.load(path, allow_pickle=False) as archive:
             vector: NDArray[np.float32] = archive["arr_0"].reshape(-1).astype(np.float32)
