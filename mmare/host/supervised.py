@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import shutil
 import signal
 import subprocess
 import time
@@ -20,7 +21,8 @@ __all__ = ["Change", "ProcessSupervisor", "Program", "how_it_ended"]
 
 POLL_S: Final = 0.05
 PR_SET_PDEATHSIG: Final = 1  # of prctl(2)
-MOST_LOG_BYTES: Final = 50_000_000  # checked when a program starts; a larger log is rotated once
+MOST_LOG_BYTES: Final = 50_000_000  # a larger log goes to NAME.log.1, and what was there is gone
+ROTATE_S: Final = 60.0  # between looks at the logs of running programs
 _LIBC = ctypes.CDLL(None)
 
 
@@ -75,6 +77,7 @@ class ProcessSupervisor:
 
     def __init__(self) -> None:
         self._kept: dict[str, _Kept] = {}
+        self._rotated = time.monotonic()
 
     def __enter__(self) -> ProcessSupervisor:
         return self
@@ -91,6 +94,10 @@ class ProcessSupervisor:
     def poll(self) -> list[Change]:
         """Collect programs that ended and start those that are due, without blocking."""
         changes = []
+        if time.monotonic() - self._rotated > ROTATE_S:
+            self._rotated = time.monotonic()
+            for kept in self._kept.values():
+                _rotate(kept.program.log)
         for kept in self._kept.values():
             if kept.process is not None and kept.process.poll() is not None:
                 changes.append(_ended(kept))
@@ -132,12 +139,20 @@ def how_it_ended(code: int) -> str:
     return f"ended by signal {-code}" if code < 0 else f"ended with exit code {code}"
 
 
+def _rotate(log: Path) -> None:
+    """Move the content of a large log away; a program that has it open goes on at its beginning."""
+    with suppress(OSError):  # not there yet, or a full disk, on which it is cut all the same
+        if log.stat().st_size > MOST_LOG_BYTES:
+            try:
+                shutil.copyfile(log, log.with_name(f"{log.name}.1"))
+            finally:
+                os.truncate(log, 0)
+
+
 def _start(kept: _Kept) -> None:
     program = kept.program
     program.log.parent.mkdir(parents=True, exist_ok=True)
-    with suppress(FileNotFoundError):
-        if program.log.stat().st_size > MOST_LOG_BYTES:
-            program.log.replace(program.log.with_name(f"{program.log.name}.1"))
+    _rotate(program.log)
     parent = os.getpid()
 
     def die_with_parent() -> None:

@@ -88,6 +88,23 @@ def test_a_missing_program_is_an_error_with_its_name(tmp_path):
             processes.poll()
 
 
+def test_the_log_of_a_program_that_runs_for_months_is_rotated_too(tmp_path, monkeypatch):
+    monkeypatch.setattr("mmare.host.supervised.MOST_LOG_BYTES", 10)
+    monkeypatch.setattr("mmare.host.supervised.ROTATE_S", 0.0)
+    log = tmp_path / "talk.log"
+    script = "import time\nfor number in range(10**6):\n    print(number, flush=True)\n    time.sleep(0.02)"
+    with ProcessSupervisor() as processes:
+        processes.keep(Program("talk", (sys.executable, "-S", "-c", script), log))
+        end = time.monotonic() + 20
+        while not (tmp_path / "talk.log.1").exists() or not log.read_bytes():
+            assert time.monotonic() < end
+            processes.poll()
+            time.sleep(0.01)
+        pid = processes.pid("talk")
+    assert pid is not None
+    assert b"\0" not in log.read_bytes()  # it goes on at the beginning, not where it was
+
+
 def test_a_long_log_is_rotated(tmp_path, monkeypatch):
     monkeypatch.setattr("mmare.host.supervised.MOST_LOG_BYTES", 10)
     (tmp_path / "nap.log").write_text("x" * 11)
