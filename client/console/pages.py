@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Final
 
 from client.ingest.reasons import ScanReason, explain
 from client.privacy.approvals import ApprovalFolder
-from client.privacy.approving import Approving
 from client.privacy.proposals import ProposalFolder
 from client.privacy.records.audit_log import log_of
 from client.privacy.records.ledger import budget_table, budget_text, ledger_of
@@ -28,6 +27,7 @@ from mmare.host.web import Asked, Done, LocalApp, Page, button, element, table
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from client.privacy.approving import Approving
     from mmare.host.web import Html
     from mmare.study.study import Study
     from sites.config import SiteConfig
@@ -115,7 +115,7 @@ class SiteConsole:
         row, study = self._known(asked.rest)
         if study is None:
             raise InputError(f"{row.hash[:12]}: the study is not kept at this site any more")
-        approving = Approving(self.site, study)
+        approving = self._approving(study)
         doubt = approving.doubt()
         parts = [element("p", row.about, class_="quiet"), element("pre", approving.words)]
         if doubt:
@@ -211,7 +211,7 @@ class SiteConsole:
             raise InputError(
                 "not approved: tick the box that says that you have read what the study computes"
             )
-        Approving(self.site, study).approve()
+        self._approving(study).approve()
         return Done(
             f"Approved: {study.name}, hash {study.hash[:12]}. A running worker knows at once.", "/studies"
         )
@@ -227,6 +227,11 @@ class SiteConsole:
         row, _ = self._known(asked.rest)
         ProposalFolder(self.site.folder).forget(row.hash)
         return Done(f"Forgotten: {row.name}, hash {row.hash[:12]}.", "/studies")
+
+    def _approving(self, study: Study) -> Approving:
+        from client.privacy.approving import Approving  # noqa: PLC0415 - torch, which no other page needs
+
+        return Approving(self.site, study)
 
     def _known(self, study_hash: str) -> tuple[StudyRow, Study | None]:
         rows = [row for found in study_rows(self.site).values() for row in found]

@@ -26,6 +26,7 @@ from mmare.study.choices import Mode
 from mmare.study.study import load_study
 from mmare.study.tables import TableError, from_table
 from server.run.request import RunRequest
+from server.store.journal import make_run_folder
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -113,6 +114,7 @@ def submit(
             _mark(kit, name).unlink(missing_ok=True)
         except OSError as error:
             raise InputError(f"{kit.queue}: cannot be written ({type(error).__name__})") from None
+        make_run_folder(kit.runs / name)
         return save(kit, entry)
 
 

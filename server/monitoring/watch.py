@@ -32,7 +32,7 @@ WIDTH: Final = 50  # of a sparkline in characters
 HISTORY: Final = 600  # rounds that a sparkline covers
 LEFT_OUT_WIDTH: Final = 12  # that fits the longest code
 BARS: Final = "▁▂▃▄▅▆▇█"
-NOT_BEGUN: Final = "not begun: mmare-server start has made the folder, no hospital has been asked yet"
+NOT_BEGUN: Final = "not begun: no hospital has been asked yet"
 
 
 def watch_run(

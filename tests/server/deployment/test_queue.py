@@ -22,6 +22,7 @@ from server.deployment.status import queue_table
 from server.membership.kit import init_kit
 from server.membership.records import Admitted
 from server.membership.records import save as save_site
+from server.monitoring.watch import check_begun
 from server.store.events import RollCall
 from tests.federations import tiny_study
 
@@ -50,6 +51,7 @@ def test_a_submitted_run_has_a_copy_of_its_study(kit):
     request = find(kit, NAME).request(kit)
     assert request.study == study
     assert request.out == kit.runs / NAME
+    check_begun(kit.runs / NAME)  # its status can be asked for
     assert (kit.queue / f"{NAME}.json").stat().st_mode & 0o077 == 0
 
 
