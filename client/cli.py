@@ -337,6 +337,10 @@ def import_(
 
 def _check_network(site: SiteConfig, study: Path | None) -> None:
     """The rows of the doctor; an error where one of them is a problem."""
+    if study is not None and not study.exists() and study.suffix != ".toml":
+        from client.privacy.proposals import ProposalFolder
+
+        study = ProposalFolder(site.folder).find(str(study)).path
     from client.doctor.examination import examine
     from client.doctor.findings import Verdict, findings_table
 
