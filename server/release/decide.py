@@ -137,7 +137,7 @@ def _caution(study: Study, counts: list[int]) -> str:
     rare = study.classes[counts.index(fewest)]
     return (
         f"the calibration rests on {sum(counts)} validation rows, {fewest} of them {rare}; "
-        "where rows are few, a prior keeps it close to none"
+        "where rows are few, a prior keeps it close to no change"
     )
 
 
