@@ -14,7 +14,7 @@ from mmare.host.console import must_exist, visible
 __all__ = ["drift", "predict"]
 
 
-def predict(
+def predict(  # noqa: PLR0913 - a command line's options
     model: Annotated[Path, typer.Argument(metavar="MODEL", help="A model package, a folder or a zip.")],
     site: Annotated[Path, typer.Option(help="The site's site.toml: how it holds its modalities.")],
     out: Annotated[Path, typer.Option(help="Table to write, .csv, .jsonl or .parquet; the page gets .html.")],
@@ -40,6 +40,13 @@ def predict(
         Path | None,
         typer.Option(help="Table with patient_id and label: score the predictions that OUT holds instead."),
     ] = None,
+    *,
+    silent: Annotated[
+        bool,
+        typer.Option(
+            "--silent", help="Keep predictions for --silent --labels; show none: OUT lists inputs, no page."
+        ),
+    ] = False,
 ) -> None:
     """Predict patients whose outcome is unknown, on this machine; nothing leaves it.
 
@@ -58,8 +65,10 @@ def predict(
     if labels is not None:
         from client.prediction.score_log import log_scores
         from client.prediction.scores import score, scores_text
+        from client.prediction.silent import kept_file
 
-        scores = score(package, out, form, labels)
+        saved, kind = (kept_file(package, config), Format.JSONL) if silent else (out, form)
+        scores = score(package, saved, kind, labels)
         log_scores(package, scores, config)
         typer.echo(scores_text(scores))
         return
@@ -70,12 +79,14 @@ def predict(
         def tell(done: int, total: int) -> None:
             bar.update(task, completed=done, total=total)
 
-        found = predict_site(package, config, patients, out, form, tell, fhir=fhir, dicom_sr=dicom_sr)
+        found = predict_site(
+            package, config, patients, out, form, tell, fhir=fhir, dicom_sr=dicom_sr, silent=silent
+        )
     for note in found.notes:
         console.print(f"[yellow]{visible(note)}[/]", highlight=False)
     warned = sum(bool(sentences) for sentences in found.warnings)
     typer.echo(f"{len(found.inputs.patients)} patients predicted, {warned} with a warning")
-    typer.echo(f"table: {out}\npage: {page_beside(out)}")
+    typer.echo(f"table: {out}" if silent else f"table: {out}\npage: {page_beside(out)}")
 
 
 def drift(

@@ -15,6 +15,7 @@ from client.prediction.fhir import fhir_bundle
 from client.prediction.inputs import site_inputs
 from client.prediction.page import page_of
 from client.prediction.predict import predict
+from client.prediction.silent import keep_silently
 from client.prediction.table import table_bytes
 from client.privacy.records.audit_log import Entry, Event, log_of
 from mmare.errors import InputError, RunError
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
 __all__ = ["audit_lines", "log_predictions", "page_beside", "predict_site"]
 
 
-def predict_site(
+def predict_site(  # noqa: PLR0913 - those of the command
     package: Package,
     site: SiteConfig,
     table: Path | None,
@@ -43,6 +44,7 @@ def predict_site(
     *,
     fhir: Path | None = None,
     dicom_sr: Path | None = None,
+    silent: bool = False,
 ) -> Predictions:
     """Write the predictions for a table's patients to ``out`` and a page beside it; everything or nothing.
 
@@ -55,12 +57,15 @@ def predict_site(
         progress: Called with scans done and all.
         fhir: File for a FHIR bundle.
         dicom_sr: Folder for structured reports, which does not exist yet.
+        silent: Keep the predictions (`keep_silently`) and write a table without them, and no page.
 
     Raises:
         InputError: As of `site_inputs`, or if ``out`` cannot be taken.
         RunError: If nobody has a modality, or the audit log cannot be written.
     """
     _check_place(out, table or site.manifest)
+    if silent and (fhir or dicom_sr):
+        raise InputError("--silent shows no prediction, so it goes with neither --fhir nor --dicom-sr")
     for place in filter(None, (fhir, dicom_sr)):
         if place.exists() or not place.absolute().parent.is_dir():
             raise InputError(f"{place}: {'is there already' if place.exists() else 'no folder for it'}")
@@ -68,12 +73,16 @@ def predict_site(
     inputs = site_inputs(package, site, load_patients(table or site.manifest), progress=progress)
     found = predict(package, inputs, pick_device(site.device))
     lines = audit_lines(found, site_secret(site.folder))
-    files = {out: table_bytes(found, form), page_beside(out): page_of(found).encode()}
+    files = {out: table_bytes(found, form, silent=silent)}
+    if not silent:
+        files[page_beside(out)] = page_of(found).encode()
     if fhir is not None:
         files[fhir] = fhir_bundle(found, lines)
     if dicom_sr is not None:
         files |= {dicom_sr / name: content for name, content in structured_reports(found, site).items()}
     log_predictions(found, site, lines)
+    if silent:
+        keep_silently(found, site)
     if dicom_sr is not None:
         own_folder(dicom_sr)
     with ExitStack() as stack:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 __all__ = ["flat", "record", "table_bytes", "told_classes"]
 
 _BETWEEN = "; "  # of sentences in a cell
+_BLIND = (ID, "modalities", "pattern", "seen", "distance", "warnings", "model", "notice")  # no output
 
 
 def record(found: Predictions, row: int) -> dict[str, Any]:
@@ -88,14 +89,17 @@ def _flat(entry: dict[str, Any], told: list[str]) -> dict[str, Any]:
     }
 
 
-def table_bytes(found: Predictions, form: Format) -> bytes:
-    """The content of the file."""
+def table_bytes(found: Predictions, form: Format, *, silent: bool = False) -> bytes:
+    """The content of the file; a ``silent`` one tells nothing of what the model says."""
     if form is Format.JSONL:
-        lines = (record(found, row) for row in range(len(found.inputs.patients)))
+        entries = (record(found, row) for row in range(len(found.inputs.patients)))
+        lines = [{key: each[key] for key in (_BLIND if silent else each)} for each in entries]
         return "".join(
             json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n" for line in lines
         ).encode()
     frame = flat(found).astype({"seen": "Int64"})
+    if silent:
+        frame = frame[[name for name in frame if name in _BLIND or str(name).startswith("distance_")]]
     if form is Format.CSV:
         return frame.to_csv(index=False, lineterminator="\n").encode()
     buffer = io.BytesIO()
