@@ -28,6 +28,7 @@ from client.doctor.machine import check_device, check_disk, check_memory, check_
 from client.doctor.network import check_network
 from client.doctor.running import check_relay, check_worker
 from client.doctor.sockets import check_ports
+from client.doctor.speed import judge_speed
 from client.doctor.study import check_encoders, check_study, read_study
 from mmare.errors import InputError
 from mmare.wire.joining import SiteKit
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from client.doctor.findings import Finding
+    from mmare.study.study import Study
     from sites.config import SiteConfig
 
 __all__ = ["examine"]
@@ -65,7 +67,9 @@ def examine(site: SiteConfig, study_path: Path | None = None) -> list[Finding]:
     path = study_path or kit.study
     study, unread = read_study(path)
     port = site.coordinator.runtime_port
-    slow = [("network", in_background(lambda: check_network(coordinator, kit.ca, port, study)))]
+    speeds: list[float] = []
+    network = in_background(lambda: check_network(coordinator, kit.ca, port, speeds.append))
+    slow = [("network", network), ("speed", in_background(lambda: _speed(network, speeds, study)))]
     slow.append(("device", in_background(lambda: check_device(site.device))))
     if study is not None:
         slow.append(("encoders", in_background(lambda: check_encoders(site, study))))
@@ -75,7 +79,20 @@ def examine(site: SiteConfig, study_path: Path | None = None) -> list[Finding]:
     if study is not None:
         quick += check_study(site, study, path)
     waited = {name: _result(name, work, end) for name, work in slow}
-    return [*findings, *waited.pop("network"), *quick, *waited.pop("device"), *waited.pop("encoders", [])]
+    return [
+        *findings,
+        *waited.pop("network"),
+        *waited.pop("speed"),
+        *quick,
+        *waited.pop("device"),
+        *waited.pop("encoders", []),
+    ]
+
+
+def _speed(network: Future[list[Finding]], speeds: list[float], study: Study | None) -> list[Finding]:
+    """What was measured on the way, held against a study: a row of its own, since that imports torch."""
+    network.result()
+    return [judge_speed(speed, study) for speed in speeds]
 
 
 def _result(name: str, work: Future[list[Finding]], end: float) -> list[Finding]:

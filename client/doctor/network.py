@@ -14,13 +14,13 @@ from client.doctor.certificates import read_authority, read_certificate
 from client.doctor.findings import Obstacle, Verdict, fine, problem, warning
 from client.doctor.proxies import proxy_for, unread_ranges
 from client.doctor.route import NOT_REACHED, TOTAL_S, Answer, Route, Trace, resolve, try_addresses
-from client.doctor.speed import check_speed
+from client.doctor.speed import measure_speed
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     from client.doctor.findings import Finding
-    from mmare.study.study import Study
     from mmare.wire.joining import Coordinator
 
 __all__ = ["check_network", "clock_finding"]
@@ -39,7 +39,10 @@ FLEET: Final = "/v1/fleet/pull-messages"
 
 
 def check_network(
-    coordinator: Coordinator, ca: Path, runtime_port: int, study: Study | None = None
+    coordinator: Coordinator,
+    ca: Path,
+    runtime_port: int,
+    tell_speed: Callable[[float], None] = lambda _: None,
 ) -> list[Finding]:
     """Check the connection to the coordinator; what is sent has no content, and goes only to it.
 
@@ -47,7 +50,7 @@ def check_network(
         coordinator: The one to reach.
         ca: PEM file of the federation's authority.
         runtime_port: On loopback, which must not go through a proxy.
-        study: Whose model the connection has to carry.
+        tell_speed: Gets the bytes per second that the line sends, if it was measured.
     """
     findings: list[Finding] = []
     step = "proxy"
@@ -78,7 +81,7 @@ def check_network(
         findings.append(_fleet(answer))
         step = "speed"
         if findings[-1].verdict is Verdict.OK:
-            findings.append(check_speed(route, FLEET, answer, study))
+            tell_speed(measure_speed(route, FLEET, answer))
     except Obstacle as obstacle:
         findings.append(problem(step, obstacle.found, obstacle.advice))
     return findings

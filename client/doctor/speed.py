@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from client.doctor.route import Answer, Route
     from mmare.study.study import Study
 
-__all__ = ["check_speed", "judge_speed"]
+__all__ = ["judge_speed", "measure_speed"]
 
 SENT_BYTES: Final = 512 << 10  # four seconds at 1 Mbit/s; more would tell no more of a line that is too slow
 LEAST_S: Final = 0.001
@@ -21,15 +21,15 @@ WAYS: Final = 2  # the model comes, and its change goes
 FLOAT_BYTES: Final = {Wire.FLOAT32: 4, Wire.FLOAT16: 2}
 
 
-def check_speed(route: Route, path: str, empty: Answer, study: Study | None) -> Finding:
-    """Send some bytes, which the coordinator refuses for want of a key; ``empty`` is its answer to none.
+def measure_speed(route: Route, path: str, empty: Answer) -> float:
+    """Bytes per second of what the coordinator refuses for want of a key; ``empty`` is its answer to none.
 
     Raises:
         Obstacle: If there is no answer.
     """
     full = route.ask("POST", path, Trace(), bytes(SENT_BYTES))
     seconds = max((full.received - full.sent) - (empty.received - empty.sent), LEAST_S)
-    return judge_speed(SENT_BYTES / seconds, study)
+    return SENT_BYTES / seconds
 
 
 def judge_speed(bytes_per_s: float, study: Study | None) -> Finding:
