@@ -125,11 +125,16 @@ def _models(
 
 
 def _narrowed(part: Rows, train: NDArray[np.int64]) -> Rows:
-    """A wide embedding by its first principal components: trees on thousands of columns take minutes."""
-    there = ~np.isnan(part).any(axis=1)
+    """A wide embedding by its first principal components: trees on thousands of columns take minutes.
+
+    Without columns that no train row has.
+    """
+    part = part[:, ~np.isnan(part[train]).all(axis=0)]
+    there = ~np.isnan(part).all(axis=1)
     fitted = np.intersect1d(train, np.flatnonzero(there))
     if part.shape[1] <= _WIDEST or len(fitted) <= _COMPONENTS:
         return part
+    part = np.where(np.isnan(part), np.nanmean(part[train], axis=0), part)
     narrow = np.full((len(part), _COMPONENTS), np.nan)
     narrow[there] = PCA(_COMPONENTS, random_state=0).fit(part[fitted]).transform(part[there])
     return narrow

@@ -40,7 +40,8 @@ def pooled_moments(
 ) -> tuple[Tensor, Tensor]:
     """Mean and population standard deviation from sums over rows or weights, ``(W,)`` float32 each.
 
-    The deviation is at least 1e-6. Without rows they are 0 and 1.
+    The deviation is at least 1e-6, and that of a feature which no row has, where rows have others. Without
+    any rows they are 0 and 1.
 
     Args:
         n: Rows or weights of each sum, or of all.
@@ -51,13 +52,13 @@ def pooled_moments(
         >>> pooled_moments(2, [4.0], [10.0])
         (tensor([2.]), tensor([1.]))
         >>> pooled_moments([2, 0], [4.0, 0.0], [10.0, 0.0])
-        (tensor([2., 0.]), tensor([1., 1.]))
+        (tensor([2., 0.]), tensor([1.0000e+00, 1.0000e-06]))
     """
     sums = torch.tensor([list(total), list(squares)], dtype=torch.float64)  # (2, W)
     over = torch.as_tensor(n, dtype=torch.float64).expand(sums.shape[1])  # (W,)
     mean, square = sums / over.clamp_min(torch.finfo(torch.float64).tiny)
     deviation = (square - mean.square()).clamp_min(0).sqrt().clamp_min(DEVIATION_FLOOR)
-    return mean.float(), torch.where(over > 0, deviation, 1.0).float()
+    return mean.float(), torch.where(over > 0, deviation, DEVIATION_FLOOR if over.any() else 1.0).float()
 
 
 def _filled(rows: Tensor) -> Tensor:
@@ -73,7 +74,8 @@ class InputScaling(nn.Module):
 
     Args:
         modalities: In slot order.
-        clip: Largest size of a z-score, so that a slip in one cell does not decide; 0: any.
+        clip: Largest size of a z-score, so that a slip in one cell does not decide; 0: any. With it, features
+            that no train row has or that are constant there are zero: nothing was learned of them.
 
     Raises:
         ValueError: If ``clip`` is negative.
@@ -108,11 +110,15 @@ class InputScaling(nn.Module):
             there = present[:, slot : slot + 1] & ~rows.isnan()
             if scaling is Scaling.ZSCORE:
                 rows = (rows - self.get_buffer(f"mean_{slot}")) / self._divisor(slot)
-                rows = rows.clamp(-self.clip, self.clip) if self.clip else rows
+                rows = self._clipped(slot, rows) if self.clip else rows
             elif scaling is Scaling.L2:
                 rows = functional.normalize(_filled(rows), dim=1)
             parts.append(torch.where(there, rows, rows.new_zeros(())))
         return torch.cat(parts, dim=1)
+
+    def _clipped(self, slot: int, scores: Tensor) -> Tensor:
+        known = self.get_buffer(f"deviation_{slot}") > DEVIATION_FLOOR  # (W,)
+        return torch.where(known, scores.clamp(-self.clip, self.clip), scores.new_zeros(()))
 
     def _divisor(self, slot: int) -> Tensor:
         """Deviation of a modality ``(W,)``; 1 where a feature was constant in training, as in scikit-learn.

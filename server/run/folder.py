@@ -31,6 +31,7 @@ from server.run.result import (
     notes_of_model,
     notes_of_selection,
     notes_of_sites,
+    notes_of_training,
     outcome_facts,
     versions,
 )
@@ -208,7 +209,8 @@ def _run(fleet: Fleet, request: RunRequest, journal: Journal, run: str) -> dict[
 
 
 def _remarks(study: Study, out: Path, outcomes: Mapping[str, Outcome]) -> dict[str, Any]:
-    notes = [*notes_of_sites(out), *notes_of_model(study), *notes_of_selection(outcomes)]
+    notes = [*notes_of_sites(out), *notes_of_training(study, out), *notes_of_model(study)]
+    notes += notes_of_selection(outcomes)
     return {"left_out": left_out(out), "notes": notes}
 
 

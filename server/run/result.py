@@ -30,6 +30,7 @@ __all__ = [
     "notes_of_model",
     "notes_of_selection",
     "notes_of_sites",
+    "notes_of_training",
     "outcome_facts",
     "versions",
 ]
@@ -104,6 +105,19 @@ def notes_of_sites(out: Path) -> list[str]:
     """Notes of sites on their features at the roll call, each once."""
     calls = read_run(out).calls.values()
     return list(dict.fromkeys(note for call in calls for note in call.notes))
+
+
+def notes_of_training(study: Study, out: Path) -> list[str]:
+    """Modalities that no train row of any site was told to have, of which nothing can be learned."""
+    if study.privacy.dp is not None:  # no such numbers are told
+        return []
+    pooled = read_run(out).scaling
+    return [
+        f"no site told a train row that has {each.name}: what the model says of patients who have it was not "
+        "learned"
+        for each in study.modalities
+        if each.name in pooled and pooled[each.name].n == 0
+    ]
 
 
 def notes_of_selection(outcomes: Mapping[str, Outcome]) -> list[str]:

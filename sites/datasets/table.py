@@ -15,6 +15,7 @@ from mmare.study.encoding import Encoding
 from mmare.study.specs import ModalitySpec
 from mmare.study.study import Study
 from sites.datasets.table_columns import ColumnsFile, Group, choose_columns, learn, level_notes
+from sites.datasets.table_lessons import train_notes
 from sites.datasets.table_outcome import ClassColumn, TableOutcome, TimeColumns
 from sites.datasets.table_rows import labelled, matched, nonempty
 from sites.encoding import encode
@@ -144,6 +145,7 @@ def prepare_table(  # noqa: PLR0913 - the flags of the command, one to one
         splits = three_way([detailed, strata], seed)
     else:
         splits = parse_splits(content, columns.split)
+    notes += train_notes(encoding, vectors, dict(zip(ids, splits, strict=True)))
     rows = pd.DataFrame({ID: ids, **outcomes, SPLIT: splits, "site": places})
     sites = [
         SiteTables(str(name), group[[ID, *outcomes, SPLIT]], vectors)

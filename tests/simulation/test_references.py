@@ -87,3 +87,20 @@ def test_a_class_that_no_test_row_has_is_refused(tmp_path):
     write_federation(tmp_path / "fed", tiny_study(), tables)
     with pytest.raises(InputError, match="--references needs every class"):
         measure_references(request_of(tmp_path / "fed", tmp_path / "run"))
+
+
+def test_a_modality_and_a_column_that_no_train_row_has_are_named_and_break_nothing(tmp_path):
+    tables = [site_tables(name, tiny_study(), 40, 3, 0.0) for name in SITES]
+    for each in tables:
+        for patient in each.manifest.loc[each.manifest["split"] == "train", "patient_id"]:
+            del each.features["wsi"][patient]
+            each.features["ct"][patient][0] = np.nan
+    write_federation(tmp_path / "fed", tiny_study(), tables)
+    result = run_nodes(tmp_path / "fed", tmp_path / "run", settings=("training.rounds=1",))
+    assert result["notes"] == [
+        "no site told a train row that has wsi: what the model says of patients who have it was not learned"
+    ]
+    found = measure_references(
+        request_of(tmp_path / "fed", tmp_path / "run", settings=("training.rounds=1",))
+    )
+    assert all(0 <= scores["auc"] <= 1 for scores in found["models"].values())

@@ -134,6 +134,14 @@ def test_z_scores_are_clipped_and_nothing_else():
     assert modules[0].distances([rows]).item() == pytest.approx((0.5 * (5**2 + 1.5**2)) ** 0.5)
 
 
+def test_with_a_clip_what_training_never_saw_change_is_zero():
+    mean, deviation = pooled_moments([3, 0, 3], [6.0, 0.0, 9.0], [12.0, 0.0, 35.0])
+    module = InputScaling([modality(3, Scaling.ZSCORE)], clip=3.0)
+    module.set_moments(0, mean, deviation)
+    scaled = module([torch.tensor([[140.0, 140.0, 3.0]])], torch.tensor([[True]]))
+    assert scaled.tolist() == [[0.0, 0.0, 0.0]]  # constant, blank in every row, at the mean
+
+
 def test_a_negative_clip_is_refused():
     with pytest.raises(ValueError, match="clip must not be negative, found -3"):
         InputScaling([modality(2, Scaling.ZSCORE)], clip=-3)
