@@ -13,6 +13,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Final
 
 from mmare.errors import InputError
+from mmare.wire.sharing import steps_at_coordinator
 
 if TYPE_CHECKING:
     from mmare.study.specs import DifferentialPrivacySpec
@@ -75,7 +76,7 @@ def plan_of(study: Study, train_rows: int) -> Plan:
             f"delta {dp.delta:g} of the study {study.name} is the risk of telling all of a patient, expected "
             f"below one in its {rows} train rows"
         )
-    rate = min(training.batch_size / rows, 1.0)
+    rate = 1.0 if steps_at_coordinator(study) else min(training.batch_size / rows, 1.0)
     steps = math.ceil(1 / rate)
     total = steps * training.local_epochs * training.rounds
     noise, histogram_noise = _noise(dp, rate, total), _noise(dp, 1.0, EVALUATIONS)

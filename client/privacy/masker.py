@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Final
 
 from mmare.errors import SiteCode, SiteError
 from mmare.host.files import own_folder, write_whole
-from mmare.study.study import SECURE_SITES
+from mmare.study.sums_only import SECURE_SITES
 from mmare.wire.masking import (
     MaskError,
     context_of,

@@ -11,6 +11,7 @@ from client.privacy.records.ledger import ledger_of
 from client.privacy.release_rules import StudyRules
 from mmare.host.console import visible
 from mmare.study.choices import ExtraAnswer, Kind, PromptMode, Wire
+from mmare.wire.sharing import steps_at_coordinator
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
@@ -200,6 +201,8 @@ def _leaving(study: Study, rules: StudyRules, limit: int) -> Iterator[tuple[str,
             "saying of whom.",
         )
     kind = "the change of " if study.federation.wire is Wire.FLOAT16 else ""
+    if steps_at_coordinator(study):
+        kind = "the mean gradient, over the train rows, of "
     yield (
         f"In every round: {kind}up to {rules.most_numbers():,} parameters of the model "
         f"({rules.most_bytes() / 1e6:.1f} MB) with the number of draws of train rows that exercised each "

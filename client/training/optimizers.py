@@ -22,7 +22,31 @@ if TYPE_CHECKING:
     from mmare.models.phases import Objective, Phase
     from mmare.study.specs import TrainingSpec
 
-__all__ = ["PhaseOptimizers"]
+__all__ = ["MeanGradient", "PhaseOptimizers"]
+
+
+class MeanGradient(torch.optim.Optimizer):
+    """Adds up the gradients of a round's batches; parameters move at its end only, by minus the sum."""
+
+    def __init__(self, parameters: Iterable[Parameter]) -> None:
+        super().__init__(list(parameters), {})
+        self.share = 1.0  # of the round's draws in the batch
+        self._parameters: list[Parameter] = self.param_groups[0]["params"]
+        self._sums: dict[Parameter, Tensor] = {}
+
+    @torch.no_grad()
+    def step(self) -> None:  # type: ignore[override] # no closure
+        """Add the gradients of a batch."""
+        for parameter in self._parameters:
+            if parameter.grad is not None:
+                total = self._sums.setdefault(parameter, torch.zeros_like(parameter))
+                total.add_(parameter.grad, alpha=self.share)
+
+    @torch.no_grad()
+    def finish(self) -> None:
+        """Move the parameters."""
+        for parameter, total in self._sums.items():
+            parameter.sub_(total)
 
 
 class PhaseOptimizers:
@@ -33,10 +57,17 @@ class PhaseOptimizers:
         phase: Of the round.
         training: Of the study; an objective may override it.
         rate_factor: Multiplies every learning rate.
+        gradients: Whether the coordinator makes the steps: here parameters move by minus the mean gradient.
     """
 
     def __init__(
-        self, model: MultimodalModel, phase: Phase, training: TrainingSpec, rate_factor: float = 1.0
+        self,
+        model: MultimodalModel,
+        phase: Phase,
+        training: TrainingSpec,
+        rate_factor: float = 1.0,
+        *,
+        gradients: bool = False,
     ) -> None:
         self.phase = phase
         self._clip_norm = training.clip_norm
@@ -51,7 +82,12 @@ class PhaseOptimizers:
             value.requires_grad_(name in trained)
             value.grad = None
         self.steps: list[tuple[Objective, Optimizer]] = [
-            (objective, _optimizer(named.values(), objective, training, rate_factor))
+            (
+                objective,
+                MeanGradient(named.values())
+                if gradients
+                else _optimizer(named.values(), objective, training, rate_factor),
+            )
             for objective, named in zip(phase.objectives, self._named, strict=True)
         ]
 
@@ -60,6 +96,18 @@ class PhaseOptimizers:
         if self._clip_norm > 0:
             index = [each for each, _ in self.steps].index(objective)
             torch.nn.utils.clip_grad_norm_(self._named[index].values(), self._clip_norm)
+
+    def weigh(self, share: float) -> None:
+        """Say which share of the round's draws the next batch is."""
+        for _, optimizer in self.steps:
+            if isinstance(optimizer, MeanGradient):
+                optimizer.share = share
+
+    def finish(self) -> None:
+        """End the round: move the parameters, if they have not moved with every batch."""
+        for _, optimizer in self.steps:
+            if isinstance(optimizer, MeanGradient):
+                optimizer.finish()
 
     def tensors(self) -> dict[str, Tensor]:
         """The moments: ``phase/objective/parameter/moment``."""

@@ -112,6 +112,7 @@ def train_privately(
             pull_back(model, pull)
         optimizers.clip(objective)
         optimizer.step()
+    optimizers.finish()
     if not all(bool(value.isfinite().all()) for value in named.values()):
         raise SiteError(SiteCode.NON_FINITE)
     samples = plan.rows * training.local_epochs

@@ -53,7 +53,7 @@ from mmare.wire.messages import (
     decode,
     encode,
 )
-from mmare.wire.sharing import keeps_state, local_parameters, on_wire
+from mmare.wire.sharing import keeps_state, local_parameters, on_wire, steps_at_coordinator
 from mmare.wire.sums import sum_layout
 from mmare.wire.tensors import (
     copy_tensors,
@@ -250,7 +250,11 @@ class SiteService:
         if not request.train:
             return update, None
         optimizers = PhaseOptimizers(
-            model, phase_at(model.phases(), request.round), study.training, request.rate_factor
+            model,
+            phase_at(model.phases(), request.round),
+            study.training,
+            request.rate_factor,
+            gradients=steps_at_coordinator(study),
         )
         optimizers.restore(kept)
         pull = _pull(study, received)

@@ -117,7 +117,9 @@ def train_round(
             seen.append(there if whole else fewer[-1])
             drawn_rows.append(batch)
             drawn = _TrainBatch(inputs, seen[-1], fewer[-1], label[batch])
+            optimizers.weigh(len(batch) / len(rows))
             losses.append(_step(model, optimizers, drawn, generator, weight, pull) * len(batch))
+    optimizers.finish()
     total = torch.stack(losses).sum().item()
     if not torch.isfinite(torch.tensor(total)):
         raise SiteError(SiteCode.NON_FINITE)

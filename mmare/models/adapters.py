@@ -140,6 +140,18 @@ class InputScaling(nn.Module):
             parts.append((rows / self._divisor(slot)).square().nanmean(dim=1).sqrt())
         return torch.stack(parts, dim=1)
 
+    def lengths(self) -> list[Tensor]:
+        """Root mean square length of the scaled train rows of each modality, M scalars; at least 1e-6."""
+        found = []
+        for slot, scaling in enumerate(self.scalings):
+            mean, deviation = (self.get_buffer(f"{name}_{slot}") for name in ("mean", "deviation"))
+            if scaling is Scaling.ZSCORE:  # a constant feature is zero
+                squares = (deviation > DEVIATION_FLOOR).to(deviation)
+            else:
+                squares = mean.square() + deviation.square()
+            found.append(squares.sum().sqrt().clamp_min(DEVIATION_FLOOR))
+        return found
+
     def noise_deviation(self) -> Tensor:
         """Deviation of the training noise per scaled feature, ``(W,)``; about zero for constant features."""
         parts = []

@@ -15,6 +15,7 @@ from mmare.models.blocks import Block, all_samples, merges, samples_with, sample
 from mmare.models.conditioning import MissingAwareConditioning
 from mmare.models.fusion import Merge, MergeOrder, PairwiseFusion, masked_mean, merge_order
 from mmare.models.head import TaskHead, draw_dropout
+from mmare.models.linear import LinearTerm
 from mmare.models.numeric import Numeric, is_numeric
 from mmare.models.phases import Objective, Phase
 from mmare.tasks.classification import Classification
@@ -121,6 +122,7 @@ class MMAREOptions:
     embedding_dropout: float = 0.0  # element-wise, of conditioned embeddings; 0 in the thesis
     clip: float = 0.0  # largest size of a z-score; 0 in the thesis: any
     numeric: Numeric = Numeric.LINEAR  # of tables of few columns (`is_numeric`)
+    linear: bool = False  # add a linear term, of which the rest, zero at first, is the residual
 
 
 class MMARE(MultimodalModel):
@@ -150,6 +152,10 @@ class MMARE(MultimodalModel):
         self.fusion = PairwiseFusion(width, options.merge) if options.fusion is Fusion.PAIRWISE else None
         self.head = TaskHead(width, classes, options.dropout)
         self.order = options.order
+        self.linear = LinearTerm(self.scaling.widths, classes) if options.linear else None
+        if self.linear is not None:
+            nn.init.zeros_(self.head.out.weight)
+            nn.init.zeros_(self.head.out.bias)
 
     def logits(self, scaled: Tensor, present: Tensor, generator: Generator | None = None) -> Tensor:
         """Classify scaled rows; evaluation merges in slot order."""
@@ -161,6 +167,8 @@ class MMARE(MultimodalModel):
             order = self.order if self.training else MergeOrder.FIXED
             fused = self.fusion(conditioned, present, merge_order(present, order, generator))  # (B, D)
         logits: Tensor = self.head(fused, generator)
+        if self.linear is not None:
+            logits = logits + self.linear(scaled, present, self.scaling.lengths())
         return logits
 
     def blocks(self) -> tuple[Block, ...]:
@@ -188,4 +196,6 @@ class MMARE(MultimodalModel):
         if self.fusion is not None:
             merging = self.parameters_under("fusion")
             found.append(Block("merge", merging, merges, most=max(len(names) - 1, 1)))
+        if self.linear is not None:
+            found += self.linear.blocks(names, "linear")
         return self.with_shared_block(found)

@@ -36,6 +36,8 @@ class Block:
     exposure: Callable[[Tensor], Tensor]  # from present (B, M) bool to samples (or merges) with a gradient
     column: int | None = None  # only this column of the (D, M) parameters
     most: int = 1  # largest exposure of one sample
+    # Step of gradient descent with momentum, by which FedSGD steps it in place of the study's optimiser
+    descent: float | None = None
 
 
 def all_samples(present: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ A model that is not listed is trained as MMARE is, so that a comparison is of mo
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from mmare.errors import StudyError
@@ -17,10 +17,11 @@ __all__ = ["RECIPES", "Recipe", "recipe_of"]
 
 @dataclass(frozen=True)
 class Recipe:
-    """Defaults for ``[training]`` and ``[model]``, which the study may override."""
+    """Defaults for ``[training]``, ``[model]`` and ``[federation]``, which the study may override."""
 
     training: Mapping[str, Any] = field(default_factory=dict)
     model: Mapping[str, Any] = field(default_factory=dict)
+    federation: Mapping[str, Any] = field(default_factory=dict)
 
 
 _MMARE: Final[dict[str, Recipe]] = {
@@ -29,8 +30,23 @@ _MMARE: Final[dict[str, Recipe]] = {
         {"learning_rate": 3e-4, "weight_decay": 1e-2, "modality_dropout": "subset", "select": "loss"},
         {"width": 64, "merge": "symmetric", "embedding_dropout": 0.5},
     ),
+    # Many small sites, any table: a linear model, from which a small deep one departs while that helps on
+    # validation; steps along the pooled gradient, so that sites of any number and size learn alike
+    "table": Recipe(
+        {
+            "optimizer": "adamw",
+            "learning_rate": 5e-4,
+            "weight_decay": 1e-2,
+            "batch_size": 4096,
+            "rounds": 300,
+            "patience": 40,
+            "select": "loss",
+        },
+        {"width": 32, "merge": "symmetric", "embedding_dropout": 0.5, "linear": True},
+        {"strategy": "fedsgd"},
+    ),
 }
-_OTHERS: Final = {name: Recipe(recipe.training) for name, recipe in _MMARE.items()}
+_OTHERS: Final = {name: replace(recipe, model={}) for name, recipe in _MMARE.items()}
 
 # Thesis 5.3 and the repository; batches of one patient there (`models.md` 2.1)
 _HYPERMM: Final = {"weight_decay": 5e-4, "rounds": 150, "schedule": "plateau"}

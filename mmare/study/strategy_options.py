@@ -21,6 +21,7 @@ __all__ = [
     "FedAvgOptions",
     "FedMedianOptions",
     "FedProxOptions",
+    "FedSGDOptions",
     "KrumOptions",
     "TrimmedMeanOptions",
     "Weighting",
@@ -91,6 +92,15 @@ class FedAdamOptions(FedAvgOptions):
 
 
 @dataclass(frozen=True)
+class FedSGDOptions(FedAvgOptions):
+    """FedSGD (McMahan et al. 2017): sites send the gradient of all their train rows at the received model.
+
+    The coordinator steps the study's optimizer once a round along the pooled gradient, so that a round is the
+    step that the pooled rows would make, however many sites they lie at.
+    """
+
+
+@dataclass(frozen=True)
 class FedMedianOptions:
     """The coordinate-wise median has no options."""
 
@@ -116,6 +126,7 @@ STRATEGY_OPTIONS: Final[dict[str, type[Any]]] = {
     "fedavgm": FedAvgMOptions,
     "fedmedian": FedMedianOptions,
     "fedprox": FedProxOptions,
+    "fedsgd": FedSGDOptions,
     "fedyogi": FedAdamOptions,
     "krum": KrumOptions,
     "trimmed-mean": TrimmedMeanOptions,

@@ -17,12 +17,13 @@ from pathlib import Path
 from typing import Any, Final
 
 from mmare.errors import StudyError
-from mmare.study.choices import ExtraAnswer, MaskUse, Select, TaskName, Wire
+from mmare.study.choices import MaskUse, TaskName
 from mmare.study.outcome import TASKS, SurvivalSpec, outcome_rules
 from mmare.study.patient_privacy import check_patient_privacy
 from mmare.study.recipes import recipe_of
 from mmare.study.specs import FederationSpec, ModalitySpec, ModelSpec, PrivacySpec, TrainingSpec
-from mmare.study.strategy_options import FedAvgOptions, strategy_options
+from mmare.study.strategy_options import FedAvgOptions, FedSGDOptions, strategy_options
+from mmare.study.sums_only import check_gradients, check_secure_sum
 from mmare.study.tables import TableError, check_keys, convert, from_table, read_toml
 
 __all__ = ["PARTS", "STUDY_FILE", "SUBSET", "Study", "check_study", "load_study", "parse_study"]
@@ -32,7 +33,6 @@ STUDY_FILE: Final = "study.toml"  # of a federation, a run, a kit
 SUBSET: Final = "subset"  # of ``training.modality_dropout``: `mmare.models.subsets.keep_subset`
 PARTS: Final = ("adapters", "head", "norms")  # of a model, that can stay at a site
 AXES, ENDS = 3, 2  # of a volume, of a window
-SECURE_SITES: Final = 3  # fewest in a secure sum
 MAX_SEED: Final = 2**63  # torch takes no larger
 _CHOOSE_RECIPE: Final = {"model.name", "training.recipe"}
 
@@ -171,7 +171,9 @@ def _from_tables(content: Mapping[str, Any]) -> Study:
         modalities=tuple(from_table(ModalitySpec, entry, "[[modality]]") for entry in modalities),
         model=ModelSpec(name=model_name, options={**recipe.model, **model}),
         training=from_table(TrainingSpec, settings, "[training]"),
-        federation=from_table(FederationSpec, _table(content, "federation"), "[federation]"),
+        federation=from_table(
+            FederationSpec, {**recipe.federation, **_table(content, "federation")}, "[federation]"
+        ),
         privacy=from_table(PrivacySpec, _table(content, "privacy"), "[privacy]"),
         task=task,
         survival=None if survival is None else from_table(SurvivalSpec, survival, "[survival]"),
@@ -224,12 +226,16 @@ def _present(table: Mapping[str, Any]) -> dict[str, Any]:
 
 def _forget_recipe(content: dict[str, Any]) -> None:
     """Remove the values that come from the recipe, so that another recipe can set them."""
-    model, training = content["model"], content["training"]
+    model, training, federation = (content[name] for name in ("model", "training", "federation"))
     name, recipe = recipe_of(model["name"], training["recipe"])
     if name == recipe_of(model["name"], None)[0]:
         del training["recipe"]  # the next model's first recipe, too
     defaults = {**_present(asdict(TrainingSpec())), **recipe.training}
-    for table, values in ((training, defaults), (model, recipe.model)):
+    for table, values in (
+        (training, defaults),
+        (model, recipe.model),
+        (federation, {**_present(asdict(FederationSpec())), **recipe.federation}),
+    ):
         for key, value in values.items():
             if table.get(key) == value:
                 del table[key]
@@ -347,8 +353,10 @@ def check_study(study: Study) -> None:
         raise StudyError(
             f"[federation] max_share has no effect: strategy {study.federation.strategy} weighs no site"
         )
+    if isinstance(options, FedSGDOptions):
+        check_gradients(study, options)
     if study.privacy.secure_sum:
-        _check_secure_sum(study, options)
+        check_secure_sum(study, options)
     if study.privacy.dp is not None:
         check_patient_privacy(study, options)
     for modality in study.modalities:
@@ -357,26 +365,6 @@ def check_study(study: Study) -> None:
             raise StudyError(
                 f"[[modality]] {modality.name} is text and needs an encoder, such as 'hashing-text'"
             )
-
-
-def _check_secure_sum(study: Study, options: Any) -> None:  # noqa: ANN401 - each strategy has its own
-    """Refuse what needs the numbers of single sites."""
-    federation = study.federation
-    summed = {ExtraAnswer.CALIBRATION, ExtraAnswer.SHAPLEY}
-    single_extra = [each for each in study.privacy.extra if each not in summed]
-    single = {
-        f"strategy {federation.strategy} compares single updates": not isinstance(options, FedAvgOptions),
-        "options gap_step needs each site's validation loss": getattr(options, "gap_step", 0.0) > 0,
-        "max_share needs each site's weight": federation.max_share < 1,
-        "wire float16 is a format of single updates": federation.wire is not Wire.FLOAT32,
-        "select worst_site needs each site's metrics": study.training.select is Select.WORST_SITE,
-        f"extra {', '.join(single_extra)} is an answer of single sites": bool(single_extra),
-        f"min_sites {federation.min_sites} is too few, expected at least {SECURE_SITES}: of two sites each "
-        "knows the other": federation.min_sites < SECURE_SITES,
-    }
-    for reason, applies in single.items():
-        if applies:
-            raise StudyError(f"[privacy] secure_sum hides the answers of single sites, but {reason}")
 
 
 def _check_volume(modality: ModalitySpec) -> None:

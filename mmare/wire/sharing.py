@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from mmare.errors import StudyError
 from mmare.models.blocks import without_parameters
 from mmare.study.choices import OptimizerState, Wire
+from mmare.study.strategy_options import FedSGDOptions, strategy_options
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -17,7 +18,14 @@ if TYPE_CHECKING:
     from mmare.models.blocks import Block
     from mmare.study.study import Study
 
-__all__ = ["federated_blocks", "from_wire", "keeps_state", "local_parameters", "on_wire"]
+__all__ = [
+    "federated_blocks",
+    "from_wire",
+    "keeps_state",
+    "local_parameters",
+    "on_wire",
+    "steps_at_coordinator",
+]
 
 
 def local_parameters(model: MultimodalModel, study: Study) -> frozenset[str]:
@@ -44,7 +52,14 @@ def federated_blocks(model: MultimodalModel, study: Study) -> tuple[Block, ...]:
 
 def keeps_state(study: Study) -> bool:
     """Whether sites keep optimiser moments or local parts between rounds."""
-    return study.training.optimizer_state is OptimizerState.KEEP or bool(study.federation.local)
+    moments = study.training.optimizer_state is OptimizerState.KEEP and not steps_at_coordinator(study)
+    return moments or bool(study.federation.local)
+
+
+def steps_at_coordinator(study: Study) -> bool:
+    """Whether sites send gradients, along which the coordinator makes the optimiser's step."""
+    options = strategy_options(study.federation.strategy, study.federation.options)
+    return isinstance(options, FedSGDOptions)
 
 
 def on_wire(changed: Mapping[str, Tensor], origin: Mapping[str, Tensor], wire: Wire) -> dict[str, Tensor]:

@@ -1,4 +1,4 @@
-"""Server optimisers that use the sites' mean change as a gradient: FedAvgM, FedAdam, FedYogi.
+"""Server optimisers that use the sites' mean change as a gradient: FedAvgM, FedAdam, FedYogi, FedSGD.
 
 Pure functions of one tensor; `server.aggregation.strategies` keeps the moments.
 """
@@ -7,15 +7,24 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Final
+
+from mmare.study.choices import OptimizerName
+from mmare.study.strategy_options import FedAvgMOptions
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from mmare.study.strategy_options import FedAdamOptions, FedAvgMOptions
+    from mmare.models.base import MultimodalModel
+    from mmare.study.specs import TrainingSpec
+    from mmare.study.strategy_options import FedAdamOptions
 
-__all__ = ["ServerOptimizer", "fedadam", "fedavgm", "fedyogi"]
+__all__ = ["ServerOptimizer", "fedadam", "fedavgm", "fedsgd", "fedyogi", "steps_of"]
+
+BETA1: Final = 0.9  # with the next two torch's defaults, as of a site's own optimiser
+BETA2: Final = 0.999
+EPSILON: Final = 1e-8
 
 Step = Callable[["Tensor", "Tensor", Sequence["Tensor"], int], "tuple[Tensor, tuple[Tensor, ...]]"]
 
@@ -91,3 +100,52 @@ def fedyogi(options: FedAdamOptions) -> ServerOptimizer:
         return value + options.server_learning_rate * first / (second.sqrt() + options.tau), (first, second)
 
     return ServerOptimizer(("first", "second"), step)
+
+
+def fedsgd(training: TrainingSpec) -> ServerOptimizer:
+    """The study's own optimiser, at the coordinator: the mean change is the negative pooled gradient.
+
+    Adam (Kingma and Ba 2015), AdamW or plain gradient descent, as of torch.
+
+    Example:
+        >>> import torch
+        >>> from mmare.study.specs import TrainingSpec
+        >>> training = TrainingSpec(optimizer=OptimizerName.ADAMW, learning_rate=0.1, weight_decay=0.0)
+        >>> step, zero = fedsgd(training).step, torch.zeros(1)
+        >>> value, _ = step(torch.tensor([1.0]), torch.tensor([-5.0]), [zero, zero], 1)
+        >>> value
+        tensor([0.9000])
+    """
+    rate, decay = training.learning_rate, training.weight_decay
+
+    def step(
+        value: Tensor, change: Tensor, moments: Sequence[Tensor], count: int
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        if training.optimizer is OptimizerName.ADAMW:
+            value = value * (1 - rate * decay)
+        else:
+            change = change - decay * value
+        if training.optimizer is OptimizerName.SGD:
+            return value + rate * change, ()
+        first = BETA1 * moments[0] + (1 - BETA1) * change
+        second = BETA2 * moments[1] + (1 - BETA2) * change.square()
+        root = (second / (1 - BETA2**count)).sqrt() + EPSILON
+        return value + rate / (1 - BETA1**count) * first / root, (first, second)
+
+    names = () if training.optimizer is OptimizerName.SGD else ("first", "second")
+    return ServerOptimizer(names, step)
+
+
+def steps_of(model: MultimodalModel, training: TrainingSpec) -> dict[str, ServerOptimizer]:
+    """By which FedSGD steps each block: as its objective trains it, or by gradient descent with momentum."""
+    found = {
+        block: fedsgd(replace(training, **objective.training))
+        for phase in model.phases()
+        for objective in phase.objectives
+        for block in objective.blocks
+    }
+    return found | {
+        block.name: fedavgm(FedAvgMOptions(server_learning_rate=block.descent))
+        for block in model.blocks()
+        if block.descent is not None
+    }

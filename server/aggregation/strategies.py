@@ -17,9 +17,11 @@ from flwr.app.message import make_message
 from flwr.serverapp.strategy import FedAvg, FedMedian, FedTrimmedAvg, Krum
 
 from mmare.errors import Ending, RunError
+from mmare.study.specs import TrainingSpec
 from mmare.study.strategy_options import (
     FedAvgOptions,
     FedMedianOptions,
+    FedSGDOptions,
     KrumOptions,
     TrimmedMeanOptions,
     strategy_options,
@@ -27,7 +29,7 @@ from mmare.study.strategy_options import (
 from mmare.wire.tensors import is_finite
 from server.aggregation.mean import BlockWeights, Contribution, Sums, mean_of_sums, to_dtype, weighted_mean
 from server.aggregation.robust import changes_gram, points_of, runs
-from server.aggregation.server_optimizers import ServerOptimizer, fedadam, fedavgm, fedyogi
+from server.aggregation.server_optimizers import ServerOptimizer, fedadam, fedavgm, fedsgd, fedyogi
 from server.aggregation.site_weights import gap_factors, site_weights
 
 if TYPE_CHECKING:
@@ -59,13 +61,21 @@ class Gathered:
     state: Mapping[str, Tensor] = field(default_factory=dict)  # empty in the first round
     max_share: float = 1.0  # of a site in a weighted mean
     sums: Sums | None = None  # in place of contributions, under secure sums
+    rate_factor: float = 1.0  # of the round's learning rate, where the coordinator makes the step
 
 
 Strategy = Callable[[Gathered], tuple[Tensors, Tensors]]
 
 
-def strategy_of(federation: FederationSpec) -> Strategy:
+def strategy_of(
+    federation: FederationSpec,
+    optimizer_of: Callable[[str], ServerOptimizer] = lambda _: fedsgd(TrainingSpec()),
+) -> Strategy:
     """Make the strategy that a study names, with its options.
+
+    Args:
+        federation: Of the study.
+        optimizer_of: By which FedSGD steps a block.
 
     It ignores sites without samples and the order of contributions, and raises `RunError` if no site has
     samples or a result is not finite: updates were checked on arrival, but a server optimiser can overflow.
@@ -74,7 +84,8 @@ def strategy_of(federation: FederationSpec) -> Strategy:
         StudyError: If the strategy or an option does not exist.
     """
     options = strategy_options(federation.strategy, federation.options)
-    step = STRATEGIES[federation.strategy](options)
+    made = STRATEGIES[federation.strategy]
+    step = made(options, optimizer_of) if isinstance(options, FedSGDOptions) else made(options)
 
     def checked(gathered: Gathered) -> tuple[Tensors, Tensors]:
         contributions = sorted(
@@ -133,31 +144,47 @@ def _stepping(make: Callable[[Any], ServerOptimizer]) -> Callable[[Any], Strateg
 
     def strategy(options: FedAvgOptions) -> Strategy:
         optimizer = make(options)
-
-        def step(gathered: Gathered) -> tuple[Tensors, Tensors]:
-            changed, weights, state = _mean(gathered, options)
-            for block, names in gathered.parts.items():
-                moves = weights[block].moves
-                count = gathered.state.get(f"{STEPS}{block}", torch.tensor(0)) + int(moves)
-                state[f"{STEPS}{block}"] = count
-                for name in names:
-                    value = gathered.current[name]
-                    if not value.is_floating_point():
-                        continue  # a counter has no gradient
-                    keys = [f"{moment}/{name}" for moment in optimizer.moments]
-                    moments: Sequence[Tensor] = [
-                        gathered.state[key] if key in gathered.state else torch.zeros_like(value)
-                        for key in keys
-                    ]
-                    if moves:
-                        change = changed[name] - value
-                        changed[name], moments = optimizer.step(value, change, moments, int(count))
-                    state.update(zip(keys, moments, strict=True))
-            return changed, state
-
-        return step
+        return lambda gathered: _stepped(gathered, options, lambda _: optimizer)
 
     return strategy
+
+
+def _fedsgd(options: FedAvgOptions, optimizer_of: Callable[[str], ServerOptimizer]) -> Strategy:
+    """A step of an optimiser along the mean gradient of all rows; the schedule's factor scales it."""
+
+    def step(gathered: Gathered) -> tuple[Tensors, Tensors]:
+        changed, state = _stepped(gathered, options, optimizer_of)
+        if gathered.rate_factor != 1:
+            for name, value in gathered.current.items():
+                way = changed[name].double() - value.double()
+                changed[name] = to_dtype(value.double() + gathered.rate_factor * way, value.dtype)
+        return changed, state
+
+    return step
+
+
+def _stepped(
+    gathered: Gathered, options: FedAvgOptions, optimizer_of: Callable[[str], ServerOptimizer]
+) -> tuple[Tensors, Tensors]:
+    """Step each block along its mean change."""
+    changed, weights, state = _mean(gathered, options)
+    for block, names in gathered.parts.items():
+        optimizer, moves = optimizer_of(block), weights[block].moves
+        count = gathered.state.get(f"{STEPS}{block}", torch.tensor(0)) + int(moves)
+        state[f"{STEPS}{block}"] = count
+        for name in names:
+            value = gathered.current[name]
+            if not value.is_floating_point():
+                continue  # a counter has no gradient
+            keys = [f"{moment}/{name}" for moment in optimizer.moments]
+            moments: Sequence[Tensor] = [
+                gathered.state[key] if key in gathered.state else torch.zeros_like(value) for key in keys
+            ]
+            if moves:
+                change = changed[name] - value
+                changed[name], moments = optimizer.step(value, change, moments, int(count))
+            state.update(zip(keys, moments, strict=True))
+    return changed, state
 
 
 # Robust strategies, by Flower's own classes
@@ -262,13 +289,14 @@ def _above_info(record: logging.LogRecord) -> bool:
     return record.levelno > logging.INFO
 
 
-STRATEGIES: Final[dict[str, Callable[[Any], Strategy]]] = {
+STRATEGIES: Final[dict[str, Callable[..., Strategy]]] = {
     "exposure": _fedavg,
     "fedadam": _stepping(fedadam),
     "fedavg": _fedavg,
     "fedavgm": _stepping(fedavgm),
     "fedmedian": _fedmedian,
     "fedprox": _fedavg,  # the proximal term is applied at the sites (Li et al. 2020)
+    "fedsgd": _fedsgd,
     "fedyogi": _stepping(fedyogi),
     "krum": _krum,
     "trimmed-mean": _trimmed_mean,

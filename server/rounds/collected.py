@@ -49,7 +49,9 @@ class Collected(Protocol):
     def states(self, split: Split) -> SplitStates:
         """Metric states of a split."""
 
-    def step(self, averaging: Averaging, own_losses: Mapping[str, float]) -> dict[str, int]:
+    def step(
+        self, averaging: Averaging, own_losses: Mapping[str, float], rate_factor: float
+    ) -> dict[str, int]:
         """Make the next model; exposure per block."""
 
     def own_losses(self, averaging: Averaging) -> dict[str, float]:
@@ -93,9 +95,11 @@ class Replies:
         """As of `Collected`."""
         return collect_states({site: reply.update for site, reply in self.replies.items()}, split, self.study)
 
-    def step(self, averaging: Averaging, own_losses: Mapping[str, float]) -> dict[str, int]:
+    def step(
+        self, averaging: Averaging, own_losses: Mapping[str, float], rate_factor: float
+    ) -> dict[str, int]:
         """As of `Collected`."""
-        return averaging.step(self.trained, own_losses)
+        return averaging.step(self.trained, own_losses, rate_factor)
 
     def own_losses(self, averaging: Averaging) -> dict[str, float]:
         """As of `Collected`."""
@@ -140,9 +144,14 @@ class SumOf:
         """As of `Collected`."""
         return self.sums.states(split, self.study)
 
-    def step(self, averaging: Averaging, own_losses: Mapping[str, float]) -> dict[str, int]:  # noqa: ARG002
+    def step(
+        self,
+        averaging: Averaging,
+        own_losses: Mapping[str, float],  # noqa: ARG002
+        rate_factor: float,
+    ) -> dict[str, int]:
         """As of `Collected`; no strategy of secure sums asks for losses of single sites."""
-        return averaging.step_by_sums(self.sums)
+        return averaging.step_by_sums(self.sums, rate_factor)
 
     def own_losses(self, averaging: Averaging) -> dict[str, float]:  # noqa: ARG002
         """As of `Collected`."""

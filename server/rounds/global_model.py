@@ -11,9 +11,10 @@ from mmare.models.registry import build_model
 from mmare.study.strategy_options import strategy_options
 from mmare.tasks.registry import task_of
 from mmare.wire.messages import Split
-from mmare.wire.sharing import local_parameters
+from mmare.wire.sharing import local_parameters, steps_at_coordinator
 from mmare.wire.tensors import copy_tensors, global_tensors, layout_of, pack, unpack
 from server.aggregation.mean import BlockSum, Contribution, Sums
+from server.aggregation.server_optimizers import steps_of
 from server.aggregation.strategies import Gathered, strategy_of
 from server.rounds.requests import Reply, read_spooled
 from server.rounds.round_metrics import collect_states, trained_state
@@ -78,10 +79,11 @@ class Averaging:
     def __init__(self, model: GlobalModel, study: Study, *, federated: bool) -> None:
         federation = study.federation
         if not federated:
-            federation = replace(federation, strategy="fedavg", options={}, max_share=1.0)
+            keeps = federation.strategy if steps_at_coordinator(study) else "fedavg"
+            federation = replace(federation, strategy=keeps, options={}, max_share=1.0)
         options = strategy_options(federation.strategy, federation.options)
         self.measures_gap = getattr(options, "gap_step", 0.0) > 0
-        self._strategy = strategy_of(federation)
+        self._strategy = strategy_of(federation, steps_of(model.model, study.training).__getitem__)
         self._state: dict[str, Tensor] = {}
         self._model = model
         self._study = study
@@ -95,12 +97,15 @@ class Averaging:
         own = {name for name in tensors if name.startswith(STRATEGY)}
         self._state = {name.removeprefix(STRATEGY): tensors[name] for name in own}
 
-    def step(self, trained: Mapping[str, Reply], own_losses: Mapping[str, float]) -> dict[str, int]:
+    def step(
+        self, trained: Mapping[str, Reply], own_losses: Mapping[str, float], rate_factor: float = 1.0
+    ) -> dict[str, int]:
         """Make the next model.
 
         Args:
             trained: Updates with tensors, by site id.
             own_losses: Result of `own_losses` in the previous round.
+            rate_factor: Of the round.
 
         Returns:
             Exposure per block, summed over sites.
@@ -116,13 +121,13 @@ class Averaging:
             )
             for site, reply in trained.items()
         ]
-        self._take(contributions)
+        self._take(contributions, rate_factor=rate_factor)
         total = Counter[str]()
         for each in contributions:
             total.update(each.exposures)
         return dict(total)
 
-    def step_by_sums(self, summed: Summed) -> dict[str, int]:
+    def step_by_sums(self, summed: Summed, rate_factor: float = 1.0) -> dict[str, int]:
         """Make the next model from a secure sum; exposure per block, as of `step`."""
         upload = self._model.upload
         exposure: dict[str, int] = {}
@@ -134,13 +139,17 @@ class Averaging:
             changes = {name: summed.values[f"{block}/{name}"] for name in names}
             blocks[block] = BlockSum(weight, exposed, changes)
             exposure[block] = round(exposed)
-        self._take((), Sums(summed.values["samples"].item(), blocks))
+        self._take((), Sums(summed.values["samples"].item(), blocks), rate_factor)
         return exposure
 
-    def _take(self, contributions: Sequence[Contribution], sums: Sums | None = None) -> None:
+    def _take(
+        self, contributions: Sequence[Contribution], sums: Sums | None = None, rate_factor: float = 1.0
+    ) -> None:
         upload = self._model.upload
         changed, self._state = self._strategy(
-            Gathered(upload.tensors, upload.parts, contributions, self._state, sums=sums)
+            Gathered(
+                upload.tensors, upload.parts, contributions, self._state, sums=sums, rate_factor=rate_factor
+            )
         )
         self._model.update(changed)
 

@@ -26,7 +26,7 @@ from server.rounds.secure_sums import SecureSums
 from server.store import events
 from server.store.checkpoint import DamagedCheckpointError
 from server.store.checkpoints import CheckpointStore, Progress
-from server.store.selection import Selection
+from server.store.selection import Selection, selection_note
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -50,6 +50,7 @@ class Outcome:
     progress: Progress
     best_round: int
     metrics: dict[str, Any]  # validation and test, as in result.json
+    note: str = ""  # what is wrong with the selection
 
 
 @dataclass(frozen=True)
@@ -253,7 +254,8 @@ class RoundLoop:
             progress = self._admit_late(number, progress)
             self._journal.write(events.RoundStarted(round=number))
             began = time.perf_counter()
-            collected = self._round(number, progress)
+            factor = rate_factor(training, number, Plateau.from_dict(progress.plateau))
+            collected = self._round(number, progress, factor)
             waited = time.perf_counter()
             if progress.round >= self._selectable:
                 progress, selection = self._validated(progress, selection, collected)
@@ -262,7 +264,7 @@ class RoundLoop:
             evaluated = time.perf_counter()
             progress = self._without_states(progress, self._inquiry.without_state)
             self._require_quorum(len(collected.trained), f"sent a good update in round {number}")
-            exposure = collected.step(self._averaging, progress.own_losses)
+            exposure = collected.step(self._averaging, progress.own_losses, factor)
             aggregated = time.perf_counter()
             phases = {
                 "wait": waited - began,
@@ -311,10 +313,9 @@ class RoundLoop:
         seconds = time.perf_counter() - began
         self._journal.write(events.Checkpoint(round=progress.round, file=file, bytes=size, seconds=seconds))
 
-    def _round(self, number: int, progress: Progress) -> Collected:
+    def _round(self, number: int, progress: Progress, factor: float) -> Collected:
         """Ask every site to evaluate the received model and, if it is a trainer, to train from it."""
         splits = (Split.VAL,) if number > self._selectable else ()
-        factor = rate_factor(self._study.training, number, Plateau.from_dict(progress.plateau))
         trainers, validators = self._trainers(), self._validators()
         requests: dict[str, Request] = {}
         for site in sorted({*trainers, *(validators if splits else {})}):
@@ -374,7 +375,8 @@ class RoundLoop:
 
     def _test(self, progress: Progress) -> Outcome:
         """Test the selected model at every site; sites then delete what they kept for the run."""
-        best = Selection.from_dict(progress.selection).round
+        selection = Selection.from_dict(progress.selection)
+        best = selection.round
         try:
             self._global.restore(self._checkpoints.load_best(best)["model"])
         except DamagedCheckpointError as error:
@@ -401,11 +403,12 @@ class RoundLoop:
         self._require_quorum(len(collected.sites), "answered the test")
         states = {"validation": collected.states(Split.VAL), "test": collected.states(Split.TEST)}
         metrics = final_metrics(states, self._study)
-        self._journal.write(events.Selected(round=best, metrics=metrics["validation"]))
+        note = selection_note(selection, metrics["validation"], self._study.training.select, self._selectable)
+        self._journal.write(events.Selected(round=best, metrics=metrics["validation"], note=note))
         self._journal.write(events.Tested(round=best, metrics=metrics["test"]))
         kept = {name: found.kept(self._study).to_dict() for name, found in states.items()}
         self._journal.write(events.States(round=best, splits=kept))
-        return Outcome(self._global.copy(), progress, best, metrics)
+        return Outcome(self._global.copy(), progress, best, metrics, note)
 
 
 def _add_seconds(progress: Progress, spent: Mapping[str, float]) -> Progress:

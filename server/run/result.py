@@ -13,7 +13,6 @@ from server.monitoring.followed_run import read_run
 from server.rounds.loop import Outcome
 from server.rounds.update_checks import Upload
 from server.store.events import SiteLeftOut
-from server.store.selection import NO_ROWS, has_no_rows
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -121,10 +120,13 @@ def notes_of_training(study: Study, out: Path) -> list[str]:
 
 
 def notes_of_selection(outcomes: Mapping[str, Outcome]) -> list[str]:
-    """Which runs could not select their best round, by the site that trained alone or an empty name."""
-    lacking = [site for site, found in outcomes.items() if has_no_rows(found.metrics["validation"])]
-    alone = ", ".join(filter(None, lacking))
-    return [f"{NO_ROWS} ({alone})" if alone else NO_ROWS] if lacking else []
+    """What is wrong with selections, by the site that trained alone or an empty name."""
+    found: dict[str, list[str]] = {}
+    for site, outcome in outcomes.items():
+        if outcome.note:
+            found.setdefault(outcome.note, []).append(site)
+    alone = {note: ", ".join(filter(None, sites)) for note, sites in found.items()}
+    return [f"{note} ({sites})" if sites else note for note, sites in alone.items()]
 
 
 def notes_of_model(study: Study) -> list[str]:

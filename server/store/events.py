@@ -193,6 +193,7 @@ class Selected(Event):
 
     round: int
     metrics: Table
+    note: str = ""  # what is wrong with the selection
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,9 +10,16 @@ from typing import Any, Final
 from mmare.study.choices import Select
 from mmare.study.outcome import headline_of
 
-__all__ = ["NO_ROWS", "Selection", "has_no_rows"]
+__all__ = ["NO_ROWS", "Selection", "has_no_rows", "selection_note"]
 
 NO_ROWS: Final = "no validation rows: the best round cannot be selected, the last one is kept"
+ONE_CLASS: Final = (
+    "the validation rows that sites tell of lack a class: the best round cannot be selected, the last one is "
+    "kept"
+)
+NEVER_MOVED: Final = (
+    "no round scored better on validation than the first: the model that is kept has hardly been trained"
+)
 
 
 def has_no_rows(metrics: Mapping[str, Any]) -> bool:
@@ -43,7 +50,9 @@ class Selection:
         """The selection after a round with these metrics (`server.rounds.round_metrics.headline`)."""
         first, loss = _value(metrics, select), metrics["pooled"].get("log_loss")
         score = (-math.inf if first is None else first, -math.inf if loss is None else -loss)
-        nothing = has_no_rows(metrics) and score == self.score  # and none of the rounds before
+        if blind := _is_blind(metrics, select):
+            score = (-math.inf, -math.inf)
+        nothing = (blind or has_no_rows(metrics)) and score == self.score  # and none of the rounds before
         if self.round == 0 or score > self.score or nothing:
             return Selection(round_number, score, round_number)
         return Selection(self.round, self.score, round_number)
@@ -64,6 +73,27 @@ class Selection:
         return cls(content["round"], (first, second), content["last"])
 
 
+def selection_note(selection: Selection, metrics: Mapping[str, Any], select: Select, first: int) -> str:
+    """What is wrong with a selection, in one sentence; empty if nothing is.
+
+    Args:
+        selection: Final.
+        metrics: Of its round on validation.
+        select: The score.
+        first: Round that was validated first.
+    """
+    if has_no_rows(metrics):
+        return NO_ROWS
+    if _is_blind(metrics, select):
+        return ONE_CLASS
+    return NEVER_MOVED if selection.round == first < selection.last else ""
+
+
+def _is_blind(metrics: Mapping[str, Any], select: Select) -> bool:
+    """Whether rows of a single class would choose the model that calls everybody so."""
+    return select in _OF_ALL_CLASSES and metrics["pooled"].get("auc", math.inf) is None
+
+
 def _value(metrics: Mapping[str, Any], select: Select) -> float | None:
     """The value to maximise."""
     if select is Select.WORST_SITE:
@@ -81,3 +111,4 @@ _METRIC = {
     Select.CONCORDANCE: "concordance",
 }
 LOSSES: Final = {Select.LOSS, Select.BALANCED_LOSS}
+_OF_ALL_CLASSES: Final = {Select.AUC, *LOSSES}

@@ -125,7 +125,10 @@ def table(  # noqa: PLR0913, PLR0917 - one parameter per flag
     seed: Seed = 0,
     overwrite: Overwrite = False,
 ) -> None:
-    """Turn a table into a federation: groups of columns are modalities, one column names the site."""
+    """Turn a table into a federation: groups of columns are modalities, one column names the site.
+
+    The study trains by the recipe 'table', for sites of any number and size.
+    """
     must_exist(table, "a table")
     from mmare.study.encoding import load_encoding
     from sites.datasets.table import TableColumns, prepare_table

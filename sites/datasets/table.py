@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Final
 
 import numpy as np
 import pandas as pd
@@ -30,6 +31,8 @@ from sites.table_file import read_table
 from sites.tabular import TextTable, did_you_mean, unknown_column
 
 __all__ = ["TableColumns", "prepare_table"]
+
+RECIPE: Final = "table"  # of `mmare.study.recipes`
 
 
 @dataclass(frozen=True)
@@ -140,6 +143,7 @@ def prepare_table(  # noqa: PLR0913 - the flags of the command, one to one
         for modality, width in widths.items()
     )
     study = Study(table.stem, modalities=modalities, seed=seed, **{"privacy": SIMULATED, **settings})
+    study = study.override([f"training.recipe={RECIPE}"])
     if columns.split is None:
         detailed = [f"{stratum}|{place}" for stratum, place in zip(strata, places, strict=True)]
         splits = three_way([detailed, strata], seed)

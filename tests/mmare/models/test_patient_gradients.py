@@ -64,6 +64,7 @@ def test_equals_a_loop_over_patients_of_every_presence_pattern(name):
         {"order": "fixed", "conditioning": False},
         {"fusion": "mean"},
         {"numeric": "piecewise", "clip": 1.0},
+        {"linear": True},
     ],
     ids=str,
 )
@@ -73,6 +74,8 @@ def test_equals_a_loop_whatever_the_options_of_mmare(options):
         nn.init.normal_(model.fusion.second.weight)  # starts at zero, where the first layer learns nothing
     for bend in model.adapters.bends.parameters():
         nn.init.normal_(bend)
+    if options.get("linear"):
+        nn.init.normal_(model.head.out.weight)  # the same
     assert_like_a_loop(model, losses_of(model))
 
 

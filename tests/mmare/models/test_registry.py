@@ -66,7 +66,7 @@ def test_late_mean_is_the_mean_of_one_modality_predictions():
             "mmare",
             {"widht": 8},
             "[model] of mmare has an unknown key 'widht'; expected one of "
-            "conditioning, dropout, embedding_dropout, fusion, merge, order, width",
+            "clip, conditioning, dropout, embedding_dropout, fusion, linear, merge, numeric, order, width",
             id="unknown option",
         ),
         pytest.param(

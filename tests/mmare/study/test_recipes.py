@@ -50,6 +50,7 @@ def test_a_study_that_says_nothing_has_the_recipes_values_and_defaults_elsewhere
     assert asdict(study.training) == wanted
     options = asdict(model_options(study))
     assert {key: options[key] for key in recipe.model} == dict(recipe.model)
+    assert {key: getattr(study.federation, key) for key in recipe.federation} == dict(recipe.federation)
 
 
 @pytest.mark.parametrize("model", sorted(MODELS))

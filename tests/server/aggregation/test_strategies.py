@@ -14,15 +14,18 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from mmare.errors import RunError
-from mmare.study.specs import FederationSpec
+from mmare.study.choices import OptimizerName
+from mmare.study.specs import FederationSpec, TrainingSpec
 from mmare.study.strategy_options import FedAvgOptions, Weighting
 from server.aggregation.mean import Contribution
 from server.aggregation.robust import changes_gram, points_of, runs
+from server.aggregation.server_optimizers import fedsgd
 from server.aggregation.site_weights import gap_factors, site_weights
 from server.aggregation.strategies import Gathered, strategy_of
 from tests.properties import examples
 
 PARTS = {"head": ("bias",), "ct": ("ct.weight", "ct.bias"), "columns": ("g",)}
+STEADY = TrainingSpec(learning_rate=0.1, weight_decay=0.0)
 SHAPES = {"bias": (3,), "ct.weight": (2, 4), "ct.bias": (), "g": (5,)}
 
 
@@ -75,6 +78,31 @@ def assert_close(found, wanted, **tolerance):
 
 COUNTS = st.lists(st.integers(1, 10**6), min_size=1, max_size=6)
 EXPOSED = st.lists(st.lists(st.integers(0, 30), min_size=3, max_size=3), min_size=1, max_size=5)
+
+
+@pytest.mark.parametrize("kind", ["adam", "adamw", "sgd"])
+def test_fedsgd_steps_as_torch_does(kind):
+    training = TrainingSpec(optimizer=OptimizerName(kind), learning_rate=0.05, weight_decay=0.1)
+    value, source = torch.randn(7), torch.Generator().manual_seed(1)
+    wanted = torch.nn.Parameter(value.clone())
+    made = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}[kind]
+    theirs, ours = made([wanted], lr=0.05, weight_decay=0.1), fedsgd(training)
+    moments = [torch.zeros(7) for _ in ours.moments]
+    for count in range(1, 6):
+        wanted.grad = torch.randn(7, generator=source)
+        theirs.step()
+        value, moments = ours.step(value, -wanted.grad, moments, count)
+        torch.testing.assert_close(value, wanted.detach(), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("factor", [0.3, 1.0])
+def test_the_schedules_factor_shortens_the_step(factor):
+    sent = contribution(1, held={name: torch.zeros(shape) for name, shape in SHAPES.items()})
+    current = {name: torch.ones(shape) for name, shape in SHAPES.items()}
+    made = strategy_of(FederationSpec(strategy="fedsgd"), lambda _: fedsgd(STEADY))
+    changed, _ = made(Gathered(current, PARTS, [sent], rate_factor=factor))
+    for value in changed.values():
+        torch.testing.assert_close(value, torch.full_like(value, 1 - 0.1 * factor))
 
 
 def exposed_round(table, seed=0):

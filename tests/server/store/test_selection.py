@@ -4,7 +4,7 @@ import math
 import pytest
 
 from mmare.study.choices import Select
-from server.store.selection import Selection
+from server.store.selection import NEVER_MOVED, NO_ROWS, ONE_CLASS, Selection, selection_note
 
 
 def metrics(accuracy, loss):
@@ -33,6 +33,29 @@ def chosen(rounds):
 )
 def test_the_best_round(rounds, best):
     assert chosen(rounds).round == best
+
+
+def rows_of_one_class(loss):
+    return {"pooled": {"n": 9, "balanced_accuracy": None, "auc": None, "log_loss": loss}, "sites": {}}
+
+
+@pytest.mark.parametrize("select", [Select.AUC, Select.LOSS, Select.BALANCED_LOSS])
+def test_rows_of_one_class_choose_no_round_that_calls_everybody_so(select):
+    found = Selection()
+    for number, loss in enumerate((0.5, 0.1, 0.3), start=1):
+        found = found.after(number, rows_of_one_class(loss), select)
+    assert found.round == 3
+    assert not found.exhausted(patience=1)
+    assert selection_note(found, rows_of_one_class(0.3), select, 1) == ONE_CLASS
+
+
+def test_a_score_that_never_moved_is_named():
+    told = {"pooled": {"n": 9, "balanced_accuracy": 0.5, "auc": 0.5, "log_loss": 0.5}, "sites": {}}
+    assert selection_note(Selection(1, (-0.5, -0.5), 26), told, Select.LOSS, 1) == NEVER_MOVED
+    assert selection_note(Selection(2, (-0.5, -0.5), 26), told, Select.LOSS, 1) == ""
+    assert selection_note(Selection(2, (-0.5, -0.5), 26), told, Select.LOSS, 2) == NEVER_MOVED
+    assert selection_note(Selection(1, (-0.5, -0.5), 1), told, Select.LOSS, 1) == ""  # there was no other
+    assert selection_note(Selection(3, (-0.5, -0.5), 3), {"pooled": {"n": 0}}, Select.LOSS, 1) == NO_ROWS
 
 
 def test_without_validation_rows_the_last_round_is_kept():
