@@ -3,11 +3,13 @@
 import http.client
 import os
 import re
+import resource
 import signal
 import socket
 import ssl
 import subprocess
 import time
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -103,7 +105,7 @@ def door(tmp_path_factory):
         yield kit, asked, processes
 
 
-def status(kit, verb, path, body=b"", port=None):
+def status(kit, verb, path, body=b"", port=None, timeout_s=10):
     """Of an answer to a request that is sent letter by letter."""
     context = ssl.create_default_context(cafile=str(kit.ca_certificate))
     lines = (
@@ -114,7 +116,7 @@ def status(kit, verb, path, body=b"", port=None):
     )
     head = "\r\n".join(lines) + "\r\n\r\n"
     with (
-        socket.create_connection(("127.0.0.1", port or kit.port), timeout=10) as plain,
+        socket.create_connection(("127.0.0.1", port or kit.port), timeout=timeout_s) as plain,
         context.wrap_socket(plain, server_hostname=kit.host) as secured,
     ):
         secured.sendall(head.encode() + body)
@@ -186,6 +188,21 @@ def test_who_is_refused_is_noted_and_who_is_let_through_is_not(door):
     log = (kit.logs / "proxy.log").read_text()
     assert re.search(r'127\.0\.0\.1 "GET /v1/control/notable HTTP/1\.1" 404', log)
     assert "/health HTTP" not in log.split("notable", 1)[1]
+
+
+@pytest.mark.system
+@needs_nginx
+def test_strangers_who_never_finish_a_header_push_no_hospital_out(door):
+    kit, *_ = door
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (before[1], before[1]))
+    with ExitStack() as strangers:
+        strangers.callback(resource.setrlimit, resource.RLIMIT_NOFILE, before)
+        for _ in range(1500):
+            strangers.enter_context(socket.create_connection(("127.0.0.1", kit.port), timeout=10))
+        assert (
+            status(kit, "POST", "/v1/fleet/pull-messages", timeout_s=4) == 200
+        )  # they hold theirs for longer
 
 
 @pytest.mark.system
