@@ -28,6 +28,7 @@ MARGIN_S: Final = 120.0  # beyond the two deadlines that a roll call may be sile
 LOOK_S: Final = 1.0  # between looks at the queue
 AGAIN_S: Final = 20.0  # until a run that lacks sites is tried again; doubles up to:
 LONGEST_S: Final = 600.0
+IDLE: Final = "no run is due: sites stay connected; mmare-server submit STUDY queues one"
 
 
 def keep_running(kit: Kit, services: Services, view: StartView, stopped: Stop, tries: int) -> None:
@@ -37,18 +38,21 @@ def keep_running(kit: Kit, services: Services, view: StartView, stopped: Stop, t
         services: The coordinator's programs, already answering.
         tries: Attempts at a run in a row without a new checkpoint.
     """
-    idle = False
+    said = ""
     while not stopped.is_set():
-        entry = _next(kit)
-        if entry is None:
-            if not idle:
-                view.say("no run is due: sites stay connected; mmare-server submit STUDY queues one")
-            idle = True
-            services.poll()
-            stopped.wait(LOOK_S)
+        try:
+            entry, why = _next(kit), IDLE
+        except InputError as error:  # a damaged record, which a person has to look at
+            entry, why = None, str(error)
+        if entry is not None:
+            said = ""
+            _take(kit, entry, services, view, stopped, tries)
             continue
-        idle = False
-        _take(kit, entry, services, view, stopped, tries)
+        if why != said:
+            view.say(why)
+            said = why
+        services.poll()
+        stopped.wait(LOOK_S)
 
 
 def _next(kit: Kit) -> QueuedRun | None:

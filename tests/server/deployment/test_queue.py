@@ -208,6 +208,24 @@ def test_a_run_that_lacks_sites_lets_others_pass_and_is_taken_up_again(kit, monk
     assert {state for state, _ in ends.values()} == {"finished"}
 
 
+def test_a_damaged_record_is_named_and_stops_nothing(kit, monkeypatch):
+    submit(kit, tiny_study(), name="one")
+    (kit.queue / "two.json").write_text("{")
+    stage = Stage(kit, monkeypatch, one=lambda _: None)
+    looks = []
+
+    def poll():
+        looks.append(1)
+        if len(looks) == 3:
+            (kit.queue / "two.json").unlink()
+        if len(looks) > 3:
+            Stage.poll(stage)
+
+    stage.poll = poll
+    assert stage.keep()["one"][0] == "finished"
+    assert stage.console.export_text().count("two.json: not the record of a run") == 1
+
+
 def test_a_run_whose_time_is_over_has_failed_and_says_who_was_missing(kit, monkeypatch):
     entry = submit(kit, tiny_study(), name="waits", wait=timedelta(hours=1))
     save(kit, replace(entry, until=(datetime.now(UTC) - timedelta(seconds=1)).isoformat()))
