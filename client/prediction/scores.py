@@ -87,7 +87,7 @@ def scores_text(found: dict[str, Any]) -> str:
     lines += [f"  {'balanced accuracy':<22}{_shown(found['called']['balanced_accuracy'])}  of the calls"]
     for name, each in found["gaps"].items():
         lines.append(
-            f"  {name}: {each['gap']:+.3f} more often than predicted (standard error {each['error']:.3f})"
+            f"  {name}: share less mean probability {each['gap']:+.3f} (standard error {each['error']:.3f})"
         )
     for entry in found["reliability"]:
         lines.append(
