@@ -110,6 +110,12 @@ def table(  # noqa: PLR0913, PLR0917 - one parameter per flag
             "--allow-unmatched", help="Take vectors of which more than a tenth match no row of the table."
         ),
     ] = False,
+    keep_skewed: Annotated[
+        bool,
+        typer.Option(
+            "--keep-skewed", help="Take no logarithms of columns with long upper tails; log in --columns may."
+        ),
+    ] = False,
     split_column: Annotated[
         str | None, typer.Option(help="Column with train, val or test; by default drawn by label and site.")
     ] = None,
@@ -164,6 +170,7 @@ def table(  # noqa: PLR0913, PLR0917 - one parameter per flag
         drop_unlabelled=drop_unlabelled,
         drop_empty=drop_empty,
         allow_unmatched=allow_unmatched,
+        keep_skewed=keep_skewed,
     )
     show(prepared)
 

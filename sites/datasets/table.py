@@ -15,7 +15,7 @@ from mmare.study.choices import Kind, Scaling
 from mmare.study.encoding import Encoding
 from mmare.study.specs import ModalitySpec
 from mmare.study.study import Study
-from sites.datasets.table_columns import ColumnsFile, Group, choose_columns, learn, level_notes
+from sites.datasets.table_columns import ColumnsFile, Group, choose_columns, learn, level_notes, log_notes
 from sites.datasets.table_lessons import train_notes
 from sites.datasets.table_outcome import ClassColumn, TableOutcome, TimeColumns
 from sites.datasets.table_rows import labelled, matched, nonempty
@@ -75,12 +75,14 @@ def prepare_table(  # noqa: PLR0913 - the flags of the command, one to one
     drop_unlabelled: bool = False,
     drop_empty: bool = False,
     allow_unmatched: bool = False,
+    keep_skewed: bool = False,
 ) -> Prepared:
     """Write a table as a federation folder.
 
     A modality is present for a patient when at least one of its columns is. Numbers are kept (the study
-    scales them by pooled moments); words are one-hot encoded over the levels of the whole table, in sorted
-    order. A blank in a present modality is zero, and columns with such blanks get an indicator of them.
+    scales them by pooled moments), those of columns with a long upper tail as logarithms; words are one-hot
+    encoded over the levels of the whole table, in sorted order. A blank is no number, and columns with
+    blanks where their modality is present get an indicator of them.
 
     Args:
         table: CSV, TSV, Parquet or Excel with one row per patient.
@@ -97,6 +99,7 @@ def prepare_table(  # noqa: PLR0913 - the flags of the command, one to one
         drop_unlabelled: Leave out rows without a label; they are an error otherwise.
         drop_empty: Leave out rows without any modality; they are an error otherwise.
         allow_unmatched: Take features files of which more than a tenth of the vectors match no patient.
+        keep_skewed: Take no logarithms but those that ``spec`` asks for.
 
     Raises:
         StudyError: If there is no modality, one is named twice, or the outcome makes no study.
@@ -121,9 +124,11 @@ def prepare_table(  # noqa: PLR0913 - the flags of the command, one to one
         for name in sorted(filter(not_available, set(homes.values())))
     ]
     if encoding is None:
-        encoding = learn(content, groups, spec, columns.categorical, codes)
+        encoding = learn(
+            content, groups, spec, columns.categorical, codes, decimal=None if keep_skewed else decimal
+        )
     encoded = encode(encoding, content, decimal, codes, outcome.problems(content))
-    notes += level_notes(content, encoding, codes)
+    notes += level_notes(content, encoding, codes) + log_notes(encoding, spec, groups)
     vectors: dict[str, Vectors] = {
         name: {ids[row]: part.matrix[row] for row in np.flatnonzero(part.present).tolist()}
         for name, part in encoded.items()
@@ -136,12 +141,7 @@ def prepare_table(  # noqa: PLR0913 - the flags of the command, one to one
     content, dropped = nonempty(content, ids, vectors, drop=drop_empty)
     ids, places = content.require(columns.id), content.require(columns.site)
     outcomes, strata, settings = outcome.read(content)
-    widths = {name: encoding.width(name) for name in encoding.modalities}
-    widths |= {name: len(next(iter(vectors[name].values()))) for name in further}
-    modalities = tuple(
-        ModalitySpec(modality, Kind.FEATURES, width, scaling=Scaling.ZSCORE)
-        for modality, width in widths.items()
-    )
+    modalities = _modalities(encoding, {name: vectors[name] for name in further})
     study = Study(table.stem, modalities=modalities, seed=seed, **{"privacy": SIMULATED, **settings})
     study = study.override([f"training.recipe={RECIPE}"])
     if columns.split is None:
@@ -149,7 +149,6 @@ def prepare_table(  # noqa: PLR0913 - the flags of the command, one to one
         splits = three_way([detailed, strata], seed)
     else:
         splits = parse_splits(content, columns.split)
-    notes += train_notes(encoding, vectors, dict(zip(ids, splits, strict=True)))
     rows = pd.DataFrame({ID: ids, **outcomes, SPLIT: splits, "site": places})
     sites = [
         SiteTables(str(name), group[[ID, *outcomes, SPLIT]], vectors)
@@ -165,7 +164,17 @@ def prepare_table(  # noqa: PLR0913 - the flags of the command, one to one
         amputation=taken.amputation,
         encoding=encoding if encoding.modalities else None,
     )
-    return replace(prepared, notes=(*notes, *dropped, *prepared.notes, *taken.notes))
+    lessons = train_notes(encoding, vectors, dict(zip(ids, splits, strict=True)))
+    return replace(prepared, notes=(*notes, *dropped, *lessons, *prepared.notes, *taken.notes))
+
+
+def _modalities(encoding: Encoding, further: Mapping[str, Vectors]) -> tuple[ModalitySpec, ...]:
+    """Of columns, then of vectors that came as files."""
+    widths = {name: encoding.width(name) for name in encoding.modalities}
+    widths |= {name: len(next(iter(vectors.values()))) for name, vectors in further.items()}
+    return tuple(
+        ModalitySpec(name, Kind.FEATURES, width, scaling=Scaling.ZSCORE) for name, width in widths.items()
+    )
 
 
 def _check_names(

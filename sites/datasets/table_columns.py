@@ -28,10 +28,20 @@ from numpy.typing import NDArray
 from mmare.errors import DataError, StudyError
 from mmare.study.encoding import Column, Encoding
 from mmare.study.tables import TableError, from_table, read_toml
-from sites.numbers import cells_of, not_available
+from sites.numbers import cells_of, not_available, parse
 from sites.tabular import TextTable, did_you_mean, finite_number, listed, unknown_column
 
-__all__ = ["ColumnsFile", "Group", "Treatment", "choose_columns", "learn", "level_notes", "load_columns"]
+__all__ = [
+    "ColumnsFile",
+    "Group",
+    "Treatment",
+    "choose_columns",
+    "is_skewed",
+    "learn",
+    "level_notes",
+    "load_columns",
+    "log_notes",
+]
 
 _WILDCARDS = frozenset("*?[")
 # Without blanks: words that many tables have where nothing is known, and others as a finding.
@@ -66,6 +76,8 @@ _DOUBTFUL = frozenset(
     }
 )
 _FEW_LEVELS = 10  # numbers as names of groups, such as grades and stages
+_ENOUGH, _SKEWED = 50, 2.0  # numbers of a column, and skewness (of an exponential distribution)
+_NAMED = 3  # columns in a sentence
 
 
 @dataclass(frozen=True)
@@ -150,11 +162,14 @@ def learn(
     spec: ColumnsFile = ColumnsFile(),
     categorical: Collection[str] = (),
     missing: Mapping[str, Sequence[str]] = {},
+    decimal: str | None = None,
 ) -> Encoding:
     """The encoding of chosen columns: levels in sorted order, an indicator where a present row has a blank.
 
     Args:
         missing: Cells that mean missing by column, besides those of the file.
+        decimal: Take the logarithm of skewed columns (`is_skewed`) whose numbers are written so, unless the
+            file says of a column whether to.
 
     Raises:
         StudyError: If the file's treatments contradict each other or name a column of no modality.
@@ -165,16 +180,18 @@ def learn(
     encoding = {}
     for name, group in groups.items():
         base = spec.modality.get(name, Group())
-        columns = [_column(column, base, spec, patterns, categorical) for column in group]
-        columns = [
-            replace(column, missing=tuple(dict.fromkeys((*column.missing, *missing.get(column.name, ())))))
-            for column in columns
-        ]
         found: list[tuple[Column, NDArray[np.bool_]]] = []  # not the cells: a wide table's words fill memory
-        for column in columns:
-            held = cells_of(table, column.name, column.missing, column.levels or ())
+        for given in group:
+            treatment = _treatment(given, base, spec, patterns)
+            column = _column(given, treatment, categorical)
+            codes = tuple(dict.fromkeys((*column.missing, *missing.get(given, ()))))
+            held = cells_of(table, given, codes, column.levels or ())
             levels = tuple(sorted(held.words)) if column.levels == () else column.levels
-            found.append((replace(column, levels=levels), held.present))
+            log = column.log
+            if decimal is not None and levels is None and treatment.log is None:
+                numbers, problems = parse(table, given, held, decimal)
+                log = not problems and is_skewed(np.clip(numbers, column.lowest, column.highest))
+            found.append((replace(column, levels=levels, missing=codes, log=log), held.present))
         present = np.any([held for _, held in found], axis=0)  # (N,)
         if not present.any():
             raise DataError(f"{table.source}: the columns {listed(group)} are blank in every row")
@@ -182,6 +199,42 @@ def learn(
             replace(column, blanks=column.blanks or bool((present & ~held).any())) for column, held in found
         )
     return Encoding(encoding)
+
+
+def is_skewed(numbers: NDArray[np.float64]) -> bool:
+    """Whether numbers ``(N,)``, NaN where blank, have a long upper tail that log(1 + x) takes away.
+
+    At least 50, none negative, of a skewness above 2, which at most halves in size with the logarithm.
+
+    Example:
+        >>> is_skewed(np.exp(np.linspace(0, 9, 99))), is_skewed(np.linspace(0, 9, 99))
+        (True, False)
+    """
+    known = numbers[~np.isnan(numbers)]
+    if len(known) < _ENOUGH or known.min() < 0:
+        return False
+    before, after = _skewness(known), abs(_skewness(np.log1p(known)))
+    return before > _SKEWED and after < before / 2
+
+
+def _skewness(numbers: NDArray[np.float64]) -> float:
+    centred = numbers - numbers.mean()
+    deviation = centred.std()
+    return float((centred**3).mean() / deviation**3) if deviation > 0 else 0.0
+
+
+def log_notes(encoding: Encoding, spec: ColumnsFile, groups: Collection[str]) -> list[str]:
+    """Which columns of groups became logarithms unasked."""
+    notes = []
+    for name in groups:
+        logs = [column.name for column in encoding.modalities[name] if column.log]
+        if logs and spec.modality.get(name, Group()).log is None:
+            more = f" and {len(logs) - _NAMED} more columns" if len(logs) > _NAMED else ""
+            notes.append(
+                f"{name}: logarithms of {', '.join(logs[:_NAMED])}{more}, because of long upper tails "
+                "(--keep-skewed, or log = false in --columns, leaves them as they are)"
+            )
+    return notes
 
 
 def level_notes(table: TextTable, encoding: Encoding, missing: Mapping[str, Sequence[str]] = {}) -> list[str]:
@@ -248,15 +301,17 @@ def _plain(level: str) -> str:
     return "".join(kept)
 
 
-def _column(
-    name: str, base: Treatment, spec: ColumnsFile, patterns: Sequence[str], categorical: Collection[str]
-) -> Column:
-    """One column with its treatment; levels are ``()`` where they are still to be found."""
+def _treatment(name: str, base: Treatment, spec: ColumnsFile, patterns: Sequence[str]) -> Treatment:
+    """Of one column: its modality's, then of patterns, then its own."""
     treatment = base.over(Treatment())
     for pattern in patterns:
         if fnmatchcase(name, pattern):
             treatment = spec.column[pattern].over(treatment)
-    treatment = spec.column.get(name, Treatment()).over(treatment)
+    return spec.column.get(name, Treatment()).over(treatment)
+
+
+def _column(name: str, treatment: Treatment, categorical: Collection[str]) -> Column:
+    """One column with its treatment; levels are ``()`` where they are still to be found."""
     if len(set(treatment.levels or ())) < len(treatment.levels or ()):
         raise StudyError(f"column {name!r} has a level twice, expected each once")
     words = name in categorical or treatment.categorical or treatment.levels is not None

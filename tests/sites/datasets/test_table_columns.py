@@ -227,3 +227,41 @@ def test_a_driver_of_mar_is_read_like_a_column_of_a_modality(tmp_path, blank):
     assert vectors(tmp_path, "x") == vectors(tmp_path, "x", "two")
     # Older patients lose the modality; those of whom nothing is known, as one of average age.
     assert len(vectors(tmp_path, "x")) < len(ages)
+
+
+def skewed_rows(n_patients=80):
+    """Columns with a long upper tail, without one, with one below zero, and of a rare 1."""
+    random = np.random.default_rng(0)
+    tail = np.exp(random.normal(0, 1.5, n_patients))
+    even = random.uniform(0, 9, n_patients)
+    lines = [
+        f"{row},{'ab'[row % 2]},{'ny'[row // 2 % 2]},"
+        f"{tail[row]:.3f},{even[row]:.3f},{tail[row] - 1:.3f},{int(row == 7)}"
+        for row in range(n_patients)
+    ]
+    return tail, "id,site,y,tail,even,below,rare\n" + "\n".join(lines)
+
+
+def test_a_long_upper_tail_becomes_a_logarithm_and_is_told(tmp_path):
+    tail, rows = skewed_rows()
+    group = {"labs": ("tail", "even", "below", "rare")}
+    prepared = prepare(tmp_path, group, rows)
+    encoding = load_encoding(tmp_path / "fed" / "encoding.json")
+    assert [column.log for column in encoding.modalities["labs"]] == [True, False, False, False]
+    assert vectors(tmp_path, "labs")["0"][0] == pytest.approx(np.log1p(tail[0]), abs=1e-3)
+    assert prepared.notes[0] == (
+        "labs: logarithms of tail, because of long upper tails (--keep-skewed, or log = false in --columns, "
+        "leaves them as they are)"
+    )
+
+
+@pytest.mark.parametrize("options", [{"keep_skewed": True}, {"spec": "[column.tail]\nlog = false"}], ids=str)
+def test_a_long_upper_tail_is_kept_on_demand(tmp_path, options):
+    prepare(tmp_path, {"labs": ("tail", "even")}, skewed_rows()[1], **options)
+    encoding = load_encoding(tmp_path / "fed" / "encoding.json")
+    assert not any(column.log for column in encoding.modalities["labs"])
+
+
+def test_few_numbers_do_not_show_a_tail(tmp_path):
+    prepare(tmp_path, {"labs": ("tail",)}, skewed_rows(40)[1])
+    assert not load_encoding(tmp_path / "fed" / "encoding.json").modalities["labs"][0].log
