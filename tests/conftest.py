@@ -4,6 +4,7 @@ Several test processes on a few cores spend most of their time in each other's t
 more threads are other bits.
 """
 
+import gc
 import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before anything imports torch
@@ -15,3 +16,8 @@ from tests.properties import FEW, PROFILE
 settings.register_profile("quick", deadline=None, max_examples=FEW)
 settings.register_profile("ci", deadline=None)
 settings.load_profile(PROFILE)
+
+
+def pytest_collection_finish():
+    """What imports and collection made stays: do not look through it again and again for garbage."""
+    gc.freeze()

@@ -28,9 +28,18 @@ SOURCES = sorted(
 )  # less what a program wrote
 
 
+def holding(word):
+    """Sources whose text has a word."""
+    return [path for path in SOURCES if word in text_of(path)]
+
+
 @cache
+def text_of(path):
+    return path.read_text(encoding="utf-8")
+
+
 def nodes(path):
-    return list(ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
+    return ast.walk(ast.parse(text_of(path)))
 
 
 def imported(path):
@@ -44,7 +53,7 @@ def imported(path):
 def test_flower_is_imported_where_the_layout_says_only():
     found = {
         str(path.relative_to(ROOT))
-        for path in SOURCES
+        for path in holding("flwr")
         if any(name.split(".")[0] == "flwr" for name in imported(path))
     }
     assert found == FLOWER
@@ -54,7 +63,7 @@ def test_flower_is_imported_where_the_layout_says_only():
 def test_the_files_of_a_run_are_spelt_once(name):
     found = [
         str(path.relative_to(ROOT))
-        for path in SOURCES
+        for path in holding(name)
         for node in nodes(path)
         if isinstance(node, ast.Constant) and node.value == name
     ]
@@ -72,7 +81,7 @@ def test_public_names_are_listed_and_exist():
 def test_the_init_of_a_package_holds_its_sentence_only():
     for path in SOURCES:
         if path.name == "__init__.py":
-            body = ast.parse(path.read_text(encoding="utf-8")).body
+            body = ast.parse(text_of(path)).body
             assert [type(node) for node in body] == [ast.Expr], path
 
 

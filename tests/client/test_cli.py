@@ -80,7 +80,7 @@ def test_embed_takes_another_study(federation, tmp_path):
     invoke("embed", site_of(federation))
     other = tmp_path / "other.toml"
     text = (federation / "study.toml").read_text()
-    other.write_text(re.sub(r"size = \[[^]]*\]", "size = [9, 16, 16]", text))
+    other.write_text(re.sub(r"size = \[[^]]*\]", "size = [5, 8, 8]", text))
     result = invoke("embed", site_of(federation), "--study", other)
     assert "3 encoded, 0 there before" in result.stdout
 

@@ -64,16 +64,19 @@ def test_the_order_of_nodes_does_not_matter(federation, quiet, tmp_path):
     assert outcome(tmp_path / "run") == outcome(quiet)
 
 
+@pytest.mark.slow
 def test_running_again_gives_the_same_bits(federation, quiet, tmp_path):
     run_nodes(federation, tmp_path / "run", settings=SHORT)
     assert outcome(tmp_path / "run") == outcome(quiet)
 
 
+@pytest.mark.slow
 def test_another_seed_gives_other_bits(federation, quiet, tmp_path):
     run_nodes(federation, tmp_path / "run", settings=(*SHORT, "study.seed=4"))
     assert outcome(tmp_path / "run")["last"] != outcome(quiet)["last"]
 
 
+@pytest.mark.slow
 def test_sites_side_by_side_share_models_without_mixing_them(federation, quiet, tmp_path):
     run_nodes(federation, tmp_path / "run", settings=SHORT, workers=3)
     assert outcome(tmp_path / "run") == outcome(quiet)

@@ -618,11 +618,7 @@ def test_a_plateau_lowers_the_factor_and_a_resumed_run_goes_on_with_it(tmp_path)
 
 @pytest.mark.parametrize(
     ("federation", "asked"),
-    [
-        pytest.param({"options": {"gap_step": 0.1}}, True, id="asked"),
-        pytest.param({}, False, id="not-asked"),
-        pytest.param({"strategy": "exposure"}, False, id="exposure"),
-    ],
+    first_quick(({"options": {"gap_step": 0.1}}, True), ({}, False), ({"strategy": "exposure"}, False)),
 )
 def test_the_trained_model_is_evaluated_only_where_the_gap_is_measured(tmp_path, federation, asked):
     study = tiny_study(federation=federation, training={"rounds": 2})
@@ -637,14 +633,12 @@ def test_the_trained_model_is_evaluated_only_where_the_gap_is_measured(tmp_path,
 
 @pytest.mark.parametrize(
     ("trained", "reason"),
-    [
-        pytest.param(None, "no evaluation of the trained model", id="none"),
-        pytest.param(
-            Evaluation(Split.TEST, MetricState.empty(2).to_dict()), "on the validation split", id="split"
-        ),
-        pytest.param(Evaluation(Split.VAL, MetricState.empty(3).to_dict()), "metric state", id="classes"),
-        pytest.param(Evaluation(Split.VAL, {}), "metric state", id="empty"),
-    ],
+    first_quick(
+        (None, "no evaluation of the trained model"),
+        (Evaluation(Split.TEST, MetricState.empty(2).to_dict()), "on the validation split"),
+        (Evaluation(Split.VAL, MetricState.empty(3).to_dict()), "metric state"),
+        (Evaluation(Split.VAL, {}), "metric state"),
+    ),
 )
 def test_a_wrong_evaluation_of_the_trained_model_is_refused_by_name(tmp_path, trained, reason):
     study = tiny_study(federation={"options": {"gap_step": 0.1}}, training={"rounds": 2})

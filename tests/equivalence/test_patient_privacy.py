@@ -9,7 +9,6 @@ from safetensors.numpy import load_file
 from mmare.errors import InputError, RunError
 from tests.federations import SITES, KilledError, events, outcome, request_of, run_nodes, tiny_federation
 from tests.privacy.private import private_study
-from tests.properties import first_quick
 
 SETTINGS = ("federation.deadline_s=300", "training.rounds=3", "privacy.min_count=0")
 
@@ -45,9 +44,8 @@ def killed_at(number, kind):
     return listener
 
 
-@pytest.mark.parametrize(
-    ("number", "kind"), first_quick((2, "site_update"), (2, "aggregated"), (3, "validated"))
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "kind"), [(2, "site_update"), (2, "aggregated"), (3, "validated")])
 def test_a_killed_run_ends_with_the_same_bits_and_is_charged_once(
     federation, straight, tmp_path, number, kind
 ):

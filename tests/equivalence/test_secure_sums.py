@@ -20,7 +20,7 @@ SITES = ("ash", "birch", "cedar", "elm", "fir")
 SECURE = (
     "privacy.secure_sum=true",
     "federation.min_sites=3",
-    "training.rounds=3",
+    "training.rounds=2",
     "federation.deadline_s=300",
     'privacy.extra=["calibration", "shapley"]',
 )
@@ -90,7 +90,7 @@ def test_nothing_of_a_single_site_stays_at_the_coordinator(straight):
         if line["event"] in ("validated", "tested", "selected"):
             assert line["metrics"]["sites"] == {}
     summed = [line for line in events(straight, "site_update") if line["summed"]]
-    assert len(summed) == 3 * len(SITES)
+    assert len(summed) == 2 * len(SITES)
     assert not (straight / "spool").exists()
     assert events(straight, "aggregated")[0]["train_loss"] > 0
 
@@ -128,7 +128,7 @@ def test_without_a_site_that_falls_silent_the_others_are_summed(federation, tmp_
     run_nodes(federation, tmp_path / "run", settings=SECURE, faults=faults)
     left_out = {(line["site"], line["code"]) for line in events(tmp_path / "run", "site_left_out")}
     assert left_out == {("fir", "node_failed")}
-    assert result(tmp_path / "run")["rounds_run"] == 3
+    assert result(tmp_path / "run")["rounds_run"] == 2
 
 
 @pytest.mark.slow
@@ -206,7 +206,7 @@ def test_what_leaves_a_site_looks_like_noise(federation, tmp_path):
         return answer, tensors
 
     run_nodes(federation, tmp_path / "run", settings=SECURE, faults={0: watch})
-    assert len(seen) == 1 + 3 + 1 + 1  # moments, rounds, validation, test
+    assert len(seen) == 1 + 2 + 1 + 1  # moments, rounds, validation, test
     for _, vector in seen:
         high = (vector.view(np.uint64) >> 56).astype(int)  # of plain numbers all 0 or 255
         assert len(set(high)) > min(len(vector) / 4, 100)

@@ -26,9 +26,15 @@ def federation(tmp_path_factory):
     return folder
 
 
-def test_a_run_prints_its_result_and_leaves_a_report(federation, tmp_path):
-    out = tmp_path / "run"
-    result = invoke(["run", federation, "--out", out, *SMALL])
+@pytest.fixture(scope="module")
+def finished(federation, tmp_path_factory):
+    """A run's folder, and what the command said."""
+    out = tmp_path_factory.mktemp("cli") / "run"
+    return out, invoke(["run", federation, "--out", out, *SMALL])
+
+
+def test_a_run_prints_its_result_and_leaves_a_report(federation, finished):
+    out, result = finished
     assert result.exit_code == 0
     assert "all sites" in result.stdout
     assert str(out / "report.html") in result.stdout.replace("\n", "")
@@ -93,9 +99,8 @@ def test_too_few_sites_fail_the_run_and_status_says_why(federation, tmp_path):
     assert "failed: 3 sites" in told.stdout
 
 
-def test_status_of_a_finished_run(federation, tmp_path):
-    invoke(["run", federation, "--out", tmp_path / "run", *SMALL])
-    told = invoke(["status", tmp_path / "run"], server_app)
+def test_status_of_a_finished_run(finished, tmp_path):
+    told = invoke(["status", finished[0]], server_app)
     assert "finished after 2 rounds" in told.stdout
     assert "west" in told.stdout
     with pytest.raises(InputError, match="no run here"):

@@ -11,6 +11,7 @@ from mmare.study.choices import Mode
 from server.run.request import RunRequest
 from simulation.run import run_federation
 from tests.federations import SITES, tiny_federation, tiny_study
+from tests.properties import first_quick
 
 SHORT = ("training.rounds=2",)
 
@@ -214,17 +215,10 @@ def test_a_metric_that_is_not_defined_is_null(tmp_path):
     assert result["metrics"]["test"]["over"] == {"no": list(SITES), "yes": ["birch", "cedar"]}
 
 
-@pytest.mark.parametrize(
-    ("setting", "key", "value"),
-    [
-        ("training.rounds=1", "rounds_run", 1),
-        ("study.seed=11", "seed", 11),
-        ("model.name=late-mean", "model", "late-mean"),
-    ],
-)
-def test_settings_take_effect(federation, tmp_path, setting, key, value):
-    result = run_federation(RunRequest(federation, tmp_path / "run", set=("training.rounds=1", setting)))
-    assert result[key] == value
+def test_settings_take_effect(federation, tmp_path):
+    settings = ("training.rounds=1", "study.seed=11", "model.name=late-mean")
+    result = run_federation(RunRequest(federation, tmp_path / "run", set=settings))
+    assert (result["rounds_run"], result["seed"], result["model"]) == (1, 11, "late-mean")
 
 
 @pytest.mark.slow
@@ -295,7 +289,7 @@ def test_bad_data_of_a_site_are_one_sentence_before_anything_is_written(tmp_path
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("mode", [Mode.FEDERATED, Mode.LOCAL])
+@pytest.mark.parametrize("mode", first_quick(Mode.LOCAL, Mode.FEDERATED))
 def test_a_run_without_validation_rows_keeps_the_last_round_and_says_so(tmp_path, mode):
     federation = tiny_federation(tmp_path / "fed", sites=SITES[:2])
     for manifest in federation.glob("*/patients.csv"):

@@ -183,10 +183,10 @@ def test_every_cell_is_stripped_as_python_does(cells):
 
 
 def test_a_header_of_any_length(tmp_path):
-    names = [f"ENSG{number:011}" for number in range(10_000)]
-    path = write(tmp_path, ",".join(["id", *names]) + "\n" + ",".join(["p1", *["1"] * 10_000]) + "\n")
+    names = [f"ENSG{number:011}" for number in range(2_000)]
+    path = write(tmp_path, ",".join(["id", *names]) + "\n" + ",".join(["p1", *["1"] * 2_000]) + "\n")
     assert list(read_table(path).frame.columns) == ["id", *names]
     with pytest.raises(
-        DataError, match=r"no column 'ENSG'; the table has id, (ENSG\d+, ){18}ENSG\d+ and 9981 more$"
+        DataError, match=r"no column 'ENSG'; the table has id, (ENSG\d+, ){18}ENSG\d+ and 1981 more$"
     ):
         read_table(path).column("ENSG")

@@ -6,7 +6,6 @@ import re
 import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ import torch
 
 from client.data.dataset import load_data
 from client.data.embed import EmbedReport, embed_site
-from client.encoders.registry import ENCODERS, EncoderSource, VolumeEncoder
+from client.encoders.registry import ENCODERS
 from client.ingest.reasons import ScanReason, explain
 from client.telemetry.embed_record import read_record
 from mmare.errors import DataError, RunError
@@ -30,7 +29,7 @@ from tests.client.ingest.phantoms import save, stack, values
 ENCODER = "med3d-resnet18-random"
 REAL = ENCODERS[ENCODER]
 WIDTH = 512
-SIZE = (8, 16, 16)
+SIZE = (4, 8, 8)
 
 
 def write_scan(path: Path, seed: int = 0, shape: Sequence[int] = (10, 12, 8)) -> Path:
@@ -107,19 +106,6 @@ def federation(tmp_path):
         write_scan(folder / "elm" / name, seed)
     write_scan(tmp_path / "elsewhere" / "d.nii", 3)
     return folder
-
-
-@lru_cache
-def the_encoder(source: EncoderSource) -> VolumeEncoder:
-    make = REAL.open_volume
-    assert make is not None
-    return make(source)
-
-
-@pytest.fixture(autouse=True)
-def _made_once(monkeypatch):
-    """Drawing the random weights takes longer than encoding with them."""
-    monkeypatch.setitem(ENCODERS, ENCODER, replace(REAL, open_volume=the_encoder))
 
 
 @pytest.fixture
@@ -206,7 +192,7 @@ def test_a_file_that_moved_is_not_encoded_again(federation):
 @pytest.mark.slow
 def test_another_size_encodes_all_again_and_the_first_stay(federation):
     embed(federation)
-    larger = scan_study((9, 16, 16))
+    larger = scan_study((5, 8, 8))
     with pytest.raises(DataError, match="mmare-site embed"):
         load(federation, larger)
     assert counts(embed(federation, larger)) == (4, 0, 0)

@@ -42,7 +42,7 @@ def write(path: Path, voxels) -> Path:
 
 def study(*names, **details):
     modalities = tuple(
-        ModalitySpec(name, Kind.VOLUME, 512, RANDOM, size=(8, 16, 16), **details) for name in names
+        ModalitySpec(name, Kind.VOLUME, 512, RANDOM, size=(4, 8, 8), **details) for name in names
     )
     return Study("s", ("a", "b"), modalities)
 

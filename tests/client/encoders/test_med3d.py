@@ -168,6 +168,7 @@ def test_a_batch_is_its_volumes_one_by_one():
     torch.testing.assert_close(encoder.encode(batch), singles, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_bfloat16_is_near_float32():
     state, batch = drawn(CHANNELS), volumes(1, 1, 8, 16, 16)
     exact = Med3DEncoder(load_med3d(state)).encode(batch)

@@ -112,6 +112,7 @@ def test_batches_of_slices_and_their_order_change_nothing(imported, encoder):
     torch.testing.assert_close(one_by_one, whole, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_bfloat16_stays_near(imported, encoder):
     pictures = slices_of(Volume(head(), RAS_MM), STEPS)[None][..., ::4, ::4]
     source = EncoderSource(weights=imported, autocast=torch.bfloat16)
@@ -285,6 +286,7 @@ def a_site(folder, weights, scans):
     return load_site(folder / "site.toml")
 
 
+@pytest.mark.slow
 def test_a_site_embeds_once_and_trains_on_what_is_in_the_cache(tmp_path, imported, monkeypatch):
     monkeypatch.setattr("client.encoders.registry.fast_type", lambda _: None)
     site = a_site(tmp_path, imported, [head(), head(seed=1), np.zeros((4, 4, 4), np.float32)])

@@ -8,7 +8,7 @@ import pytest
 from client.ingest.reasons import ScanReason
 from client.telemetry import embed_record
 from client.telemetry.embed_record import EmbedWatch, ScanCounts, read_record, watched
-from tests.client.data.test_embed import _made_once, embed, opened, write_scan, write_site  # noqa: F401 - the last is a fixture
+from tests.client.data.test_embed import embed, opened, write_scan, write_site
 
 
 class Clock:

@@ -36,9 +36,18 @@ def kit(tmp_path):
     return init_kit(tmp_path / "coordinator", "localhost", days=20)
 
 
+@pytest.fixture(scope="module")
+def new_database(tmp_path_factory):
+    """A database as Flower makes it, which takes longer than the tests."""
+    path = tmp_path_factory.mktemp("flower") / "superlink.db"
+    flower_state(path)
+    return path
+
+
 @pytest.fixture
-def flower(kit):
+def flower(kit, new_database):
     """Flower's own way to the kit's database."""
+    shutil.copy(new_database, kit.database)
     return flower_state(kit.database)
 
 

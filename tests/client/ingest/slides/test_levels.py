@@ -11,7 +11,6 @@ from client.ingest.slides.opening import opened
 from client.ingest.slides.wsi import plan_of
 from tests.client.ingest.slides.pyramids import canvas, drawn, reason_of, shrunk, write_pyramid
 from tests.data_folder import data_folder
-from tests.properties import first_quick
 
 
 def test_thumbnail_that_shows_what_the_slide_does_not_hold_is_refused(tmp_path):
@@ -80,19 +79,21 @@ def test_a_blank_level_is_refused(tmp_path, factor):
     assert reason_of(lowest) is ScanReason.NO_TISSUE
 
 
+@pytest.mark.slow
 @pytest.mark.data
-@pytest.mark.parametrize("factor", first_quick(4, 16, 32))
+@pytest.mark.parametrize("factor", [4, 16, 32])
 @pytest.mark.parametrize("lower", SAME.values(), ids=SAME)
-@pytest.mark.parametrize("name", first_quick("kidney-48-5.tif", "cmu-1-small-region.svs"))
+@pytest.mark.parametrize("name", ["kidney-48-5.tif", "cmu-1-small-region.svs"])
 def test_a_real_slide_with_lower_levels_is_taken(tmp_path, name, factor, lower):
     fine = real(name)
     assert plan_of(write_pyramid(tmp_path / "a.svs", [fine, lower(fine, factor)], 0.5)).level == 0
 
 
+@pytest.mark.slow
 @pytest.mark.data
-@pytest.mark.parametrize("factor", first_quick(4, 16))
+@pytest.mark.parametrize("factor", [4, 16])
 @pytest.mark.parametrize("lower", ANOTHER.values(), ids=ANOTHER)
-@pytest.mark.parametrize("name", first_quick("kidney-48-5.tif", "cmu-1-small-region.svs"))
+@pytest.mark.parametrize("name", ["kidney-48-5.tif", "cmu-1-small-region.svs"])
 def test_a_real_slide_with_the_levels_of_another_is_refused(tmp_path, name, factor, lower):
     fine = real(name)
     if name == "kidney-48-5.tif" and lower is ANOTHER["another-slide-as-bright"]:

@@ -469,6 +469,7 @@ def test_a_discriminator_without_a_pair_does_not_even_decay():
         assert torch.equal(before[name], value) != name.startswith("discriminators.0.")
 
 
+@pytest.mark.slow
 def test_both_objectives_together_fit_a_batch():
     model, present = model_of(), random_presence(24, 3)
     rows, label, source = rows_of(model, present, filler=0.0), labels_of(present), generator()
