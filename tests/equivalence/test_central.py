@@ -65,8 +65,8 @@ def scaled_rows(study, sites):
     [
         pytest.param({}, id="adam"),
         pytest.param({"oversample": {"no": 3.0}, "local_epochs": 2}, id="adam-oversampled-two-epochs"),
-        pytest.param({"optimizer": "sgd", "learning_rate": 0.05}, id="sgd"),
-        pytest.param({"optimizer_state": "reset"}, id="adam-reset"),
+        pytest.param({"optimizer": "sgd", "learning_rate": 0.05}, id="sgd", marks=pytest.mark.slow),
+        pytest.param({"optimizer_state": "reset"}, id="adam-reset", marks=pytest.mark.slow),
     ],
 )
 def test_one_site_is_a_plain_training_loop(tmp_path, training):
@@ -121,6 +121,7 @@ def test_kept_moments_matter(tmp_path):
     assert (models[0][2][name] - models[1][2][name]).abs().max() > 1e-3
 
 
+@pytest.mark.slow
 def test_centralised_on_one_site_is_federated_bit_for_bit(tmp_path):
     study = tiny_study(federation={"min_sites": 1})
     federation = tiny_federation(tmp_path / "fed", study, sites=("ash",), patients=60)

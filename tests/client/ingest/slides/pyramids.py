@@ -2,7 +2,7 @@
 
 import io
 import struct
-from functools import lru_cache
+from functools import cache, lru_cache
 
 import numpy as np
 import pydicom
@@ -98,8 +98,9 @@ def halved(picture, factor):
 
 
 @lru_cache
+@cache
 def drawn(seed, width=2048, height=1536):
-    """Textured tissue of some shape in the middle of a slide; every seed another one."""
+    """Textured tissue of some shape in the middle of a slide, read-only; every seed another one."""
     draws = np.random.default_rng(seed)
 
     def field(n):
@@ -111,7 +112,9 @@ def drawn(seed, width=2048, height=1536):
     tissue = 0.6 * field(5) + 1.2 - 4.2 * middle > 0
     texture = 12 * field(40) + 12 * field(160) + 10 * draws.normal(size=(height, width))
     picture = np.where(tissue[..., None], TISSUE + texture[..., None], GLASS)
-    return picture.clip(0, 255).astype(np.uint8)
+    found = picture.clip(0, 255).astype(np.uint8)
+    found.flags.writeable = False
+    return found
 
 
 def shrunk(picture, factor, box=None):
