@@ -14,7 +14,7 @@ from hypothesis import settings
 from tests.properties import FEW, PROFILE
 
 settings.register_profile("quick", deadline=None, max_examples=FEW)
-settings.register_profile("ci", deadline=None)
+settings.register_profile("ci", deadline=None, max_examples=40)
 settings.load_profile(PROFILE)
 
 
