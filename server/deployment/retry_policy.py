@@ -90,6 +90,7 @@ class Limits:
     linger_s: float = 10.0
     restart_s: float = 30.0
     tries: int = 5
+    yields: bool = False  # for want of sites, without a new checkpoint, at once: it is taken up again later
 
 
 @dataclass(frozen=True)

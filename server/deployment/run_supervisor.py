@@ -110,11 +110,11 @@ class Supervision:
         while not self._advance():
             if self._stopped.wait(POLL_S):
                 self._services.stop_runs()
-                self._stop("stopping")
+                self._stop("stopping", "interrupted")
                 raise RunError(f"stopped; {RESUMES}")
             if self._aborted():
                 self._services.end_app()
-                self._stop("aborting")
+                self._stop("aborting", "aborted")
                 raise AbortedError("aborted")
             self._services.poll()
             self._show()
@@ -199,11 +199,13 @@ class Supervision:
         return False
 
     def _with_missing(self, reason: str) -> str:
-        """The reason with who is missing; gives up where another try would find the same."""
+        """The reason with who is missing; gives up where another try would find the same, or comes later."""
         admitted = [record.site for record in listed(self._kit) if record.state is SiteState.ADMITTED]
         missing = who_is_missing(admitted, self._progress.calls)
         reason = f"{reason}: {missing}" if missing else reason
-        if is_hopeless(admitted, self._progress.calls, self._request.study.federation.min_sites):
+        gives_way = self._limits.yields and not self._progress.new_checkpoint
+        min_sites = self._request.study.federation.min_sites
+        if gives_way or is_hopeless(admitted, self._progress.calls, min_sites):
             self._give_up(f"{reason}; {RESUMES}", ending=Ending.QUORUM)
         return reason
 
@@ -227,13 +229,13 @@ class Supervision:
             raise InputError(reason)
         raise RunError(f"{self._out}: {reason}{self._disk_note()}", ending)
 
-    def _stop(self, why: str) -> None:
+    def _stop(self, saying: str, reason: str) -> None:
         """Stop the run at the sites and log it in the journal; its ServerApp has ended."""
-        self._view.say(why)
+        self._view.say(saying)
         if self._attempt is not None:
             stop_run(self._kit, self._attempt.run)
         self._progress.read()
-        self._log_end("interrupted", Ending.INTERRUPTED)
+        self._log_end(reason, Ending.INTERRUPTED)
 
     def _log_end(self, reason: str, code: Ending = Ending.OTHER) -> None:
         """Log the end of the attempt if it could not do so itself."""

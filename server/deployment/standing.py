@@ -94,7 +94,8 @@ def _run(kit: Kit, entry: QueuedRun, services: Services, view: StartView, stoppe
     request = replace(request, nodes=entry.min_nodes or max(admitted, 1))
     make_run_folder(request.out)
     record_run(kit, request.out)
-    limits = Limits(silent_s=2 * request.study.federation.deadline_s + MARGIN_S, tries=tries)
+    silent_s = 2 * request.study.federation.deadline_s + MARGIN_S
+    limits = Limits(silent_s, tries=tries, yields=bool(entry.until))
     view.forget()
     run = Supervision(
         *(kit, request, limits, services, view, stopped), aborted=lambda: aborting(kit, entry.name)

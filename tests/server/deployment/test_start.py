@@ -21,7 +21,7 @@ import pytest
 import tomli_w
 from rich.console import Console
 
-from mmare.errors import InputError, RunError
+from mmare.errors import Ending, InputError, RunError
 from mmare.host.supervised import ProcessSupervisor, Program
 from server.deployment import programs as deployment
 from server.deployment import proxy, services, start
@@ -38,7 +38,7 @@ from server.deployment.programs import (
     write_record,
 )
 from server.deployment.retry_policy import BAD_INPUT, Limits
-from server.deployment.run_supervisor import Supervision, last_run
+from server.deployment.run_supervisor import AbortedError, Supervision, last_run
 from server.deployment.services import Services
 from server.deployment.start import StartSettings, start_run
 from server.deployment.start_view import StartView
@@ -558,6 +558,50 @@ def test_one_that_never_gets_on_is_given_up_with_the_last_reason(kit, coordinato
     assert len(place.requests) == 3
     assert not place.alive
     assert (kit.logs / "serverapp.log").read_text().count("log of") == 3
+
+
+QUORUM = ("run_failed", {"reason": "1 sites took part", "code": "quorum"})
+
+
+def refuses(site, code):
+    return ("roll_call", {"site": site, "accepted": False, "reason": f"refused: {code}", "code": code})
+
+
+def test_what_hospitals_have_not_approved_is_not_tried_again(kit, coordinator):
+    admit(kit, "ash", "birch", "cedar")
+    lacks = fails("x", STARTED, refuses("ash", "S102"), refuses("birch", "S102"), QUORUM)
+    place = coordinator(alone, lacks, tries=5)
+    with pytest.raises(RunError) as found:
+        place.supervision.run()
+    assert found.value.ending is Ending.QUORUM
+    assert "1 sites took part: ash: refused: S102; birch: refused: S102; cedar: not connected;" in str(
+        found.value
+    )
+    assert len(place.requests) == 1
+
+
+def test_sites_that_are_away_are_waited_for_unless_others_wait(kit, coordinator, monkeypatch):
+    monkeypatch.setattr(supervision.RetryCounter, "pause_s", 0.0)
+    admit(kit, "ash", "birch", "cedar")
+    lacks = fails("x", STARTED, refuses("ash", "S401"), QUORUM)
+    place = coordinator(alone, lacks, alone, finishes)
+    place.supervision.run()
+    assert len(place.requests) == 2
+    place = coordinator(alone, lacks, alone, finishes)
+    place.supervision._limits = replace(place.supervision._limits, yields=True)
+    with pytest.raises(RunError, match="ash: refused: S401; birch: not connected"):
+        place.supervision.run()
+    assert len(place.requests) == 1
+
+
+def test_aborted_it_ends_and_the_programs_stay(coordinator):
+    place = coordinator(alone, lambda place: place.write(STARTED, checkpoint(1)), alone, alone)
+    place.supervision._aborted = (place.out / "rounds.jsonl").exists
+    with pytest.raises(AbortedError):
+        place.supervision.run()
+    assert place.stopped_runs == [1]
+    assert (place.alive, place.ended) == (False, False)
+    assert json.loads((place.out / "rounds.jsonl").read_text().splitlines()[-1])["reason"] == "aborted"
 
 
 def test_given_up_on_a_full_disk_the_disk_is_named(coordinator, monkeypatch):
