@@ -66,7 +66,8 @@ def _next(kit: Kit) -> QueuedRun | None:
 def _take(kit: Kit, entry: QueuedRun, services: Services, view: StartView, stopped: Stop, tries: int) -> None:
     """Run one to its end, or until too few sites take part, and write down what became of it."""
     view.say(f"{entry.name}: begins")
-    entry = save(kit, replace(entry, state=QueueState.RUNNING, said="under way", due=""))
+    entry = replace(entry, state=QueueState.RUNNING, said="under way", due="")
+    _write_down(kit, entry, stopped)
     tried = 0
     try:
         said = _run(kit, entry, services, view, stopped, tries)
@@ -101,7 +102,7 @@ def _run(kit: Kit, entry: QueuedRun, services: Services, view: StartView, stoppe
         *(kit, request, limits, services, view, stopped), aborted=lambda: aborting(kit, entry.name)
     )
     run.run()
-    return f"the model is in {request.out / 'model'}"
+    return f"the result is in {request.out}"
 
 
 def _lacks_sites(error: InputError | RunError) -> bool:
@@ -109,7 +110,7 @@ def _lacks_sites(error: InputError | RunError) -> bool:
 
 
 def _write_down(kit: Kit, entry: QueuedRun, stopped: Stop) -> None:
-    """Save a record, waiting for a full disk to have room again: otherwise the run would begin anew."""
+    """Save a record, waiting for room where the disk is full: without it the run would begin anew."""
     while True:
         try:
             save(kit, entry)

@@ -183,7 +183,7 @@ def test_runs_follow_each_other_and_each_end_is_written_down(kit, monkeypatch):
     ends = stage.keep()
     assert stage.order == ["one", "two", "three", "four"]
     assert ends == {
-        "one": ("finished", f"the model is in {kit.runs / 'one' / 'model'}"),
+        "one": ("finished", f"the result is in {kit.runs / 'one'}"),
         "two": ("failed", "no luck"),
         "three": ("failed", "width is 0"),
         "four": ("aborted", "on request; submitted again, it resumes"),
@@ -224,6 +224,21 @@ def test_a_damaged_record_is_named_and_stops_nothing(kit, monkeypatch):
     stage.poll = poll
     assert stage.keep()["one"][0] == "finished"
     assert stage.console.export_text().count("two.json: not the record of a run") == 1
+
+
+def test_a_full_disk_is_waited_for(kit, monkeypatch):
+    submit(kit, tiny_study(), name="one")
+    tries = []
+
+    def full(_kit, entry):
+        tries.append(entry.state)
+        if len(tries) in (1, 3, 4):
+            raise InputError("no room")
+        return save(_kit, entry)
+
+    monkeypatch.setattr(standing, "save", full)
+    assert Stage(kit, monkeypatch, one=lambda _: None).keep()["one"][0] == "finished"
+    assert [state.value for state in tries] == ["running", "running", "finished", "finished", "finished"]
 
 
 def test_a_run_whose_time_is_over_has_failed_and_says_who_was_missing(kit, monkeypatch):
