@@ -63,7 +63,7 @@ def study_rows(site: SiteConfig) -> dict[str, list[StudyRow]]:
 
 def _approved(approval: Approval, used: int, *, ended: bool) -> StudyRow:
     most = "" if approval.max_releases is None else f" of at most {approval.max_releases:,}"
-    about = f"approved by {approval.user} on {_time(approval.time)}; {used:,} answers{most} released since"
+    about = f"approved by {approval.user} on {_time(approval.time)}; answers released since: {used:,}{most}"
     name = visible(approval.study.name) if approval.study else "a study"
     return StudyRow(name, approval.study_hash, about + "; its last run has ended" * ended, approval.study)
 

@@ -118,12 +118,27 @@ def element(name: str, *content: str, **attributes: str | bool) -> Html:
 
 
 def table(caption: str, headings: Sequence[str], rows: Iterable[Sequence[str]]) -> Html:
-    """A table with headings for its columns, and its caption for who does not see it."""
-    head = element("tr", *(element("th", each, scope="col") for each in headings)) if any(headings) else ""
-    body = [element("tr", *(element("td", cell) for cell in row)) for row in rows]
-    made = element(
-        "table", element("thead", head) if head else "", element("tbody", *body), aria_label=caption
-    )
+    """A table with headings for its columns, and its caption for who does not see it.
+
+    On a narrow screen each row is a block of its own, with the headings beside its cells; the roles keep it a
+    table for who hears it.
+    """
+    named = any(headings)
+    top = [element("th", each, scope="col", role="columnheader") for each in headings] if named else []
+    head = element("thead", element("tr", *top, role="row"), role="rowgroup") if named else ""
+    body = [
+        element(
+            "tr",
+            *(
+                element("td", cell, role="cell", data_label=label)
+                for label, cell in zip(headings, row, strict=True)
+            ),
+            role="row",
+        )
+        for row in rows
+    ]
+    rest = element("tbody", *body, role="rowgroup")
+    made = element("table", head, rest, role="table", aria_label=caption, class_="" if named else "pairs")
     return element("div", made, class_="scroll", role="region", aria_label=caption, tabindex="0")
 
 

@@ -120,9 +120,9 @@ def test_a_file_has_its_name():
 
 def test_a_table_is_named_and_its_columns_have_headings():
     made = table("Sites", ("site", "a<b"), [("ash", element("a", "x", href="/y"))])
-    assert '<th scope="col">a&lt;b</th>' in made
+    assert '<th scope="col" role="columnheader">a&lt;b</th>' in made
     assert 'aria-label="Sites"' in made
-    assert '<td><a href="/y">x</a></td>' in made
+    assert '<td role="cell" data-label="a&lt;b"><a href="/y">x</a></td>' in made
 
 
 def test_two_consoles_on_one_port_are_a_sentence():
