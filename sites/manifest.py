@@ -49,7 +49,9 @@ class Patients:
 class Manifest(Patients):
     """The patients of one site, of whom the outcome is known."""
 
-    labels: NDArray[np.int64]  # (n_patients,) index in the study's classes, or a time as a code
+    labels: (
+        NDArray[np.int64] | NDArray[np.float32]
+    )  # (n_patients,) index in the study's classes, or a time as a code
     splits: NDArray[np.str_]  # (n_patients,) values of `Split`
 
 

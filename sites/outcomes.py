@@ -1,7 +1,8 @@
-"""The outcome columns of a manifest: a class, or a time and whether it ends with the event."""
+"""The outcome columns of a manifest: a class, a time and whether it ends with the event, or a number."""
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from mmare.study.choices import TaskName
-from mmare.study.outcome import TASKS, time_code
+from mmare.study.outcome import TASKS, RegressionSpec, time_code
 from mmare.study.study import Study
 from sites.numbers import Problem, refuse
 from sites.tabular import TextTable, finite_number
@@ -21,18 +22,22 @@ from sites.tabular import TextTable, finite_number
 __all__ = [
     "EVENT",
     "LABEL",
+    "TARGET",
     "TIME",
     "Outcomes",
+    "fifths",
     "parse_labels",
+    "parse_targets",
     "parse_times",
     "read_labels",
     "read_outcomes",
     "strata_of",
+    "target_problems",
     "time_problems",
     "unknown_values",
 ]
 
-LABEL, TIME, EVENT = "label", "time", "event"
+LABEL, TIME, EVENT, TARGET = "label", "time", "event", "target"
 
 _MOST_NAMED = 5  # wrong values in a sentence
 _STRATA: Final = TASKS[TaskName.SURVIVAL].strata
@@ -42,7 +47,7 @@ _STRATA: Final = TASKS[TaskName.SURVIVAL].strata
 class Outcomes:
     """What happened to each patient of a table."""
 
-    labels: NDArray[np.int64]  # (n_patients,), as the study's task defines them
+    labels: NDArray[np.int64] | NDArray[np.float32]  # (n_patients,), as the study's task defines them
     strata: tuple[str, ...]  # what a split is stratified by
 
 
@@ -52,6 +57,9 @@ def read_outcomes(table: TextTable, study: Study) -> Outcomes:
     Raises:
         DataError: If a column is missing, or a cell blank or of another kind.
     """
+    if study.regression is not None:
+        targets = parse_targets(table, TARGET, study.regression)
+        return Outcomes(np.array(targets, dtype=np.float32), tuple(fifths(targets)))
     if study.survival is None:
         names = parse_labels(table, LABEL, study.classes)
         index = {name: label for label, name in enumerate(study.classes)}
@@ -64,9 +72,38 @@ def read_outcomes(table: TextTable, study: Study) -> Outcomes:
 
 def strata_of(rows: pd.DataFrame, study: Study) -> list[str]:
     """Class, or whether the event was seen, of each row of a table in memory."""
+    if study.regression is not None:
+        return [*study.classes] * len(rows)
     if study.survival is None:
         return [str(value) for value in rows[LABEL]]
     return [_STRATA[int(value)] for value in rows[EVENT]]
+
+
+def parse_targets(table: TextTable, column: str, ends: RegressionSpec) -> list[float]:
+    """The number of each row.
+
+    Raises:
+        DataError: If a cell is blank, text or outside the ends.
+    """
+    refuse(table, target_problems(table, column, ends.low, ends.high))
+    return [finite_number(cell) or 0.0 for cell in table.require(column)]
+
+
+def target_problems(table: TextTable, column: str, low: float | None, high: float | None) -> list[Problem]:
+    """Cells that are no number between two ends; a DataError if one is blank."""
+    cells = table.require(column)
+    least, most = -math.inf if low is None else low, math.inf if high is None else high
+    known = {
+        cell for cell in cells if (number := finite_number(cell)) is not None and least <= number <= most
+    }
+    between = "" if low is None or high is None else f" from {low:g} to {high:g}"
+    return unknown_values(column, cells, known, f"a number{between}")
+
+
+def fifths(values: list[float]) -> list[str]:
+    """The fifth of the values in which each lies, for splits."""
+    cuts = np.quantile(values or [0.0], [0.2, 0.4, 0.6, 0.8])
+    return [str(place) for place in np.searchsorted(cuts, values).tolist()]
 
 
 def parse_times(table: TextTable, time: str, event: str) -> tuple[list[float], list[bool]]:

@@ -152,7 +152,9 @@ def _computed(study: Study, site: SiteConfig) -> Iterator[str]:
 
 
 def _learned(study: Study) -> str:
-    spec = study.survival
+    spec, ends = study.survival, study.regression
+    if ends is not None:
+        return f"predict a number from {ends.low:g} to {ends.high:g} {ends.unit}".rstrip()
     if spec is None:
         return f"tell {' from '.join(study.classes)}"
     return f"predict the time to an event, up to {spec.follow_up:g} {spec.unit}"
@@ -225,6 +227,8 @@ def _leaving(study: Study, rules: StudyRules, limit: int) -> Iterator[tuple[str,
 
 
 def _scored(study: Study) -> str:
+    if study.regression is not None:
+        return "the number of rows, of targets and predictions the sums, sums of squares and of products"
     if study.survival is None:
         return "per true class, counts, histograms of predicted probability"
     return "with and without the event, counts, histograms of time and predicted risk"

@@ -52,6 +52,7 @@ class TaskName(StrEnum):
 
     CLASSIFICATION = "classification"
     SURVIVAL = "survival"
+    REGRESSION = "regression"
 
 
 class Kind(StrEnum):
@@ -109,6 +110,7 @@ class Select(StrEnum):
     LOSS = "loss"
     BALANCED_LOSS = "balanced_loss"
     CONCORDANCE = "concordance"
+    R2 = "r2"
 
 
 class Untouched(StrEnum):

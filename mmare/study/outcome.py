@@ -15,8 +15,10 @@ if TYPE_CHECKING:
 __all__ = [
     "CLASSES",
     "N_TIMES",
+    "SPECS",
     "TASKS",
     "Outcome",
+    "RegressionSpec",
     "SurvivalSpec",
     "headline_of",
     "outcome_rules",
@@ -39,6 +41,24 @@ class SurvivalSpec:
     follow_up: float
     intervals: int = 8
     unit: str = "months"
+
+
+@dataclass(frozen=True)
+class RegressionSpec:
+    """A number between two ends, which are told: what is outside is a mistake.
+
+    Args:
+        low: Lower end.
+        high: Upper end.
+        unit: Of both.
+    """
+
+    low: float
+    high: float
+    unit: str = ""
+
+
+SPECS: Final = {"survival": SurvivalSpec, "regression": RegressionSpec}  # tables of the tasks of these names
 
 
 @dataclass(frozen=True)
@@ -95,6 +115,17 @@ TASKS: Final[Mapping[TaskName, Outcome]] = {
         f"share one of the {N_TIMES} bins of the time are not counted. Log loss is the negative "
         "log-likelihood of a patient's time, censoring taken into account.",
     ),
+    TaskName.REGRESSION: Outcome(
+        headline="r2",
+        shown={"r2": "R²", "mae": "MAE", "rmse": "RMSE"},
+        further={"slope": "Calibration slope"},
+        selects=(Select.LOSS, Select.R2, Select.WORST_SITE),
+        strata=("measured",),
+        method="MAE is the mean absolute, RMSE the root mean squared error. R² is the share of the variance "
+        "of the targets that is explained, below zero where their mean predicts better. The calibration "
+        "slope is that of the targets over the predictions: below one where these are too extreme. Intervals "
+        "are those of the normal limit.",
+    ),
 }
 
 
@@ -107,12 +138,17 @@ def outcome_rules(study: Study) -> list[tuple[bool, str]]:
             select in selects,
             f"[training] select of task {study.task} must be one of {', '.join(selects)}, found {select}",
         ),
-        (
-            (study.survival is not None) == (study.task is TaskName.SURVIVAL),
-            f"[survival] and task survival belong together, found task {study.task}",
+        *(
+            (
+                (getattr(study, name) is not None) == (study.task == name),
+                f"[{name}] and task {name} belong together, found task {study.task}",
+            )
+            for name in SPECS
         ),
     ]
-    return rules + (_rules_of_classes(study) if study.survival is None else _rules_of_survival(study))
+    if study.task is TaskName.CLASSIFICATION:
+        return rules + _rules_of_classes(study)
+    return [*rules, *_rules_of_spec(study), *_rules_of_others(study)]
 
 
 def _rules_of_classes(study: Study) -> list[tuple[bool, str]]:
@@ -128,10 +164,13 @@ def _rules_of_classes(study: Study) -> list[tuple[bool, str]]:
     ]
 
 
-def _rules_of_survival(study: Study) -> list[tuple[bool, str]]:
-    spec = study.survival
-    assert spec is not None  # noqa: S101 - checked before
-    most = N_TIMES // 2
+def _rules_of_spec(study: Study) -> list[tuple[bool, str]]:
+    spec, most = study.survival or study.regression, N_TIMES // 2
+    if isinstance(spec, RegressionSpec):
+        ends = -math.inf < spec.low < spec.high < math.inf
+        return [(ends, f"[regression] low must be below high, found {spec.low:g} and {spec.high:g}")]
+    if spec is None:
+        return []
     return [
         (
             0 < spec.follow_up < math.inf,
@@ -142,18 +181,24 @@ def _rules_of_survival(study: Study) -> list[tuple[bool, str]]:
             f"[survival] intervals must be between 2 and {most}, found {spec.intervals}",
         ),
         (bool(spec.unit), "[survival] unit is empty"),
-        (study.positive is None, "[study] positive is of task classification, found task survival"),
+    ]
+
+
+def _rules_of_others(study: Study) -> list[tuple[bool, str]]:
+    """What is of classes alone."""
+    task = study.task
+    return [
+        (study.positive is None, f"[study] positive is of task classification, found task {task}"),
         (
             study.training.oversample is None,
-            "[training] oversample of task survival would change the hazards: more events, higher risks",
+            f"[training] oversample is of classes: of task {task} it would shift what is predicted",
         ),
         (
             study.privacy.dp is None,
-            "[privacy] dp has no noise for times yet: cuts of the time and metrics of task survival come "
-            "from counts of events",
+            f"[privacy] dp has no noise for the metrics of task {task} yet: they are not counts of scores",
         ),
         *(
-            (each not in study.privacy.extra, f"[privacy] extra {each} is of predicted classes, not of times")
+            (each not in study.privacy.extra, f"[privacy] extra {each} is of predicted classes")
             for each in (ExtraAnswer.CALIBRATION, ExtraAnswer.COMPARISON, ExtraAnswer.SHAPLEY)
         ),
     ]

@@ -18,7 +18,7 @@ from typing import Any, Final
 
 from mmare.errors import StudyError
 from mmare.study.choices import MaskUse, TaskName
-from mmare.study.outcome import TASKS, SurvivalSpec, outcome_rules
+from mmare.study.outcome import SPECS, TASKS, RegressionSpec, SurvivalSpec, outcome_rules
 from mmare.study.patient_privacy import check_patient_privacy
 from mmare.study.recipes import recipe_of
 from mmare.study.specs import FederationSpec, ModalitySpec, ModelSpec, PrivacySpec, TrainingSpec
@@ -65,6 +65,7 @@ class Study:
     privacy: PrivacySpec = field(default_factory=PrivacySpec)
     task: TaskName = TaskName.CLASSIFICATION
     survival: SurvivalSpec | None = None
+    regression: RegressionSpec | None = None
 
     def __post_init__(self) -> None:
         check_study(self)
@@ -92,7 +93,7 @@ class Study:
         )
         return {
             "study": _present({**head, **named}),
-            **({} if self.survival is None else {"survival": asdict(self.survival)}),
+            **{name: asdict(spec) for name in SPECS if (spec := getattr(self, name)) is not None},
             "modality": [_modality_table(modality) for modality in self.modalities],
             "model": {"name": self.model.name, **asdict(self.model)["options"]},  # a copy however deep
             "training": _present(asdict(self.training)),
@@ -144,15 +145,14 @@ def parse_study(content: Mapping[str, Any], source: str) -> Study:
 
 
 def _from_tables(content: Mapping[str, Any]) -> Study:
-    tables = {"study", "survival", "modality", "model", "training", "federation", "privacy"}
-    check_keys(content, tables, "the file")
+    tables = {"study", "modality", "model", "training", "federation", "privacy"}
+    check_keys(content, tables | set(SPECS), "the file")
     head = _table(content, "study")
     check_keys(head, {"name", "task", "classes", "positive", "seed"}, "[study]")
     task = convert(head.get("task", TaskName.CLASSIFICATION), TaskName, "[study] task")
     strata = TASKS[task].strata
     if strata and "classes" in head:
         raise StudyError(f"[study] classes are of task classification, found task {task}")
-    survival = _table(content, "survival") if "survival" in content else None
     model = dict(_table(content, "model"))
     model_name = convert(model.pop("name", "mmare"), str, "[model] name")
     training = dict(_table(content, "training"))
@@ -176,7 +176,11 @@ def _from_tables(content: Mapping[str, Any]) -> Study:
         ),
         privacy=from_table(PrivacySpec, _table(content, "privacy"), "[privacy]"),
         task=task,
-        survival=None if survival is None else from_table(SurvivalSpec, survival, "[survival]"),
+        **{
+            name: from_table(kind, _table(content, name), f"[{name}]")
+            for name, kind in SPECS.items()
+            if name in content
+        },
     )
 
 

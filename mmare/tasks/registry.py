@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from mmare.tasks.classification import Classification
+from mmare.tasks.regression import Regression
 from mmare.tasks.survival import Survival
 
 if TYPE_CHECKING:
@@ -26,4 +27,6 @@ def task_of(study: Study) -> Task[Any]:
     """
     if study.survival is not None:
         return Survival(study.survival.intervals)
+    if study.regression is not None:
+        return Regression(study.regression.low, study.regression.high)
     return Classification(len(study.classes), study.positive_index)

@@ -50,7 +50,7 @@ __all__ = [
     "training_values",
 ]
 
-_MOST_CELLS = 1024 * N_BINS  # of the histograms of all patterns: 17 MB a site
+_MOST_CELLS = 1024 * N_BINS  # of the largest tensors of all patterns: 17 MB a site
 _GRID = "/calibration"
 _ATTRIBUTION = "/attribution"
 
@@ -184,7 +184,7 @@ def evaluation_layout(
     """
     task = task_of(study)
     state = task.shapes()
-    fits = math.prod(state["histogram"]) << len(study.modalities) <= _MOST_CELLS
+    fits = max(map(math.prod, state.values())) << len(study.modalities) <= _MOST_CELLS
     groups = ["", *(_patterns(len(study.modalities)) if patterns and fits else ())]
     grid = tuple(CalibrationState.empty(len(study.classes)).losses.shape) if calibration else ()
     return SumLayout(

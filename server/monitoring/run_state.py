@@ -22,10 +22,18 @@ from server.store.selection import Selection
 
 __all__ = ["LOSSES", "PHASES", "POOLED_SCORES", "SITE_SCORES", "RunState"]
 
-LOSSES: Final = ("log_loss", "balanced_log_loss", "brier", "ece")  # smaller is better
-SITE_SCORES: Final = ("balanced_accuracy", "auc", "concordance", "log_loss", "ece")  # also per site
+LOSSES: Final = ("log_loss", "balanced_log_loss", "brier", "ece", "mae", "rmse")  # smaller is better
+SITE_SCORES: Final = (
+    "balanced_accuracy",
+    "auc",
+    "concordance",
+    "r2",
+    "mae",
+    "log_loss",
+    "ece",
+)  # also per site
 POOLED_SCORES: Final = (
-    *("accuracy", "balanced_accuracy", "auc", "concordance", "f1", "precision", "recall"),
+    *("accuracy", "balanced_accuracy", "auc", "concordance", "r2", "slope", "f1", "precision", "recall"),
     *("macro_f1", "macro_precision", "macro_recall", *LOSSES),
 )
 PHASES: Final = ("wait", "evaluate", "aggregate", "checkpoint")

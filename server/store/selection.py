@@ -109,6 +109,7 @@ _METRIC = {
     Select.LOSS: "log_loss",
     Select.BALANCED_LOSS: "balanced_log_loss",
     Select.CONCORDANCE: "concordance",
+    Select.R2: "r2",
 }
 LOSSES: Final = {Select.LOSS, Select.BALANCED_LOSS}
 _OF_ALL_CLASSES: Final = {Select.AUC, *LOSSES}

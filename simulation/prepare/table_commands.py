@@ -26,7 +26,7 @@ from simulation.prepare.summary import show
 from sites.options import Pattern
 
 if TYPE_CHECKING:
-    from sites.datasets.table_outcome import TimeColumns
+    from sites.datasets.table_outcome import TableOutcome
 
 __all__ = ["EXAMPLE", "table"]
 
@@ -55,6 +55,14 @@ def table(  # noqa: PLR0913, PLR0917 - one parameter per flag
     follow_up: Annotated[
         float | None, typer.Option(help="End of the time that is modelled; by default the longest time.")
     ] = None,
+    target_column: Annotated[
+        str | None, typer.Option(help="Column with a number to predict, instead of a class.")
+    ] = None,
+    target_range: Annotated[
+        str | None,
+        typer.Option(metavar="LOW,HIGH", help="What it can be; by default from the lowest to the highest."),
+    ] = None,
+    target_unit: Annotated[str, typer.Option(help="Of the number.")] = "",
     modality: Annotated[
         list[str] | None,
         typer.Option(
@@ -146,7 +154,11 @@ def table(  # noqa: PLR0913, PLR0917 - one parameter per flag
         id=id_column,
         site=site_column,
         label=label_column or "",
-        times=_times((label_column, classes, positive), time_column, event_column, time_unit, follow_up),
+        other=_other(
+            (label_column, classes, positive),
+            (time_column, event_column, time_unit, follow_up),
+            (target_column, target_range, target_unit),
+        ),
         split=split_column,
         modalities={name: commas([group]) for name, group in named(modality or [], "--modality").items()},
         categorical=commas(categorical or []),
@@ -175,17 +187,40 @@ def table(  # noqa: PLR0913, PLR0917 - one parameter per flag
     show(prepared)
 
 
-def _times(
-    of_class: tuple[str | None, ...], time: str | None, event: str | None, unit: str, follow_up: float | None
-) -> TimeColumns | None:
-    """The columns of a time and an event, where no class is learned."""
-    from sites.datasets.table_outcome import TimeColumns
+def _other(
+    of_class: tuple[str | None, ...],
+    of_time: tuple[str | None, str | None, str, float | None],
+    of_target: tuple[str | None, str | None, str],
+) -> TableOutcome | None:
+    """What is learned, where it is no class."""
+    from sites.datasets.table_outcome import TargetColumn, TimeColumns
 
-    if time is not None and event is not None and not any(of_class):
+    (time, event, unit, follow_up), (target, ends, target_unit) = of_time, of_target
+    found = {
+        "class": all(of_class[:2]),
+        "time": time is not None and event is not None,
+        "target": target is not None,
+    }
+    wanted = [name for name, is_named in found.items() if is_named]
+    stray = any(of_class) > found["class"] or (time is not None or event is not None) > found["time"]
+    if len(wanted) != 1 or stray:
+        raise StudyError(
+            "what is learned is not clear: expected --label-column and --classes, --time-column and "
+            "--event-column, or --target-column"
+        )
+    if time is not None and event is not None:
         return TimeColumns(time, event, unit, follow_up)
-    if all(of_class[:2]) and time is event is None:
-        return None
-    raise StudyError(
-        "what is learned is not clear: expected --label-column and --classes, or --time-column and "
-        "--event-column"
-    )
+    if target is not None:
+        low, high = _ends(ends)
+        return TargetColumn(target, low, high, target_unit)
+    return None
+
+
+def _ends(text: str | None) -> tuple[float | None, float | None]:
+    if text is None:
+        return None, None
+    try:
+        low, high = map(float, text.split(","))
+    except ValueError:
+        raise StudyError(f"--target-range is {text!r}, expected two numbers such as 0,100") from None
+    return low, high

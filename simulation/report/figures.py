@@ -145,7 +145,8 @@ def curves_of_run(record: RunRecord, sites: Sequence[str], outcome: Outcome) -> 
 
 def _curves(outcome: Outcome) -> list[tuple[str, str]]:
     title = outcome.shown[outcome.headline]
-    return [(outcome.headline, f"Validation {title[0].lower()}{title[1:]}"), ("log_loss", "Validation loss")]
+    title = title[0].lower() + title[1:] if title[1:].islower() else title
+    return [(outcome.headline, f"Validation {title}"), ("log_loss", "Validation loss")]
 
 
 def curves_alone(journals: Mapping[str, RunState], sites: Sequence[str], outcome: Outcome) -> list[Drawing]:

@@ -14,7 +14,7 @@ from typing import Any
 
 from mmare.errors import InputError
 from mmare.study.choices import Select, TaskName
-from mmare.study.outcome import TASKS, headline_of
+from mmare.study.outcome import SPECS, TASKS, headline_of
 from mmare.study.study import Study
 from server.monitoring.run_state import RunState
 from server.store.events import SiteUpdate
@@ -44,6 +44,7 @@ SELECTED_BY = {
     Select.LOSS: "lowest validation loss over all sites",
     Select.BALANCED_LOSS: "lowest validation loss over all sites, classes alike",
     Select.CONCORDANCE: "best validation concordance over all sites, ties to the lower loss",
+    Select.R2: "best validation R² over all sites, ties to the lower loss",
 }
 GAIN = "gain.json"
 REFERENCES = "references.json"
@@ -159,7 +160,7 @@ def _page(study: Study, sites: Sequence[str]) -> View:
     named = ("name", "classes", "positive", "seed") if classes else ("name", "task", "seed")
     settings = {
         "study": {name: getattr(study, name) for name in named},
-        **({} if study.survival is None else {"survival": asdict(study.survival)}),
+        **{name: asdict(spec) for name in SPECS if (spec := getattr(study, name)) is not None},
         "model": {"name": study.model.name, **study.model.options},
         "training": asdict(study.training),
         "federation": asdict(study.federation),
@@ -180,7 +181,7 @@ def _page(study: Study, sites: Sequence[str]) -> View:
         "settings": settings,
         "modalities": [asdict(modality) for modality in study.modalities],
         "headline": outcome.shown,
-        "extra": {"accuracy": "Accuracy"} if classes else {"events": "Events"},
+        "extra": {"accuracy": "Accuracy"} if classes else outcome.further,
         "worst_by": (outcome.headline, outcome.shown[outcome.headline]),
         "method": outcome.method,
         "columns": {**outcome.shown, **outcome.further, **binary},

@@ -17,7 +17,7 @@ from mmare.study.specs import ModalitySpec
 from mmare.study.study import Study
 from sites.datasets.table_columns import ColumnsFile, Group, choose_columns, learn, level_notes, log_notes
 from sites.datasets.table_lessons import train_notes
-from sites.datasets.table_outcome import ClassColumn, TableOutcome, TimeColumns
+from sites.datasets.table_outcome import ClassColumn, TableOutcome
 from sites.datasets.table_rows import labelled, matched, nonempty
 from sites.encoding import encode
 from sites.features import Vectors, load_features
@@ -41,16 +41,16 @@ class TableColumns:
 
     id: str  # unique patient id
     site: str  # name of the hospital
-    label: str  # class name; unused with ``times``
+    label: str  # class name; unused with ``other``
     modalities: Mapping[str, Sequence[str]]  # columns or patterns of them by modality, in slot order
     categorical: Sequence[str] = ()  # columns of the modalities that hold words; the others hold numbers
     split: str | None = None  # train, val or test; without it the split is drawn
-    times: TimeColumns | None = None  # time to an event instead of a class
+    other: TableOutcome | None = None  # what is learned instead of a class
 
     @property
     def reserved(self) -> dict[str, str]:
         """What each column means that no modality may hold."""
-        outcome = self.times.columns if self.times else {self.label: "label"}
+        outcome = self.other.columns if self.other else {self.label: "label"}
         named = {self.id: "id", self.site: "site", **outcome}
         return named if self.split is None else named | {self.split: "split"}
 
@@ -107,7 +107,7 @@ def prepare_table(  # noqa: PLR0913 - the flags of the command, one to one
             modality, nobody has a class, a features file is unusable, or ``out`` cannot be replaced.
     """
     further = dict(features or {})
-    outcome: TableOutcome = columns.times or ClassColumn(columns.label, classes, positive)
+    outcome: TableOutcome = columns.other or ClassColumn(columns.label, classes, positive)
     _check_names(columns, spec, encoding, further)
     check_target(out, overwrite=overwrite)
     content = read_table(table, delimiter, encoding_of_text)
@@ -141,8 +141,12 @@ def prepare_table(  # noqa: PLR0913 - the flags of the command, one to one
     content, dropped = nonempty(content, ids, vectors, drop=drop_empty)
     ids, places = content.require(columns.id), content.require(columns.site)
     outcomes, strata, settings = outcome.read(content)
-    modalities = _modalities(encoding, {name: vectors[name] for name in further})
-    study = Study(table.stem, modalities=modalities, seed=seed, **{"privacy": SIMULATED, **settings})
+    study = Study(
+        table.stem,
+        modalities=_modalities(encoding, {name: vectors[name] for name in further}),
+        seed=seed,
+        **{"privacy": SIMULATED, **settings},
+    )
     study = study.override([f"training.recipe={RECIPE}"])
     if columns.split is None:
         detailed = [f"{stratum}|{place}" for stratum, place in zip(strata, places, strict=True)]

@@ -1,27 +1,36 @@
-"""Which columns of a table say what is learned: a class, or a time and whether it ends with the event."""
+"""Which columns of a table say what is learned: a class, a time and its event, or a number."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Final
+from typing import Any
 
 import pandas as pd
 
 from mmare.errors import StudyError
 from mmare.study.choices import TaskName
-from mmare.study.outcome import TASKS, SurvivalSpec
+from mmare.study.outcome import TASKS, RegressionSpec, SurvivalSpec
 from mmare.study.specs import TrainingSpec
 from sites.datasets.table_rows import check_classes
 from sites.federation import SIMULATED
-from sites.numbers import Problem, not_available
-from sites.outcomes import EVENT, LABEL, TIME, parse_labels, parse_times, read_labels, time_problems
-from sites.tabular import TextTable
+from sites.numbers import Problem, not_available, refuse
+from sites.outcomes import (
+    EVENT,
+    LABEL,
+    TARGET,
+    TIME,
+    fifths,
+    parse_labels,
+    parse_times,
+    read_labels,
+    target_problems,
+    time_problems,
+)
+from sites.tabular import TextTable, finite_number
 
-__all__ = ["ClassColumn", "TableOutcome", "TimeColumns"]
-
-_STRATA: Final = TASKS[TaskName.SURVIVAL].strata
+__all__ = ["ClassColumn", "TableOutcome", "TargetColumn", "TimeColumns"]
 
 
 class TableOutcome(ABC):
@@ -122,11 +131,52 @@ class TimeColumns(TableOutcome):
         times, events = parse_times(table, self.time, self.event)
         spec = SurvivalSpec(max(times) if self.follow_up is None else self.follow_up, unit=self.unit)
         frame = pd.DataFrame({TIME: times, EVENT: [int(event) for event in events]})
-        settings = {
-            "classes": _STRATA,
-            "task": TaskName.SURVIVAL,
-            "survival": spec,
-            "training": TrainingSpec(select=TASKS[TaskName.SURVIVAL].selects[0]),
-            "privacy": replace(SIMULATED, extra=()),
-        }
-        return frame, [_STRATA[event] for event in events], settings
+        settings = _settings(TaskName.SURVIVAL, survival=spec)
+        return frame, [settings["classes"][event] for event in events], settings
+
+
+@dataclass(frozen=True)
+class TargetColumn(TableOutcome):
+    """A number.
+
+    Args:
+        target: Column.
+        low: Lower end of what it can be; by default the lowest number.
+        high: Upper end.
+        unit: Of the numbers.
+    """
+
+    target: str
+    low: float | None = None
+    high: float | None = None
+    unit: str = ""
+
+    @property
+    def columns(self) -> Mapping[str, str]:
+        """As of `TableOutcome`."""
+        return {self.target: "target"}
+
+    def problems(self, table: TextTable) -> list[Problem]:
+        """As of `TableOutcome`."""
+        return target_problems(table, self.target, self.low, self.high)
+
+    def read(self, table: TextTable) -> tuple[pd.DataFrame, list[str], dict[str, Any]]:
+        """As of `TableOutcome`."""
+        refuse(table, self.problems(table))
+        found = [finite_number(cell) or 0.0 for cell in table.require(self.target)]
+        low = min(found) if self.low is None else self.low
+        high = max(found) if self.high is None else self.high
+        settings = _settings(TaskName.REGRESSION, regression=RegressionSpec(low, high, self.unit))
+        return pd.DataFrame({TARGET: found}), fifths(found), settings
+
+
+def _settings(task: TaskName, **spec: object) -> dict[str, Any]:
+    """Of a study of another task than classification."""
+    outcome = TASKS[task]
+    return {
+        "classes": outcome.strata,
+        "task": task,
+        "training": TrainingSpec(select=outcome.selects[0]),
+        "privacy": replace(SIMULATED, extra=()),
+        **spec,
+    }

@@ -17,8 +17,8 @@ from sites.tabular import TextTable
 __all__ = ["check_classes", "labelled", "matched", "nonempty", "rows_of"]
 
 _NAMED = 3  # ids in a sentence
-_EXPECTED = {"label": "a class", "time": "a time", "event": "0 or 1"}
-_LACKS = {"label": "a label", "time": "a time or event"}
+_EXPECTED = {"label": "a class", "time": "a time", "event": "0 or 1", "target": "a number"}
+_LACKS = {"label": "a label", "time": "a time or event", "target": "a target"}
 _LARGEST_SHARE = 0.1  # of vectors that match nobody; more is a mistake in the ids
 
 
