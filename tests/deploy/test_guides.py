@@ -1,5 +1,6 @@
 """Both guides, typed line by line on one machine under a real systemd: a run comes out at the end."""
 
+import csv
 import json
 import re
 import tempfile
@@ -69,6 +70,16 @@ set -x
 systemctl show --property Result,ExecMainStatus mmare-coordinator > /out/coordinator.txt
 systemctl is-active mmare-exporter mmare-worker mmare-relay > /out/active.txt
 cp /var/lib/mmare-coordinator/kit/runs/first/result.json /out/
+{coordinator_paths}
+cd /var/lib/mmare-coordinator
+{coordinator_5}
+install -o mmare -m 600 kidney-model.zip /var/lib/mmare/model.zip
+cp --preserve /srv/mmare/patients.csv /srv/mmare/new.csv
+{hospital_paths}
+cd /var/lib/mmare
+{hospital_6}
+cp new-predictions.csv drift.html /out/
+cp /srv/mmare/new.csv /out/patients.txt
 curl --silent http://127.0.0.1:9464/metrics > /out/coordinator.metrics
 curl --silent http://127.0.0.1:9465/metrics > /out/site.metrics
 
@@ -128,6 +139,7 @@ def typed():
             coordinator_2=blocks("coordinator.md", "2.")[0],
             coordinator_3=blocks("coordinator.md", "3.")[0],
             coordinator_4=blocks("coordinator.md", "4.")[0],
+            coordinator_5=blocks("coordinator.md", "5.")[0],
             hospital_paths=paths("hospital.md"),
             hospital_2=blocks("hospital.md", "2.")[0],
             hospital_request=request,
@@ -135,6 +147,7 @@ def typed():
             hospital_4=blocks("hospital.md", "4.")[0],
             hospital_5_start=start,
             hospital_5_status=status,
+            hospital_6=blocks("hospital.md", "6.")[0],
         )
         code, said = run_inside(script, out)
         found = {path.name: path.read_text() for path in out.iterdir() if path.is_file()}
@@ -153,6 +166,16 @@ def test_a_run_comes_out_at_the_end(typed):
     assert "mmare_rounds_finished_total" in found["coordinator.metrics"]
     assert 'site="hospital-a"' in found["site.metrics"]
     assert "Result=success" in found["stopped.txt"]
+
+
+def test_the_model_that_is_handed_out_predicts(typed):
+    found, said = typed
+    assert re.search(r"^digest: [0-9a-f]{64}$", said, re.MULTILINE)
+    rows = list(csv.DictReader(found["new-predictions.csv"].splitlines()))
+    assert len(rows) == len(found["patients.txt"].splitlines()) - 1
+    assert all(0 <= float(row["probability_yes"]) <= 1 for row in rows)
+    assert "mmare_site_worker_predictions_total" in found["site.metrics"]
+    assert f"<h2>Package <code>{rows[0]['model'][:12]}</code></h2>" in found["drift.html"]
 
 
 def test_the_relay_sees_no_data_and_the_worker_changes_none(typed):
