@@ -32,8 +32,17 @@ def check_calibration(evaluation: Evaluation, whole: tuple[int, ...], study: Stu
         raise ValueError("calibration of other rows than the metrics")
 
 
-def check_attribution(evaluation: Evaluation, disclosed: Mapping[str, tuple[int, ...]], study: Study) -> None:
-    """Check that Shapley values are summed over the test rows of ``disclosed`` patterns, rows by class.
+def check_attribution(
+    evaluation: Evaluation,
+    whole: tuple[int, ...],
+    disclosed: Mapping[str, tuple[int, ...]],
+    study: Study,
+    limit: int,
+) -> None:
+    """Check that Shapley values are summed over test rows in large groups.
+
+    Those of ``disclosed`` patterns (rows by class), and of the rest of the ``whole`` as many as neither are
+    few nor leave few out.
 
     Raises:
         ValueError: If they are not.
@@ -44,12 +53,12 @@ def check_attribution(evaluation: Evaluation, disclosed: Mapping[str, tuple[int,
         state = AttributionState.from_dict(evaluation.attribution, len(study.modalities))
     except ValueError as error:
         raise ValueError(f"an invalid attribution state: {error}") from None
-    rows = [
-        sum(sum(counts) for pattern, counts in disclosed.items() if pattern[slot] == "1")
-        for slot in range(len(study.modalities))
-    ]
-    if state.rows.tolist() != rows:
-        raise ValueError("Shapley values of other rows than the patterns")
+    rest = sum(whole) - sum(map(sum, disclosed.values()))
+    for slot, rows in enumerate(state.rows.tolist()):
+        more = rows - sum(sum(counts) for pattern, counts in disclosed.items() if pattern[slot] == "1")
+        large = limit <= more <= rest and (more == rest or rest - more >= limit)
+        if more and not large:
+            raise ValueError("Shapley values of a small group, or of other rows than the patterns")
 
 
 def check_events(events: Moments | None, study: Study, limit: int) -> None:

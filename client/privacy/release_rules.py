@@ -324,7 +324,7 @@ def _evaluation(evaluation: Evaluation, request: Request, study: Study, limit: i
         if evaluation.calibration:
             check_calibration(evaluation, whole, study)
         if evaluation.attribution:
-            check_attribution(evaluation, disclosed, study)
+            check_attribution(evaluation, whole, disclosed, study, limit)
     except ValueError as error:
         raise ReleaseError(str(error)) from None
 

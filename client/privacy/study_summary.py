@@ -51,9 +51,10 @@ _EXTRA = {
         "where a smallest group is set, only mean and spread of at least so many neighbouring rows.",
     ),
     ExtraAnswer.SHAPLEY: (
-        "At the end: for each modality, over the test rows that have it and whose presence pattern is told, "
-        "the sum of its absolute Shapley values: by how much it moves the predicted probabilities.",
-        "where a pattern has one row, by how much its modalities moved the model's prediction.",
+        "At the end: for each modality, over the test rows that have it, their number and the sum of its "
+        "absolute Shapley values: by how much it moves the predicted probabilities.",
+        "of a modality that one test row has, by how much it moved the model's prediction; where a smallest "
+        "group is set, only sums over at least so many rows, where none or at least so many lack it.",
     ),
 }
 

@@ -56,7 +56,7 @@ def evaluate(
     subset of modalities is evaluated on the rows that have all of it, the rest hidden. Rows of withheld
     patterns are left out, so that subset sizes disclose nothing that patterns do not. With
     ``calibration``, the losses on its grid; with ``shapley``, how far modalities move predictions
-    of rows whose patterns are told.
+    of the rows that metrics tell.
 
     Raises:
         SiteError: If the model's output is not finite.
@@ -78,7 +78,9 @@ def evaluate(
     attribution = None
     if shapley:
         prior = _train_prior(data, task, min_count)
-        attribution = _attribution(model, data, rows[disclosed], logits[disclosed].double(), prior)
+        own = ~torch.isin(task.stratum(label), torch.tensor([*shown.classes], dtype=torch.int64))
+        counted = _counted(data.present[rows[own]], disclosed[own], min_count)
+        attribution = _attribution(model, data, rows[own], logits[own].double(), prior, counted)
     grid = CalibrationState.of(logits, label, min_count).without(shown.classes) if calibration else None
     return Evaluation(
         split=split,
@@ -179,10 +181,28 @@ def _train_prior(data: SiteData, task: Task[Any], min_count: int) -> Tensor:
     return counts / counts.sum() if told else torch.full((n_classes,), 1 / n_classes, dtype=torch.float64)
 
 
+def _counted(present: Tensor, disclosed: Tensor, min_count: int) -> Tensor:
+    """Which modalities ``(B, M)`` of which patients enter the sums.
+
+    Patients of withheld patterns (not ``disclosed`` ``(B,)``) are one group, which enters only if of no
+    modality few have it or few lack it: these numbers are told. All modalities are of the same patients.
+    """
+    group = present[~disclosed]
+    having = group.sum(dim=0)  # (M,)
+    lacking = len(group) - having
+    small = ((having > 0) & (having < min_count)) | ((lacking > 0) & (lacking < min_count))
+    return present if not small.any() else present & disclosed[:, None]
+
+
 def _attribution(
-    model: MultimodalModel, data: SiteData, rows: Tensor, logits: Tensor, prior: Tensor
+    model: MultimodalModel,
+    data: SiteData,
+    rows: Tensor,
+    logits: Tensor,
+    prior: Tensor,
+    counted: Tensor,
 ) -> AttributionState:
-    """Sums over ``rows``, of whom ``logits`` ``(B, K)`` were predicted."""
+    """Sums over ``rows``, of whom ``logits`` ``(B, K)`` were predicted, of ``counted`` ``(B, M)`` alone."""
     device = next(model.parameters()).device
     present = data.present[rows]
 
@@ -198,4 +218,4 @@ def _attribution(
         prior,
         lambda hidden: hidden.double().softmax(dim=1),
     )
-    return AttributionState.of(shares, present)
+    return AttributionState.of(torch.where(counted[..., None], shares, 0), counted)

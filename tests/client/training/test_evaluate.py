@@ -1,10 +1,12 @@
 import itertools
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 import torch
 from sklearn.metrics import accuracy_score
 
+from client.privacy.extra_answers import check_attribution
 from client.training.evaluate import evaluate, pattern_names
 from mmare.errors import SiteCode, SiteError
 from mmare.metrics.attribution import AttributionState
@@ -69,17 +71,20 @@ def test_losses_on_the_calibration_grid_withhold_the_same_classes():
     assert evaluate(build_model(STUDY), data, Split.VAL, 5).calibration == {}
 
 
-@pytest.mark.parametrize("least", [0, 8])
-def test_shapley_values_are_summed_over_rows_whose_pattern_is_told(least):
+@pytest.mark.parametrize(("least", "missing"), [(0, 0.3), (8, 0.3), (8, 0.15), (12, 0.5)])
+def test_shapley_values_are_summed_over_rows_that_are_told_in_large_groups(least, missing):
     """Of two modalities by hand: the mean of what each moves first and second."""
-    data, model = tiny_data(STUDY, 200, missing=0.3), build_model(STUDY)
+    data, model = tiny_data(STUDY, 200, missing=missing), build_model(STUDY)
     found = evaluate(model, data, Split.TEST, least, patterns=True, shapley=True)
     prior = data.label[data.rows[Split.TRAIN]].double().mean().item()
     rows, moved = [0, 0], [0.0, 0.0]
+    names = pattern_names(data.present[data.rows[Split.TEST]])
+    others = [name for name in names if name not in found.patterns]
+    having = [sum(name[slot] == "1" for name in others) for slot in (0, 1)]
+    enough = all(n == 0 or n >= least for one in having for n in (one, len(others) - one))
     for row in data.rows[Split.TEST].tolist():
         present = data.present[row].tolist()
-        if pattern_names(data.present[[row]])[0] not in found.patterns:
-            continue
+        told = pattern_names(data.present[[row]])[0] in found.patterns
 
         def probability(*shown, row=row, present=present):
             if not any(there and other for there, other in zip(shown, present, strict=True)):
@@ -90,12 +95,33 @@ def test_shapley_values_are_summed_over_rows_whose_pattern_is_told(least):
         both, ct, text = (probability(*shown) for shown in ((True, True), (True, False), (False, True)))
         shares = (((ct - prior) + (both - text)) / 2, ((text - prior) + (both - ct)) / 2)
         for slot, share in enumerate(shares):
-            rows[slot] += present[slot]
-            moved[slot] += abs(share) if present[slot] else 0.0
+            if present[slot] and (told or enough):
+                rows[slot] += 1
+                moved[slot] += abs(share)
     state_of = AttributionState.from_dict(found.attribution, 2)
     assert state_of.rows.tolist() == rows
     assert state_of.moved.tolist() == pytest.approx(moved, abs=1e-3)
     assert evaluate(model, data, Split.TEST, least, patterns=True).attribution == {}
+
+
+@pytest.mark.parametrize("least", [2, 5, 9])
+@pytest.mark.parametrize("missing", [0.05, 0.3, 0.6])
+def test_the_gate_lets_those_sums_pass_and_none_over_one_row_more_or_less(least, missing):
+    data = tiny_data(STUDY, 160, missing=missing)
+    found = evaluate(build_model(STUDY), data, Split.TEST, least, patterns=True, shapley=True)
+    patterns = {name: state(content).counts for name, content in found.patterns.items()}
+
+    def check(evaluation):
+        check_attribution(evaluation, state(found.state).counts, patterns, STUDY, least)
+
+    check(found)
+    rows, rest = found.attribution["rows"], sum(state(found.state).counts) - sum(map(sum, patterns.values()))
+    for more in (1, rest - 1):
+        if 0 < more < rest and min(more, rest - more) < least:
+            disclosed = sum(sum(counts) for name, counts in patterns.items() if name[0] == "1")
+            lying = {"rows": [disclosed + more, rows[1]], "moved": [0.0, 0.0]}
+            with pytest.raises(ValueError, match="Shapley values of a small group"):
+                check(replace(found, attribution=lying))
 
 
 def test_shapley_values_of_too_few_are_not_told():
