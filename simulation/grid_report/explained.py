@@ -10,15 +10,16 @@ import pandas as pd
 from simulation.grid_report.method_tables import Keys, keys_of, mean
 from simulation.grid_report.page import Figures, Part, Row, Table
 from simulation.grid_report.records import Arm, GridRecord
-from simulation.grid_report.values import CALIBRATED, SHAPLEY, Rows
+from simulation.grid_report.values import CALIBRATED, POOLED, SHAPLEY, THRESHOLD, Rows
 from simulation.report.calibration_figures import Curve, decision_curves, reliability_curves
 from simulation.report.figures import Drawing, site_dash, site_variable
 from simulation.report.results import MODES
 
-__all__ = ["calibration_parts", "shapley_tables"]
+__all__ = ["calibration_parts", "shapley_tables", "threshold_table"]
 
 _CROWD = 10  # methods beyond which curves are a tangle
 _LOSSES = {"log_loss": "Log loss", "brier": "Brier score", "ece": "ECE"}
+_CALLED = {"accuracy": "Accuracy", "balanced_accuracy": "Balanced accuracy", "f1": "F1"}
 _BINS = 10  # of a reliability diagram
 _NOTE = "Temperature and shift are chosen on the validation rows of all sites, by sums of losses."
 
@@ -41,6 +42,28 @@ def calibration_parts(grid: GridRecord) -> list[Part]:
         if drawings := list(_drawings(grid, f"explained-{len(groups)}", title, arms, keys)):
             figures.append(Figures(drawings, [keys[arm] for arm in arms if grid.done[arm]]))
     return [Table("Losses on test rows", "Method", list(columns.values()), groups, [_NOTE]), *figures]
+
+
+def threshold_table(grid: GridRecord) -> Table:
+    """Classes by the threshold beside the more probable class."""
+    groups = [
+        (
+            title,
+            [
+                Row(
+                    grid.name(arm.method),
+                    [mean(grid, arm, metric, rows) for metric in _CALLED for rows in (POOLED, THRESHOLD)],
+                )
+                for arm in arms
+                if grid.values.names(arm, THRESHOLD.kind)
+            ],
+        )
+        for title, arms in _groups(grid)
+    ]
+    columns = [title for name in _CALLED.values() for title in (name, f"{name}, by threshold")]
+    return Table(
+        "The more probable class, or by threshold; test rows of all sites", "Method", columns, groups
+    )
 
 
 def shapley_tables(grid: GridRecord) -> list[Table]:

@@ -295,10 +295,16 @@ def _explained(grid: GridRecord) -> list[Section]:
     )
     calibration = _section("calibration", "Calibration", read, explained.calibration_parts(grid))
     read = (
+        "The threshold of the positive class has the largest sum of sensitivity and specificity on the "
+        "validation rows; otherwise the more probable class is called, which may be one for everybody."
+    )
+    called = _section("thresholds", "Classes by a threshold", read, [explained.threshold_table(grid)])
+    read = (
         "How much of what moves predicted probabilities is each modality's: its part of the sum of "
         "absolute Shapley values, over all subsets of what a patient has. It explains the model alone."
     )
     return [
+        *called,
         *calibration,
         *_section("shapley", "What predictions rest on", read, explained.shapley_tables(grid)),
     ]

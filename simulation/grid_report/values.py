@@ -32,7 +32,7 @@ from simulation.report.results import Estimate
 if TYPE_CHECKING:
     from simulation.grid_report.records import Arm, Record
 
-__all__ = ["CALIBRATED", "POOLED", "RUN", "SHAPLEY", "WORST", "Rows", "Values", "blocks"]
+__all__ = ["CALIBRATED", "POOLED", "RUN", "SHAPLEY", "THRESHOLD", "WORST", "Rows", "Values", "blocks"]
 
 
 class Rows(NamedTuple):
@@ -44,6 +44,7 @@ class Rows(NamedTuple):
 
 
 POOLED, WORST, RUN, CALIBRATED = Rows("pooled"), Rows("worst"), Rows("run"), Rows("calibrated")
+THRESHOLD = Rows("threshold")  # all rows, classes by a threshold instead of the larger probability
 SHAPLEY = "shapley"  # a kind
 _CELL = ["arm", "seed"]
 _KEY = ["arm", *Rows._fields, "metric"]
@@ -108,6 +109,8 @@ def blocks(result: Mapping[str, Any]) -> Iterator[tuple[Rows, Block]]:
         test = ((entry or {}).get("metrics") or {}).get("test") or {}
         yield Rows("pooled", "", trained), test.get("pooled")
         yield Rows("own", "", trained), test.get("own")
+        if point := test.get("operating_point"):
+            yield Rows(THRESHOLD.kind, "", trained), point["pooled"]
         for kind in ("sites", "patterns", "subsets"):
             for name, metrics in (test.get(kind) or {}).items():
                 yield Rows(kind, name, trained), metrics

@@ -212,6 +212,33 @@ def test_simple_models_are_compared_seed_by_seed_and_a_loss_is_a_sentence(tmp_pa
     assert "1 of the methods here lose to a simple model" in page.text
 
 
+def test_classes_by_a_threshold_stand_beside_the_more_probable_class(tmp_path):
+    lines = make_grid(tmp_path, grid_text(MMIST, model("mmare", "MMARE"), model("drim", "DRIM")))
+    for line in lines:
+        test = line["result"]["metrics"]["test"]
+        if line["settings"]["label"] == "MMARE":
+            scores = {
+                "n": 9,
+                "accuracy": 0.5,
+                "balanced_accuracy": 0.6 + line["settings"]["seed"] / 10,
+                "f1": None,
+            }
+            test["operating_point"] = {"threshold": 0.2, "pooled": scores, "sites": {}}
+    write_lines(tmp_path, lines)
+    page, _ = pages(tmp_path)
+    rows = after(rows_of(page, "The more probable class, or by threshold"), "with clinical, federated")
+    assert [row[0] for row in rows] == ["MMARE"]
+    pooled = frame(lines)[frame(lines).label == "MMARE"]
+    assert rows[0][1:] == [
+        spread(pooled.accuracy),
+        "0.500 ± 0.000",
+        spread(pooled.balanced_accuracy),
+        "0.700 ± 0.100",
+        spread(pooled.f1),
+        "—",
+    ]
+
+
 def test_missing_cells_are_missing_and_pairs_only_are_compared(tmp_path):
     text = grid_text(MMIST, model("mmare", "MMARE"), model("drim", "DRIM"), model("late-mean", "Mean"))
     make_grid(tmp_path, text)
