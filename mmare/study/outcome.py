@@ -36,11 +36,18 @@ class SurvivalSpec:
         follow_up: End of the time that is modelled, in ``unit``; who is followed longer is censored there.
         intervals: Of the hazard, with about equally many events each.
         unit: Of all times.
+        horizons: Times until which risks are judged.
     """
 
     follow_up: float
     intervals: int = 8
     unit: str = "months"
+    horizons: tuple[float, ...] = ()
+
+    @property
+    def edges(self) -> dict[float, int]:
+        """Number of bins of the time before each horizon."""
+        return {time: max(round(time / self.follow_up * N_TIMES), 1) for time in self.horizons}
 
 
 @dataclass(frozen=True)
@@ -113,7 +120,9 @@ TASKS: Final[Mapping[TaskName, Outcome]] = {
         method="Concordance is the chance that of two patients, of whom one is known to have had the event "
         "first, that one got the higher risk; pairs that share a bin of the risk count half, pairs that "
         f"share one of the {N_TIMES} bins of the time are not counted. Log loss is the negative "
-        "log-likelihood of a patient's time, censoring taken into account.",
+        "log-likelihood of a patient's time, censoring taken into account. AUC at a time is the chance that "
+        "a patient with the event by then has a higher risk than one without, cases weighed by the inverse "
+        "probability of not being censored before, from the Kaplan-Meier curve of all sites.",
     ),
     TaskName.REGRESSION: Outcome(
         headline="r2",
@@ -181,6 +190,14 @@ def _rules_of_spec(study: Study) -> list[tuple[bool, str]]:
             f"[survival] intervals must be between 2 and {most}, found {spec.intervals}",
         ),
         (bool(spec.unit), "[survival] unit is empty"),
+        *(
+            (
+                0 < time < spec.follow_up,
+                f"[survival] a horizon of {time:g} {spec.unit}, expected one above 0 and before the end of "
+                f"follow-up, {spec.follow_up:g}",
+            )
+            for time in spec.horizons
+        ),
     ]
 
 

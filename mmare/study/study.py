@@ -93,7 +93,7 @@ class Study:
         )
         return {
             "study": _present({**head, **named}),
-            **{name: asdict(spec) for name in SPECS if (spec := getattr(self, name)) is not None},
+            **{name: _present(asdict(spec)) for name in SPECS if (spec := getattr(self, name)) is not None},
             "modality": [_modality_table(modality) for modality in self.modalities],
             "model": {"name": self.model.name, **asdict(self.model)["options"]},  # a copy however deep
             "training": _present(asdict(self.training)),

@@ -100,12 +100,16 @@ class Task(nn.Module, ABC, Generic[S]):
         """Rows of every bin that a state tells, each with those that cannot be told from it; ``(C,)``."""
 
     @abstractmethod
-    def compute(self, state: S) -> dict[str, Any]:
-        """Metrics, ``None`` where undefined."""
+    def compute(self, state: S, of_all: S | None = None) -> dict[str, Any]:
+        """Metrics, ``None`` where undefined; ``of_all`` is the state of all sites, by default this one."""
 
     @abstractmethod
-    def detailed(self, state: S, seed: int) -> dict[str, Any]:
+    def detailed(self, state: S, seed: int, of_all: S | None = None) -> dict[str, Any]:
         """Metrics with the error of binning and, under ``ci95``, bootstrap intervals drawn from ``seed``."""
+
+    def described(self, state: S) -> dict[str, Any]:  # noqa: ARG002 - nothing by default
+        """What is told of the rows of all sites beside metrics."""
+        return {}
 
     @abstractmethod
     def most_characters(self, cell: int, number: int) -> int:

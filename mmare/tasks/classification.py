@@ -84,11 +84,11 @@ class Classification(Task[MetricState]):
                 counts += held
         return torch.cat(counts)
 
-    def compute(self, state: MetricState) -> dict[str, Any]:
+    def compute(self, state: MetricState, of_all: MetricState | None = None) -> dict[str, Any]:  # noqa: ARG002 - rows stand alone
         """As of `Task`."""
         return state.compute(self.positive)
 
-    def detailed(self, state: MetricState, seed: int) -> dict[str, Any]:
+    def detailed(self, state: MetricState, seed: int, of_all: MetricState | None = None) -> dict[str, Any]:  # noqa: ARG002 - as above
         """As of `Task`."""
         return {
             **state.compute(self.positive),

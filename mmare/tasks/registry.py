@@ -26,7 +26,7 @@ def task_of(study: Study) -> Task[Any]:
         2
     """
     if study.survival is not None:
-        return Survival(study.survival.intervals)
+        return Survival(study.survival.intervals, study.survival.edges)
     if study.regression is not None:
         return Regression(study.regression.low, study.regression.high)
     return Classification(len(study.classes), study.positive_index)

@@ -80,11 +80,16 @@ class Regression(Task[RegressionState]):
         """As of `Task`."""
         return state.rows
 
-    def compute(self, state: RegressionState) -> dict[str, Any]:
+    def compute(self, state: RegressionState, of_all: RegressionState | None = None) -> dict[str, Any]:  # noqa: ARG002 - rows stand alone
         """As of `Task`."""
         return state.compute(self.spread)
 
-    def detailed(self, state: RegressionState, seed: int) -> dict[str, Any]:  # noqa: ARG002 - nothing is drawn
+    def detailed(
+        self,
+        state: RegressionState,
+        seed: int,  # noqa: ARG002 - nothing is drawn
+        of_all: RegressionState | None = None,  # noqa: ARG002 - rows stand alone
+    ) -> dict[str, Any]:
         """As of `Task`; intervals are those of the normal limit."""
         return {**state.compute(self.spread), "ci95": state.intervals(self.spread)}
 

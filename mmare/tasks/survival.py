@@ -8,6 +8,7 @@ import torch
 from torch.nn import functional
 
 from mmare.metrics.survival import N_RISKS, STRATA, SurvivalState
+from mmare.metrics.survival_curves import auc_until, risk_groups
 from mmare.study.outcome import N_TIMES
 from mmare.tasks.base import Task
 from mmare.tasks.classification import agreement
@@ -32,6 +33,7 @@ class Survival(Task[SurvivalState]):
 
     Args:
         intervals: K.
+        edges: Bins of the time before each horizon.
 
     Attributes:
         cuts: ``(K + 1,)`` buffer, edges of the intervals in bins of the time, from 0 to ``N_TIMES``.
@@ -42,8 +44,9 @@ class Survival(Task[SurvivalState]):
 
     cuts: Tensor
 
-    def __init__(self, intervals: int) -> None:
+    def __init__(self, intervals: int, edges: Mapping[float, int] | None = None) -> None:
         super().__init__(intervals, STRATA)
+        self.edges = dict(edges or {})
         self.register_buffer("cuts", equal_cuts(intervals))
 
     def likelihood(self, logits: Tensor, label: Tensor) -> Tensor:
@@ -112,14 +115,24 @@ class Survival(Task[SurvivalState]):
         """As of `Task`."""
         return state.histogram[state.histogram > 0]
 
-    def compute(self, state: SurvivalState) -> dict[str, Any]:
-        """As of `Task`."""
-        return state.compute()
+    def compute(self, state: SurvivalState, of_all: SurvivalState | None = None) -> dict[str, Any]:
+        """As of `Task`; ``auc_12`` is that until the horizon 12, weighed by censoring in ``of_all``."""
+        whole = (of_all or state).histogram
+        aucs = {f"auc_{time:g}": auc_until(state.histogram, edge, whole) for time, edge in self.edges.items()}
+        return {**state.compute(), **aucs}
 
-    def detailed(self, state: SurvivalState, seed: int) -> dict[str, Any]:
+    def detailed(
+        self, state: SurvivalState, seed: int, of_all: SurvivalState | None = None
+    ) -> dict[str, Any]:
         """As of `Task`."""
         bound = state.concordance_error_bound()
-        return {**state.compute(), "concordance_error_bound": bound, "ci95": state.intervals(seed)}
+        metrics = self.compute(state, of_all)
+        return {**metrics, "concordance_error_bound": bound, "ci95": state.intervals(seed)}
+
+    def described(self, state: SurvivalState) -> dict[str, Any]:
+        """Curves of thirds of the patients by risk, with their log-rank test."""
+        found = risk_groups(state.histogram)
+        return {} if found is None else {"risk_groups": found}
 
     def most_characters(self, cell: int, number: int) -> int:
         """As of `Task`."""

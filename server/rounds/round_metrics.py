@@ -136,9 +136,10 @@ def _attribution(content: Mapping[str, Any], study: Study) -> AttributionState:
 def headline(states: SplitStates, study: Study) -> dict[str, Any]:
     """Pooled and per-site metrics without intervals, as logged each round."""
     task = task_of(study)
+    pooled = states.pooled(task)
     return {
-        "pooled": task.compute(states.pooled(task)),
-        "sites": {site: task.compute(state) for site, state in states.sites.items()},
+        "pooled": task.compute(pooled),
+        "sites": {site: task.compute(state, pooled) for site, state in states.sites.items()},
     }
 
 
@@ -148,7 +149,7 @@ def metrics_of(states: SplitStates, study: Study) -> dict[str, Any]:
     ``spread`` is the largest minus the smallest headline metric of a site; ``subsets`` evaluate the model on
     only some modalities. ``over`` lists, per class or stratum, the sites whose rows of it are pooled: one
     that is too small at a site is withheld there. ``shapley`` says how far each modality moves
-    predictions.
+    predictions, ``risk_groups`` how times differ between patients of lower and higher risk.
     """
     task, name_of_score = task_of(study), TASKS[study.task].headline
     scores = {
@@ -157,18 +158,21 @@ def metrics_of(states: SplitStates, study: Study) -> dict[str, Any]:
         if (value := task.compute(state)[name_of_score]) is not None
     }
 
+    pooled = states.pooled(task)
+
     def detailed(state: State) -> dict[str, Any]:
-        return task.detailed(state, INTERVALS_SEED)
+        return task.detailed(state, INTERVALS_SEED, pooled)
 
     worst = min(scores, key=lambda site: (scores[site], site)) if scores else None
     return {
-        "pooled": detailed(states.pooled(task)),
+        "pooled": detailed(pooled),
         "sites": {site: detailed(state) for site, state in states.sites.items()},
         "patterns": {
             name: detailed(task.merge(list(parts.values()))) for name, parts in states.patterns.items()
         },
         "subsets": {
-            name: task.compute(task.merge(list(parts.values()))) for name, parts in states.subsets.items()
+            name: task.compute(task.merge(list(parts.values())), pooled)
+            for name, parts in states.subsets.items()
         },
         "spread": max(scores.values()) - min(scores.values()) if scores else None,
         "worst_site": None if worst is None else {"site": worst, name_of_score: scores[worst]},
@@ -177,6 +181,7 @@ def metrics_of(states: SplitStates, study: Study) -> dict[str, Any]:
             for index, name in enumerate(study.classes)
         },
         **_shapley(states, study),
+        **task.described(pooled),
     }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final
 
@@ -54,6 +55,9 @@ def table(  # noqa: PLR0913, PLR0917 - one parameter per flag
     time_unit: Annotated[str, typer.Option(help="Of the times.")] = "months",
     follow_up: Annotated[
         float | None, typer.Option(help="End of the time that is modelled; by default the longest time.")
+    ] = None,
+    horizons: Annotated[
+        list[str] | None, typer.Option(help="Times until which risks are judged; comma-separated.")
     ] = None,
     target_column: Annotated[
         str | None, typer.Option(help="Column with a number to predict, instead of a class.")
@@ -156,7 +160,7 @@ def table(  # noqa: PLR0913, PLR0917 - one parameter per flag
         label=label_column or "",
         other=_other(
             (label_column, classes, positive),
-            (time_column, event_column, time_unit, follow_up),
+            (time_column, event_column, time_unit, follow_up, commas(horizons or [])),
             (target_column, target_range, target_unit),
         ),
         split=split_column,
@@ -189,13 +193,13 @@ def table(  # noqa: PLR0913, PLR0917 - one parameter per flag
 
 def _other(
     of_class: tuple[str | None, ...],
-    of_time: tuple[str | None, str | None, str, float | None],
+    of_time: tuple[str | None, str | None, str, float | None, Sequence[str]],
     of_target: tuple[str | None, str | None, str],
 ) -> TableOutcome | None:
     """What is learned, where it is no class."""
     from sites.datasets.table_outcome import TargetColumn, TimeColumns
 
-    (time, event, unit, follow_up), (target, ends, target_unit) = of_time, of_target
+    (time, event, unit, follow_up, horizons), (target, ends, target_unit) = of_time, of_target
     found = {
         "class": all(of_class[:2]),
         "time": time is not None and event is not None,
@@ -209,11 +213,18 @@ def _other(
             "--event-column, or --target-column"
         )
     if time is not None and event is not None:
-        return TimeColumns(time, event, unit, follow_up)
+        return TimeColumns(time, event, unit, follow_up, _times(horizons))
     if target is not None:
         low, high = _ends(ends)
         return TargetColumn(target, low, high, target_unit)
     return None
+
+
+def _times(texts: Sequence[str]) -> tuple[float, ...]:
+    try:
+        return tuple(map(float, texts))
+    except ValueError:
+        raise StudyError(f"--horizons is {','.join(texts)!r}, expected numbers such as 12,36") from None
 
 
 def _ends(text: str | None) -> tuple[float | None, float | None]:

@@ -87,7 +87,7 @@ def _run_view(record: RunRecord) -> View:
     """The page of a federated or centralised run."""
     from server.release.decide import decide  # noqa: PLC0415 - torch and matplotlib take seconds
     from server.store.states import parse_states  # noqa: PLC0415 - as above
-    from simulation.report import calibration_figures, figures, shapley_figures  # noqa: PLC0415 - as above
+    from simulation.report import calibration_figures, figures, shapley_figures, survival_figures  # noqa: PLC0415 - as above
 
     sites = site_names(record)
     study, outcome = record.study, TASKS[record.study.task]
@@ -114,6 +114,7 @@ def _run_view(record: RunRecord) -> View:
         "shapley": test.get("shapley") or {},
         "rests_on": shapley_figures.shapley_drawings(test.get("shapley") or {}, sites),
         "curves": figures.curves_of_run(record, sites, outcome),
+        "by_risk": survival_figures.risk_group_drawings(test.get("risk_groups"), study),
         "forests": figures.figures_of_test(test, sites, outcome.shown),
         "times": _times(record),
         "traffic": traffic,
@@ -181,10 +182,10 @@ def _page(study: Study, sites: Sequence[str]) -> View:
         "settings": settings,
         "modalities": [asdict(modality) for modality in study.modalities],
         "headline": outcome.shown,
-        "extra": {"accuracy": "Accuracy"} if classes else outcome.further,
+        "extra": {"accuracy": "Accuracy"} if classes else {**outcome.further, **at_horizons(study)},
         "worst_by": (outcome.headline, outcome.shown[outcome.headline]),
         "method": outcome.method,
-        "columns": {**outcome.shown, **outcome.further, **binary},
+        "columns": {**outcome.shown, **outcome.further, **binary, **at_horizons(study)},
         "calibration": CALIBRATION if classes else {},
         "shapley": {},
         "modes": MODES,
@@ -216,6 +217,12 @@ def _common(record: RunRecord, sites: Sequence[str], alone: Sequence[RunState]) 
         "patterns": _patterns(counts),
         "scaling": state.scaling,
     }
+
+
+def at_horizons(study: Study) -> dict[str, str]:
+    """Titles of the metrics at each horizon of task survival."""
+    spec = study.survival
+    return {f"auc_{time:g}": f"AUC at {time:g} {spec.unit}" for time in spec.horizons} if spec else {}
 
 
 def _of_classes(study: Study) -> bool:

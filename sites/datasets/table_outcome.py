@@ -110,12 +110,14 @@ class TimeColumns(TableOutcome):
         event: Column of 1 for an event, 0 for a censored patient.
         unit: Of the times.
         follow_up: End of the time that is modelled; by default the longest time.
+        horizons: Times until which risks are judged.
     """
 
     time: str
     event: str
     unit: str = "months"
     follow_up: float | None = None
+    horizons: tuple[float, ...] = ()
 
     @property
     def columns(self) -> Mapping[str, str]:
@@ -129,7 +131,8 @@ class TimeColumns(TableOutcome):
     def read(self, table: TextTable) -> tuple[pd.DataFrame, list[str], dict[str, Any]]:
         """As of `TableOutcome`."""
         times, events = parse_times(table, self.time, self.event)
-        spec = SurvivalSpec(max(times) if self.follow_up is None else self.follow_up, unit=self.unit)
+        end = max(times) if self.follow_up is None else self.follow_up
+        spec = SurvivalSpec(end, unit=self.unit, horizons=self.horizons)
         frame = pd.DataFrame({TIME: times, EVENT: [int(event) for event in events]})
         settings = _settings(TaskName.SURVIVAL, survival=spec)
         return frame, [settings["classes"][event] for event in events], settings

@@ -78,7 +78,7 @@ def prepare_brca(
         training=TrainingSpec(select=outcome.selects[0]),
         privacy=replace(SIMULATED, extra=()),
         task=TaskName.SURVIVAL,
-        survival=SurvivalSpec(max(times), unit="days"),
+        survival=SurvivalSpec(max(times), unit="days", horizons=(1095.0, 1825.0)),
     )
     sites = [
         SiteTables(str(name), group[[ID, TIME, EVENT, SPLIT]], features)

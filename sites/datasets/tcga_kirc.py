@@ -132,7 +132,7 @@ def _survival(rows: pd.DataFrame) -> tuple[pd.DataFrame, dict[str, Any], tuple[s
     settings = {
         "classes": outcome.strata,
         "task": TaskName.SURVIVAL,
-        "survival": SurvivalSpec(float(known[TIME].max())),
+        "survival": SurvivalSpec(float(known[TIME].max()), horizons=(12.0, 36.0, 60.0)),
         "training": TrainingSpec(select=outcome.selects[0]),
         "privacy": replace(SIMULATED, extra=()),
     }

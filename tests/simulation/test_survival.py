@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 from client.data.dataset import SiteData, load_data
 from client.training.evaluate import logits_of
 from mmare.errors import DataError, InputError
+from mmare.metrics.survival_curves import auc_until
 from mmare.tasks.registry import task_of
 from mmare.wire.messages import EVENT_TIMES, Split
 from server.release.finished_run import load_finished
@@ -33,7 +34,7 @@ def federation(tmp_path_factory):
 @pytest.fixture(scope="module")
 def run(federation, tmp_path_factory):
     out = tmp_path_factory.mktemp("runs") / "run"
-    run_nodes(federation, out, settings=["training.rounds=3"])
+    run_nodes(federation, out, settings=["training.rounds=3", "survival.horizons=[20, 40]"])
     return out
 
 
@@ -48,8 +49,10 @@ def test_the_pooled_metrics_are_those_of_all_rows(federation, run):
     logits = logits_of(model, data.embedding, rows, data.present[rows])
     state = model.task.state(logits, data.label[rows])
     test = result(run)["metrics"]["test"]
-    for name, value in state.compute().items():
+    for name, value in {**state.compute(), "auc_20": auc_until(state.histogram, 32)}.items():
         assert test["pooled"][name] == pytest.approx(value, rel=1e-9), name
+    assert {"auc_20", "auc_40"} <= set(test["sites"]["ash"])
+    assert [group["n"] for group in test["risk_groups"]["groups"]] == pytest.approx([state.n / 3] * 3, abs=4)
     assert sum(site["events"] for site in test["sites"].values()) == state.counts[1]
     assert sum(each["n"] for each in test["patterns"].values()) == state.n
     low, high = test["pooled"]["ci95"]["concordance"]
@@ -98,7 +101,14 @@ def test_small_groups_stay_at_the_sites(federation, tmp_path):
 
 def test_the_report_is_of_times(run):
     page = write_report(run).read_text()
-    for words in ("Concordance", "Log loss", "negative log-likelihood", "histogram of times"):
+    for words in (
+        "Concordance",
+        "Log loss",
+        "negative log-likelihood",
+        "histogram of times",
+        "AUC at 20 months",
+        "Log-rank test",
+    ):
         assert words in page
     for words in ("Balanced accuracy", "ECE", "Decision curve"):
         assert words not in page
@@ -147,6 +157,8 @@ def test_a_table_of_times_becomes_a_federation(tmp_path):
         (TABLE.replace("died", "alive"), TIMES, "no column 'died'"),
         (TABLE, "--time-column months", "what is learned is not clear"),
         (TABLE, f"{TIMES} --classes a,b", "what is learned is not clear"),
+        (TABLE, f"{TIMES} --horizons 12,99", "a horizon of 99 months, expected one above 0 and before"),
+        (TABLE, f"{TIMES} --horizons soon", "--horizons is 'soon', expected numbers"),
         (TABLE, f"{TIMES} --follow-up 0", "follow_up must be a positive number of months, found 0"),
     ],
 )

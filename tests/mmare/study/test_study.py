@@ -627,6 +627,8 @@ def test_a_study_of_times_goes_there_and_back():
         ({"survival": {"follow_up": 0}}, "follow_up must be a positive number of months, found 0"),
         ({"survival": {"intervals": 1}}, "intervals must be between 2 and 64, found 1"),
         ({"survival": {"unit": ""}}, "unit is empty"),
+        ({"survival": {"horizons": [12, 120]}}, "a horizon of 120 months, expected one above 0 and before"),
+        ({"survival": {"horizons": [0]}}, "a horizon of 0 months"),
         (
             {"training": {"select": "auc"}},
             "select of task survival must be one of loss, concordance, worst_site",
@@ -673,7 +675,9 @@ def one_change_each(base, other, path=""):
 CHANGED = dict(one_change_each(SCANS, OTHER))
 
 
-@pytest.mark.parametrize("change", [{"follow_up": 60.0}, {"intervals": 5}, {"unit": "days"}])
+@pytest.mark.parametrize(
+    "change", [{"follow_up": 60.0}, {"intervals": 5}, {"unit": "days"}, {"horizons": (12.0,)}]
+)
 def test_the_hash_covers_task_and_times(change):
     study = parse_study(SURVIVAL, "test")
     assert set(change) <= {part.name for part in fields(SurvivalSpec)}
@@ -682,7 +686,7 @@ def test_the_hash_covers_task_and_times(change):
 
 
 def test_every_field_of_times_is_changed():
-    assert [part.name for part in fields(SurvivalSpec)] == ["follow_up", "intervals", "unit"]
+    assert [part.name for part in fields(SurvivalSpec)] == ["follow_up", "intervals", "unit", "horizons"]
 
 
 @pytest.mark.parametrize("path", CHANGED)
