@@ -232,7 +232,7 @@ def _scored(study: Study) -> str:
         return "the number of rows, of targets and predictions the sums, sums of squares and of products"
     if study.survival is None:
         return "per true class, counts, histograms of predicted probability"
-    return "with and without the event, counts, histograms of time and predicted risk"
+    return "with and without the event, counts by time and predicted risk, sums of predicted curves by time"
 
 
 def _limits(study: Study, site: SiteConfig, limit: int, max_releases: int, seeds: list[int]) -> Iterator[str]:

@@ -1,7 +1,7 @@
 """Survival metrics as sums that sites send and the server adds: rows by time and predicted risk.
 
-Letters: B rows, T bins of the time, R `N_RISKS`. The first axis of a state is whether the event was seen:
-0 censored, 1 event.
+Letters: B rows, T bins of the time, R `N_RISKS`, P times at which the predicted curve is known. The first
+axis of a state is whether the event was seen: 0 censored, 1 event.
 """
 
 from __future__ import annotations
@@ -35,6 +35,8 @@ class SurvivalState:
     Args:
         histogram: ``(2, T, R)`` int64, rows by event, bin of the time and bin of the risk.
         losses: ``(2,)`` float64 sums of the negative log-likelihood in nats.
+        curves: ``(2, T, 1 + 2 P)`` float64, by event and bin of the time: rows, sums of the predicted
+            probability of no event until each of P times, sums of its square.
         withheld: Sorted strata that a site left out because they have too few rows.
         coarse: Rows that each cell holds, as neighbours were joined; 0: exact.
 
@@ -47,17 +49,27 @@ class SurvivalState:
 
     histogram: Tensor
     losses: Tensor
+    curves: Tensor
     withheld: tuple[int, ...] = field(default=(), kw_only=True)
     coarse: int = field(default=0, kw_only=True)
 
     @classmethod
-    def empty(cls, times: int) -> SurvivalState:
-        """The state of no rows, with ``times`` bins of the time."""
+    def empty(cls, times: int, points: int = 0) -> SurvivalState:
+        """The state of no rows, with ``times`` bins of the time and ``points`` of the curve."""
         histogram = torch.zeros(STRATA, times, N_RISKS, dtype=torch.int64)
-        return cls(histogram, torch.zeros(STRATA, dtype=torch.float64))
+        curves = torch.zeros(STRATA, times, 1 + 2 * points, dtype=torch.float64)
+        return cls(histogram, torch.zeros(STRATA, dtype=torch.float64), curves)
 
     @classmethod
-    def of(cls, risk: Tensor, time: Tensor, event: Tensor, loss: Tensor, times: int) -> SurvivalState:
+    def of(
+        cls,
+        risk: Tensor,
+        time: Tensor,
+        event: Tensor,
+        loss: Tensor,
+        times: int,
+        survival: Tensor | None = None,
+    ) -> SurvivalState:
         """The state of rows.
 
         Args:
@@ -66,6 +78,7 @@ class SurvivalState:
             event: ``(B,)`` int64, 1 where it was seen.
             loss: ``(B,)`` negative log-likelihood.
             times: Bins of the time.
+            survival: ``(B, P)`` probability of no event until each of P times.
 
         Raises:
             ValueError: If a risk or loss is not finite.
@@ -76,7 +89,11 @@ class SurvivalState:
         time, event = time.cpu(), event.cpu()
         cell = (event * times + time) * N_RISKS + (risk * N_RISKS).long().clamp(0, N_RISKS - 1)
         histogram = cell.bincount(minlength=STRATA * times * N_RISKS).view(STRATA, times, N_RISKS)
-        return cls(histogram, event.bincount(loss.clamp_min(0), STRATA))
+        left = torch.zeros(len(risk), 0) if survival is None else survival.detach().cpu().double()
+        columns = torch.cat([torch.ones(len(risk), 1), left, left.square()], dim=1).double()
+        curves = torch.zeros(STRATA * times, columns.shape[1], dtype=torch.float64)
+        curves.index_add_(0, event * times + time, columns)
+        return cls(histogram, event.bincount(loss.clamp_min(0), STRATA), curves.view(STRATA, times, -1))
 
     @property
     def counts(self) -> tuple[int, ...]:
@@ -94,11 +111,15 @@ class SurvivalState:
         Raises:
             ValueError: If the bins differ.
         """
-        if self.histogram.shape != other.histogram.shape:
+        if (self.histogram.shape, self.curves.shape) != (other.histogram.shape, other.curves.shape):
             raise ValueError("cannot merge states of other bins of the time")
         withheld = tuple(sorted({*self.withheld, *other.withheld}))
-        histogram, losses = self.histogram + other.histogram, self.losses + other.losses
-        return SurvivalState(histogram, losses, withheld=withheld, coarse=max(self.coarse, other.coarse))
+        sums = (mine + theirs for mine, theirs in zip(self._tensors, other._tensors, strict=True))
+        return SurvivalState(*sums, withheld=withheld, coarse=max(self.coarse, other.coarse))
+
+    @property
+    def _tensors(self) -> tuple[Tensor, ...]:
+        return self.histogram, self.losses, self.curves
 
     def withhold(self, min_count: int) -> SurvivalState:
         """The state as it may leave a site: without strata of fewer than ``min_count`` rows."""
@@ -109,17 +130,16 @@ class SurvivalState:
         hidden = sorted(strata)
         if not hidden:
             return self
-        histogram, losses = (
-            part.index_fill(0, torch.tensor(hidden), 0) for part in (self.histogram, self.losses)
-        )
+        kept = (part.index_fill(0, torch.tensor(hidden), 0) for part in self._tensors)
         withheld = tuple(sorted({*self.withheld, *hidden}))
-        return SurvivalState(histogram, losses, withheld=withheld, coarse=self.coarse)
+        return SurvivalState(*kept, withheld=withheld, coarse=self.coarse)
 
     def coarsened(self, limit: int) -> SurvivalState:
         """The state with neighbouring cells joined until each holds ``limit`` rows; 0 and 1 change nothing.
 
         Rows of a stratum are halved by time and by risk in turn, and those of a group move to the cell of
-        their mean, so that states merge as before. Losses are exact.
+        their mean, so that states merge as before; those of curves are joined by time alone. Losses are
+        exact.
         """
         if limit <= 1:
             return self
@@ -130,7 +150,8 @@ class SurvivalState:
             for group in _groups(points, limit, axis=0) if len(points) else ():
                 time, risk = group.double().mean(dim=0).round().long().tolist()
                 into[time, risk] += len(group)
-        return replace(self, histogram=histogram, coarse=max(limit, self.coarse))
+        curves = torch.stack([_joined(rows, limit) for rows in self.curves])
+        return replace(self, histogram=histogram, curves=curves, coarse=max(limit, self.coarse))
 
     def compute(self) -> dict[str, float | int | None]:
         """The metrics of the rows, ``None`` where undefined: concordance needs a pair that can be ordered."""
@@ -187,16 +208,19 @@ class SurvivalState:
                 {
                     "cells": [[*cell, int(rows[tuple(cell)])] for cell in rows.nonzero().tolist()],
                     "log_loss": loss,
+                    "curves": [[place, *sums] for place, sums in enumerate(curves.tolist()) if sums[0]],
                 }
                 if count
                 else None
-                for rows, loss, count in zip(self.histogram, self.losses.tolist(), self.counts, strict=True)
+                for rows, loss, curves, count in zip(
+                    self.histogram, self.losses.tolist(), self.curves, self.counts, strict=True
+                )
             ],
             "withheld": list(self.withheld),
         }
 
     @classmethod
-    def from_dict(cls, content: object, times: int) -> SurvivalState:
+    def from_dict(cls, content: object, times: int, points: int = 0) -> SurvivalState:
         """Validate and read what `to_dict` wrote on another machine.
 
         Raises:
@@ -205,10 +229,11 @@ class SurvivalState:
         bins, strata, withheld = fields(content, ("bins", "strata", "withheld"), "the state")
         known = isinstance(bins, list) and bins[:2] == [times, N_RISKS] and len(bins) <= STRATA + 1
         require(known, "the state has other bins")
-        state = cls.empty(times)
+        state = cls.empty(times, points)
         for stratum, entry in enumerate(items(strata, STRATA, "strata")):
             if entry is not None:
-                state.losses[stratum] = _read_stratum(entry, state.histogram[stratum], f"stratum {stratum}")
+                into = state.histogram[stratum], state.curves[stratum]
+                state.losses[stratum] = _read_stratum(entry, *into, f"stratum {stratum}")
         left_out = [whole(each, STRATA - 1, "withheld") for each in items(withheld, None, "withheld")]
         require(left_out == sorted(set(left_out)), "withheld is not sorted")
         coarse = [whole(each, MAX_ROWS, "bins") for each in bins[2:]]
@@ -244,9 +269,27 @@ def _groups(points: Tensor, limit: int, axis: int) -> list[Tensor]:
     return [group for half in halves for group in _groups(half, limit, 1 - axis)]
 
 
-def _read_stratum(entry: object, into: Tensor, where: str) -> float:
-    """Read the cells of one stratum into ``(T, R)``; its loss."""
-    cells, log_loss = fields(entry, ("cells", "log_loss"), where)
+def _joined(rows: Tensor, limit: int) -> Tensor:
+    """Sums ``(T, C)``, whose first column counts rows, with neighbouring bins joined at their mean."""
+    found = torch.zeros_like(rows)
+    held: list[int] = []
+    groups: list[list[int]] = []
+    for place in rows[:, 0].nonzero().flatten().tolist():
+        held.append(place)
+        if rows[held, 0].sum() >= limit:
+            groups.append(held)
+            held = []
+    if held and groups:
+        groups[-1] += held
+    for group in groups or [held] * bool(held):
+        mean = (rows[group, 0] * torch.tensor(group)).sum() / rows[group, 0].sum()
+        found[round(float(mean))] += rows[group].sum(dim=0)
+    return found
+
+
+def _read_stratum(entry: object, into: Tensor, curves: Tensor, where: str) -> float:
+    """Read the cells and curves of one stratum into ``(T, R)`` and ``(T, 1 + 2 P)``; its loss."""
+    cells, log_loss, sums = fields(entry, ("cells", "log_loss", "curves"), where)
     before = -1
     for cell in items(cells, None, f"{where} cells"):
         time, risk, rows = items(cell, 3, f"{where} cell")
@@ -258,4 +301,20 @@ def _read_stratum(entry: object, into: Tensor, where: str) -> float:
         require(rows > 0, f"{where} has a cell without rows")
     n = int(into.sum())
     require(n > 0, f"{where} has no rows")
+    _read_curves(sums, curves, n, f"{where} curves")
     return real(log_loss, 0, MAX_LOG_LOSS * n * (1 + _TOLERANCE), f"{where} log_loss")
+
+
+def _read_curves(content: object, into: Tensor, n: int, where: str) -> None:
+    """Read ``[bin, rows, sums]`` entries of ``n`` rows into ``(T, 1 + 2 P)``."""
+    points = (into.shape[1] - 1) // 2
+    before = -1
+    for entry in items(content, None, where):
+        place, rows, *sums = items(entry, 2 + 2 * points, where)
+        require(whole(place, len(into) - 1, where) > before, f"{where} do not rise")
+        before = place
+        held = real(rows, 1, n, where)
+        most = held * (1 + _TOLERANCE)
+        values = [held, *(real(value, 0, most, where) for value in sums)]
+        into[place] = torch.tensor(values, dtype=torch.float64)
+    require(int(into[:, 0].sum()) == n and bool((into[:, 0] % 1 == 0).all()), f"{where} are of other rows")

@@ -5,12 +5,22 @@ Within a bin of the time, events come before censorings, as in the usual tables.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor
 
-__all__ = ["auc_until", "censoring_curve", "kaplan_meier", "log_rank", "risk_groups"]
+__all__ = [
+    "auc_until",
+    "brier_scores",
+    "censoring_curve",
+    "integrated",
+    "kaplan_meier",
+    "log_rank",
+    "risk_groups",
+]
 
 
 def kaplan_meier(events: Tensor, censored: Tensor) -> Tensor:
@@ -54,6 +64,42 @@ def auc_until(histogram: Tensor, edge: int, of_all: Tensor | None = None) -> flo
         return None
     lower = controls.cumsum(dim=0) - controls / 2
     return float((cases * lower).sum() / pairs)
+
+
+def brier_scores(curves: Tensor, edges: Sequence[int], of_all: Tensor) -> list[float | None]:
+    """Mean squared error of the predicted probability of no event until each of P times (Graf 1999).
+
+    Rows weigh by the inverse probability of not being censored until then, or before their event.
+
+    Args:
+        curves: ``(2, T, 1 + 2 P)`` as of `mmare.metrics.survival.SurvivalState`.
+        edges: P numbers of bins before each time.
+        of_all: ``(2, T)`` rows of all sites, for the weights.
+
+    Returns:
+        None without rows, and where nobody of all sites is observed that long.
+    """
+    censored, events = of_all.double()
+    known = censoring_curve(events, censored)  # (T + 1,)
+    rows = curves[:, :, 0]
+    scores: list[float | None] = []
+    for place, edge in enumerate(edges):
+        left, square = curves[:, :, 1 + place], curves[:, :, 1 + len(edges) + place]  # (2, T) each
+        dead = (square[1, :edge] / known[:edge].clamp_min(1e-12)).sum()
+        alive = (rows - 2 * left + square)[:, edge:].sum() / known[edge].clamp_min(1e-12)
+        observed = bool(of_all[:, edge - 1 :].sum() > 0 and known[edge] > 0)
+        scores.append(float((dead + alive) / rows.sum()) if rows.sum() > 0 and observed else None)
+    return scores
+
+
+def integrated(scores: Sequence[float | None], edges: Sequence[int]) -> float | None:
+    """Mean over the time of Brier scores at rising times from 0 to the last defined one, by trapezoids."""
+    points = [(0, 0.0)]
+    points += [(edge, score) for edge, score in zip(edges, scores, strict=True) if score is not None]
+    if len(points) == 1:
+        return None
+    area = sum((end - start) * (a + b) / 2 for (start, a), (end, b) in pairwise(points))
+    return area / points[-1][0]
 
 
 def risk_groups(histogram: Tensor, groups: int = 3) -> dict[str, Any] | None:

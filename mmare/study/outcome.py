@@ -114,7 +114,7 @@ TASKS: Final[Mapping[TaskName, Outcome]] = {
     TaskName.SURVIVAL: Outcome(
         headline="concordance",
         shown={"concordance": "Concordance", "log_loss": "Log loss"},
-        further={"events": "Events"},
+        further={"integrated_brier": "Integrated Brier score", "events": "Events"},
         selects=(Select.LOSS, Select.CONCORDANCE, Select.WORST_SITE),
         strata=("censored", "event"),
         method="Concordance is the chance that of two patients, of whom one is known to have had the event "

@@ -8,7 +8,7 @@ import torch
 from torch.nn import functional
 
 from mmare.metrics.survival import N_RISKS, STRATA, SurvivalState
-from mmare.metrics.survival_curves import auc_until, risk_groups
+from mmare.metrics.survival_curves import auc_until, brier_scores, integrated, kaplan_meier, risk_groups
 from mmare.study.outcome import N_TIMES
 from mmare.tasks.base import Task
 from mmare.tasks.classification import agreement
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Survival", "equal_cuts", "event_cuts"]
 
+GRID: Final = tuple(range(8, N_TIMES + 1, 8))  # bins before each point of the integrated Brier score
 _EVEN: Final = 0.1  # share of the cuts that follows the clock, so that no interval is empty
 
 
@@ -39,7 +40,7 @@ class Survival(Task[SurvivalState]):
         cuts: ``(K + 1,)`` buffer, edges of the intervals in bins of the time, from 0 to ``N_TIMES``.
     """
 
-    PARTS = ("histogram", "losses")
+    PARTS = ("histogram", "losses", "curves")
     COUNTS = ("histogram",)
 
     cuts: Tensor
@@ -47,6 +48,7 @@ class Survival(Task[SurvivalState]):
     def __init__(self, intervals: int, edges: Mapping[float, int] | None = None) -> None:
         super().__init__(intervals, STRATA)
         self.edges = dict(edges or {})
+        self.points = (*GRID, *self.edges.values())
         self.register_buffer("cuts", equal_cuts(intervals))
 
     def likelihood(self, logits: Tensor, label: Tensor) -> Tensor:
@@ -90,22 +92,25 @@ class Survival(Task[SurvivalState]):
         """As of `Task`."""
         logits, label = logits.detach().cpu().double(), label.cpu()
         time, loss = torch.div(label, 2, rounding_mode="floor"), self.likelihood(logits, label)
-        return SurvivalState.of(self.risk(logits), time, self.stratum(label), loss, N_TIMES)
+        left = self.survival(logits, torch.tensor(self.points))
+        return SurvivalState.of(self.risk(logits), time, self.stratum(label), loss, N_TIMES, left)
 
     def empty(self) -> SurvivalState:
         """As of `Task`."""
-        return SurvivalState.empty(N_TIMES)
+        return SurvivalState.empty(N_TIMES, len(self.points))
 
     def read(self, content: object) -> SurvivalState:
         """As of `Task`."""
-        return SurvivalState.from_dict(content, N_TIMES)
+        return SurvivalState.from_dict(content, N_TIMES, len(self.points))
 
     def restored(self, parts: Mapping[str, Tensor], withheld: tuple[int, ...]) -> SurvivalState:
         """As of `Task`."""
         histogram = parts["histogram"].round().long()
         if histogram.min().item() < 0:
             raise ValueError("a sum of counts below zero")
-        return SurvivalState(histogram, parts["losses"], withheld=withheld)
+        curves = parts["curves"].clone()
+        curves[:, :, 0].round_()  # counts, too
+        return SurvivalState(histogram, parts["losses"], curves, withheld=withheld)
 
     def coarsened(self, state: SurvivalState, limit: int) -> SurvivalState:
         """As of `Task`."""
@@ -113,13 +118,28 @@ class Survival(Task[SurvivalState]):
 
     def told(self, state: SurvivalState) -> Tensor:
         """As of `Task`."""
-        return state.histogram[state.histogram > 0]
+        rows = state.curves[:, :, 0]
+        return torch.cat([state.histogram[state.histogram > 0], rows[rows > 0].long()])
 
     def compute(self, state: SurvivalState, of_all: SurvivalState | None = None) -> dict[str, Any]:
-        """As of `Task`; ``auc_12`` is that until the horizon 12, weighed by censoring in ``of_all``."""
+        """As of `Task`.
+
+        ``integrated_brier`` is the mean of the Brier score over the time. Of the horizon 12, ``auc_12``,
+        ``brier_12`` and ``calibration_12``, events observed (Kaplan-Meier) over those expected. Weights come
+        from censoring in ``of_all``.
+        """
         whole = (of_all or state).histogram
-        aucs = {f"auc_{time:g}": auc_until(state.histogram, edge, whole) for time, edge in self.edges.items()}
-        return {**state.compute(), **aucs}
+        scores = brier_scores(state.curves, self.points, whole.sum(dim=2))
+        censored, events = state.histogram.sum(dim=2).double()
+        curve = kaplan_meier(events, censored)
+        found: dict[str, Any] = {**state.compute(), "integrated_brier": integrated(scores[: len(GRID)], GRID)}
+        for place, (time, edge) in enumerate(self.edges.items(), start=len(GRID)):
+            found[f"auc_{time:g}"] = auc_until(state.histogram, edge, whole)
+            found[f"brier_{time:g}"] = scores[place]
+            expected = state.n - state.curves[:, :, 1 + place].sum().item()
+            observed = state.n * (1 - curve[edge].item())
+            found[f"calibration_{time:g}"] = observed / expected if expected > 0 and events.sum() else None
+        return found
 
     def detailed(
         self, state: SurvivalState, seed: int, of_all: SurvivalState | None = None
@@ -136,7 +156,8 @@ class Survival(Task[SurvivalState]):
 
     def most_characters(self, cell: int, number: int) -> int:
         """As of `Task`."""
-        return STRATA * (N_TIMES * N_RISKS * cell + number)
+        curves = N_TIMES * (2 + 2 * len(self.points))
+        return STRATA * (N_TIMES * N_RISKS * cell + (curves + 1) * number)
 
 
 def equal_cuts(intervals: int) -> Tensor:

@@ -22,7 +22,15 @@ from server.store.selection import Selection
 
 __all__ = ["LOSSES", "PHASES", "POOLED_SCORES", "SITE_SCORES", "RunState"]
 
-LOSSES: Final = ("log_loss", "balanced_log_loss", "brier", "ece", "mae", "rmse")  # smaller is better
+LOSSES: Final = (
+    "log_loss",
+    "balanced_log_loss",
+    "brier",
+    "integrated_brier",
+    "ece",
+    "mae",
+    "rmse",
+)  # smaller is better
 SITE_SCORES: Final = (
     "balanced_accuracy",
     "auc",

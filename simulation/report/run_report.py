@@ -222,7 +222,14 @@ def _common(record: RunRecord, sites: Sequence[str], alone: Sequence[RunState]) 
 def at_horizons(study: Study) -> dict[str, str]:
     """Titles of the metrics at each horizon of task survival."""
     spec = study.survival
-    return {f"auc_{time:g}": f"AUC at {time:g} {spec.unit}" for time in spec.horizons} if spec else {}
+    if spec is None:
+        return {}
+    titles = {"auc": "AUC", "brier": "Brier score", "calibration": "Observed over expected"}
+    return {
+        f"{name}_{time:g}": f"{title} at {time:g} {spec.unit}"
+        for time in spec.horizons
+        for name, title in titles.items()
+    }
 
 
 def _of_classes(study: Study) -> bool:

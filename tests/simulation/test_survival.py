@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from client.data.dataset import SiteData, load_data
 from client.training.evaluate import logits_of
 from mmare.errors import DataError, InputError
-from mmare.metrics.survival_curves import auc_until
+from mmare.metrics.survival_curves import auc_until, kaplan_meier
 from mmare.tasks.registry import task_of
 from mmare.wire.messages import EVENT_TIMES, Split
 from server.release.finished_run import load_finished
@@ -51,7 +51,12 @@ def test_the_pooled_metrics_are_those_of_all_rows(federation, run):
     test = result(run)["metrics"]["test"]
     for name, value in {**state.compute(), "auc_20": auc_until(state.histogram, 32)}.items():
         assert test["pooled"][name] == pytest.approx(value, rel=1e-9), name
-    assert {"auc_20", "auc_40"} <= set(test["sites"]["ash"])
+    assert {"auc_20", "brier_40", "calibration_40"} <= set(test["sites"]["ash"])
+    assert 0 < test["pooled"]["integrated_brier"] < 0.4
+    left = model.task.survival(logits, torch.tensor([32]))[:, 0]
+    censored, died = state.histogram.sum(dim=2).double()
+    observed = 1 - kaplan_meier(died, censored)[32].item()
+    assert test["pooled"]["calibration_20"] == pytest.approx(observed / (1 - left.mean().item()), rel=1e-4)
     assert [group["n"] for group in test["risk_groups"]["groups"]] == pytest.approx([state.n / 3] * 3, abs=4)
     assert sum(site["events"] for site in test["sites"].values()) == state.counts[1]
     assert sum(each["n"] for each in test["patterns"].values()) == state.n
@@ -107,6 +112,7 @@ def test_the_report_is_of_times(run):
         "negative log-likelihood",
         "histogram of times",
         "AUC at 20 months",
+        "Integrated Brier score",
         "Log-rank test",
     ):
         assert words in page

@@ -107,6 +107,22 @@ def test_joined_cells_hold_enough_rows_and_no_row_is_lost(n, seed, limit):
     assert coarse.concordance_error_bound() is None
 
 
+def test_curves_are_joined_by_time_and_keep_their_sums():
+    risk, time, event = cohort(60, 3)
+    codes = [time_code(*pair, FOLLOW_UP) for pair in zip(time.tolist(), event.tolist(), strict=True)]
+    place, seen = torch.tensor(codes) // 2, torch.tensor(codes) % 2
+    left = torch.stack([1 - risk, (1 - risk) ** 2], dim=1)
+    state = SurvivalState.of(risk, place, seen, torch.ones(60), N_TIMES, left)
+    coarse = state.coarsened(4)
+    rows = coarse.curves[:, :, 0]
+    assert (rows[rows > 0] >= 4).all()
+    torch.testing.assert_close(coarse.curves.sum(dim=1), state.curves.sum(dim=1))
+    again = SurvivalState.from_dict(json.loads(json.dumps(coarse.to_dict())), N_TIMES, 2)
+    assert torch.equal(again.curves, coarse.curves)
+    with pytest.raises(ValueError, match="a list of"):
+        SurvivalState.from_dict(coarse.to_dict(), N_TIMES, 3)
+
+
 def test_joined_cells_keep_most_of_the_order():
     state = state_of(*cohort(400, 0))
     found = [each.compute()["concordance"] for each in (state, state.coarsened(5))]
@@ -135,12 +151,35 @@ def test_draws_are_scored_like_states():
     [
         ({"bins": [64, 256]}, "other bins"),
         ({"strata": [None]}, "strata must be a list of 2"),
-        ({"strata": [None, {"cells": [], "log_loss": 0.0}]}, "stratum 1 has no rows"),
-        ({"strata": [None, {"cells": [[0, 0, 0]], "log_loss": 0.0}]}, "a cell without rows"),
-        ({"strata": [None, {"cells": [[0, 5, 1], [0, 5, 1]], "log_loss": 0.0}]}, "cells do not rise"),
-        ({"strata": [None, {"cells": [[128, 0, 1]], "log_loss": 0.0}]}, "time must be a whole number"),
-        ({"strata": [None, {"cells": [[0, 256, 1]], "log_loss": 0.0}]}, "risk must be a whole number"),
-        ({"strata": [None, {"cells": [[0, 0, 1]], "log_loss": -1.0}]}, "log_loss must be a number from 0"),
+        ({"strata": [None, {"cells": [], "log_loss": 0.0, "curves": [[0, 1.0]]}]}, "stratum 1 has no rows"),
+        (
+            {"strata": [None, {"cells": [[0, 0, 0]], "log_loss": 0.0, "curves": [[0, 1.0]]}]},
+            "a cell without rows",
+        ),
+        (
+            {"strata": [None, {"cells": [[0, 5, 1], [0, 5, 1]], "log_loss": 0.0, "curves": [[0, 1.0]]}]},
+            "cells do not rise",
+        ),
+        (
+            {"strata": [None, {"cells": [[128, 0, 1]], "log_loss": 0.0, "curves": [[0, 1.0]]}]},
+            "time must be a whole number",
+        ),
+        (
+            {"strata": [None, {"cells": [[0, 256, 1]], "log_loss": 0.0, "curves": [[0, 1.0]]}]},
+            "risk must be a whole number",
+        ),
+        (
+            {"strata": [None, {"cells": [[0, 0, 1]], "log_loss": -1.0, "curves": [[0, 1.0]]}]},
+            "log_loss must be a number from 0",
+        ),
+        (
+            {"strata": [None, {"cells": [[0, 0, 1]], "log_loss": 1.0, "curves": []}]},
+            "curves are of other rows",
+        ),
+        (
+            {"strata": [None, {"cells": [[0, 0, 1]], "log_loss": 1.0, "curves": [[0, 1.0, 0.5]]}]},
+            "a list of 2",
+        ),
         ({"withheld": [1, 0]}, "withheld is not sorted"),
         ({"extra": 1}, "must be a table of bins, strata, withheld"),
     ],

@@ -5,7 +5,15 @@ import pytest
 import torch
 from scipy import stats
 
-from mmare.metrics.survival_curves import auc_until, censoring_curve, kaplan_meier, log_rank, risk_groups
+from mmare.metrics.survival_curves import (
+    auc_until,
+    brier_scores,
+    censoring_curve,
+    integrated,
+    kaplan_meier,
+    log_rank,
+    risk_groups,
+)
 
 T, R = 40, 64
 
@@ -119,3 +127,47 @@ def test_weights_of_all_sites_count():
     curve = censoring_curve(events, censored)
     assert (curve.diff() <= 0).all()
     assert curve[0] == 1
+
+
+def weighted_brier(time, event, left, edge):
+    """Patient by patient, with the inverse probability of being observed."""
+
+    def known(until):
+        found = 1.0
+        for t in range(until):
+            lost = ((time == t) & (event == 0)).sum()
+            at_risk = (time > t).sum() + lost
+            found *= 1 - lost / max(at_risk, 1)
+        return found
+
+    total = 0.0
+    for t, died, probability in zip(time, event, left, strict=True):
+        if died and t < edge:
+            total += probability**2 / known(t)
+        elif t >= edge:
+            total += (1 - probability) ** 2 / known(edge)
+    return total / len(time)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_brier_score_is_that_of_weighted_patients(seed):
+    time, event, risk = cohort(60, seed)
+    edges = [5, 12, 25]
+    left = np.stack([np.exp(-(risk + 1) / R * edge / 20) for edge in edges], axis=1)
+    curves = torch.zeros(2, T, 1 + 2 * len(edges), dtype=torch.float64)
+    columns = torch.from_numpy(np.concatenate([np.ones((60, 1)), left, left**2], axis=1))
+    curves.index_put_((torch.from_numpy(event), torch.from_numpy(time)), columns, accumulate=True)
+    found = brier_scores(curves, edges, curves[:, :, 0])
+    assert found == pytest.approx(
+        [weighted_brier(time, event, left[:, k], edge) for k, edge in enumerate(edges)]
+    )
+    area = (found[0] * 5 / 2 + (found[0] + found[1]) * 7 / 2 + (found[1] + found[2]) * 13 / 2) / 25
+    assert integrated(found, edges) == pytest.approx(area)
+
+
+def test_nobody_observed_that_long_has_no_brier_score():
+    curves = torch.zeros(2, T, 3, dtype=torch.float64)
+    curves[0, 3] = torch.tensor([4.0, 2.0, 1.0])  # all are censored early
+    assert brier_scores(curves, [20], curves[:, :, 0]) == [None]
+    assert integrated([None], [20]) is None
+    assert brier_scores(torch.zeros(2, T, 3), [20], torch.zeros(2, T)) == [None]
