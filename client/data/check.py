@@ -9,6 +9,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 from rich.console import Group
 from rich.table import Table
 
@@ -20,6 +21,7 @@ from client.encoders.registry import check_encoders
 from client.ingest.reasons import ScanReason, ScanRefused, refused_by
 from mmare.errors import DataError
 from mmare.study.choices import Kind
+from mmare.tasks.registry import task_of
 from mmare.wire.messages import Split
 from sites.features import load_features
 from sites.manifest import load_manifest
@@ -124,10 +126,8 @@ def _scans(
 def report_table(site: SiteConfig, study: Study, manifest: Manifest, results: list[ModalityCheck]) -> Group:
     """Summary table: patients per split and class, then each modality in each of them; refusals below."""
     groups = [(split, label) for split in Split for label in range(len(study.classes))]
-    rows = {
-        (split, label): (manifest.splits == split.value) & (manifest.labels == label)
-        for split, label in groups
-    }
+    strata = task_of(study).stratum(torch.from_numpy(manifest.labels)).numpy()
+    rows = {(split, label): (manifest.splits == split.value) & (strata == label) for split, label in groups}
     table = Table(box=None, padding=(0, 1))
     table.add_column("", no_wrap=True)
     for heading in ("found", "usable"):

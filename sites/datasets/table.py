@@ -30,7 +30,7 @@ from sites.splits import three_way
 from sites.table_file import read_table
 from sites.tabular import TextTable, did_you_mean, unknown_column
 
-__all__ = ["TableColumns", "prepare_table"]
+__all__ = ["RECIPE", "TableColumns", "prepare_table"]
 
 RECIPE: Final = "table"  # of `mmare.study.recipes`
 

@@ -17,6 +17,7 @@ from mmare.study.specs import ModalitySpec, TrainingSpec
 from mmare.study.study import Study
 from mmare.wire.messages import Split
 from sites.datasets.porpoise import OMICS, read_omics
+from sites.datasets.table import RECIPE
 from sites.features import Vectors
 from sites.federation import SIMULATED, Prepared, SiteTables, check_target, write_federation
 from sites.manifest import ID, SPLIT
@@ -80,6 +81,7 @@ def prepare_brca(
         task=TaskName.SURVIVAL,
         survival=SurvivalSpec(max(times), unit="days", horizons=(1095.0, 1825.0)),
     )
+    study = study.override([f"training.recipe={RECIPE}"])
     sites = [
         SiteTables(str(name), group[[ID, TIME, EVENT, SPLIT]], features)
         for name, group in kept.groupby("site", sort=True)

@@ -33,6 +33,7 @@ from sites.datasets.mmist import (
     release_rows,
 )
 from sites.datasets.porpoise import AGE, OMICS, SEX, Omics, read_omics
+from sites.datasets.table import RECIPE
 from sites.features import Vectors
 from sites.federation import SIMULATED, Prepared, SiteTables, check_target, write_federation
 from sites.manifest import ID, SPLIT
@@ -104,6 +105,8 @@ def prepare_kirc(  # noqa: PLR0913 - the flags of the command, one to one
         **settings,
     )
     rows["site"] = _hospitals(rows[ID].tolist(), min_patients) if grouping is Grouping.HOSPITAL else "tcga"
+    if study.survival is not None:
+        study = study.override([f"training.recipe={RECIPE}"])
     outcome = [LABEL] if study.survival is None else [TIME, EVENT]
     rows[SPLIT] = _split(rows, outcome[-1], seed)
     written = [ID, *outcome, SPLIT, *columns.get(CLINICAL, ())]

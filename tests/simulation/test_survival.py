@@ -1,5 +1,6 @@
 """Time to an event, from a table to a report: pooled as if all rows lay together, small groups kept back."""
 
+import io
 import json
 import re
 
@@ -7,8 +8,10 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from rich.console import Console
 from typer.testing import CliRunner
 
+from client.data.check import check_site, report_table
 from client.data.dataset import SiteData, load_data
 from client.training.evaluate import logits_of
 from mmare.errors import DataError, InputError
@@ -118,6 +121,16 @@ def test_the_report_is_of_times(run):
         assert words in page
     for words in ("Balanced accuracy", "ECE", "Decision curve"):
         assert words not in page
+
+
+def test_a_site_checks_patients_with_and_without_the_event(federation):
+    study, (site, *_) = survival_study(), site_folders(federation)
+    console = Console(width=200, record=True, file=io.StringIO())
+    console.print(report_table(site, study, *check_site(site, study)))
+    rows = pd.read_csv(site.manifest)
+    counts = [((rows.split == split) & (rows.event == event)).sum() for split in Split for event in (0, 1)]
+    (line,) = [line for line in console.export_text().splitlines() if "patients" in line]
+    assert list(map(int, line.split()[1:])) == [len(rows), len(rows), *counts]
 
 
 def test_what_is_of_classes_refuses_by_name(run):
