@@ -28,6 +28,7 @@ def risk_group_drawings(found: Mapping[str, Any] | None, study: Study) -> list[D
     for place, group in enumerate(groups):
         times = np.linspace(0, study.survival.follow_up, len(group["curve"]))
         last = place == len(groups) - 1
+        name = "highest" if last else "middle" if place else "lowest"
         axes.step(
             times,
             group["curve"],
@@ -35,11 +36,9 @@ def risk_group_drawings(found: Mapping[str, Any] | None, study: Study) -> list[D
             color=colour_holder("ink" if last else "muted"),
             linewidth=2.2 if last else 1.4,
             linestyle="-" if place else "--",
+            label=f"{name} risk, {group['events']} events of {group['n']}",
         )
-        name = "highest" if last else "middle" if place else "lowest"
-        height = 0.05 + 0.09 * (len(groups) - 1 - place)
-        text = f"{name} risk, {group['events']} events of {group['n']}"
-        axes.annotate(text, (0.02, height), xycoords="axes fraction", fontsize=9.5)
+    axes.legend(loc="upper right", frameon=False, fontsize=9.5, labelcolor=colour_holder("ink"))
     axes.set_ylim(0, 1.03)
     axes.set_xlabel(study.survival.unit)
     title = "Share without the event, by predicted risk"
