@@ -116,6 +116,7 @@ def test_a_finished_cell_is_not_run_again(one_cell):
     assert not any("round" in text for text in said)
 
 
+@pytest.mark.slow
 def test_a_line_has_simple_models_where_the_grid_asks_for_them(tmp_path):
     text = GRID.replace("[grid]", "[grid]\nreferences = true").replace('"20"', '"40"')
     cell, place = load_grid(write(tmp_path, text)).cells[0], Workplace.make({}, tmp_path / "out")
