@@ -76,9 +76,9 @@ class CalibrationState:
         main axis, their variance. Their mean alone would make a model look better calibrated than it is.
 
         Example:
-            >>> state = CalibrationState.of(torch.tensor([[0.0, 2.0], [0.0, 2.0]]), torch.tensor([0, 1]))
+            >>> state = CalibrationState.of(torch.tensor([[0.0, 2.0]] * 2000), torch.arange(2000) % 2)
             >>> calibration_at(state.fit(), n_classes=2)
-            Calibration(temperature=1.0, bias=(0.0, -2.0))
+            Calibration(temperature=2.0, bias=(0.0, -1.0))
         """
         k = logits.shape[1]
         logits, labels = logits.detach().to("cpu", torch.float64), labels.detach().cpu()

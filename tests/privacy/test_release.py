@@ -189,7 +189,7 @@ def test_a_trainer_that_lies_is_held_back_by_the_gate(federation, tmp_path, monk
         for event in all_events(tmp_path / "run")
         if event["event"] == "site_left_out"
     }
-    assert (SITE, f"refused: {SiteCode.RELEASE.value}") in left_out
+    assert (SITE, f"refused: {SiteCode.RELEASE.value}, {SiteCode.RELEASE.meaning}") in left_out
 
 
 def test_what_left_is_what_the_log_says(federation, tmp_path):
