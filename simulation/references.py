@@ -57,9 +57,11 @@ def measure_references(request: RunRequest) -> dict[str, Any]:
         what `measure_cox` returns.
 
     Raises:
-        InputError: If the run has no single model.
+        InputError: If the run has no single model, or its study is of numbers.
     """
     study = request.study
+    if study.task is TaskName.REGRESSION:
+        raise InputError(f"--references has no simple model of task {study.task} yet")
     if request.mode is Mode.LOCAL or study.federation.local:
         raise InputError(
             "--references is for a run with one model; here each site keeps its own, or parts of it"

@@ -140,7 +140,8 @@ def run_cell(cell: Cell, place: Workplace, say: Say = lambda _text: None) -> dic
     _clear_other_run(request)
     say("starting")
     result = run_federation(request, (_listener(say),))
-    references = _references(request, say) if cell.references and not study.federation.local else {}
+    told = cell.references and not study.federation.local and study.task is not TaskName.REGRESSION
+    references = _references(request, say) if told else {}
     _thin(request.out, federation, keep_models=place.keep_models)
     amputation = federation / "amputation.json"
     return {

@@ -10,15 +10,16 @@ from typer.testing import CliRunner
 
 from client.data.dataset import SiteData, load_data
 from client.training.evaluate import logits_of
-from mmare.errors import DataError, StudyError
+from mmare.errors import DataError, InputError, StudyError
 from mmare.models.registry import build_model
 from mmare.study.study import load_study, parse_study
 from mmare.wire.messages import Split
 from server.store.model_file import load_model
 from simulation.cli import app
+from simulation.references import measure_references
 from simulation.report.run_report import write_report
 from sites.federation import site_folders
-from tests.federations import run_nodes
+from tests.federations import request_of, run_nodes
 
 TABLE = "id,site,age,lab,dose\n" + "\n".join(
     f"p{row},{'abc'[row % 3]},{20 + row},{row % 7},{10 + row % 13}" for row in range(72)
@@ -48,6 +49,12 @@ def run(federation, tmp_path_factory):
 
 def result_of(out):
     return json.loads((out / "result.json").read_text())["metrics"]["test"]
+
+
+def test_simple_models_are_of_classes_and_times(run, federation):
+    request = request_of(federation, run, settings=("training.rounds=3", "model.width=16"))
+    with pytest.raises(InputError, match="--references has no simple model of task regression yet"):
+        measure_references(request)
 
 
 def test_a_table_becomes_a_federation(federation):
