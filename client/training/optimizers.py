@@ -9,6 +9,7 @@ import torch
 
 from mmare.errors import SiteCode, SiteError
 from mmare.study.choices import OptimizerName
+from mmare.wire.sharing import GRADIENTS
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -26,7 +27,7 @@ __all__ = ["MeanGradient", "PhaseOptimizers"]
 
 
 class MeanGradient(torch.optim.Optimizer):
-    """Adds up the gradients of a round's batches; parameters move at its end only, by minus the sum."""
+    """Adds up the gradients of a round's batches; parameters move at its end only, by -1024 times the sum."""
 
     def __init__(self, parameters: Iterable[Parameter]) -> None:
         super().__init__(list(parameters), {})
@@ -46,7 +47,7 @@ class MeanGradient(torch.optim.Optimizer):
     def finish(self) -> None:
         """Move the parameters."""
         for parameter, total in self._sums.items():
-            parameter.sub_(total)
+            parameter.sub_(total, alpha=GRADIENTS)
 
 
 class PhaseOptimizers:
@@ -57,7 +58,7 @@ class PhaseOptimizers:
         phase: Of the round.
         training: Of the study; an objective may override it.
         rate_factor: Multiplies every learning rate.
-        gradients: Whether the coordinator makes the steps: here parameters move by minus the mean gradient.
+        gradients: Whether the coordinator makes the steps: here parameters tell the mean gradient only.
     """
 
     def __init__(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from torch import nn
 
@@ -16,16 +16,19 @@ if TYPE_CHECKING:
 
 __all__ = ["LinearTerm"]
 
+MISSING: Final = 0.5  # what stands in the missing vector
+
 
 class LinearTerm(nn.Module):
     r"""Logits that are linear in a patient's inputs and missing vector; zero at the start.
 
-    .. math:: A m + b + \sum_{j\ present} W_j x_j / \ell_j
+    .. math:: A m / 2 + b + \sum_{j\ present} W_j x_j / \ell_j
 
     with the root mean square length :math:`\ell_j` of the train rows of modality j. Of each modality a
-    patient has either an input of mean square length 1 or a 1 in the missing vector, so the cross entropy of
-    M modalities has a curvature of at most (M + 1) / 2 (Böhning 1992), whatever the table: gradient descent
-    with the step 1 / (M + 1) cannot diverge, and stopped early it acts as a ridge penalty.
+    patient has an input of mean square length 1 or a half in the missing vector, so the cross entropy of M
+    modalities has a curvature of at most (M + 1) / 2 (Böhning 1992), whatever the table: gradient descent
+    with the step 1 / (M + 1) cannot diverge, and stopped early it acts as a ridge penalty. Halves, because
+    ones would grow long before the inputs, even where what is missing tells nothing.
     """
 
     def __init__(self, widths: Sequence[int], classes: int) -> None:
@@ -38,7 +41,7 @@ class LinearTerm(nn.Module):
 
     def forward(self, scaled: Tensor, present: Tensor, lengths: Sequence[Tensor]) -> Tensor:
         """Logits ``(B, K)`` of ``(B, W)`` and ``(B, M)``; ``lengths`` are those of `InputScaling.lengths`."""
-        logits: Tensor = self.missing((~present).to(scaled.dtype))
+        logits: Tensor = self.missing(MISSING * (~present).to(scaled.dtype))
         parts = present_parts(scaled, present, self.widths)
         for layer, part, length in zip(self.inputs, parts, lengths, strict=True):
             logits = logits + layer(part / length)

@@ -96,7 +96,8 @@ class FedSGDOptions(FedAvgOptions):
     """FedSGD (McMahan et al. 2017): sites send the gradient of all their train rows at the received model.
 
     The coordinator steps the study's optimizer once a round along the pooled gradient, so that a round is the
-    step that the pooled rows would make, however many sites they lie at.
+    step that the pooled rows would make, however many sites they lie at. ``damping`` shortens that step: what
+    few rows exercise learns slowly, and overfits later.
     """
 
 
@@ -180,6 +181,8 @@ def strategy_options(name: str, options: Mapping[str, Any]) -> Any:  # noqa: ANN
 def _check_weighting(name: str, options: Any) -> None:  # noqa: ANN401 - each strategy has its own
     """Refuse options that would have no effect."""
     if getattr(options, "weighting", None) is not Weighting.SAMPLES:
+        return
+    if isinstance(options, FedSGDOptions):
         return
     if isinstance(options, ExposureOptions):
         raise StudyError("[federation] strategy exposure weighs by exposure; fedavg weighs by samples")

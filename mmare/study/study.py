@@ -112,7 +112,11 @@ class Study:
             StudyError: If a section or key does not exist, or the result contradicts itself.
         """
         content = self.to_dict()
-        if any(assignment.partition("=")[0].strip() in _CHOOSE_RECIPE for assignment in assignments):
+        names = {assignment.partition("=")[0].strip() for assignment in assignments}
+        recipe = recipe_of(self.model.name, self.training.recipe)[1]
+        if "federation.strategy" in names and self.federation.options == recipe.federation.get("options"):
+            del content["federation"]["options"]  # another strategy has others
+        if names & _CHOOSE_RECIPE:
             _forget_recipe(content)
         for assignment in assignments:
             _assign(content, assignment)
@@ -172,7 +176,7 @@ def _from_tables(content: Mapping[str, Any]) -> Study:
         model=ModelSpec(name=model_name, options={**recipe.model, **model}),
         training=from_table(TrainingSpec, settings, "[training]"),
         federation=from_table(
-            FederationSpec, {**recipe.federation, **_table(content, "federation")}, "[federation]"
+            FederationSpec, recipe.federated_with(_table(content, "federation")), "[federation]"
         ),
         privacy=from_table(PrivacySpec, _table(content, "privacy"), "[privacy]"),
         task=task,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from mmare.errors import StudyError
 from mmare.models.blocks import without_parameters
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from mmare.study.study import Study
 
 __all__ = [
+    "GRADIENTS",
     "federated_blocks",
     "from_wire",
     "keeps_state",
@@ -26,6 +27,10 @@ __all__ = [
     "on_wire",
     "steps_at_coordinator",
 ]
+
+# By how many times its gradient a site of FedSGD moves a parameter: what then differs has the digits of the
+# gradient, not those of a parameter that is a million times as large. A power of two, so nothing is rounded.
+GRADIENTS: Final = 1024.0
 
 
 def local_parameters(model: MultimodalModel, study: Study) -> frozenset[str]:

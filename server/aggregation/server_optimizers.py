@@ -37,10 +37,13 @@ class ServerOptimizer:
         moments: Names of the tensors kept per parameter, initially zero.
         step: Maps a parameter, its mean change, its moments and the number of steps including this one to the
             new parameter and moments.
+        damped: Whether FedSGD shortens its steps where few rows exercise a block; others follow the length of
+            the gradient.
     """
 
     moments: tuple[str, ...]
     step: Step
+    damped: bool = False
 
 
 def fedavgm(options: FedAvgMOptions) -> ServerOptimizer:
@@ -133,7 +136,7 @@ def fedsgd(training: TrainingSpec) -> ServerOptimizer:
         return value + rate / (1 - BETA1**count) * first / root, (first, second)
 
     names = () if training.optimizer is OptimizerName.SGD else ("first", "second")
-    return ServerOptimizer(names, step)
+    return ServerOptimizer(names, step, damped=True)
 
 
 def steps_of(model: MultimodalModel, training: TrainingSpec) -> dict[str, ServerOptimizer]:

@@ -26,6 +26,7 @@ from mmare.study.strategy_options import (
     TrimmedMeanOptions,
     strategy_options,
 )
+from mmare.wire.sharing import GRADIENTS
 from mmare.wire.tensors import is_finite
 from server.aggregation.mean import BlockWeights, Contribution, Sums, mean_of_sums, to_dtype, weighted_mean
 from server.aggregation.robust import changes_gram, points_of, runs
@@ -150,23 +151,37 @@ def _stepping(make: Callable[[Any], ServerOptimizer]) -> Callable[[Any], Strateg
 
 
 def _fedsgd(options: FedAvgOptions, optimizer_of: Callable[[str], ServerOptimizer]) -> Strategy:
-    """A step of an optimiser along the mean gradient of all rows; the schedule's factor scales it."""
+    """A step of an optimiser along the mean gradient of all rows, scaled by the schedule and by damping."""
 
     def step(gathered: Gathered) -> tuple[Tensors, Tensors]:
-        changed, state = _stepped(gathered, options, optimizer_of)
-        if gathered.rate_factor != 1:
-            for name, value in gathered.current.items():
+        changed, state = _stepped(gathered, options, optimizer_of, GRADIENTS)
+        for block, names in gathered.parts.items():
+            factor, exposure = gathered.rate_factor, _exposure(gathered, block)
+            if optimizer_of(block).damped and exposure:
+                factor *= exposure / (exposure + options.damping)
+            for name in names if factor != 1 else ():
+                value = gathered.current[name]
                 way = changed[name].double() - value.double()
-                changed[name] = to_dtype(value.double() + gathered.rate_factor * way, value.dtype)
+                changed[name] = to_dtype(value.double() + factor * way, value.dtype)
         return changed, state
 
     return step
 
 
+def _exposure(gathered: Gathered, block: str) -> float:
+    """Of a block, over all sites."""
+    if gathered.sums is not None:
+        return gathered.sums.blocks[block].exposure if block in gathered.sums.blocks else 0.0
+    return float(sum(each.exposures.get(block, 0) for each in gathered.contributions))
+
+
 def _stepped(
-    gathered: Gathered, options: FedAvgOptions, optimizer_of: Callable[[str], ServerOptimizer]
+    gathered: Gathered,
+    options: FedAvgOptions,
+    optimizer_of: Callable[[str], ServerOptimizer],
+    stretch: float = 1.0,
 ) -> tuple[Tensors, Tensors]:
-    """Step each block along its mean change."""
+    """Step each block along its mean change, which sites made ``stretch`` times as long."""
     changed, weights, state = _mean(gathered, options)
     for block, names in gathered.parts.items():
         optimizer, moves = optimizer_of(block), weights[block].moves
@@ -181,7 +196,7 @@ def _stepped(
                 gathered.state[key] if key in gathered.state else torch.zeros_like(value) for key in keys
             ]
             if moves:
-                change = changed[name] - value
+                change = (changed[name] - value) / stretch
                 changed[name], moments = optimizer.step(value, change, moments, int(count))
             state.update(zip(keys, moments, strict=True))
     return changed, state

@@ -79,8 +79,9 @@ class Averaging:
     def __init__(self, model: GlobalModel, study: Study, *, federated: bool) -> None:
         federation = study.federation
         if not federated:
-            keeps = federation.strategy if steps_at_coordinator(study) else "fedavg"
-            federation = replace(federation, strategy=keeps, options={}, max_share=1.0)
+            federation = replace(federation, max_share=1.0)
+            if not steps_at_coordinator(study):
+                federation = replace(federation, strategy="fedavg", options={})
         options = strategy_options(federation.strategy, federation.options)
         self.measures_gap = getattr(options, "gap_step", 0.0) > 0
         self._strategy = strategy_of(federation, steps_of(model.model, study.training).__getitem__)

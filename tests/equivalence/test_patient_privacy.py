@@ -56,6 +56,16 @@ def test_a_killed_run_ends_with_the_same_bits_and_is_charged_once(
     assert charges(federation, tmp_path / "run") == dict.fromkeys(SITES, 1)
 
 
+@pytest.mark.slow
+def test_gradients_are_private_in_one_step_of_all_rows_a_round(federation, tmp_path):
+    models = {}
+    for kind in ("one", "again"):
+        run_nodes(federation, tmp_path / kind, settings=[*SETTINGS, "federation.strategy=fedsgd"])
+        models[kind] = load_file(tmp_path / kind / "model" / "model.safetensors")
+    assert all(np.array_equal(value, models["again"][name]) for name, value in models["one"].items())
+    assert charges(federation, tmp_path / "one") == dict.fromkeys(SITES, 1)
+
+
 def test_the_last_rounds_model_is_the_result_and_alone_is_validated(straight):
     assert [line["round"] for line in events(straight, "validated")] == [3]
     result = json.loads((straight / "result.json").read_text())

@@ -31,6 +31,7 @@ STRATEGIES = {
     "exponent": ("federation.strategy=exposure", "federation.options.exponent=0.5"),
     "fedprox": ("federation.strategy=fedprox",),
     "fedadam": ("federation.strategy=fedadam",),
+    "fedsgd": ("federation.strategy=fedsgd", "federation.options.damping=50.0"),
     "drift": ("federation.untouched=drift",),
     "heads-stay": ('federation.local=["head"]',),
 }

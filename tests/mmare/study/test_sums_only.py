@@ -37,6 +37,14 @@ def test_sites_keep_no_moments_where_the_coordinator_steps():
 def test_another_recipe_brings_its_own_strategy():
     study = tiny_study(training={"recipe": "table"})
     assert study.federation.strategy == "fedsgd"
+    assert study.federation.options == {"damping": 4000.0}
     assert study.override(["training.recipe=thesis"]).federation.strategy == "fedavg"
+    for settings in (
+        ["federation.strategy=fedavg"],
+        ["training.recipe=thesis", "federation.strategy=fedavg"],
+    ):
+        assert study.override(settings).federation.options == {}
+    own = study.override(["federation.options.damping=7.0"])
+    assert own.federation.options == {"damping": 7.0}
     kept = study.override(["training.recipe=thesis", "federation.strategy=fedyogi"])
     assert kept.federation.strategy == "fedyogi"

@@ -16,10 +16,11 @@ from hypothesis import strategies as st
 from mmare.errors import RunError
 from mmare.study.choices import OptimizerName
 from mmare.study.specs import FederationSpec, TrainingSpec
-from mmare.study.strategy_options import FedAvgOptions, Weighting
+from mmare.study.strategy_options import FedAvgMOptions, FedAvgOptions, Weighting
+from mmare.wire.sharing import GRADIENTS
 from server.aggregation.mean import Contribution
 from server.aggregation.robust import changes_gram, points_of, runs
-from server.aggregation.server_optimizers import fedsgd
+from server.aggregation.server_optimizers import fedavgm, fedsgd
 from server.aggregation.site_weights import gap_factors, site_weights
 from server.aggregation.strategies import Gathered, strategy_of
 from tests.properties import examples
@@ -103,6 +104,20 @@ def test_the_schedules_factor_shortens_the_step(factor):
     changed, _ = made(Gathered(current, PARTS, [sent], rate_factor=factor))
     for value in changed.values():
         torch.testing.assert_close(value, torch.full_like(value, 1 - 0.1 * factor))
+
+
+def test_damping_shortens_the_steps_of_the_optimiser_by_block_and_no_others():
+    zeros = {name: torch.zeros(shape) for name, shape in SHAPES.items()}
+    sent = contribution(1, samples=40, exposures={"head": 40, "ct": 10, "columns": 40}, held=zeros)
+    current = {name: torch.ones(shape) for name, shape in SHAPES.items()}
+    free = fedavgm(FedAvgMOptions(server_learning_rate=GRADIENTS))
+    made = strategy_of(
+        FederationSpec(strategy="fedsgd", options={"damping": 30.0}),
+        lambda block: free if block == "columns" else fedsgd(STEADY),
+    )
+    changed, _ = made(Gathered(current, PARTS, [sent]))
+    for name, wanted in {"bias": 1 - 0.1 * 40 / 70, "ct.bias": 1 - 0.1 * 10 / 40, "g": 0.0}.items():
+        torch.testing.assert_close(changed[name], torch.full_like(changed[name], wanted))
 
 
 def exposed_round(table, seed=0):
