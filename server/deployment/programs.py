@@ -50,7 +50,7 @@ __all__ = [
 ]
 
 RECORD: Final = "processes.json"  # in the kit's state: running programs, for the next start
-WORK_POLL_S: Final = "0.1"  # of SuperExec, for work
+WORK_POLL_S: Final = "0.5"  # of SuperExec, for work: SuperLink answers each time from its database
 END_S: Final = 10.0  # from SIGTERM to SIGKILL for processes of an earlier start
 POLL_S: Final = 0.05
 _TICKS_PER_S: Final = os.sysconf("SC_CLK_TCK")

@@ -11,7 +11,8 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -23,7 +24,6 @@ from server.deployment.programs import server_app_pid, started_at
 from server.deployment.status import kit_status
 from server.membership.kit import Kit, load_kit
 from sites.config import SiteConfig, load_site
-from tests.federations import all_events
 
 BIN = Path(sys.executable).parent
 COMMAND_S = 120
@@ -199,6 +199,28 @@ class Hospital:
         return f"##### {self.folder.name}\n" + tails(sorted(found))
 
 
+@contextmanager
+def odd_worker(hospital: Hospital, *faults: str) -> Iterator[None]:
+    """The hospital's worker does what it should not for a while; see `tests.system.odd_worker`."""
+    hospital.stop()
+    hospital.start("relay")
+    with (hospital.folder / "odd.log").open("ab") as file:
+        worker = subprocess.Popen(
+            [sys.executable, "-m", "tests.system.odd_worker", str(hospital.file), *faults],
+            stdout=file,
+            stderr=file,
+            cwd=Path(__file__).parents[2],
+        )
+    try:
+        until(hospital.serving, "the odd worker answers", START_S, hospital.logs)
+        yield
+    finally:
+        worker.send_signal(signal.SIGTERM)
+        worker.wait(60)
+        hospital.stop()
+        hospital.start()
+
+
 class Coordinator:
     """``mmare-server`` with a kit of its own.
 
@@ -221,6 +243,7 @@ class Coordinator:
             *("--superlink-port", self.superlink_port, "--name", "test"),
         )
         self.running: Running | None = None
+        self._said = 0
         self.hospitals: list[Hospital] = []
 
     @property
@@ -232,15 +255,18 @@ class Coordinator:
 
     def start(self, source: Path, out: Path, *options: object) -> None:
         """``mmare-server start``."""
-        assert self.running is None or not self.running.alive()
-        words = ("start", source, "--kit", self.folder, "--out", out, *options)
-        log = self.folder / "logs" / "start.log"
-        self.running = Running(log, "mmare-server", *words, inside=self.inside)
+        self._start(source, "--out", out, *options)
 
     def stay(self) -> None:
         """``mmare-server start`` without a study."""
+        self._start()
+
+    def _start(self, *words: object) -> None:
+        assert self.running is None or not self.running.alive()
         log = self.folder / "logs" / "start.log"
-        self.running = Running(log, "mmare-server", "start", "--kit", self.folder, inside=self.inside)
+        self._said = log.stat().st_size if log.exists() else 0  # before this start
+        words = ("start", *words, "--kit", self.folder)
+        self.running = Running(log, "mmare-server", *words, inside=self.inside)
 
     def wait(self, timeout_s: float) -> int:
         """Until the command ends; its exit code."""
@@ -292,8 +318,8 @@ class Coordinator:
         os.kill(self.pid(name), number)
 
     def says(self, text: str) -> bool:
-        """Whether the command has told people something."""
-        return text in (self.folder / "logs" / "start.log").read_text()
+        """Whether the command has told people something since it was last started."""
+        return text.encode() in (self.folder / "logs" / "start.log").read_bytes()[self._said :]
 
     def until_round(
         self, out: Path, number: int, timeout_s: float = 180, event: str = "round_started"
@@ -302,9 +328,7 @@ class Coordinator:
 
         def there() -> bool:
             assert self.running is not None
-            if (out / "rounds.jsonl").exists() and any(
-                each["event"] == event and each["round"] >= number for each in _whole(out)
-            ):
+            if any(each["event"] == event and each["round"] >= number for each in whole_events(out)):
                 return True
             assert self.running.alive(), self.logs()
             return False
@@ -320,8 +344,8 @@ class Coordinator:
         return kit_status(self.kit)
 
 
-def _whole(out: Path) -> list[dict]:
-    try:
-        return all_events(out)
-    except ValueError:
-        return []  # a line is being written
+def whole_events(out: Path) -> list[dict]:
+    """Every event of a journal that is being written, less a line that is not whole yet."""
+    path = out / "rounds.jsonl"
+    lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
+    return [json.loads(line) for line in lines if line.endswith(b"\n")]

@@ -1,6 +1,7 @@
 """A site worker that is real but for what it lets through.
 
-``python -m tests.system.odd_worker SITE.toml FAULT:ROUND…``, or the name of a fault of the roll call.
+``python -m tests.system.odd_worker SITE.toml FAULT:ROUND…``, or the name of a fault of the roll call, or
+``slow``: rounds that wait for a site cost no processor time.
 
 The faults sit behind the gate, where a hospital that means harm, or whose machine is broken, would put them.
 """
@@ -24,6 +25,7 @@ Answer = tuple[str, bytes]
 Fault = Callable[[Request, Answer], Answer]
 
 LATE_S = 1.0  # after the deadline
+SLOW_S = 2.0  # longer than the others train
 
 
 def not_a_number(_request: Request, answer: Answer) -> Answer:
@@ -71,7 +73,7 @@ ROLL_CALL: dict[str, Fault] = {"other-encoder": other_encoder, "other-site": oth
 def main(site: str, *faults: str) -> None:
     named = [fault.partition(":") for fault in faults]
     of_round = {int(number): name for name, _, number in named if number}
-    of_roll_call = [name for name, _, number in named if not number]
+    of_roll_call = [name for name, _, number in named if name in ROLL_CALL and not number]
     stale = Stale()
 
     def odd_service(*arguments: object) -> Callable[[str, bytes], Answer]:
@@ -80,6 +82,8 @@ def main(site: str, *faults: str) -> None:
         def answer(header: str, payload: bytes) -> Answer:
             request = decode(Request, header)
             found = service(header, payload)
+            if request.task is Task.TRAIN and "slow" in faults:
+                time.sleep(SLOW_S)
             if request.task is Task.DESCRIBE:
                 for name in of_roll_call:
                     found = ROLL_CALL[name](request, found)

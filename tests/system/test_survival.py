@@ -5,11 +5,9 @@ alone. After every run the same federation is run in one process, less the updat
 left out: the weights must be the same, bit for bit.
 """
 
-import json
 import os
 import re
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
@@ -19,8 +17,10 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+import tomli_w
 
 from mmare.errors import SiteCode
+from mmare.study.study import load_study
 from server.membership.kit import load_kit, renew
 from tests.federations import (
     events,
@@ -36,7 +36,9 @@ from tests.system.deployment import (
     command,
     free_ports,
     needs_nginx,
+    odd_worker,
     until,
+    whole_events,
 )
 from tests.system.network import COORDINATOR, PUBLIC_PORT, needs_namespaces, network, open_ports
 
@@ -44,7 +46,7 @@ pytestmark = [pytest.mark.system, needs_nginx]
 
 LONG_S = 600  # for a run with faults on a busy machine
 DEADLINE_S = 15
-CUT_S = 60
+CUT_S = 35
 STUDY = {
     "training": {"patience": 500},
     "federation": {"deadline_s": DEADLINE_S, "max_norm": 100, "min_sites": 2},
@@ -59,16 +61,28 @@ def hosts():
         yield found
 
 
+@pytest.fixture(scope="module")
+def place(hosts):
+    """The hospitals run for all tests, which each begin a run of their own."""
+    with tempfile.TemporaryDirectory(prefix="mmare-") as folder:
+        found = Deployment(Path(folder), hosts)
+        try:
+            for hospital in found.hospitals.values():
+                hospital.join(found.coordinator, found.study)
+                hospital.start()
+            yield found
+        finally:
+            found.close()
+
+
 class Deployment:
     """A coordinator and its hospitals, each on a host of its own, with a federation folder between them."""
 
-    def __init__(self, folder: Path, hosts, rounds: int, **study: dict) -> None:
-        changes = {name: {**STUDY.get(name, {}), **study.get(name, {})} for name in {*STUDY, *study}}
-        changes["training"]["rounds"] = rounds
+    def __init__(self, folder: Path, hosts) -> None:
         self.hosts = hosts
-        self.federation = tiny_federation(folder / "fed", tiny_study(**changes))
+        self.federation = tiny_federation(folder / "fed", tiny_study(**STUDY))
         self.study = self.federation / "study.toml"
-        self.out = folder / "run"
+        self.settings: tuple[str, ...] = ()
         self.coordinator = Coordinator(folder / "kit", COORDINATOR, PUBLIC_PORT, hosts.coordinator.inside())
         self.host_of = dict(zip(NAMES, hosts.hospitals, strict=True))
         self.hospitals = {
@@ -77,9 +91,14 @@ class Deployment:
         }
         self.coordinator.hospitals += self.hospitals.values()
 
-    def join(self) -> None:
+    def prepare(self, folder: Path, *settings: str) -> None:
+        """A study that the hospitals approve, and the folder of its run."""
+        self.coordinator.close()
+        self.settings, self.study, self.out = settings, folder / "study.toml", folder / "run"
+        study = load_study(self.federation / "study.toml").override(settings)
+        self.study.write_text(tomli_w.dumps(study.to_dict()))
         for hospital in self.hospitals.values():
-            hospital.join(self.coordinator, self.study)
+            hospital.approve(self.study)
 
     def start(self, *options: object) -> None:
         self.coordinator.start(self.study, self.out, *options)
@@ -91,7 +110,7 @@ class Deployment:
 
     def rounds(self) -> int:
         """Rounds that have been finished, counted each time."""
-        return sum(event["event"] == "aggregated" for event in self._lines())
+        return sum(event["event"] == "aggregated" for event in whole_events(self.out))
 
     def after(self, more: int, timeout_s: float = 240) -> None:
         """Until some more rounds are finished."""
@@ -105,16 +124,11 @@ class Deployment:
         def there() -> bool:
             return any(
                 event["event"] == "site_update" and event["site"] == site and moment(event) > since
-                for event in self._lines()
+                for event in whole_events(self.out)
             )
 
         until(there, f"{site} is back", timeout_s, self.coordinator.logs)
         return time.time() - since
-
-    def _lines(self) -> list[dict]:
-        """Events that are whole by now."""
-        text = (self.out / "rounds.jsonl").read_text() if (self.out / "rounds.jsonl").exists() else ""
-        return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
 
     def left_out(self) -> list[tuple[int, str, str]]:
         found = events(self.out, "site_left_out")
@@ -134,32 +148,42 @@ class Deployment:
             raise ConnectionError
 
         faults = {NAMES.index(site): while_training(absent, *lost) for site, lost in missing.items() if lost}
-        run_nodes(self.federation, folder, faults=faults)
+        run_nodes(self.federation, folder, settings=self.settings, faults=faults)
         assert weights(self.out) == weights(folder), self.left_out()
-
-
-@contextmanager
-def deployed(hosts, rounds: int, **study: dict):
-    with tempfile.TemporaryDirectory(prefix="mmare-") as folder:
-        found = Deployment(Path(folder), hosts, rounds, **study)
-        found.join()
-        for hospital in found.hospitals.values():
-            hospital.start()
-        try:
-            yield found
-        finally:
-            found.close()
 
 
 def moment(event) -> float:
     return datetime.fromisoformat(event["time"]).timestamp()
 
 
-def test_whatever_dies_at_a_hospital_the_run_ends_with_what_arrived(hosts, tmp_path):
-    with deployed(hosts, rounds=90) as place:
+def test_only_the_public_door_is_open_and_hospitals_have_none(place, tmp_path):
+    place.prepare(tmp_path)
+    place.start("--min-nodes", 4)  # one who never comes
+    assert all(
+        [place.coordinator.pid("serverapp"), *(each.pid("supernode") for each in place.hospitals.values())]
+    )
+    hospital, coordinator = place.host_of["ash"], place.hosts.coordinator
+    wanted = sorted(
+        {22, 80, PUBLIC_PORT, 8000, 8080, 9094, 9095, 9464, place.coordinator.superlink_port}
+        | {each.site.coordinator.runtime_port for each in place.hospitals.values()}
+    )
+    assert open_ports(hospital, coordinator, wanted) == [PUBLIC_PORT]
+    for each in place.hosts.hospitals:
+        assert open_ports(coordinator, each, wanted) == []
+    for path in ("/v1/control/list-runs", "/v1/runtime/acquire-task", "/docs", "/v1/fleet/../control/x"):
+        told = hospital.run(
+            *("curl", "-sk", "--path-as-is", "-o", "/dev/null", "-w", "%{http_code}", "-X", "POST"),
+            f"https://{COORDINATOR}{path}",
+        )
+        assert told in ("403", "404"), path
+
+
+def test_whatever_dies_at_a_hospital_the_run_ends_with_what_arrived(place, tmp_path):
+    place.prepare(tmp_path, "training.rounds=40")
+    took = {}
+    with odd_worker(place.hospitals["cedar"], "slow"):
         place.start()
         place.after(2)
-        took = {}
         for site, part in (("ash", "worker"), ("birch", "superexec"), ("cedar", "supernode")):
             place.hospitals[site].kill(part)
             took[part] = place.back(site)
@@ -169,138 +193,60 @@ def test_whatever_dies_at_a_hospital_the_run_ends_with_what_arrived(hosts, tmp_p
         host.mend()
         took[f"a cut of {CUT_S} s"] = place.back("birch")
         place.coordinator.finish(LONG_S)
-        sys.stderr.write("".join(f"{what}: back after {seconds:.1f} s\n" for what, seconds in took.items()))
-        assert "birch" in {site for _, site, _ in place.left_out()}  # it was away for a minute
-        place.ends_as_in_one_process(tmp_path / "plain")
-
-
-def test_only_the_public_door_is_open_and_hospitals_have_none(hosts):
-    with deployed(hosts, rounds=4000) as place:
-        place.start()
-        place.after(1)
-        hospital, coordinator = place.host_of["ash"], hosts.coordinator
-        wanted = sorted(
-            {22, 80, PUBLIC_PORT, 8000, 8080, 9094, 9095, 9464, place.coordinator.superlink_port}
-            | {each.site.coordinator.runtime_port for each in place.hospitals.values()}
-        )
-        assert open_ports(hospital, coordinator, wanted) == [PUBLIC_PORT]
-        for each in hosts.hospitals:
-            assert open_ports(coordinator, each, wanted) == []
-        for path in ("/v1/control/list-runs", "/v1/runtime/acquire-task", "/docs", "/v1/fleet/../control/x"):
-            told = hospital.run(
-                *("curl", "-sk", "--path-as-is", "-o", "/dev/null", "-w", "%{http_code}", "-X", "POST"),
-                f"https://{COORDINATOR}{path}",
-            )
-            assert told in ("403", "404"), path
-
-
-@contextmanager
-def odd(place: Deployment, site: str, *faults: str):
-    """A hospital whose worker does what it should not; see `tests.system.odd_worker`."""
-    hospital = place.hospitals[site]
-    hospital.stop()
-    hospital.start("relay")
-    with (hospital.folder / "odd.log").open("ab") as file:
-        worker = subprocess.Popen(
-            [sys.executable, "-m", "tests.system.odd_worker", str(hospital.file), *faults],
-            stdout=file,
-            stderr=file,
-            cwd=Path(__file__).parents[2],
-        )
-    try:
-        until(hospital.serving, "the odd worker answers", 120, place.coordinator.logs)
-        yield
-    finally:
-        worker.send_signal(signal.SIGTERM)
-        worker.wait(60)
+    sys.stderr.write("".join(f"{what}: back after {seconds:.1f} s\n" for what, seconds in took.items()))
+    assert "birch" in {site for _, site, _ in place.left_out()}  # it was away for two deadlines
+    place.ends_as_in_one_process(tmp_path / "plain")
 
 
 LYING = "nan:3 huge:5 stale:7 late:9"
 
 
-def test_a_site_that_sends_what_it_should_not_is_left_out_by_name(hosts, tmp_path):
-    with deployed(hosts, rounds=12) as place:
-        with odd(place, "cedar", *LYING.split()):
-            place.start()
-            place.coordinator.finish(LONG_S)
-        told = {number: reason for number, site, reason in place.left_out() if site == "cedar"}
-        assert set(told) == {3, 5, 7, 9}
-        assert told[3] == "values that are not finite"
-        assert told[5].startswith("a change of norm")
-        assert told[7] == "an answer of site 'cedar' to round 6, expected 'cedar' and 7"
-        assert told[9] in ("no answer before the deadline", f"refused: S402, {SiteCode.LATE.meaning}")
-        assert {site for _, site, _ in place.left_out()} == {"cedar"}
-        place.ends_as_in_one_process(tmp_path / "plain")
-
-
-def test_who_does_not_belong_is_named_at_the_roll_call_or_not_heard_at_all(hosts, tmp_path):
-    """Another study at one hospital; at another a key that nobody admitted."""
-    with deployed(hosts, rounds=2, federation={"min_sites": 1}) as place:
-        other, stranger = place.hospitals["birch"], place.hospitals["cedar"]
-        changed = tmp_path / "other.toml"
-        changed.write_text(place.study.read_text().replace("learning_rate = 0.01", "learning_rate = 0.02"))
-        assert changed.read_text() != place.study.read_text()
-        command("mmare-site", "approve", place.study, "--site", other.file, "--revoke")
-        other.approve(changed)
-        stranger.stop()
-        bundle = stranger.folder / "bundle.zip"
-        command(
-            "mmare-site", "kit", "request", stranger.file, "--new-key", "--out", tmp_path / "request.json"
-        )
-        stranger.start()
-        place.start("--min-nodes", 2)
+def test_a_site_that_sends_what_it_should_not_is_left_out_by_name(place, tmp_path):
+    place.prepare(tmp_path, "training.rounds=10")
+    with odd_worker(place.hospitals["cedar"], *LYING.split()):
+        place.start()
         place.coordinator.finish(LONG_S)
-        called = {event["site"]: event for event in events(place.out, "roll_call") if event.get("site")}
-        assert called["ash"]["accepted"] is True
-        assert "cedar" not in called
-        refused = [event for event in events(place.out, "roll_call") if not event["accepted"]]
-        assert [event["reason"] for event in refused] == [f"refused: S102, {SiteCode.STUDY.meaning}"]
-        assert bundle.exists()
-        until(
-            lambda: "not admitted" in stranger.logs() or "305" in stranger.logs(),
-            "the stranger is told",
-            60,
-            stranger.logs,
-        )
+    told = {number: reason for number, site, reason in place.left_out() if site == "cedar"}
+    assert set(told) == {3, 5, 7, 9}
+    assert told[3] == "values that are not finite"
+    assert told[5].startswith("a change of norm")
+    assert told[7] == "an answer of site 'cedar' to round 6, expected 'cedar' and 7"
+    assert told[9] in ("no answer before the deadline", f"refused: S402, {SiteCode.LATE.meaning}")
+    assert {site for _, site, _ in place.left_out()} == {"cedar"}
+    place.ends_as_in_one_process(tmp_path / "plain")
 
 
-def test_another_encoder_and_another_site_s_name_are_named_at_the_roll_call(hosts):
-    with (
-        deployed(hosts, rounds=2, federation={"min_sites": 1}) as place,
-        odd(place, "birch", "other-site"),
-        odd(place, "cedar", "other-encoder"),
-    ):
-        place.start("--min-nodes", 3)
+def test_another_encoder_and_another_site_s_name_are_named_at_the_roll_call(place, tmp_path):
+    place.prepare(tmp_path, "training.rounds=2", "federation.min_sites=1")
+    sites = place.hospitals
+    with odd_worker(sites["birch"], "other-site"), odd_worker(sites["cedar"], "other-encoder"):
+        place.start()
         place.coordinator.finish(LONG_S)
-        called = {event["site"]: event for event in events(place.out, "roll_call")}
-        assert {site for site, event in called.items() if event["accepted"]} == {"ash"}
-        assert called["birch"]["reason"] == "answers as the site 'ash', but its key was admitted for 'birch'"
-        assert re.fullmatch(r"encoder of \w+ is another, expected .+", called["cedar"]["reason"])
-        assert {event["site"] for event in events(place.out, "site_update")} == {"ash"}
+    called = {event["site"]: event for event in events(place.out, "roll_call")}
+    assert {site for site, event in called.items() if event["accepted"]} == {"ash"}
+    assert called["birch"]["reason"] == "answers as the site 'ash', but its key was admitted for 'birch'"
+    assert re.fullmatch(r"encoder of \w+ is another, expected .+", called["cedar"]["reason"])
+    assert {event["site"] for event in events(place.out, "site_update")} == {"ash"}
 
 
-def test_an_expired_certificate_stops_nobody_silently(hosts, tmp_path):
-    with tempfile.TemporaryDirectory(prefix="mmare-") as folder:
-        place = Deployment(Path(folder), hosts, 2)
-        place.join()
-        kit = load_kit(place.coordinator.folder)
-        renew(kit, days=2, start=datetime.now(UTC) - timedelta(days=5))
+def test_an_expired_certificate_stops_nobody_silently(place, tmp_path):
+    place.prepare(tmp_path, "training.rounds=2")
+    kit = load_kit(place.coordinator.folder)
+    renew(kit, days=2, start=datetime.now(UTC) - timedelta(days=5))
+    try:
         place.start()
         assert place.coordinator.wait(60) == 2
         assert place.coordinator.says("expired")
+    finally:
         renew(kit)
-        for hospital in place.hospitals.values():
-            hospital.start()
-        try:
-            place.start()
-            place.coordinator.finish(LONG_S)
-        finally:
-            place.close()
-        place.ends_as_in_one_process(tmp_path / "plain")
+    place.start()
+    place.coordinator.finish(LONG_S)
+    place.ends_as_in_one_process(tmp_path / "plain")
 
 
-def test_a_full_disk_is_said_and_the_same_command_goes_on(hosts, tmp_path):
-    with deployed(hosts, rounds=25) as place, small_disk(place.out.parent / "disk", "96k") as disk:
+def test_a_full_disk_is_said_and_the_same_command_goes_on(place, tmp_path):
+    place.prepare(tmp_path, "training.rounds=12")
+    with small_disk(tmp_path / "disk", "96k") as disk:
         place.out = disk / "run"
         place.start("--tries", 2)
         assert place.coordinator.wait(LONG_S) == 1
@@ -312,6 +258,34 @@ def test_a_full_disk_is_said_and_the_same_command_goes_on(hosts, tmp_path):
         place.coordinator.finish(LONG_S)
         assert place.rounds() >= done
         place.ends_as_in_one_process(tmp_path / "plain")
+
+
+def test_who_does_not_belong_is_named_at_the_roll_call_or_not_heard_at_all(place, tmp_path):
+    """Another study at one hospital; at another a key that nobody admitted, to the end of these tests."""
+    place.prepare(tmp_path, "training.rounds=3", "federation.min_sites=1")
+    other, stranger = place.hospitals["birch"], place.hospitals["cedar"]
+    changed = tmp_path / "other.toml"
+    changed.write_text(place.study.read_text().replace("learning_rate = 0.01", "learning_rate = 0.02"))
+    assert changed.read_text() != place.study.read_text()
+    command("mmare-site", "approve", place.study, "--site", other.file, "--revoke")
+    other.approve(changed)
+    stranger.stop()
+    command("mmare-site", "kit", "request", stranger.file, "--new-key", "--out", tmp_path / "request.json")
+    stranger.start()
+    place.start("--min-nodes", 2)
+    place.coordinator.finish(LONG_S)
+    called = {event["site"]: event for event in events(place.out, "roll_call") if event.get("site")}
+    assert called["ash"]["accepted"] is True
+    assert "cedar" not in called
+    refused = [event for event in events(place.out, "roll_call") if not event["accepted"]]
+    assert [event["reason"] for event in refused] == [f"refused: S102, {SiteCode.STUDY.meaning}"]
+    assert (stranger.folder / "bundle.zip").exists()
+    until(
+        lambda: "not admitted" in stranger.logs() or "305" in stranger.logs(),
+        "the stranger is told",
+        60,
+        stranger.logs,
+    )
 
 
 @contextmanager
