@@ -80,6 +80,7 @@ def test_the_pooled_metrics_are_those_of_all_rows(federation, run):
     assert set(found["worst_site"]) == {"site", "r2"}
 
 
+@pytest.mark.slow
 def test_secure_sums_pool_the_same(federation, run, tmp_path):
     secure = ["privacy.secure_sum=true", "federation.min_sites=3", "privacy.min_count=2"]
     run_nodes(federation, tmp_path / "run", settings=["training.rounds=3", "model.width=16", *secure])
