@@ -93,13 +93,13 @@ class MultimodalModel(nn.Module, ABC):
         return self.logits(scaled, batch.present)
 
     def predict(self, batch: Batch) -> Tensor:
-        """Class probabilities ``(B, K)`` in evaluation mode, without gradients."""
+        """What the task predicts (`Task.prediction`) in evaluation mode, without gradients."""
         training = self.training
         self.eval()
         with torch.inference_mode():
-            probabilities: Tensor = self(batch).softmax(dim=1)
+            prediction = self.task.prediction(self(batch))
         self.train(training)
-        return probabilities
+        return prediction
 
 
 class Fusion(StrEnum):

@@ -72,6 +72,10 @@ class Task(nn.Module, ABC, Generic[S]):
         """Loss of self-distillation between outputs ``(B, K)``; ``whole`` is the teacher without gradient."""
 
     @abstractmethod
+    def prediction(self, logits: Tensor) -> Tensor:
+        """What outputs ``(B, K)`` say of each patient, ``(B, …)``."""
+
+    @abstractmethod
     def stratum(self, label: Tensor) -> Tensor:
         """The stratum ``(B,)`` int64 of each label."""
 

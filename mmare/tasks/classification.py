@@ -43,6 +43,10 @@ class Classification(Task[MetricState]):
         """As `agreement`."""
         return agreement(whole, subset, temperature)
 
+    def prediction(self, logits: Tensor) -> Tensor:
+        """Class probabilities ``(B, K)``."""
+        return logits.softmax(dim=1)
+
     def stratum(self, label: Tensor) -> Tensor:
         """The class."""
         return label

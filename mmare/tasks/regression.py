@@ -37,8 +37,8 @@ class Regression(Task[RegressionState]):
         """Targets ``(B,)`` in quarters of the range, from -2 to 2."""
         return (label - self.centre) / self.spread
 
-    def predicted(self, logits: Tensor) -> Tensor:
-        """Predicted targets ``(B,)`` of outputs ``(B, 1)``."""
+    def prediction(self, logits: Tensor) -> Tensor:
+        """Targets ``(B,)``."""
         return logits[:, 0] * self.spread + self.centre
 
     def loss(self, logits: Tensor, label: Tensor) -> Tensor:

@@ -70,8 +70,7 @@ class Survival(Task[SurvivalState]):
 
     def risk(self, logits: Tensor) -> Tensor:
         """Risk ``(B,)`` in [0, 1]: share of the follow-up that is lost to the event in expectation."""
-        edges = torch.arange(N_TIMES + 1, device=logits.device) * 1.0
-        survival = self.survival(logits.double(), edges)  # (B, T + 1)
+        survival = self.prediction(logits.double())  # (B, T + 1)
         return 1 - (survival[:, 1:] + survival[:, :-1]).mean(dim=1) / 2
 
     def loss(self, logits: Tensor, label: Tensor) -> Tensor:
@@ -83,6 +82,10 @@ class Survival(Task[SurvivalState]):
         both = (torch.stack([torch.zeros_like(each), each], dim=2).flatten(0, 1) for each in (whole, subset))
         teacher, student = both
         return self.outputs * agreement(teacher, student, temperature)
+
+    def prediction(self, logits: Tensor) -> Tensor:
+        """Probability ``(B, T + 1)`` of no event until each edge of the bins of the time."""
+        return self.survival(logits, torch.arange(N_TIMES + 1))
 
     def stratum(self, label: Tensor) -> Tensor:
         """1 where the event was seen."""

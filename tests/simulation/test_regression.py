@@ -72,7 +72,7 @@ def test_the_pooled_metrics_are_those_of_all_rows(federation, run):
     data = SiteData.pooled([load_data(site, study) for site in site_folders(federation)])
     rows = data.rows[Split.TEST]
     logits = logits_of(model, data.embedding, rows, data.present[rows])
-    error = model.task.predicted(logits) - data.label[rows]
+    error = model.task.prediction(logits) - data.label[rows]
     found = result_of(run)
     assert found["pooled"]["mae"] == pytest.approx(error.abs().mean().item(), rel=1e-4)
     assert found["pooled"]["rmse"] == pytest.approx(error.square().mean().sqrt().item(), rel=1e-4)
@@ -104,7 +104,7 @@ def test_the_loss_is_that_of_standard_targets(federation):
     loss = model.task.loss(logits, torch.tensor([110.0, 55.0]))
     assert loss.item() == pytest.approx((4 + 1) / 4)
     assert model.task.agreement(logits, logits, 2.0).item() == 0.0
-    assert model.task.predicted(logits).tolist() == [55.0, 82.5]
+    assert model.task.prediction(logits).tolist() == [55.0, 82.5]
 
 
 @pytest.mark.parametrize(

@@ -60,6 +60,7 @@ def test_the_curve_falls_from_one_and_gives_the_chance_of_intervals():
     assert (curve.diff(dim=1) < 0).all()
     left = (1 - logits.sigmoid()).cumprod(dim=1)
     torch.testing.assert_close(curve[:, [10, 40, 128]], left)
+    torch.testing.assert_close(task().prediction(logits), curve)
     torch.testing.assert_close(curve[:, 25], left[:, 0] * (1 - logits[:, 1].sigmoid()).sqrt())
 
 
