@@ -1,6 +1,5 @@
 """``mmare-site start`` as a hospital runs it: all is back after a kill, and nothing is left behind."""
 
-import json
 import os
 import signal
 import sys
@@ -11,11 +10,22 @@ from datetime import datetime
 from pathlib import Path
 
 import pytest
+import tomli_w
 
 from client.relay.programs import RelayFolder
 from client.relay.status_file import read_state
+from mmare.study.study import load_study
 from tests.federations import events, run_nodes, tiny_federation, tiny_study, weights
-from tests.system.deployment import Coordinator, Hospital, command, free_ports, needs_nginx, until
+from tests.system.deployment import (
+    Coordinator,
+    Hospital,
+    command,
+    free_ports,
+    needs_nginx,
+    odd_worker,
+    until,
+    whole_events,
+)
 
 pytestmark = [pytest.mark.system, needs_nginx]
 
@@ -27,14 +37,10 @@ BACK_S = 150
 class Place:
     """A coordinator and three sites on this machine, joined but not started."""
 
-    def __init__(self, folder: Path, rounds: int, deadline_s: int = 60) -> None:
-        study = tiny_study(
-            training={"rounds": rounds, "patience": 5000},
-            federation={"min_sites": 2, "deadline_s": deadline_s},
-        )
+    def __init__(self, folder: Path) -> None:
         self.folder = folder
+        study = tiny_study(training={"patience": 5000}, federation={"min_sites": 2, "deadline_s": 60})
         self.federation = tiny_federation(folder / "fed", study)
-        self.out = folder / "run"
         self.coordinator = Coordinator(folder / "kit")
         self.sites = {
             name: Hospital(self.federation / name, port)
@@ -44,11 +50,24 @@ class Place:
         for site in self.sites.values():
             site.join(self.coordinator, self.federation / "study.toml")
 
-    def begin(self) -> None:
-        """Start all, and wait for two rounds."""
+    def prepare(self, rounds: int) -> Path:
+        """The study with other rounds, which all sites approve; what ran before is stopped."""
+        self.coordinator.close()
+        study = load_study(self.federation / "study.toml").override([f"training.rounds={rounds}"])
+        path = self.folder / f"study-{rounds}.toml"
+        path.write_text(tomli_w.dumps(study.to_dict()))
+        self.out = self.folder / f"run-{rounds}"
         for site in self.sites.values():
-            site.start()
-        self.coordinator.start(self.federation / "study.toml", self.out)
+            site.approve(path)
+        return path
+
+    def begin(self, rounds: int) -> None:
+        """Start a run, and the sites that do not run."""
+        study = self.prepare(rounds)
+        for site in self.sites.values():
+            if not site.running:
+                site.start()
+        self.coordinator.start(study, self.out)
 
     def after(self, more: int) -> None:
         """Until some more rounds are finished."""
@@ -56,22 +75,20 @@ class Place:
         until(lambda: self.rounds() >= wanted, f"{more} more rounds", BACK_S, self.coordinator.logs)
 
     def rounds(self) -> int:
-        if not (self.out / "rounds.jsonl").exists():
-            return 0
-        return sum(b'"aggregated"' in line for line in (self.out / "rounds.jsonl").read_bytes().splitlines())
+        return len(self.events("aggregated"))
+
+    def events(self, kind: str) -> list[dict]:
+        """Events of the run so far."""
+        return [event for event in whole_events(self.out) if event["event"] == kind]
 
     def back(self, site: str) -> float:
         """Seconds until the next good update of a site."""
         since = time.time()
 
         def there() -> bool:
-            lines = (self.out / "rounds.jsonl").read_bytes().splitlines(keepends=True)
-            (self.folder / "so-far.jsonl").write_bytes(
-                b"".join(line for line in lines if line.endswith(b"\n"))
-            )
             return any(
                 event["site"] == site and datetime.fromisoformat(event["time"]).timestamp() > since
-                for event in _events(self.folder / "so-far.jsonl", "site_update")
+                for event in self.events("site_update")
             )
 
         until(there, f"{site} is back", BACK_S, self.coordinator.logs)
@@ -83,18 +100,23 @@ class Place:
         self.coordinator.close()
 
 
-def _events(path: Path, kind: str):
-    return [event for line in path.read_text().splitlines() if (event := json.loads(line))["event"] == kind]
-
-
-@contextmanager
-def place(rounds: int, **settings):
+@pytest.fixture(scope="module")
+def place():
     with tempfile.TemporaryDirectory(prefix="mmare-") as folder:
-        found = Place(Path(folder), rounds, **settings)
+        found = Place(Path(folder))
         try:
             yield found
         finally:
             found.close()
+
+
+@pytest.fixture(scope="module")
+def endless(place):
+    """A run that does not end, two rounds old."""
+    with odd_worker(place.sites["birch"], "slow"):
+        place.begin(rounds=4000)
+        until(lambda: place.rounds() > 1, "two rounds", RUN_S, place.coordinator.logs)
+        yield place
 
 
 # Processes
@@ -158,107 +180,98 @@ def in_hand(site: Hospital):
         os.kill(worker, signal.SIGCONT)
 
 
-def test_a_run_gives_the_same_bits_and_its_relay_is_light(tmp_path):
-    with place(rounds=5) as found:
-        found.begin()
-        found.coordinator.until_round(found.out, 2)
-        site = found.sites["birch"]
-        with in_hand(site) as pid:
-            assert holds_torch(site.pid("worker"))
-            light = of_site(site) - {site.pid("worker")}
-            assert {pid, site.pid("superexec"), site.pid("supernode")} <= light
-            assert [each for each in light if holds_torch(each)] == []
-        found.coordinator.finish(RUN_S)
-        run_nodes(found.federation, tmp_path / "plain")
-        assert weights(found.out) == weights(tmp_path / "plain")
-        assert events(found.out, "site_left_out") == []
+def test_a_run_gives_the_same_bits_and_its_relay_is_light(place, tmp_path):
+    place.begin(rounds=5)
+    place.coordinator.until_round(place.out, 2)
+    site = place.sites["birch"]
+    with in_hand(site) as pid:
+        assert holds_torch(site.pid("worker"))
+        light = of_site(site) - {site.pid("worker")}
+        assert {pid, site.pid("superexec"), site.pid("supernode")} <= light
+        assert [each for each in light if holds_torch(each)] == []
+    place.coordinator.finish(RUN_S)
+    run_nodes(place.federation, tmp_path / "plain", settings=["training.rounds=5"])
+    assert weights(place.out) == weights(tmp_path / "plain")
+    assert events(place.out, "site_left_out") == []
 
-        told = command("mmare-site", "status", site.file)
-        assert f"localhost:{found.coordinator.port}, federation test" in told
-        assert "the coordinator may be unreachable" not in told
-        assert all(f"{name}: running for" in told for name in ("worker", "supernode", "superexec"))
-        second = command("mmare-site", "start", site.file, expect=1)
-        assert "mmare-site start of this site is running already" in second
+    told = command("mmare-site", "status", site.file)
+    assert f"localhost:{place.coordinator.port}, federation test" in told
+    assert "the coordinator may be unreachable" not in told
+    assert all(f"{name}: running for" in told for name in ("worker", "supernode", "superexec"))
+    second = command("mmare-site", "start", site.file, expect=1)
+    assert "mmare-site start of this site is running already" in second
 
-        assert site.running["all"].stop() == 0
-        assert of_site(site) == set()
-        assert not RelayFolder.of(site.site).state.exists()
-        assert "not running" in command("mmare-site", "status", site.file, expect=1)
+    assert site.running.pop("all").stop() == 0
+    assert of_site(site) == set()
+    assert not RelayFolder.of(site.site).state.exists()
+    assert "not running" in command("mmare-site", "status", site.file, expect=1)
 
 
-def test_whatever_is_killed_is_back_in_seconds():
+def test_whatever_is_killed_is_back_in_seconds(endless):
     took = {}
-    with place(rounds=4000) as found:
-        found.begin()
-        until(lambda: found.rounds() > 1, "two rounds", RUN_S, found.coordinator.logs)
-        for name, part in zip(NAMES, ("worker", "supernode", "superexec"), strict=True):
-            site = found.sites[name]
-            pid = site.pid(part)
-            site.kill(part)
-            took[part] = found.back(name)
-            assert site.pid(part) != pid
-            found.after(1)
-        site = found.sites["ash"]
-        with in_hand(site) as pid:
-            os.kill(pid, signal.SIGKILL)
-            until(lambda: not Path(f"/proc/{pid}/root").exists(), "it is gone", 30)
-            since = time.time()
-        found.back("ash")
-        took["process of a message"] = time.time() - since
-        sys.stderr.write("".join(f"killed {what}: back after {took[what]:.1f} s\n" for what in took))
-        assert max(took.values()) < 60, took  # Flower alone needs a minute to notice
+    for name, part in zip(NAMES, ("worker", "supernode", "superexec"), strict=True):
+        site = endless.sites[name]
+        pid = site.pid(part)
+        site.kill(part)
+        took[part] = endless.back(name)
+        assert site.pid(part) != pid
+        endless.after(1)
+    site = endless.sites["ash"]
+    with in_hand(site) as pid:
+        os.kill(pid, signal.SIGKILL)
+        until(lambda: not Path(f"/proc/{pid}/root").exists(), "it is gone", 30)
+        since = time.time()
+    endless.back("ash")
+    took["process of a message"] = time.time() - since
+    sys.stderr.write("".join(f"killed {what}: back after {took[what]:.1f} s\n" for what in took))
+    assert max(took.values()) < 60, took  # Flower alone needs a minute to notice
 
-        everything = of_site(site)
-        assert len(everything) >= 5
-        site.running["all"].kill()  # who keeps them all
-        until(lambda: not of_site(site), "no orphan", 60, site.logs)
-        site.running.pop("all").wait(10)
-        site.start()
-        found.back("ash")
-        assert found.coordinator.running.alive()
+    everything = of_site(site)
+    assert len(everything) >= 5
+    site.running["all"].kill()  # who keeps them all
+    until(lambda: not of_site(site), "no orphan", 60, site.logs)
+    site.running.pop("all").wait(10)
+    site.start()
+    endless.back("ash")
+    assert endless.coordinator.running.alive()
 
 
-def test_told_to_stop_it_finishes_the_message_in_hand():
-    with place(rounds=4000) as found:
-        found.begin()
-        until(lambda: found.rounds() > 1, "two rounds", RUN_S, found.coordinator.logs)
-        site = found.sites["cedar"]
-        with in_hand(site):
-            left = site.running["all"]
-            left.kill(signal.SIGTERM)
-            time.sleep(2.0)
-            assert left.alive()
-            number = found.rounds() + 1
-        assert left.wait(60) == 0
-        assert of_site(site) == set()
-        found.after(1)
-        given = {
-            (event["site"], event["round"]) for event in _events(found.out / "rounds.jsonl", "site_update")
-        }
-        left_out = _events(found.out / "rounds.jsonl", "site_left_out")
-        assert ("cedar", number) in given, left_out
-        assert [event for event in left_out if event["round"] <= number] == []
+def test_told_to_stop_it_finishes_the_message_in_hand(endless):
+    site = endless.sites["cedar"]
+    with in_hand(site):
+        left = site.running.pop("all")
+        left.kill(signal.SIGTERM)
+        time.sleep(2.0)
+        assert left.alive()
+        number = endless.rounds() + 1
+    assert left.wait(60) == 0
+    assert of_site(site) == set()
+    endless.after(1)
+    given = {(event["site"], event["round"]) for event in endless.events("site_update")}
+    left_out = endless.events("site_left_out")
+    assert ("cedar", number) in given, left_out
+    assert [event for event in left_out if event["round"] == number] == []
 
 
-def test_the_worker_alone_and_the_relay_alone():
+def test_the_worker_alone_and_the_relay_alone(place):
     """As two users would start them; the relay is told, and waits, until there is a worker."""
-    with place(rounds=3) as found:
-        for name in NAMES[:2]:
-            found.sites[name].start()
-        apart = found.sites["cedar"]
-        apart.start("relay")
-        until(lambda: "starts once the site worker answers" in apart.logs(), "it says so", 60, apart.logs)
-        state = read_state(RelayFolder.of(apart.site))
-        assert {program.name: program.starts for program in state.programs} == {
-            "supernode": 0,
-            "superexec": 0,
-        }
-        apart.start("worker")
-        found.coordinator.start(found.federation / "study.toml", found.out)
-        found.coordinator.finish(RUN_S)
-        assert events(found.out, "site_left_out") == []
-        assert {event["site"] for event in events(found.out, "site_update")} == set(NAMES)
-        assert apart.running["relay"].stop() == 0
-        assert apart.running["worker"].alive()
-        assert apart.running["worker"].stop() == 0
-        assert of_site(apart) == set()
+    study = place.prepare(rounds=3)
+    apart = place.sites["cedar"]
+    apart.stop()
+    apart.start("relay")
+    log = apart.folder / "start-relay.log"
+    until(lambda: "starts once the site worker answers" in log.read_text(), "it says so", 60, apart.logs)
+    state = read_state(RelayFolder.of(apart.site))
+    assert {program.name: program.starts for program in state.programs} == {"supernode": 0, "superexec": 0}
+    for name in NAMES[:2]:
+        if not place.sites[name].running:
+            place.sites[name].start()
+    apart.start("worker")
+    place.coordinator.start(study, place.out)
+    place.coordinator.finish(RUN_S)
+    assert events(place.out, "site_left_out") == []
+    assert {event["site"] for event in events(place.out, "site_update")} == set(NAMES)
+    assert apart.running["relay"].stop() == 0
+    assert apart.running["worker"].alive()
+    assert apart.running["worker"].stop() == 0
+    assert of_site(apart) == set()
