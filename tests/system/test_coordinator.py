@@ -7,6 +7,8 @@ import sys
 import tempfile
 import time
 from datetime import datetime
+from functools import partial
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -18,7 +20,15 @@ from mmare.study.study import load_study
 from server.membership.flower_nodes import registered, superlink_answers
 from tests.federations import all_events, outcome, run_nodes, tiny_federation, tiny_study
 from tests.server.deployment.test_proxy import CLOSED, status
-from tests.system.deployment import Coordinator, Hospital, command, free_ports, needs_nginx, until
+from tests.system.deployment import (
+    Coordinator,
+    Hospital,
+    command,
+    free_ports,
+    needs_nginx,
+    until,
+    whole_events,
+)
 
 pytestmark = [pytest.mark.system, needs_nginx]
 
@@ -63,12 +73,19 @@ def coordinator(place, federation):
         hospital.stop()
 
 
-def since(out, moment, event="aggregated"):
-    """Seconds from a moment to the next event of a kind."""
-    times = [
-        datetime.fromisoformat(each["time"]).timestamp() for each in all_events(out) if each["event"] == event
-    ]
-    return min(time for time in times if time > moment) - moment
+def since(out, moment):
+    """Seconds from a moment to the next finished round, if there is one."""
+    return min((time - moment for time in finished_rounds(out).values() if time > moment), default=None)
+
+
+def finished_rounds(out):
+    """When each round was finished, by its number."""
+    found = [event for event in whole_events(out) if event["event"] == "aggregated"]
+    return {event["round"]: datetime.fromisoformat(event["time"]).timestamp() for event in found}
+
+
+def attempts_of(out):
+    return sum(event["event"] == "run_started" for event in whole_events(out))
 
 
 def test_a_run_gives_the_same_bits_as_in_one_process(coordinator, federation, expected, tmp_path):
@@ -79,32 +96,40 @@ def test_a_run_gives_the_same_bits_as_in_one_process(coordinator, federation, ex
     assert not coordinator.processes()
 
 
-@pytest.mark.parametrize(
-    ("name", "attempts"),
-    [
-        pytest.param("serverapp", {2}, id="serverapp"),
-        pytest.param("superexec", {2}, id="superexec"),
-        pytest.param("superlink", {1, 2}, id="superlink"),  # its ServerApp asks again until it is back
-        pytest.param("proxy", {1}, id="nginx"),
-    ],
-)
-def test_killed_in_a_round_the_run_ends_with_the_same_weights(
-    coordinator, federation, expected, tmp_path, record_property, name, attempts
+KILLS = {
+    "serverapp": {1},
+    "superexec": {1},
+    "superlink": {0, 1},
+    "proxy": {0},
+}  # and attempts that each costs
+
+
+def test_killed_in_a_round_one_after_the_other_the_run_ends_with_the_same_weights(
+    coordinator, federation, place, tmp_path
 ):
-    out = tmp_path / "run"
-    coordinator.start(federation, out)
-    coordinator.until_round(out, 2)
-    pid = coordinator.pid(name)
-    coordinator.kill(name)
-    killed = time.time()
-    until(lambda: coordinator.pid(name) != pid, f"{name} is back", 120, coordinator.logs)
+    """After a kill of SuperLink its ServerApp asks again until it is back."""
+    longer, out, attempts = ("training.rounds=16", "training.patience=16"), tmp_path / "run", []
+    coordinator.start(prepared(coordinator, federation, tmp_path, longer), out)
+    for name in KILLS:
+        coordinator.until_round(out, max(finished_rounds(out), default=0) + 2)
+        attempts.append(attempts_of(out))
+        pid, killed = coordinator.pid(name), time.time()
+        coordinator.kill(name)
+        until(partial(is_another, coordinator, name, pid), f"{name} is back", 120, coordinator.logs)
+        until(partial(since, out, killed), "a finished round", LONG_S, coordinator.logs)
+        sys.stderr.write(f"{name}: {since(out, killed):.1f} s from kill to the next finished round\n")
     coordinator.finish(LONG_S)
-    seconds = since(out, killed)
-    record_property("seconds_to_the_next_round", seconds)
-    sys.stderr.write(f"{name}: {seconds:.1f} s from kill to the next finished round\n")
-    assert outcome(out) == expected
-    assert len([event for event in all_events(out) if event["event"] == "run_started"]) in attempts
+    for (name, wanted), (before, after) in zip(
+        KILLS.items(), pairwise([*attempts, attempts_of(out)]), strict=True
+    ):
+        assert after - before in wanted, name
+    run_nodes(federation, place / "longer", settings=longer)
+    assert outcome(out) == outcome(place / "longer")
     assert not coordinator.processes()
+
+
+def is_another(coordinator, name, pid):
+    return coordinator.pid(name) != pid
 
 
 def test_killed_itself_it_leaves_nothing_and_the_same_command_resumes(
@@ -139,13 +164,19 @@ def test_told_to_stop_it_stops_everything_and_the_same_command_resumes(
     assert outcome(out) == expected
 
 
-def run_with_a_killed_worker(coordinator, federation, folder, settings):
-    """A run of the study with other settings, which every hospital approves first; its folder."""
-    study, out = folder / "study.toml", folder / "run"
+def prepared(coordinator, federation, folder, settings):
+    """The study with other settings, which every hospital approves; its file."""
+    study = folder / "study.toml"
     study.write_text(tomli_w.dumps(load_study(federation / "study.toml").override(settings).to_dict()))
     for hospital in coordinator.hospitals:
         hospital.approve(study)
-    coordinator.start(study, out)
+    return study
+
+
+def run_with_a_killed_worker(coordinator, federation, folder, settings):
+    """A run of the study with other settings; its folder."""
+    out = folder / "run"
+    coordinator.start(prepared(coordinator, federation, folder, settings), out)
     coordinator.until_round(out, 2)
     coordinator.hospitals[1].kill("worker")
     coordinator.finish(LONG_S)
