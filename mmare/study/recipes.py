@@ -44,7 +44,7 @@ _MMARE: Final[dict[str, Recipe]] = {
             "weight_decay": 1e-2,
             "batch_size": 4096,
             "rounds": 300,
-            "patience": 40,
+            "patience": 100,
             "select": "loss",
         },
         {
