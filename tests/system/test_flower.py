@@ -29,7 +29,7 @@ def federation(tmp_path_factory):
 @pytest.fixture(scope="module")
 def in_process(federation, tmp_path_factory):
     out = tmp_path_factory.mktemp("flower") / "inprocess"
-    run_federation(RunRequest(federation, out, set=("training.rounds=4",)))
+    run_federation(RunRequest(federation, out, set=("training.rounds=2",)))
     return out
 
 
@@ -56,7 +56,7 @@ def simulate(*arguments: str, home: Path) -> subprocess.CompletedProcess[str]:
 
 
 def config(federation: Path, out: Path) -> str:
-    return f'federation="{federation}" out="{out}" set="training.rounds=4"'
+    return f'federation="{federation}" out="{out}" set="training.rounds=2"'
 
 
 def test_ray_gives_the_same_bits(federation, in_process, tmp_path):

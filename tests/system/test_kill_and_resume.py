@@ -15,7 +15,7 @@ from tests.server.journals import read_journal
 
 pytestmark = pytest.mark.system
 
-ROUNDS = 14
+ROUNDS = 8
 SETTINGS = ["--set", f"training.rounds={ROUNDS}", "--set", "training.patience=50"]
 
 
@@ -65,15 +65,18 @@ def undisturbed(federation, tmp_path_factory):
     return out
 
 
-KILLS = ((0.1, 0.0), (0.4, 0.013), (0.7, 0.031), (0.95, 0.047))  # share of the journal, then seconds
+KILLS = ((0.1, 0.0), (0.5, 0.013), (0.95, 0.031))  # share of the journal, then seconds
 
 
 @pytest.mark.parametrize(
-    ("mode", "kills"), [("federated", KILLS), ("centralised", KILLS[1::2]), ("local", KILLS[::2])]
+    ("mode", "kills"), [("federated", KILLS), ("centralised", KILLS[1:2]), ("local", KILLS[1:2])]
 )
-def test_killed_again_and_again_a_run_ends_with_the_same_weights(federation, tmp_path, mode, kills):
-    whole, killed = tmp_path / "whole", tmp_path / "killed"
-    run(federation, whole, "--mode", mode)
+def test_killed_again_and_again_a_run_ends_with_the_same_weights(
+    federation, undisturbed, tmp_path, mode, kills
+):
+    whole, killed = undisturbed, tmp_path / "killed"
+    if mode != "federated":
+        run(federation, whole := tmp_path / "whole", "--mode", mode)
     lines = (whole / "rounds.jsonl").read_bytes().count(b"\n")
     for share, pause_s in kills:
         kill_after(federation, killed, int(lines * share), pause_s, "--mode", mode)
@@ -95,7 +98,7 @@ def test_killed_again_and_again_a_run_ends_with_the_same_weights(federation, tmp
 
 def test_a_damaged_checkpoint_is_noticed_and_the_one_before_it_used(federation, undisturbed, tmp_path):
     out = tmp_path / "run"
-    kill_after(federation, out, 60, 0.0)
+    kill_after(federation, out, 40, 0.0)
     newest = max((out / "checkpoints").glob("round-*.safetensors"))
     content = bytearray(newest.read_bytes())
     content[len(content) // 2] ^= 1
