@@ -34,13 +34,9 @@ EXPORTED = {metric.name: metric for metric in (*METRICS, *SITE_METRICS)}
 NAME = re.compile(r"\bmmare[_:][a-z0-9_:]+")
 MOST_PANELS = 5  # in a row
 NEVER = (  # what there is nothing of after the run of the system test, whose site cedar is well
-    *(
-        "mmare_run_failed{",
-        "mmare_sites_not_admitted",
-        "mmare_block_starved_rounds",
-        "mmare_modality_absent_rounds",
-    ),
-    *('site_left_out_total{study="$study", site="$site"', "mmare_site_left_out_timestamp_seconds"),
+    *("mmare_run_failed{", "mmare_sites_not_admitted"),
+    *("mmare_block_starved_rounds", "mmare_modality_absent_rounds"),
+    "mmare_site_left_out_timestamp_seconds",
     "mmare:site_silent:seconds and",
     *("mmare_site_worker_", "mmare:site_worker_"),  # of tests/system/test_site_metrics.py
     *(metric.name for metric in KIT_METRICS),  # as above
