@@ -53,7 +53,7 @@ install -o mmare-relay -m 600 $KIT/bundles/hospital-a.zip /var/lib/mmare-relay/h
 {hospital_install}
 {{ set +x; }} 2>/dev/null
 for second in $(seq 150); do
-  python3 -c "import socket; socket.create_connection(('127.0.0.1', 9095), 1)" 2>/dev/null && break; sleep 1
+  python3 -c "import socket; socket.create_connection(('127.0.0.1', 443), 1)" 2>/dev/null && break; sleep 1
 done
 set -x
 yes | {{ {hospital_4}

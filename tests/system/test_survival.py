@@ -275,10 +275,12 @@ def test_who_does_not_belong_is_named_at_the_roll_call_or_not_heard_at_all(place
     place.start("--min-nodes", 2)
     place.coordinator.finish(LONG_S)
     called = {event["site"]: event for event in events(place.out, "roll_call") if event.get("site")}
-    assert called["ash"]["accepted"] is True
-    assert "cedar" not in called
+    assert [site for site, event in called.items() if event["accepted"]] == ["ash"]
     refused = [event for event in events(place.out, "roll_call") if not event["accepted"]]
-    assert [event["reason"] for event in refused] == [f"refused: S102, {SiteCode.STUDY.meaning}"]
+    # The node of cedar's old key is gone, and may be asked until SuperLink has noticed.
+    assert [event["reason"] for event in refused if event.get("site") != "cedar"] == [
+        f"refused: S102, {SiteCode.STUDY.meaning}"
+    ]
     assert (stranger.folder / "bundle.zip").exists()
     until(
         lambda: "not admitted" in stranger.logs() or "305" in stranger.logs(),
