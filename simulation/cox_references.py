@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from client.data.dataset import SiteData
     from server.run.request import RunRequest
 
-__all__ = ["fit_cox", "measure_cox", "ordered_pairs", "partial_likelihood"]
+__all__ = ["RUN", "fit_cox", "measure_cox", "ordered_pairs", "partial_likelihood"]
 
 RUN: Final = "this run"
 _PENALTIES: Final = (10.0, 3.0, 1.0, 0.3, 0.1, 0.03)  # chosen on the validation rows
@@ -29,15 +29,14 @@ _STEPS: Final = 30
 _SHORT: Final = 1e-8  # Newton step after which the fit ends
 
 
-def measure_cox(request: RunRequest, data: SiteData) -> dict[str, Any]:
+def measure_cox(request: RunRequest, data: SiteData) -> dict[str, dict[str, Any]]:
     """Fit on the train rows of all sites, choose the penalty on validation, test beside the run's model.
 
     Inputs are scaled, zero where absent, with indicators of absence; wide modalities enter by their principal
     components. The indicators alone show how much the presence of modalities tells.
 
     Returns:
-        ``n``, ``metric``, ``models``: by name the concordance, its difference from the run's and ``ci95`` of
-        that over patients drawn again; ``note`` is a sentence if the run loses.
+        By model the concordance, its difference from the run's and ``ci95`` of that, patients drawn again.
     """
     time, event = torch.div(data.label, 2, rounding_mode="floor"), data.label % 2
     train, val, test = (data.rows[split] for split in (Split.TRAIN, Split.VAL, Split.TEST))
@@ -51,8 +50,7 @@ def measure_cox(request: RunRequest, data: SiteData) -> dict[str, Any]:
         ]
         likelihoods = [partial_likelihood(inputs[val] @ beta, time[val], event[val]) for beta in fits]
         risks[name] = inputs[test] @ fits[int(torch.stack(likelihoods).argmax())]
-    models = _scores(risks, time[test], event[test], request.study.seed)
-    return {"n": len(test), "metric": "concordance", "models": models, "note": _note(models)}
+    return _scores(risks, time[test], event[test], request.study.seed)
 
 
 def fit_cox(inputs: Tensor, time: Tensor, event: Tensor, penalty: float) -> Tensor:
@@ -150,17 +148,3 @@ def _scores(risks: dict[str, Tensor], time: Tensor, event: Tensor, seed: int) ->
 def _weighed(weights: Tensor, pairs: Tensor) -> Tensor:
     """Sums ``(R,)`` of pairs ``(N, N)`` by weights ``(R, N)`` of patients."""
     return ((weights @ pairs) * weights).sum(dim=1)
-
-
-def _note(models: dict[str, dict[str, Any]]) -> str | None:
-    """A sentence if the run loses to one of them, beyond chance or not."""
-    name, best = max(models.items(), key=lambda each: each[1]["concordance"])
-    if name == RUN:
-        return None
-    low, high = best["ci95"]
-    sure = "" if low > 0 else ", which may be chance"
-    return (
-        f"{name[0].upper()}{name[1:]} on the pooled rows is better than this run: concordance "
-        f"{best['concordance']:.3f}, this run {models[RUN]['concordance']:.3f}; difference "
-        f"{best['difference']:+.3f} ({low:+.3f} to {high:+.3f}){sure}."
-    )

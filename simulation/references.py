@@ -23,7 +23,7 @@ from mmare.models.batch import Batch
 from mmare.study.choices import Mode, TaskName
 from mmare.wire.messages import Split
 from server.store.model_file import load_model
-from simulation.cox_references import measure_cox
+from simulation.cox_references import RUN, measure_cox
 from simulation.federated_logistic import FederatedLogisticRegression
 from simulation.report.run_report import REFERENCES
 from sites.federation import site_folders
@@ -35,7 +35,6 @@ if TYPE_CHECKING:
 
 __all__ = ["measure_references"]
 
-RUN: Final = "this run"
 _STRENGTHS: Final = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # of the penalty's inverse, chosen on the validation rows
 _WIDEST: Final = 128  # columns of a modality that trees take as they are
 _COMPONENTS: Final = 32
@@ -72,7 +71,10 @@ def measure_references(request: RunRequest) -> dict[str, Any]:
         np.repeat(np.arange(len(sites)), [len(each.label) for each in sites]),
     )
     if study.task is TaskName.SURVIVAL:
-        return _written(request, measure_cox(request, data))
+        n_test = len(data.rows[Split.TEST])
+        models = measure_cox(request, data)
+        note = _note(models, "concordance", "concordance")
+        return _written(request, {"n": n_test, "metric": "concordance", "models": models, "note": note})
     train, val, test = (data.rows[split].numpy() for split in (Split.TRAIN, Split.VAL, Split.TEST))
     label = data.label.numpy()
     if len(set(label[train])) < len(study.classes) or len(set(label[test])) < len(study.classes):
@@ -86,7 +88,7 @@ def measure_references(request: RunRequest) -> dict[str, Any]:
         best = min(fitted, key=lambda each: _loss(each, inputs[val], label[val]))
         found[name] = best.predict_proba(inputs[test])
     scores = _scores(found, label[test], study.seed)
-    return _written(request, {"n": len(test), "models": scores, "note": _note(scores)})
+    return _written(request, {"n": len(test), "models": scores, "note": _note(scores, "auc", "AUC")})
 
 
 def _written(request: RunRequest, content: dict[str, Any]) -> dict[str, Any]:
@@ -187,15 +189,15 @@ def _scores(found: dict[str, Rows], label: NDArray[np.int64], seed: int) -> dict
     }
 
 
-def _note(models: dict[str, dict[str, Any]]) -> str | None:
+def _note(models: dict[str, dict[str, Any]], metric: str, title: str) -> str | None:
     """A sentence if the run loses to one of them, beyond chance or not."""
-    name, best = max(models.items(), key=lambda each: each[1]["auc"])
+    name, best = max(models.items(), key=lambda each: each[1][metric])
     if name == RUN:
         return None
     low, high = best["ci95"]
     sure = "" if low > 0 else ", which may be chance"
     rows = "" if name.startswith("federated") else " on the pooled rows"
     return (
-        f"{name.capitalize()}{rows} is better than this run: AUC {best['auc']:.3f}, this run "
-        f"{models[RUN]['auc']:.3f}; difference {best['difference']:+.3f} ({low:+.3f} to {high:+.3f}){sure}."
+        f"{name[0].upper()}{name[1:]}{rows} is better than this run: {title} {best[metric]:.3f}, this run "
+        f"{models[RUN][metric]:.3f}; difference {best['difference']:+.3f} ({low:+.3f} to {high:+.3f}){sure}."
     )
