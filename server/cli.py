@@ -12,14 +12,13 @@ from rich.console import Console
 from mmare.errors import InputError
 from mmare.host.console import run_command
 from server.console.commands import console as console_command
-from server.deployment.commands import abort, queue, submit
+from server.deployment.commands import MinNodesOption, ModeOption, SetOption, abort, queue, submit
+from server.membership.commands import DEFAULT_KIT, KitOption
 from server.membership.commands import app as kit_app
 from server.release.commands import release
 
 __all__ = ["app", "main"]
 
-DEFAULT_KIT = Path("coordinator")
-KitOption = Annotated[Path, typer.Option("--kit", help="The coordinator's folder.")]
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -52,18 +51,12 @@ def start(  # noqa: PLR0913 - a command line's options
         Path | None,
         typer.Option(help="Run folder; by default one in the kit's runs/, named after the study."),
     ] = None,
-    mode: Annotated[
-        str, typer.Option(help="federated, or local: each site trains alone, tested on all.")
-    ] = "federated",
-    assignments: Annotated[
-        list[str] | None, typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Change the study; repeat.")
-    ] = None,
+    mode: ModeOption = "federated",
+    assignments: SetOption = None,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace a run with other settings.")
     ] = False,
-    min_nodes: Annotated[
-        int, typer.Option(min=0, help="Sites that the roll call waits for; by default all that are admitted.")
-    ] = 0,
+    min_nodes: MinNodesOption = 0,
     tries: Annotated[
         int, typer.Option(min=1, help="Give up after so many attempts in a row without a new checkpoint.")
     ] = 5,

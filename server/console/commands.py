@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from server.membership.commands import DEFAULT_KIT, KitOption
 
 __all__ = ["console"]
 
 
 def console(
-    kit: Annotated[Path, typer.Option("--kit", help="The coordinator's folder.")] = Path("coordinator"),
+    kit: KitOption = DEFAULT_KIT,
     port: Annotated[int, typer.Option(min=1, max=65535, help="Of 127.0.0.1.")] = 9467,
 ) -> None:
     """Serve a local web page: runs, rounds and sites, submit and abort, admit and revoke.

@@ -7,10 +7,17 @@ from typing import Annotated
 
 import typer
 
-__all__ = ["abort", "queue", "submit"]
+from server.membership.commands import DEFAULT_KIT, KitOption
 
-KitOption = Annotated[Path, typer.Option("--kit", help="The coordinator's folder.")]
-DEFAULT_KIT = Path("coordinator")
+__all__ = ["MinNodesOption", "ModeOption", "SetOption", "abort", "queue", "submit"]
+
+ModeOption = Annotated[str, typer.Option(help="federated, or local: each site trains alone, tested on all.")]
+SetOption = Annotated[
+    list[str] | None, typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Change the study; repeat.")
+]
+MinNodesOption = Annotated[
+    int, typer.Option(min=0, help="Sites that the roll call waits for; by default all that are admitted.")
+]
 
 
 def submit(
@@ -28,15 +35,9 @@ def submit(
     name: Annotated[
         str, typer.Option(help="Of the run and its folder; by default from study, mode and seed.")
     ] = "",
-    mode: Annotated[
-        str, typer.Option(help="federated, or local: each site trains alone, tested on all.")
-    ] = "federated",
-    assignments: Annotated[
-        list[str] | None, typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Change the study; repeat.")
-    ] = None,
-    min_nodes: Annotated[
-        int, typer.Option(min=0, help="Sites that the roll call waits for; by default all that are admitted.")
-    ] = 0,
+    mode: ModeOption = "federated",
+    assignments: SetOption = None,
+    min_nodes: MinNodesOption = 0,
 ) -> None:
     """Queue a run of a study; mmare-server start takes it in its turn.
 

@@ -21,6 +21,7 @@ __all__ = ["app"]
 
 SOON_DAYS = 30  # before a certificate expires, renewal is advised
 
+DEFAULT_KIT = Path("coordinator")
 KitOption = Annotated[Path, typer.Option("--kit", help="The coordinator's folder.")]
 DaysOption = Annotated[int, typer.Option(help="Validity of the server certificate in days.")]
 
@@ -33,7 +34,7 @@ app = typer.Typer(
 @app.command(epilog="Example: mmare-server kit init --host join.example.org --name kidney")
 def init(
     host: Annotated[str, typer.Option(help="Name or address under which sites reach this coordinator.")],
-    kit: KitOption = Path("coordinator"),
+    kit: KitOption = DEFAULT_KIT,
     port: Annotated[int, typer.Option(help="Public port.")] = 443,
     name: Annotated[str, typer.Option(help="Name of the federation.")] = "federation",
     superlink_port: Annotated[
@@ -60,7 +61,7 @@ def init(
 @app.command(epilog="Example: mmare-server kit admit request-hospital-a.json --study study.toml")
 def admit(
     request: Annotated[Path, typer.Argument(help="The request file that a site sent.")],
-    kit: KitOption = Path("coordinator"),
+    kit: KitOption = DEFAULT_KIT,
     study: Annotated[Path | None, typer.Option(help="The study.toml that goes with the bundle.")] = None,
     out: Annotated[
         Path | None, typer.Option(help="The bundle's file; by default bundles/SITE.zip of the kit.")
@@ -107,7 +108,7 @@ def admit(
 @app.command(epilog="Example: mmare-server kit revoke hospital-a")
 def revoke(
     site: Annotated[str, typer.Argument(help="Its id, as mmare-server kit list shows it.")],
-    kit: KitOption = Path("coordinator"),
+    kit: KitOption = DEFAULT_KIT,
 ) -> None:
     """Exclude a site; its key is refused for good, immediately if the coordinator is running."""
     from server.membership.kit import load_kit
@@ -125,7 +126,7 @@ def revoke(
 
 @app.command(epilog="Example: mmare-server kit renew")
 def renew(
-    kit: KitOption = Path("coordinator"),
+    kit: KitOption = DEFAULT_KIT,
     days: DaysOption = SERVER_DAYS,
     *,
     new_key: Annotated[
@@ -161,7 +162,7 @@ def renew(
 
 
 @app.command("list", epilog="Example: mmare-server kit list")
-def list_(kit: KitOption = Path("coordinator")) -> None:
+def list_(kit: KitOption = DEFAULT_KIT) -> None:
     """List the admitted sites with their keys, and the validity of the server certificate."""
     from server.membership.flower_nodes import registered, superlink_answers
     from server.membership.kit import load_kit
