@@ -203,9 +203,13 @@ def _leaving(study: Study, rules: StudyRules, limit: int) -> Iterator[tuple[str,
             "when an event happened, to a 128th of the follow-up where a bin holds one patient, without "
             "saying of whom.",
         )
-    kind = "the change of " if study.federation.wire is Wire.FLOAT16 else ""
+    kind, surely = "the change of " if study.federation.wire is Wire.FLOAT16 else "", ""
     if steps_at_coordinator(study):
         kind = "the mean gradient, over the train rows, of "
+        surely = (
+            " Where fewer train patients have a modality than it has numbers, a gradient tells whoever knows "
+            "a patient's numbers for certain (measured: right for 100 of 100 pairs)."
+        )
     yield (
         f"In every round: {kind}up to {rules.most_numbers():,} parameters of the model "
         f"({rules.most_bytes() / 1e6:.1f} MB) with the number of draws of train rows that exercised each "
@@ -214,7 +218,8 @@ def _leaving(study: Study, rules: StudyRules, limit: int) -> Iterator[tuple[str,
         "whether this patient was among the train rows: hardly for most, often in a rare class (measured: a "
         "guess that is right for 52 to 54 of 100 pairs, for 60 to 95 in rare classes). A block that one "
         "patient alone exercised holds that patient's embedding, and the number of draws tells who lacks a "
-        "modality. Out of one update of a model made to spy, a third of the embeddings could be read.",
+        "modality. Out of one update of a model made to spy, a third of the embeddings could be read."
+        f"{surely}",
     )
     yield (
         f"In every round and at the end: {_scored(study)} and sums of losses, from which metrics are "

@@ -22,24 +22,10 @@ from server.store.selection import Selection
 
 __all__ = ["LOSSES", "PHASES", "POOLED_SCORES", "SITE_SCORES", "RunState"]
 
-LOSSES: Final = (
-    "log_loss",
-    "balanced_log_loss",
-    "brier",
-    "integrated_brier",
-    "ece",
-    "mae",
-    "rmse",
-)  # smaller is better
-SITE_SCORES: Final = (
-    "balanced_accuracy",
-    "auc",
-    "concordance",
-    "r2",
-    "mae",
-    "log_loss",
-    "ece",
-)  # also per site
+# Of these, smaller is better.
+LOSSES: Final = ("log_loss", "balanced_log_loss", "brier", "integrated_brier", "ece", "mae", "rmse")
+# These are told of each site, too.
+SITE_SCORES: Final = ("balanced_accuracy", "auc", "concordance", "r2", "mae", "log_loss", "ece")
 POOLED_SCORES: Final = (
     *("accuracy", "balanced_accuracy", "auc", "concordance", "r2", "slope", "f1", "precision", "recall"),
     *("macro_f1", "macro_precision", "macro_recall", *LOSSES),

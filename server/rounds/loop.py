@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from mmare.errors import Ending, RunError
@@ -18,6 +18,7 @@ from mmare.wire.sums import moments_of
 from server.rounds.answer_sizes import most_header
 from server.rounds.collected import Collected, Replies, SumOf
 from server.rounds.global_model import Averaging, GlobalModel
+from server.rounds.plan import Outcome, Plan
 from server.rounds.requests import Inquiry
 from server.rounds.roll_call import RollCalls
 from server.rounds.round_metrics import final_metrics, headline
@@ -32,41 +33,12 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-    from torch import Tensor
-
     from mmare.study.study import Study
     from server.rounds.fleet import Answer, Fleet
     from server.rounds.roll_call import Member
     from server.store.journal import Journal
 
-__all__ = ["Outcome", "Plan", "RoundLoop"]
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """The result of a finished loop."""
-
-    tensors: dict[str, Tensor]  # of the selected model
-    progress: Progress
-    best_round: int
-    metrics: dict[str, Any]  # validation and test, as in result.json
-    note: str = ""  # what is wrong with the selection
-
-
-@dataclass(frozen=True)
-class Plan:
-    """Which sites train and validate; every site tests.
-
-    Federated: all sites train. Otherwise only ``trainer`` does, and validation runs on the other sites' rows
-    (centralised) or on its own (local).
-    """
-
-    mode: Mode = Mode.FEDERATED
-    trainer: str = ""  # site id; unused by federated
-    expected_nodes: int = 0  # to wait for; 0 if unknown
-    subsets: bool = False  # also test every subset of modalities
-    calibration: bool = False  # also ask for losses on the calibration grid
-    shapley: bool = False  # also ask how far each modality moves predictions
+__all__ = ["RoundLoop"]
 
 
 class RoundLoop:
@@ -84,7 +56,7 @@ class RoundLoop:
         folder: Path,
         journal: Journal,
         run: str,
-        plan: Plan = Plan(),
+        plan: Plan,
     ) -> None:
         self._fleet = fleet
         self._study = study

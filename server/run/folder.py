@@ -20,7 +20,8 @@ from mmare.wire.limits import MOST_NAME, MOST_PAYLOAD, RUN_NAME, run_name
 from mmare.wire.tensors import global_tensors, layout_of
 from server.aggregation.strategies import strategy_of
 from server.monitoring.followed_run import read_run
-from server.rounds.loop import Plan, RoundLoop
+from server.rounds.loop import RoundLoop
+from server.rounds.plan import Plan
 from server.rounds.roll_call import roll_call
 from server.rounds.update_checks import Upload
 from server.run.result import (
@@ -45,7 +46,7 @@ if TYPE_CHECKING:
 
     from mmare.study.study import Study
     from server.rounds.fleet import Fleet
-    from server.rounds.loop import Outcome
+    from server.rounds.plan import Outcome
     from server.run.request import RunRequest
     from server.store.journal import Listener
 

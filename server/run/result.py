@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 from mmare.models.registry import MODELS, build_model
 from mmare.wire.tensors import global_tensors
 from server.monitoring.followed_run import read_run
-from server.rounds.loop import Outcome
+from server.rounds.plan import Outcome
 from server.rounds.update_checks import Upload
 from server.store.events import SiteLeftOut
 

@@ -25,8 +25,8 @@ from tests.federations import run_nodes
 
 pytestmark = [pytest.mark.bench, pytest.mark.filterwarnings("default")]
 
-SEEDS = range(5)
-MMIST_SEEDS = range(10)
+SEEDS = range(20)
+MMIST_SEEDS = range(20)
 PRIVATE = ("privacy.extra=[]", "training.patience=1000", "training.noise_probability=0")
 CHOSEN = ("model.width=64", "training.batch_size=256", "training.learning_rate=0.003", "training.rounds=40")
 PROTECTIONS = {

@@ -129,3 +129,9 @@ def test_the_prompt_is_shown_with_what_becomes_of_gaps(site):
     page = " ".join(study_in_words(study, replace(site, modalities=ready), 40).split())
     assert "A patient of" not in page
     assert "prompt for t is not used: this site has finished texts" in page
+
+
+@pytest.mark.parametrize(("strategy", "tells"), [("fedavg", False), ("fedsgd", True)])
+def test_the_page_says_that_gradients_tell_who_took_part(site, strategy, tells):
+    study = tiny_study(federation={"strategy": strategy})
+    assert ("a gradient tells" in " ".join(study_in_words(study, site, 10).split())) is tells

@@ -6,6 +6,7 @@ The adversaries: a coordinator that keeps what comes (A) or asks under an approv
 
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
+from itertools import product
 from unittest.mock import patch
 
 import numpy as np
@@ -29,6 +30,7 @@ from sites.features import load_features, write_features
 from sites.federation import write_federation
 from tests.federations import (
     SITES,
+    WIDTHS,
     claiming,
     run_nodes,
     site_tables,
@@ -197,6 +199,41 @@ def having_one(hospital):
     first = data.loc[data["split"] == "train", "patient_id"].iloc[0]
     held = load_features(source.file)
     write_features(source.file.parent, source.file.stem, {first: held[first]})
+
+
+GRADIENT_WIDTH = 48  # of a modality: more than the patients of three small hospitals who have it
+SMALL = 36  # patients of each, about twelve of whom are trained on and have it
+
+
+@pytest.mark.parametrize("strategy", ["fedavg", "fedsgd"])
+def test_the_span_of_a_step(tmp_path, table, strategy):
+    """Fewer patients than features: is a patient in the space that the change of an adapter spans?"""
+    study = tiny_study(
+        modality=[
+            {"name": name, "kind": "features", "width": GRADIENT_WIDTH, "scaling": "zscore"}
+            for name in WIDTHS
+        ],
+        model={"name": "mmare", "width": 64},
+        training={"noise_probability": 0.0, "weight_decay": 0.0, "batch_size": 64},
+        federation={"strategy": strategy},
+    )
+    told = table.setdefault(f"who is in a small hospital's step, {strategy}: AUC (A)", {})
+    for protection in PROTECTIONS:
+        with protection.in_force():
+            those = hospitals(protection, tmp_path / protection.name, study, patients=SMALL)
+            change = summed_change([(each, build_model(each.study), each.train(1)) for each in those])
+        _, size, directions = torch.linalg.svd(change["adapters.adapters.0.weight"], full_matrices=False)
+        spanned = directions[size > size[0] * 1e-5]
+        scores, members = [], []
+        for each, split in product(those, (Split.TRAIN, Split.TEST)):
+            data = load_data(each.site, each.study)
+            rows = data.embedding[0][data.rows[split]][data.present[data.rows[split], 0]]
+            scores.append((torch.nn.functional.normalize(rows) @ spanned.T).norm(dim=1))
+            members.append(torch.full((len(rows),), split is Split.TRAIN))
+        auc = roc_auc_score(torch.cat(members), torch.cat(scores))
+        told[protection.name] = f"{auc:.2f}"
+        if strategy == "fedsgd":
+            assert auc < 0.8 if protection.is_private else auc > 0.99  # of chance .5 ± .15
 
 
 # A: who took part
