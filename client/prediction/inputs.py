@@ -78,9 +78,11 @@ def site_inputs(
     embedding, present = read_inputs(study, len(patients.patient_ids), vectors)
     _check_anything(package, patients, present, remarks)
     had = {each.name for slot, each in enumerate(study.modalities) if bool(present[:, slot].any())}
-    unknown = [name for name in had if name not in package.encoders]
+    hidden = [name for name in had if not package.deviation(name).any()]
+    unknown = [name for name in had if name not in package.encoders and name not in hidden]
     notes = [
         *encoder_notes(study, had),
+        *(f"No patient in training had {name}, so the model does not look at it" for name in hidden),
         *(f"No patient in training had {name}, so the model learned nothing of it" for name in unknown),
     ]
     told = {row: tuple(sentences) for row, sentences in remarks.items()}

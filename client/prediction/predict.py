@@ -148,12 +148,13 @@ def predict(
             lambda seen: model(
                 Batch(tuple(part.to(device) for part in seen.embedding), seen.present.to(device))
             ).cpu(),
-            Batch(inputs.embedding, inputs.present),
+            Batch(inputs.embedding, model.scaling.visible(inputs.present, someone=True)),
             judgement.probability,
             prior,
             lambda hidden: package.judge(hidden).probability,
         )
-    known = torch.tensor([modality.name in package.moments for modality in package.study.modalities])
+    told = {name for name, moments in package.moments.items() if moments.n != 0}
+    known = torch.tensor([modality.name in told for modality in package.study.modalities])
     with torch.inference_mode():
         distance = model.scaling.distances([part.to(device) for part in inputs.embedding]).cpu()
     distance = torch.where(inputs.present & known, distance, torch.nan)

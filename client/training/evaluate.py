@@ -213,7 +213,7 @@ def _attribution(
 
     shares = explain_modalities(
         predict,
-        Batch(tuple(part[rows] for part in data.embedding), present),
+        Batch(tuple(part[rows] for part in data.embedding), model.scaling.visible(present, someone=True)),
         logits.softmax(dim=1),
         prior,
         lambda hidden: hidden.double().softmax(dim=1),

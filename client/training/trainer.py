@@ -98,6 +98,7 @@ def train_round(
     device = next(model.parameters()).device
     present, label = data.present[rows].to(device), data.label[rows].to(device)
     scaled = model.scaling([part[rows].to(device) for part in data.embedding], present)  # (N, W)
+    present = model.scaling.visible(present, someone=True)  # a group may have too few rows at every site
     deviation = model.scaling.noise_deviation()
     last = optimizers.phase.rounds is None  # parts trained separately see complete patients
     hiding = hiding_of(study) if last else None

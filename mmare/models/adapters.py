@@ -40,8 +40,7 @@ def pooled_moments(
 ) -> tuple[Tensor, Tensor]:
     """Mean and population standard deviation from sums over rows or weights, ``(W,)`` float32 each.
 
-    The deviation is at least 1e-6, and that of a feature which no row has, where rows have others. Without
-    any rows they are 0 and 1.
+    The deviation is at least 1e-6, and 0 of a feature that no row has.
 
     Args:
         n: Rows or weights of each sum, or of all.
@@ -52,13 +51,13 @@ def pooled_moments(
         >>> pooled_moments(2, [4.0], [10.0])
         (tensor([2.]), tensor([1.]))
         >>> pooled_moments([2, 0], [4.0, 0.0], [10.0, 0.0])
-        (tensor([2., 0.]), tensor([1.0000e+00, 1.0000e-06]))
+        (tensor([2., 0.]), tensor([1., 0.]))
     """
     sums = torch.tensor([list(total), list(squares)], dtype=torch.float64)  # (2, W)
     over = torch.as_tensor(n, dtype=torch.float64).expand(sums.shape[1])  # (W,)
     mean, square = sums / over.clamp_min(torch.finfo(torch.float64).tiny)
     deviation = (square - mean.square()).clamp_min(0).sqrt().clamp_min(DEVIATION_FLOOR)
-    return mean.float(), torch.where(over > 0, deviation, DEVIATION_FLOOR if over.any() else 1.0).float()
+    return mean.float(), torch.where(over > 0, deviation, 0.0).float()
 
 
 def _filled(rows: Tensor) -> Tensor:
@@ -70,12 +69,13 @@ class InputScaling(nn.Module):
     """Scale embeddings with pooled moments that are saved with the model.
 
     Each modality has the buffers ``mean_j`` and ``deviation_j`` ``(W_j,)`` over its train rows
-    (`moment_rows`). ``zscore`` uses both; training noise uses the deviation.
+    (`moment_rows`). ``zscore`` uses both; training noise uses the deviation. A feature that no train row has,
+    of which nothing was learned, has the deviation 0 and is zero whatever a new patient has there.
 
     Args:
         modalities: In slot order.
         clip: Largest size of a z-score, so that a slip in one cell does not decide; 0: any. With it, features
-            that no train row has or that are constant there are zero: nothing was learned of them.
+            that are constant in the train rows are zero as well.
 
     Raises:
         ValueError: If ``clip`` is negative.
@@ -107,7 +107,8 @@ class InputScaling(nn.Module):
         parts = []
         for slot, scaling in enumerate(self.scalings):
             rows = embedding[slot]
-            there = present[:, slot : slot + 1] & ~rows.isnan()
+            taught = self.get_buffer(f"deviation_{slot}") > 0  # (W,)
+            there = present[:, slot : slot + 1] & ~rows.isnan() & taught
             if scaling is Scaling.ZSCORE:
                 rows = (rows - self.get_buffer(f"mean_{slot}")) / self._divisor(slot)
                 rows = self._clipped(slot, rows) if self.clip else rows
@@ -115,6 +116,15 @@ class InputScaling(nn.Module):
                 rows = functional.normalize(_filled(rows), dim=1)
             parts.append(torch.where(there, rows, rows.new_zeros(())))
         return torch.cat(parts, dim=1)
+
+    def visible(self, present: Tensor, *, someone: bool = False) -> Tensor:
+        """Presence ``(B, M)`` without modalities that no train row has: nothing was learned of them.
+
+        With ``someone``, patients who have no other keep them.
+        """
+        taught = [self.get_buffer(f"deviation_{slot}").any() for slot in range(len(self.widths))]
+        seen = present & torch.stack(taught).to(present.device)
+        return torch.where(seen.any(dim=1, keepdim=True), seen, present) if someone else seen
 
     def _clipped(self, slot: int, scores: Tensor) -> Tensor:
         known = self.get_buffer(f"deviation_{slot}") > DEVIATION_FLOOR  # (W,)
@@ -132,11 +142,13 @@ class InputScaling(nn.Module):
         """How far B vectors of each modality are from those of the train rows, ``(B, M)``.
 
         Root mean square over the features of the difference from the mean, in standard deviations: over the
-        train rows the mean square is 1. Blank cells are left out. Rows of absent modalities give any number.
+        train rows the mean square is 1. Blank cells and features that no train row has are left out. Rows of
+        absent modalities give any number.
         """
         parts = []
         for slot, scaling in enumerate(self.scalings):
             rows = moment_rows(embedding[slot], scaling) - self.get_buffer(f"mean_{slot}")
+            rows = torch.where(self.get_buffer(f"deviation_{slot}") > 0, rows, torch.nan)
             parts.append((rows / self._divisor(slot)).square().nanmean(dim=1).sqrt())
         return torch.stack(parts, dim=1)
 

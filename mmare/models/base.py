@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 import torch
@@ -75,12 +76,17 @@ class MultimodalModel(nn.Module, ABC):
     def parameters_under(self, *modules: str) -> tuple[str, ...]:
         """Names of the parameters of some modules, in the model's order."""
         prefixes = tuple(f"{module}." for module in modules)
-        return tuple(name for name, _ in self.named_parameters() if name.startswith(prefixes))
+        return tuple(name for name in self._names if name.startswith(prefixes))
+
+    @cached_property
+    def _names(self) -> tuple[str, ...]:
+        """Of all parameters: walking through the modules takes long for every block of every round."""
+        return tuple(name for name, _ in self.named_parameters())
 
     def with_shared_block(self, blocks: Sequence[Block]) -> tuple[Block, ...]:
         """The blocks and one of all other parameters, which every sample exercises."""
         taken = {name for block in blocks for name in block.parameters}
-        rest = tuple(name for name, _ in self.named_parameters() if name not in taken)
+        rest = tuple(name for name in self._names if name not in taken)
         return (*blocks, Block("shared", rest, all_samples))
 
     def loss(self, scaled: Tensor, present: Tensor, label: Tensor, generator: Generator) -> Tensor:
@@ -88,9 +94,14 @@ class MultimodalModel(nn.Module, ABC):
         return self.task.loss(self.logits(scaled, present, generator), label)
 
     def forward(self, batch: Batch) -> Tensor:
-        """Logits ``(B, K)`` of unscaled embeddings."""
+        """Logits ``(B, K)`` of unscaled embeddings; modalities that no train row has are hidden."""
         scaled: Tensor = self.scaling(batch.embedding, batch.present)
-        return self.logits(scaled, batch.present)
+        seen = self.scaling.visible(batch.present)
+        return torch.where(seen.any(dim=1, keepdim=True), self.logits(scaled, seen), self.of_nothing(seen))
+
+    def of_nothing(self, present: Tensor) -> Tensor:
+        """Logits of patients of whom nothing is seen; ``present`` ``(B, M)`` is False."""
+        return torch.zeros(len(present), self.classes, device=present.device)
 
     def predict(self, batch: Batch) -> Tensor:
         """What the task predicts (`Task.prediction`) in evaluation mode, without gradients."""
@@ -122,7 +133,9 @@ class MMAREOptions:
     embedding_dropout: float = 0.0  # element-wise, of conditioned embeddings; 0 in the thesis
     clip: float = 0.0  # largest size of a z-score; 0 in the thesis: any
     numeric: Numeric = Numeric.LINEAR  # of tables of few columns (`is_numeric`)
-    linear: bool = False  # add a linear term, of which the rest, zero at first, is the residual
+    linear: bool = (
+        False  # add a (with ``piecewise`` bent) linear term; the rest, zero at first, is its residual
+    )
 
 
 class MMARE(MultimodalModel):
@@ -152,7 +165,7 @@ class MMARE(MultimodalModel):
         self.fusion = PairwiseFusion(width, options.merge) if options.fusion is Fusion.PAIRWISE else None
         self.head = TaskHead(width, classes, options.dropout)
         self.order = options.order
-        self.linear = LinearTerm(self.scaling.widths, classes) if options.linear else None
+        self.linear = LinearTerm(self.scaling.widths, classes, bent) if options.linear else None
         if self.linear is not None:
             nn.init.zeros_(self.head.out.weight)
             nn.init.zeros_(self.head.out.bias)
@@ -170,6 +183,13 @@ class MMARE(MultimodalModel):
         if self.linear is not None:
             logits = logits + self.linear(scaled, present, self.scaling.lengths())
         return logits
+
+    def of_nothing(self, present: Tensor) -> Tensor:
+        """What the linear term says of absence."""
+        if self.linear is None:
+            return super().of_nothing(present)
+        absent: Tensor = self.linear.of_absence(present)
+        return absent
 
     def blocks(self) -> tuple[Block, ...]:
         """Conditioning columns by absence, adapters by presence, merging by merges, the rest by all."""

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from mmare.models.batch import Batch
 from mmare.models.fusion import PairwiseFusion
 
 if TYPE_CHECKING:
@@ -60,5 +61,5 @@ class MaskedModel(nn.Module):
 
     def forward(self, present: Tensor, *embedding: Tensor) -> tuple[Tensor, Tensor]:
         """Both ``(B, K)``, of presence ``(B, M)`` and one ``(B, W_j)`` per modality; absent rows are free."""
-        logits = self.model.logits(self.model.scaling(embedding, present), present)
+        logits: Tensor = self.model(Batch(embedding, present))
         return (logits / self.temperature + self.bias).softmax(dim=1), logits

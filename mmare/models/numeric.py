@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 
 __all__ = ["BINS", "Numeric", "is_numeric", "piecewise_linear"]
 
-# The quartiles of a standard normal distribution, in deviations; ends beyond which all values are alike.
-_EDGES: Final = (-3.0, -0.6745, 0.0, 0.6745, 3.0)
+# The octiles of a standard normal distribution, in deviations; ends beyond which all values are alike.
+_EDGES: Final = (-3.0, -1.1503, -0.6745, -0.3186, 0.0, 0.3186, 0.6745, 1.1503, 3.0)
 BINS: Final = len(_EDGES) - 1
 WIDEST: Final = 128  # features; wider vectors are embeddings, whose features were made to be used linearly
 
@@ -35,16 +35,16 @@ def is_numeric(modality: ModalitySpec) -> bool:
 
 
 def piecewise_linear(scaled: Tensor) -> Tensor:
-    """How far each z-score ``(B, W)`` has come through each of 4 bins, ``(B, 4 W)``.
+    """How far each z-score ``(B, W)`` has come through each of 8 bins, ``(B, 8 W)``.
 
     A linear layer on top is a function with a bend at every edge. Here the bins are the same for all columns,
-    the quartiles of normal scores: quantiles of each column would need histograms of every site. And each
+    the octiles of normal scores: quantiles of each column would need histograms of every site. And each
     part is measured from the mean, so that a blank cell, which stands there, is zero in all of them. Of a 0/1
     column, which takes two values, every such function is a linear one.
 
     Example:
         >>> piecewise_linear(torch.tensor([[0.0], [0.6745], [-9.0]])).abs().sum(dim=1).tolist()
-        [0.0, 1.0, 2.0]
+        [0.0, 2.0, 4.0]
     """
     edges = scaled.new_tensor(_EDGES)
     low, high = edges[:-1], edges[1:]  # (4,)

@@ -89,7 +89,10 @@ def set_cuts(model: MultimodalModel, statistics: Mapping[str, Statistics], journ
 def set_scaling(
     model: MultimodalModel, statistics: Mapping[str, Statistics], study: Study, journal: Journal
 ) -> None:
-    """Set the model's scaling buffers from the moments of all sites, summed in the order of site ids."""
+    """Set the model's scaling buffers from the moments of all sites, summed in the order of site ids.
+
+    Under differential privacy none are told, and the buffers stay as they are.
+    """
     for slot, modality in enumerate(study.modalities):
         moments = {site: statistics[site].moments[slot] for site in sorted(statistics)}
         parts = {site: part for site, part in moments.items() if part.n > 0}
@@ -108,5 +111,6 @@ def set_scaling(
         )
         zeros = [0.0] * modality.width
         sums = pooled_moments(over or zeros, total or zeros, squares or zeros)
-        model.scaling.set_moments(slot, *sums)
+        if study.privacy.dp is None:
+            model.scaling.set_moments(slot, *sums)
         journal.write(Scaling(modality=modality.name, n=sum(rows.values()), sites=tuple(parts)))

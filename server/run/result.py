@@ -112,8 +112,7 @@ def notes_of_training(study: Study, out: Path) -> list[str]:
         return []
     pooled = read_run(out).scaling
     return [
-        f"no site told a train row that has {each.name}: what the model says of patients who have it was not "
-        "learned"
+        f"no site told a train row that has {each.name}: the model has not learned it and does not look at it"
         for each in study.modalities
         if each.name in pooled and pooled[each.name].n == 0
     ]

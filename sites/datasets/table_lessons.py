@@ -31,7 +31,8 @@ def train_notes(encoding: Encoding, vectors: Mapping[str, Vectors], splits: Mapp
         rows = [held[patient] for patient in train if patient in held]
         if not rows:
             notes.append(
-                f"{name}: no train row has it, so nothing is learned of it; leave it out, or split otherwise"
+                f"{name}: no train row has it, so nothing is learned of it and no prediction looks at it; "
+                "leave it out, or split otherwise"
             )
         elif name in encoding.modalities:
             notes += _columns(encoding, name, np.stack(rows))

@@ -451,3 +451,18 @@ def test_a_registered_model_is_one_and_its_options_have_defaults(name):
     assert issubclass(MODELS[name], MultimodalModel)
     assert isinstance(build_model(a_study((8, 8), model=name)), MODELS[name])
     MODELS[name].Options()
+
+
+@EVERY
+def test_a_modality_that_no_train_row_has_is_not_looked_at(name):
+    model = model_of(name).eval()
+    width = widths_of(name)[1]
+    model.scaling.set_moments(1, torch.zeros(width), torch.zeros(width))
+    whole, without = torch.tensor([[True, True, False], [False, True, True]]), torch.tensor([1, 0, 1]).bool()
+    batch = batch_of(name, whole)
+    hidden = Batch(batch.embedding, whole & without)
+    assert torch.equal(model(batch), model(hidden))
+    alone = batch_of(name, torch.tensor([[False, True, False]] * 2))
+    found = model(alone)
+    assert found.isfinite().all()
+    assert torch.equal(found[0], found[1])  # whatever they have there

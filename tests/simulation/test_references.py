@@ -98,7 +98,7 @@ def test_a_modality_and_a_column_that_no_train_row_has_are_named_and_break_nothi
     write_federation(tmp_path / "fed", tiny_study(), tables)
     result = run_nodes(tmp_path / "fed", tmp_path / "run", settings=("training.rounds=1",))
     assert result["notes"] == [
-        "no site told a train row that has wsi: what the model says of patients who have it was not learned"
+        "no site told a train row that has wsi: the model has not learned it and does not look at it"
     ]
     found = measure_references(
         request_of(tmp_path / "fed", tmp_path / "run", settings=("training.rounds=1",))

@@ -100,11 +100,18 @@ def test_rounding_that_makes_the_variance_negative_gives_the_floor():
     assert deviation.tolist() == pytest.approx([1e-6])
 
 
-def test_no_rows_leave_embeddings_as_they_are():
-    mean, deviation = pooled_moments(0, [0.0, 0.0], [0.0, 0.0])
-    rows = torch.tensor([[3.0, -4.0]])
-    scaled = scaling_of(Scaling.ZSCORE, mean, deviation)([rows], torch.tensor([[True]]))
-    assert torch.equal(scaled, rows)
+@pytest.mark.parametrize("scaling", Scaling)
+def test_what_no_train_row_has_is_zero_hidden_and_at_no_distance(scaling):
+    module = InputScaling([modality(2, scaling), modality(2, scaling)])
+    module.set_moments(0, *pooled_moments(0, [0.0, 0.0], [0.0, 0.0]))
+    module.set_moments(1, *pooled_moments([4, 0], [0.0, 0.0], [4.0, 0.0]))
+    rows, present = [torch.tensor([[3.0, -4.0]] * 3)] * 2, torch.tensor([[1, 1], [1, 0], [0, 1]]).bool()
+    scaled = module(rows, present)
+    assert scaled[:, [0, 1, 3]].count_nonzero() == 0
+    assert scaled[0, 2] > 0
+    assert module.visible(present).int().tolist() == [[0, 1], [0, 0], [0, 1]]
+    assert module.visible(present, someone=True).int().tolist() == [[0, 1], [1, 0], [0, 1]]
+    assert module.distances(rows)[0].isnan().tolist() == [True, False]
 
 
 @pytest.mark.parametrize(

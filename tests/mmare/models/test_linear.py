@@ -4,9 +4,11 @@ import numpy as np
 import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import balanced_accuracy_score
 from torch.nn import functional
 
 from mmare.models.linear import LinearTerm
+from mmare.models.numeric import piecewise_linear
 from mmare.models.registry import build_model
 from mmare.study.choices import Scaling
 from tests.mmare.models.examples import a_study, generator, random_presence
@@ -14,9 +16,10 @@ from tests.mmare.models.examples import a_study, generator, random_presence
 WIDTHS = (6, 3, 8)
 
 
-def rows_of(patients=200, seed=0):
+def rows_of(patients=200, seed=0, **options):
     """A model of three modalities with the moments of its rows, which differ in size a hundredfold."""
-    study = a_study(WIDTHS, classes=2, scalings=tuple(Scaling), model="mmare", width=8, linear=True)
+    options = {"width": 8, "linear": True, **options}
+    study = a_study(WIDTHS, classes=2, scalings=tuple(Scaling), model="mmare", **options)
     model = build_model(study)
     source = generator(seed)
     present = random_presence(patients, len(WIDTHS), seed)
@@ -48,8 +51,18 @@ def test_lengths_are_those_of_the_train_rows():
         assert model.scaling.lengths()[slot].item() == pytest.approx(length.item(), rel=1e-4)
 
 
-def test_its_curvature_is_at_most_half_of_one_more_than_the_modalities():
-    model, scaled, present, label = rows_of()
+@pytest.mark.parametrize(
+    ("options", "most"),
+    [
+        pytest.param({}, (len(WIDTHS) + 1) / 2, id="linear"),
+        pytest.param({"numeric": "piecewise"}, (len(WIDTHS) + 4 + 1) / 2, id="one of them bent"),
+    ],
+)
+def test_its_curvature_is_bounded_beforehand(options, most):
+    model, scaled, present, label = rows_of(**options)
+    steps = {block.descent for block in model.blocks() if block.name.startswith("linear.")}
+    assert steps == {1 / (len(WIDTHS) + 1 + len(model.linear.bends))}
+    assert most * max(steps) < 2  # gradient descent converges
     weights = [value for name, value in model.named_parameters() if name.startswith("linear.")]
     loss = functional.cross_entropy(model.linear(scaled, present, model.scaling.lengths()), label)
     slopes = torch.autograd.grad(loss, weights, create_graph=True)
@@ -60,7 +73,33 @@ def test_its_curvature_is_at_most_half_of_one_more_than_the_modalities():
         along = sum((slope * part).sum() for slope, part in zip(slopes, direction, strict=True))
         direction = [part.detach() for part in torch.autograd.grad(along, weights, retain_graph=True)]
     curvature = torch.cat([part.flatten() for part in direction]).norm().item()
-    assert 0.1 < curvature <= (len(WIDTHS) + 1) / 2
+    assert 0.1 < curvature <= most
+
+
+def test_bends_have_a_bounded_length_whatever_the_column():
+    source = generator(3)
+    for column in (torch.randn(500, 1, generator=source), torch.rand(500, 1, generator=source) < 0.3):
+        scores = (column.float() - column.float().mean()) / column.float().std(correction=0)
+        assert piecewise_linear(scores).square().sum(dim=1).mean() <= 4
+    assert piecewise_linear(torch.tensor([[9.0], [-9.0]])).square().sum(dim=1).tolist() == [4.0, 4.0]
+
+
+def test_a_bent_term_learns_a_threshold_that_no_line_can():
+    source = generator(4)
+    scaled = torch.randn(400, 1, generator=source)
+    present, label = torch.ones(400, 1, dtype=torch.bool), (scaled[:, 0].abs() > 1).long()
+    right = {}
+    for bent in ((), (0,)):
+        term = LinearTerm((1,), 2, bent)
+        descent = torch.optim.SGD(term.parameters(), lr=1 / (2 + len(bent)), momentum=0.9)
+        for _ in range(100):
+            descent.zero_grad()
+            functional.cross_entropy(term(scaled, present, [torch.tensor(1.0)]), label).backward()
+            descent.step()
+        called = term(scaled, present, [torch.tensor(1.0)]).argmax(dim=1)
+        right[bent] = balanced_accuracy_score(label, called)
+    assert right[()] < 0.6
+    assert right[0,] > 0.95
 
 
 def test_descended_to_the_end_it_is_logistic_regression_with_indicators():

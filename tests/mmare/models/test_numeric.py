@@ -10,7 +10,7 @@ from mmare.study.choices import Kind, Scaling
 from mmare.study.specs import ModalitySpec
 from tests.mmare.models.examples import generator
 
-EDGES = np.array([-3.0, *norm.ppf([0.25, 0.5, 0.75]), 3.0])
+EDGES = np.array([-3.0, *norm.ppf(np.arange(1, 8) / 8), 3.0])
 
 
 def test_each_bin_is_crossed_from_the_mean_outwards():

@@ -36,7 +36,10 @@ LABS = [[1, 0, 1, 1, 1, 1], [NAN, 1, 2, 2, 2, 2], [3, 0, 3, 3, 3, 3], None]
         pytest.param(
             EXAM,
             [None, None, *LABS[2:]],
-            ["labs: no train row has it, so nothing is learned of it; leave it out, or split otherwise"],
+            [
+                "labs: no train row has it, so nothing is learned of it and no prediction looks at it; "
+                "leave it out, or split otherwise"
+            ],
             id="group that no train row has",
         ),
         pytest.param(
