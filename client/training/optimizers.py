@@ -26,17 +26,25 @@ if TYPE_CHECKING:
 __all__ = ["MeanGradient", "PhaseOptimizers"]
 
 
-class MeanGradient(torch.optim.Optimizer):
-    """Adds up the gradients of a round's batches; parameters move at its end only, by -1024 times the sum."""
+class MeanGradient:
+    """Adds up the gradients of a round's batches; parameters move at its end only, by -1024 times the sum.
+
+    Not one of torch's optimisers, the first of which loads the compiler: three seconds in every process.
+    """
 
     def __init__(self, parameters: Iterable[Parameter]) -> None:
-        super().__init__(list(parameters), {})
         self.share = 1.0  # of the round's draws in the batch
-        self._parameters: list[Parameter] = self.param_groups[0]["params"]
+        self.state: dict[Parameter, dict[str, Tensor]] = {}  # no moments
+        self._parameters = list(parameters)
         self._sums: dict[Parameter, Tensor] = {}
 
+    def zero_grad(self, *, set_to_none: bool = True) -> None:  # noqa: ARG002 - as torch's
+        """Forget the gradients of the batch before."""
+        for parameter in self._parameters:
+            parameter.grad = None
+
     @torch.no_grad()
-    def step(self) -> None:  # type: ignore[override] # no closure
+    def step(self) -> None:
         """Add the gradients of a batch."""
         for parameter in self._parameters:
             if parameter.grad is not None:
@@ -82,7 +90,7 @@ class PhaseOptimizers:
         for name, value in parameters.items():
             value.requires_grad_(name in trained)
             value.grad = None
-        self.steps: list[tuple[Objective, Optimizer]] = [
+        self.steps: list[tuple[Objective, Optimizer | MeanGradient]] = [
             (
                 objective,
                 MeanGradient(named.values())
@@ -127,6 +135,8 @@ class PhaseOptimizers:
             SiteError: If moments are not those of the phase's parameters.
         """
         for index, (_, optimizer) in enumerate(self.steps):
+            if isinstance(optimizer, MeanGradient):
+                continue
             prefix = self._prefix(index)
             order = {name: number for number, name in enumerate(self._named[index])}
             state: dict[int, dict[str, Tensor]] = {}

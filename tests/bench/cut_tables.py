@@ -90,11 +90,11 @@ def write_brca(source, out):
         write(out / f"{name}.csv", values, dead, groups, sites, np.random.default_rng(0))
 
 
-def main():
+def main(arguments=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--brca", type=Path, help="folder with brca.csv and centers.csv")
-    asked = parser.parse_args()
+    asked = parser.parse_args(arguments)
     asked.out.mkdir(parents=True, exist_ok=True)
     for table, counts in ((breast_cancer, SITES), (diabetes, SITES), (thresholds, SITES[:1])):
         values, label, groups = table()

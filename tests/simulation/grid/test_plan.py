@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 from mmare.errors import InputError
 from mmare.models.registry import MODELS, build_model, model_options
@@ -13,9 +14,11 @@ from mmare.study.choices import Mode
 from mmare.study.study import Study, load_study
 from simulation.grid.file import find_grid, load_grid, ready_grids, resolve
 from simulation.grid.plan import select
+from simulation.prepare.commands import app as prepare_app
 from sites.datasets.ixi import IxiOptions, ixi_study
 from sites.datasets.mmist import prepare_mmist
 from sites.datasets.synthetic import prepare_synthetic
+from tests.bench.cut_tables import main as cut_tables
 from tests.data_folder import data_folder
 from tests.properties import first_quick
 
@@ -231,7 +234,25 @@ def test_ready_grids_have_valid_studies(name, studies):
             model_options(study.override(cell.assignments))
             checked += 1
         assert cell.model.name in MODELS
-    assert checked or {cell.data.prepare[0] for cell in grid.cells} == {"mmist"}
+    assert checked or {cell.data.prepare[0] for cell in grid.cells} <= {"mmist", "table", "tcga-kirc"}
+
+
+def test_the_grid_of_small_sites_prepares_the_tables_that_are_cut_for_it(tmp_path):
+    cut_tables(["--out", str(tmp_path / "cut")])
+    grid = load_grid(find_grid("small-sites"))
+    cells = {cell.data.name: cell for cell in grid.cells if cell.seed == 0}
+    sizes = {}
+    for sites in (34, 100):
+        words = resolve(cells[f"diabetes, {sites} sites"].prepare, {"cut": str(tmp_path / "cut")})
+        out = tmp_path / str(sites)
+        made = CliRunner().invoke(prepare_app, [*words, "--out", str(out)])
+        assert made.exit_code == 0, made.output
+        assert load_study(out / "study.toml").training.recipe == "table"
+        tables = [site / "patients.csv" for site in out.iterdir() if site.is_dir()]
+        sizes[sites] = [len(file.read_text().splitlines()) - 1 for file in tables]
+        assert len(tables) == sites
+    assert sum(sizes[34]) == sum(sizes[100]) == 442
+    assert all({5, 8, 20} <= set(found) for found in sizes.values())
 
 
 def test_hypermm_of_the_ready_grids_fits_its_scans(studies):
