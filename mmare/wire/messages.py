@@ -332,13 +332,23 @@ def decode(kind: type[Header], text: str, most: int = MOST_HEADER) -> Header:
     except (ValueError, KeyError, TypeError, RecursionError):
         raise WireError("not a message of this system") from None
     if version != WIRE_VERSION:
-        raise WireError(f"wire version {version!r}, expected {WIRE_VERSION}")
+        raise WireError(
+            f"wire version {version!r}, expected {WIRE_VERSION}: {_who_upgrades(kind, version)}",
+            Reason.SOFTWARE,
+        )
     if name != kind.__name__ or not isinstance(body, Mapping):
         raise WireError(f"a message of kind {name!r}, expected {kind.__name__}")
     try:
         return from_table(kind, body, kind.__name__)
     except TableError as error:
         raise WireError(str(error)) from None
+
+
+def _who_upgrades(kind: type, version: object) -> str:
+    """Of a message's sender and receiver, the one with the older protocol."""
+    newer = isinstance(version, int) and version > WIRE_VERSION
+    of_coordinator = kind is Request
+    return f"the {'coordinator' if newer != of_coordinator else 'hospital'} has to upgrade"
 
 
 def _refuse_constant(name: str) -> float:

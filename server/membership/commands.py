@@ -78,6 +78,7 @@ def admit(
     from importlib.metadata import version
 
     from mmare.wire.joining import read_request
+    from mmare.wire.versions import who_upgrades
     from server.membership.kit import load_kit
     from server.membership.records import admit as admit_site
     from server.membership.records import find
@@ -87,12 +88,8 @@ def admit(
     bundle = admit_site(loaded, request, study, out, replace_key=replace)
     record = find(loaded, site)
     own = version("federated-mmare")
-    if record.software != own:
-        typer.echo(
-            f"{site} has version {record.software[:40]}, this coordinator {own}: a run refuses sites with "
-            "another version",
-            err=True,
-        )
+    if who := who_upgrades(record.software, own):
+        typer.echo(f"{site} has version {record.software[:40]}, this coordinator {own}: {who}", err=True)
     typer.echo(
         f"admitted: {site}\nits key:  {record.fingerprint}\n{_authority(loaded)}\n"
         "compare both with the site by telephone: the request could have been altered in transit"

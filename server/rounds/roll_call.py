@@ -10,10 +10,9 @@ from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Final
 
-from packaging.version import InvalidVersion, Version
-
 from mmare.errors import Reason
 from mmare.wire.messages import Request, RollCall, Split, Task, WireError, encode
+from mmare.wire.versions import who_upgrades
 from server.rounds.answer_sizes import most_header
 from server.rounds.fleet import LATE
 from server.store import events
@@ -196,11 +195,8 @@ def _mismatch(call: RollCall, study: Study, encoders: dict[str, str]) -> WireErr
     own = version("federated-mmare")
     if call.study_hash != study.hash:
         return WireError(f"study hash {call.study_hash[:12]}, expected {study.hash[:12]}", Reason.STUDY_HASH)
-    if call.software != own:
-        return WireError(
-            f"software version {call.software}, expected {own}: {_who_upgrades(call.software, own)}",
-            Reason.SOFTWARE,
-        )
+    if who := who_upgrades(call.software, own):
+        return WireError(f"software version {call.software}, expected {own}: {who}", Reason.SOFTWARE)
     contradiction = _contradiction(call, study)
     if contradiction:
         return WireError(contradiction, Reason.SAMPLES)
@@ -210,20 +206,6 @@ def _mismatch(call: RollCall, study: Study, encoders: dict[str, str]) -> WireErr
                 f"encoder of {modality} is {mark}, expected {encoders[modality]}", Reason.ENCODER
             )
     return None
-
-
-def _who_upgrades(theirs: str, own: str) -> str:
-    """Whose software is older.
-
-    Example:
-        >>> _who_upgrades("0.9.1", "0.10"), _who_upgrades("1.0", "0.10")
-        ('the hospital has to upgrade', 'the coordinator has to upgrade')
-    """
-    try:
-        older = Version(theirs) < Version(own)
-    except InvalidVersion:
-        return "the hospital has to install it"
-    return "the hospital has to upgrade" if older else "the coordinator has to upgrade"
 
 
 def _contradiction(call: RollCall, study: Study) -> str:

@@ -4,6 +4,7 @@ import itertools
 import json
 import time
 from dataclasses import replace
+from importlib.metadata import version
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from tests.federations import (
     claiming,
     events,
     node_configs,
+    outcome,
     request_of,
     run_nodes,
     tiny_federation,
@@ -136,8 +138,24 @@ FAULTS = [
     (lambda *_: ("{}", b""), "not a message of this system", "other"),
     (changed_text('"samples":', '"sample":'), "unknown key 'sample'", "other"),
     (changed_text('"train_loss":', '"train_loss":NaN,"x":'), "not a message", "other"),
-    (changed_text('"version":2', '"version":3'), "wire version 3, expected 2", "other"),
+    (changed_text('"version":2', '"version":3'), "wire version 3, expected 2", "software"),
 ]
+
+
+def test_a_site_of_the_neighbouring_version_takes_part_to_the_end(federation, healthy, tmp_path):
+    """A hospital that upgraded before the coordinator: the run is, bit for bit, that of one version."""
+    own = version("federated-mmare")
+    major, minor = own.split(".")[:2]
+    neighbour = f"{major}.{int(minor) + 1}.0"
+
+    def upgraded(site, header, payload):
+        answer, tensors = site(header, payload)
+        return answer.replace(f'"software":"{own}"', f'"software":"{neighbour}"'), tensors
+
+    run_nodes(federation, tmp_path / "run", settings=SHORT, faults={1: upgraded})
+    told = {event["site"]: event["software"] for event in events(tmp_path / "run", "roll_call")}
+    assert sorted(told.values()) == sorted([neighbour, *[own] * (len(told) - 1)])
+    assert outcome(tmp_path / "run") == outcome(healthy)
 
 
 @pytest.mark.slow

@@ -197,8 +197,13 @@ def framed(**changes: object):
         pytest.param(framed(body=...), "not a message", id="no body"),
         pytest.param(
             framed(version=WIRE_VERSION + 1),
-            f"wire version {WIRE_VERSION + 1}, expected {WIRE_VERSION}",
+            f"wire version {WIRE_VERSION + 1}, expected {WIRE_VERSION}: the coordinator has to upgrade",
             id="newer version",
+        ),
+        pytest.param(
+            framed(version=WIRE_VERSION - 1),
+            f"wire version {WIRE_VERSION - 1}, expected {WIRE_VERSION}: the hospital has to upgrade",
+            id="older version",
         ),
         pytest.param(framed(version="1"), f"wire version '1', expected {WIRE_VERSION}", id="version as text"),
         pytest.param(framed(kind="Refusal"), "kind 'Refusal', expected Update", id="another kind"),

@@ -4,7 +4,17 @@ from importlib.metadata import version
 import pytest
 
 from mmare.errors import Reason, SiteCode
-from mmare.wire.messages import Counts, Endpoint, Refusal, Request, RollCall, Task, decode, encode
+from mmare.wire.messages import (
+    WIRE_VERSION,
+    Counts,
+    Endpoint,
+    Refusal,
+    Request,
+    RollCall,
+    Task,
+    decode,
+    encode,
+)
 from server.rounds.fleet import Answer
 from server.rounds.roll_call import ABSENT_S, AGAIN_S, RollCalls, roll_call
 from server.store.events import RunStarted
@@ -12,9 +22,12 @@ from server.store.journal import Journal
 from tests.federations import CallableFleet, tiny_study
 from tests.server.journals import read_journal
 
+OWN = version("federated-mmare")
+MAJOR, MINOR = map(int, OWN.split(".")[:2])
+NEXT, FAR = f"{MAJOR}.{MINOR + 1}.0", f"{MAJOR}.{MINOR + 2}.0"
 STUDY = tiny_study()
 COUNTS = Counts({"train": {"no": None, "yes": None}})
-CALL = RollCall("", STUDY.hash, version("federated-mmare"), {"ct": "given", "wsi": "given"}, COUNTS, 20)
+CALL = RollCall("", STUDY.hash, OWN, {"ct": "given", "wsi": "given"}, COUNTS, 20)
 
 
 def site(name, **changes: object):
@@ -55,9 +68,9 @@ def test_those_who_match_take_part_in_id_order(tmp_path):
             Reason.STUDY_HASH,
         ),
         pytest.param(
-            site("cedar", software="0.0.1"),
+            site("cedar", software=FAR),
             "cedar",
-            f"software version 0.0.1, expected {version('federated-mmare')}: the hospital has to upgrade",
+            f"software version {FAR}, expected {OWN}: the coordinator has to upgrade",
             Reason.SOFTWARE,
         ),
         pytest.param(
@@ -65,6 +78,15 @@ def test_those_who_match_take_part_in_id_order(tmp_path):
             "cedar",
             "encoder of wsi is given/2, expected given",
             Reason.ENCODER,
+        ),
+        pytest.param(
+            lambda *_: (
+                encode(CALL).replace(f'"version":{WIRE_VERSION}', f'"version":{WIRE_VERSION - 1}'),
+                b"",
+            ),
+            "node 3",
+            f"wire version {WIRE_VERSION - 1}, expected {WIRE_VERSION}: the hospital has to upgrade",
+            Reason.SOFTWARE,
         ),
         pytest.param(None, "node 3", "no answer before the deadline", Reason.LATE),
         pytest.param(raises, "node 3", "node failed (OSError)", Reason.NODE_FAILED),
@@ -83,7 +105,18 @@ def test_those_who_match_take_part_in_id_order(tmp_path):
             Reason.OTHER,
         ),
     ],
-    ids=["hash", "version", "encoder", "silent", "raises", "refusal", "garbage", "deep", "number"],
+    ids=[
+        "hash",
+        "version",
+        "encoder",
+        "protocol",
+        "silent",
+        "raises",
+        "refusal",
+        "garbage",
+        "deep",
+        "number",
+    ],
 )
 def test_who_does_not_match_is_refused_by_name_reason_and_code(tmp_path, wrong, name, reason, code):
     members, told = call(tmp_path, site("ash"), site("birch"), wrong)
@@ -101,6 +134,13 @@ def test_the_journal_says_who_was_accepted_and_what_they_have(tmp_path):
     assert {event["event"] for event in (first, second, third)} == {"roll_call"}
     assert first["counts"]["splits"] == {"train": {"no": 12, "yes": None}}
     assert second["software"] == "9"
+
+
+def test_a_neighbouring_version_takes_part_and_is_named(tmp_path):
+    members, told = call(tmp_path, site("ash"), site("birch", software=NEXT))
+    assert list(members) == ["ash", "birch"]
+    assert told == {"ash": None, "birch": None}
+    assert [event["software"] for event in read_journal(tmp_path / "rounds.jsonl")] == [OWN, NEXT]
 
 
 def test_of_two_nodes_with_one_id_the_first_node_stays(tmp_path):
