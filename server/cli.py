@@ -66,6 +66,10 @@ def start(  # noqa: PLR0913 - a command line's options
     proxy: Annotated[
         bool, typer.Option("--proxy/--no-proxy", help="Run nginx as the public door, or leave it to another.")
     ] = True,
+    side_by_side: Annotated[
+        int | None,
+        typer.Option(min=1, help="Submitted runs under way at a time, 2 by default; others wait their turn."),
+    ] = None,
 ) -> None:
     """Run the coordinator: SuperLink, the public door, and what mmare-server submit queues, or one study.
 
@@ -77,11 +81,15 @@ def start(  # noqa: PLR0913 - a command line's options
             "start without a study takes submitted runs: --out, --mode, --set, --overwrite and --min-nodes "
             "are of one run; expected a study, or these options at mmare-server submit"
         )
+    if source is not None and side_by_side is not None:
+        raise InputError("--side-by-side is of submitted runs; expected it without a study")
+    from server.deployment.standing import SIDE_BY_SIDE
     from server.deployment.start import StartSettings, start_run
     from server.store.journal import RESULT
 
     found = StartSettings(
-        *(kit, source, out, mode, tuple(assignments or ()), overwrite, min_nodes, tries, metrics_port, proxy)
+        *(kit, source, out, mode, tuple(assignments or ()), overwrite, min_nodes, tries, metrics_port, proxy),
+        side_by_side=side_by_side or SIDE_BY_SIDE,
     )
     done = start_run(found, Console(stderr=True))
     typer.echo("stopped" if done is None else f"result: {done / RESULT}")
@@ -92,7 +100,7 @@ def status(
     run: Annotated[
         Path | None,
         typer.Argument(
-            help="Run folder, of a run under way or over; without it, the coordinator and its run."
+            help="Run folder, of a run under way or over; without it, the coordinator and its runs."
         ),
     ] = None,
     kit: KitOption = DEFAULT_KIT,
@@ -103,33 +111,35 @@ def status(
 ) -> None:
     """State, rounds and sites of a run, from its journal; or programs, sites and run of a coordinator."""
     console = Console()
-    if run is None:
-        run = _status_of_kit(kit, console, watch=watch)
-    if watch and run is not None:
+    runs = [run] if run is not None else _status_of_kit(kit, console, watch=watch)
+    if watch and runs:
         from server.monitoring.watch import watch_run
 
-        watch_run(run, console)
-    elif run is not None:
-        from server.monitoring.run_summary import run_status
+        watch_run(runs[0], console)
+        return
+    from server.monitoring.run_summary import run_status
 
-        console.print(run_status(run), highlight=False)
+    for each in runs:
+        console.print(run_status(each), *([""] if len(runs) > 1 else []), highlight=False)
 
 
-def _status_of_kit(kit: Path, console: Console, *, watch: bool) -> Path | None:
-    """Print what a coordinator does; gives the folder of its run, if that has begun."""
-    from server.deployment.run_supervisor import last_run
+def _status_of_kit(kit: Path, console: Console, *, watch: bool) -> list[Path]:
+    """Print what a coordinator does; gives the folders of its runs that have begun."""
+    from server.deployment.run_records import runs_under_way
     from server.deployment.status import kit_status
     from server.membership.kit import load_kit
     from server.store.journal import LOCK
 
     loaded = load_kit(kit)
-    found = last_run(loaded)
+    found = [*runs_under_way(loaded)]
     if not watch:
         console.print(kit_status(loaded), "", highlight=False)
-    elif found is None:
+    elif not found:
         raise InputError(f"{loaded.folder}: no run is under way; expected a run folder to watch")
-    begun = found is not None and (found[0] / LOCK).exists()
-    return found[0] if found is not None and begun else None
+    elif len(found) > 1:
+        several = ", ".join(map(str, found))
+        raise InputError(f"{loaded.folder}: several runs are under way; expected one to watch of {several}")
+    return [each for each in found if (each / LOCK).exists()]
 
 
 @app.command(epilog="Example: mmare-server export --runs runs --port 9464")

@@ -1,10 +1,11 @@
-"""A site's table in memory, and what becomes of a run when its files change."""
+"""A site's tables in memory, and what becomes of a run when its files change."""
 
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
+from client.data.latest import Latest
 from client.encoders.registry import check_encoders
 from client.privacy.records.moments_record import MomentsRecord
 from mmare.errors import DataError, SiteCode, SiteError
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 __all__ = ["SiteTable"]
 
 LOG = logging.getLogger(__name__)
+
+MOST_STUDIES: Final = 2  # whose tables stay in memory: as many as a coordinator has under way by default
 
 
 class SiteTable:
@@ -47,18 +50,19 @@ class SiteTable:
         self._keep = keep
         self.record = record or MomentsRecord(None)
         self.secret = secret
-        self._data: tuple[tuple[str, int, str], SiteData] | None = None
+        self._tables: Latest[tuple[str, int, str], SiteData] = Latest(MOST_STUDIES)  # by study, seed, version
+        self._last: tuple[str, int] = ("", 0)  # version and train rows of the data used last
         self._noticed = ""
 
     @property
     def version(self) -> str:
-        """Of the data read last; empty if the files are not watched."""
-        return self._data[0][2] if self._data else ""
+        """Of the data used last; empty if the files are not watched."""
+        return self._last[0]
 
     @property
     def train_rows(self) -> int:
-        """Of the data read last."""
-        return len(self._data[1].rows[Split.TRAIN]) if self._data else 0
+        """Of the data used last."""
+        return self._last[1]
 
     def change(self, begun: str) -> str:
         """The version of the files, the first time that it is another than ``begun`` or the one before."""
@@ -79,14 +83,16 @@ class SiteTable:
         """
         present = self._version()
         key = (study.hash, study.seed, begun or present)
-        if self._data is not None and self._data[0] == key and (self._keep or key[2] == present):
-            return self._data[1]
-        if key[2] != present:
+        data = self._tables.get(key) if self._keep or key[2] == present else None
+        if data is None and key[2] != present:
             LOG.error("the table changed since the run began; this site's part in the run ends")
             raise SiteError(SiteCode.TABLE)
-        check_encoders(study)
-        data = self._load(study)
-        if not any(len(rows) for rows in data.rows.values()):
-            raise DataError("no rows")
-        self._data = (key, data)
+        if data is None:
+            check_encoders(study)
+            self._tables.make_room()
+            data = self._load(study)
+            if not any(len(rows) for rows in data.rows.values()):
+                raise DataError("no rows")
+            self._tables.put(key, data)
+        self._last = key[2], len(data.rows[Split.TRAIN])
         return data

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from contextlib import contextmanager
 from threading import Lock
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import torch
 
+from client.data.latest import Latest
 from mmare.models.registry import build_model
 from mmare.wire.tensors import global_tensors
 
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from mmare.study.study import Study
 
 __all__ = ["ModelPool"]
+
+MOST_STUDIES: Final = 2  # whose models are kept, as of the tables
 
 
 class ModelPool:
@@ -34,27 +37,29 @@ class ModelPool:
         self._device = device
         self._threads = threads
         self._lock = Lock()
-        self._fresh: tuple[tuple[str, int], Mapping[str, Tensor]] | None = None
-        self._idle: dict[tuple[str, int], list[MultimodalModel]] = {}
+        self._fresh: Latest[tuple[str, int], Mapping[str, Tensor]] = Latest(MOST_STUDIES)
+        self._idle: Latest[tuple[str, int], list[MultimodalModel]] = Latest(MOST_STUDIES)
 
     def apply_threads(self) -> None:
         """Apply the thread count to the calling thread: PyTorch keeps it per thread."""
         torch.set_num_threads(self._threads)
 
     def fresh(self, study: Study) -> Mapping[str, Tensor]:
-        """The tensors of the seed's own model, which must not be changed; of the last study asked for."""
+        """The tensors of the seed's own model, which must not be changed."""
         key = (study.hash, study.seed)
         with self._lock:
-            if self._fresh is None or self._fresh[0] != key:
-                self._fresh = key, global_tensors(build_model(study))
-            return self._fresh[1]
+            fresh = self._fresh.get(key)
+            if fresh is None:
+                fresh = global_tensors(build_model(study))
+                self._fresh.put(key, fresh)
+            return fresh
 
     @contextmanager
     def borrow(self, study: Study) -> Iterator[MultimodalModel]:
         """A model of the study with arbitrary weights: the borrower loads its own."""
         key = (study.hash, study.seed)
         with self._lock:
-            idle = self._idle.setdefault(key, [])
+            idle = self._idle.get(key)
             model = idle.pop() if idle else None
         if model is None:
             model = build_model(study).to(self._device)
@@ -62,4 +67,4 @@ class ModelPool:
             yield model
         finally:
             with self._lock:
-                self._idle = {key: [*self._idle.get(key, []), model]}  # drops models of earlier studies
+                self._idle.put(key, [*(self._idle.get(key) or []), model])

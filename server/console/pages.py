@@ -17,7 +17,7 @@ from mmare.host.web import Asked, Done, File, LocalApp, Page, button, element, t
 from mmare.study.study import STUDY_FILE
 from server.console.drawing import curve, shown
 from server.deployment.queue import QueueState, abort, parse_wait, queued, submit
-from server.deployment.run_supervisor import last_run
+from server.deployment.run_records import runs_under_way
 from server.deployment.start import chosen_mode, count_admitted
 from server.deployment.status import programs_table, queue_table, sites_table, summary_table
 from server.membership.flower_nodes import register_admitted, superlink_answers
@@ -65,18 +65,17 @@ class ServerConsole:
 
     def now(self, _asked: Asked) -> Page:
         """Programs, sites with their last words, and the latest runs."""
-        found = last_run(self.kit)
-        run = None if found is None else found[0]
+        runs = runs_under_way(self.kit)
         entries = queued(self.kit)
         latest = shown(queue_table(entries[-10:]), "Runs") if entries else [_nothing("no run was submitted")]
         return Page(
             "Now",
             (
-                *shown(summary_table(self.kit, run), "Coordinator"),
+                *shown(summary_table(self.kit, runs), "Coordinator"),
                 element("h2", "Programs"),
                 *shown(programs_table(self.kit, answers=superlink_answers(self.kit)), "Programs"),
                 element("h2", "Sites"),
-                *shown(sites_table(self.kit, run, self._statuses()), "Sites"),
+                *shown(sites_table(self.kit, runs, self._statuses()), "Sites"),
                 element("h2", "Runs"),
                 *latest,
                 self._same("status"),
@@ -123,7 +122,7 @@ class ServerConsole:
             _field("name", "Name of the run; empty: after the study"),
         )
         command = self._command("submit", STUDY_FILE, "--wait", "7d")
-        words = "Hospitals that are connected learn of the study and can approve it; runs follow each other."
+        words = "Hospitals that are connected learn of the study and can approve it; two run at a time."
         return Page(
             "Submit a study", (element("p", words), button("Submit", "/submit", *fields, command=command))
         )

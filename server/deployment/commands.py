@@ -39,7 +39,7 @@ def submit(
     assignments: SetOption = None,
     min_nodes: MinNodesOption = 0,
 ) -> None:
-    """Queue a run of a study; mmare-server start takes it in its turn.
+    """Queue a run of a study; mmare-server start takes it when fewer than two are under way.
 
     Hospitals that are connected learn of the study and can approve it. Submitted again, a run that failed or
     was aborted resumes.

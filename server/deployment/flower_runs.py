@@ -18,6 +18,8 @@ from server.membership.flower_cli import CONNECTION, flower_answer, flower_outpu
 from server.run.request import default_config
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
+
     from server.membership.kit import Kit
     from server.run.request import RunRequest
 
@@ -134,8 +136,8 @@ def stop_run(kit: Kit, run: int) -> bool:
     return True
 
 
-def stop_runs(kit: Kit) -> list[int]:
-    """Stop every run that is not over, as a crash may leave some behind.
+def stop_runs(kit: Kit, keep: Collection[int] = ()) -> list[int]:
+    """Stop every run that is not over, as a crash may leave some behind, but those to ``keep``.
 
     Returns:
         Their numbers.
@@ -145,7 +147,7 @@ def stop_runs(kit: Kit) -> list[int]:
     """
     runs = flower_answer(kit, "list", CONNECTION).get("runs") or []
     left = [int(run["run-id"]) for run in runs if not str(run["status"]).startswith("finished")]
-    return [run for run in left if stop_run(kit, run)]
+    return [run for run in left if run not in keep and stop_run(kit, run)]
 
 
 def run_log(kit: Kit, run: int) -> str:

@@ -3,7 +3,7 @@
 ::
 
     site ── HTTPS ─► nginx :port ── HTTPS ─► SuperLink 127.0.0.1:superlink_port ◄── SuperExec ─► ServerApp
-                     (proxy.py)              TLS, node keys, database               one per attempt at a run
+                     (proxy.py)              TLS, node keys, database               one per run under way
 """
 
 from __future__ import annotations
@@ -37,19 +37,20 @@ if TYPE_CHECKING:
     from server.membership.kit import Kit
 
 __all__ = [
+    "RUN_VARIABLE",
     "check_ports",
     "end_leftovers",
     "programs",
     "proxy_answers",
     "recorded",
-    "server_app_pid",
-    "server_app_pids",
+    "server_apps",
     "started_at",
     "superlink_answers",
     "write_record",
 ]
 
 RECORD: Final = "processes.json"  # in the kit's state: running programs, for the next start
+RUN_VARIABLE: Final = "MMARE_FLOWER_RUN"  # in a ServerApp's environment: Flower's number of its run
 WORK_POLL_S: Final = "0.5"  # of SuperExec, for work: SuperLink answers each time from its database
 END_S: Final = 10.0  # from SIGTERM to SIGKILL for processes of an earlier start
 POLL_S: Final = 0.05
@@ -149,22 +150,24 @@ def check_ports(kit: Kit, *, proxy: bool = True) -> None:
 # Processes
 
 
-def server_app_pids(superexec: int | None) -> list[int]:
-    """Running ServerApps of a SuperExec: at most one, except briefly between two attempts."""
-    found: list[int] = []
+def server_apps(superexec: int | None) -> dict[int, int]:
+    """Running ServerApps of a SuperExec: Flower's number of the run by process id; 0 where it is not told."""
+    found: dict[int, int] = {}
     if superexec is None:
         return found
     with suppress(psutil.NoSuchProcess):
         for child in psutil.Process(superexec).children():
             with suppress(psutil.Error):  # a zombie has no command line
                 if any("flwr-serverapp" in word for word in child.cmdline()[:2]):
-                    found.append(child.pid)
-    return sorted(found)
+                    found[child.pid] = _run_of(child)
+    return dict(sorted(found.items()))
 
 
-def server_app_pid(superexec: int | None) -> int | None:
-    """One of `server_app_pids`, if any."""
-    return next(iter(server_app_pids(superexec)), None)
+def _run_of(process: psutil.Process) -> int:
+    try:
+        return int(process.environ()[RUN_VARIABLE])
+    except (psutil.AccessDenied, KeyError, ValueError):  # of another user, or not of ours
+        return 0
 
 
 def started_at(pid: int) -> str | None:

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import time
 from contextlib import suppress
-from dataclasses import dataclass, replace
-from datetime import UTC, datetime
+from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from mmare.errors import Ending, InputError, RunError
-from mmare.host.files import write_whole
 from server.deployment.flower_runs import FlowerRun, flower_status, run_log, stop_run, stop_runs, submit_run
 from server.deployment.retry_policy import (
     COMPLETED,
@@ -26,37 +23,26 @@ from server.deployment.retry_policy import (
     is_permanent,
     who_is_missing,
 )
+from server.deployment.run_records import forget_run, record_run
 from server.membership.records import SiteState, listed
 from server.store.events import RunFailed
 from server.store.journal import JOURNAL, RESULT, Journal
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
     from mmare.host.signals import Stop
     from server.deployment.services import Services
-    from server.deployment.start_view import StartView
+    from server.deployment.start_view import RunView
     from server.membership.kit import Kit
     from server.run.request import RunRequest
 
-__all__ = ["AbortedError", "Supervision", "forget_run", "last_run", "record_run"]
+__all__ = ["AbortedError", "Supervision"]
 
-RECORD: Final = "run.json"  # in the kit's state: the current run, for `status` and the next start
 POLL_S: Final = 0.25
 UNREACHABLE_S: Final = 300.0  # of SuperLink, after which a run is given up
 LITTLE_BYTES: Final = 100 * 2**20  # free disk space below which it is reported as the likely reason
 RESUMES: Final = "the same command resumes the run"
-
-
-@dataclass(frozen=True)
-class _Record:
-    """The run that a coordinator supervises."""
-
-    out: str  # run folder
-    run: int  # Flower's number of the attempt, 0 before the first
-    attempts: int  # since the start of the command
-    since: str  # submission, ISO, UTC
 
 
 class AbortedError(RunError):
@@ -78,7 +64,7 @@ class Supervision:
         request: RunRequest,
         limits: Limits,
         services: Services,
-        view: StartView,
+        view: RunView,
         stopped: Stop,
         aborted: Callable[[], bool] = lambda: False,
     ) -> None:
@@ -96,10 +82,16 @@ class Supervision:
         self._attempts = 0
         self._due = time.monotonic()
         self._reached = time.monotonic()  # last contact with SuperLink
-        self._tidy = False  # whether SuperLink has no unfinished runs
+        self._tidy = False  # whether SuperLink has no unfinished runs that are nobody's
 
     def run(self) -> None:
-        """Return once the run's result exists.
+        """Return once the run's result exists; raises as `step`."""
+        while not self.step():
+            self._stopped.wait(POLL_S)
+            self._services.poll()
+
+    def step(self) -> bool:
+        """Do what is due; returns whether the run's result exists. Several runs are stepped in turn.
 
         Raises:
             InputError: If the run is invalid.
@@ -107,30 +99,31 @@ class Supervision:
                 sites take part.
             AbortedError: If the run should end.
         """
-        while not self._advance():
-            if self._stopped.wait(POLL_S):
-                self._services.stop_runs()
-                self._stop("stopping", "interrupted")
-                raise RunError(f"stopped; {RESUMES}")
-            if self._aborted():
-                self._services.end_app()
-                self._stop("aborting", "aborted")
-                raise AbortedError("aborted")
-            self._services.poll()
-            self._show()
+        if self._stopped.is_set():
+            self._services.stop_runs()
+            self._stop("stopping", "interrupted")
+            raise RunError(f"stopped; {RESUMES}")
+        if self._aborted():
+            self._end_app()
+            self._stop("aborting", "aborted")
+            raise AbortedError("aborted")
         self._show()
-        forget_run(self._kit)
+        done = self._advance()
+        if done:
+            self._show()
+            self._let_go()
+            forget_run(self._kit, self._out)
+        return done
 
     def _show(self) -> None:
         self._view.take(self._progress.read(), self._progress.state)
 
     def _advance(self) -> bool:
-        """Do what is due; returns whether the run's result exists."""
         if self._attempt is None:
             if time.monotonic() >= self._due:
                 self._submit()
             return False
-        app = self._services.app() is not None
+        app = self._services.app(self._attempt.run) is not None
         if app and not self._attempt.app_seen:
             self._attempt = replace(self._attempt, app_seen=True)
         if self._progress.begun:
@@ -152,7 +145,7 @@ class Supervision:
         elif decision.step is Step.END:
             return self._end(decision.reason)
         elif decision.step is Step.DONE:
-            self._services.end_app()
+            self._end_app()
         return decision.step is Step.DONE
 
     def _submit(self) -> None:
@@ -167,14 +160,15 @@ class Supervision:
         self._attempts += 1
         try:
             if not self._tidy:
-                stop_runs(self._kit)
-                self._services.end_app()
+                stop_runs(self._kit, keep=self._services.runs)
+                self._services.end_strays()
             self._tidy = False
             run = submit_run(self._kit, self._request)
         except RunError as error:
             self._retry(str(error), None, progress=False)
             return
         self._attempt = Attempt(run, time.monotonic())
+        self._services.runs.add(run)
         record_run(self._kit, self._out, run, self._attempts)
         self._view.say(f"attempt {self._attempts} submitted, Flower's run {run}")
 
@@ -183,7 +177,7 @@ class Supervision:
         attempt = self._attempt
         assert attempt is not None  # noqa: S101 - the caller checked
         self._show()
-        self._services.end_app()
+        self._end_app()
         self._tidy = stop_run(self._kit, attempt.run)
         status = None if self._tidy else self._status()
         self._tidy |= status is not None
@@ -192,7 +186,7 @@ class Supervision:
         if status is not None:
             self._keep_log(attempt.run)
             reason = self._progress.failed or status.details or reason
-        self._attempt = None
+        self._let_go()
         if self._progress.lacks_sites:
             reason = self._with_missing(reason)
         self._retry(reason, status, progress=self._progress.new_checkpoint)
@@ -223,7 +217,8 @@ class Supervision:
         self._view.say(f"attempt {self._attempts} ended: {reason}; retrying")
 
     def _give_up(self, reason: str, *, permanent: bool = False, ending: Ending = Ending.OTHER) -> None:
-        self._services.end_app()
+        self._end_app()
+        self._let_go()
         self._log_end(reason)
         if permanent:
             raise InputError(reason)
@@ -234,8 +229,19 @@ class Supervision:
         self._view.say(saying)
         if self._attempt is not None:
             stop_run(self._kit, self._attempt.run)
+        self._let_go()
         self._progress.read()
         self._log_end(reason, Ending.INTERRUPTED)
+
+    def _end_app(self) -> None:
+        if self._attempt is not None:
+            self._services.end_app(self._attempt.run)
+
+    def _let_go(self) -> None:
+        """Forget the attempt, which has ended."""
+        if self._attempt is not None:
+            self._services.runs.discard(self._attempt.run)
+        self._attempt = None
 
     def _log_end(self, reason: str, code: Ending = Ending.OTHER) -> None:
         """Log the end of the attempt if it could not do so itself."""
@@ -264,25 +270,3 @@ class Supervision:
                 if free < LITTLE_BYTES:
                     return f" (the disk of {path} has {free / 2**20:.0f} MiB left: free some space first)"
         return ""
-
-
-def record_run(kit: Kit, out: Path, run: int = 0, attempts: int = 0) -> None:
-    """Record the current run, ``run`` being Flower's number of it once it is submitted."""
-    record = _Record(str(out), run, attempts, datetime.now(UTC).isoformat())
-    with suppress(OSError):
-        write_whole(kit.state / RECORD, json.dumps(record.__dict__, indent=2).encode())
-
-
-def forget_run(kit: Kit) -> None:
-    """Record that no run is under way."""
-    with suppress(OSError):
-        (kit.state / RECORD).unlink(missing_ok=True)
-
-
-def last_run(kit: Kit) -> tuple[Path, int] | None:
-    """Folder and Flower's number of the current run, or of one that was cut short."""
-    try:
-        found = json.loads((kit.state / RECORD).read_text(encoding="utf-8"))
-        return kit.folder / str(found["out"]), int(found["run"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return None

@@ -14,8 +14,7 @@ from mmare.host.supervised import ProcessSupervisor, how_it_ended
 from server.deployment.programs import (
     programs,
     proxy_answers,
-    server_app_pid,
-    server_app_pids,
+    server_apps,
     started_at,
     superlink_answers,
     write_record,
@@ -58,7 +57,8 @@ class Services:
         self._asked = 0.0
         self._programs = programs(kit, proxy=proxy)
         self._files = self._new_files = self._stamp()
-        self._app: tuple[int, str] | None = None  # process id and time of start
+        self._apps: dict[int, tuple[int, str]] = {}  # by run: process id and time of start
+        self.runs: set[int] = set()  # Flower's numbers of the attempts under way
         self.restarted_at = 0.0  # of SuperLink or nginx, which may lose a message
 
     def begin(self, stopped: Stop, before_door: Callable[[], None] = lambda: None) -> bool:
@@ -112,28 +112,43 @@ class Services:
         """Whether SuperLink answers now."""
         return superlink_answers(self._kit)
 
-    def app(self) -> int | None:
-        """Process id of the ServerApp, while it runs."""
-        if self._app is not None and started_at(self._app[0]) == self._app[1]:
-            return self._app[0]
-        pid = server_app_pid(self._processes.pid(SUPEREXEC))
-        since = started_at(pid) if pid is not None else None
-        self._app = (pid, since) if pid is not None and since is not None else None
-        return pid if since is not None else None
+    def app(self, run: int) -> int | None:
+        """Process id of a run's ServerApp, while it runs."""
+        pid, since = self._apps.get(run, (0, ""))
+        if pid and started_at(pid) == since:
+            return pid
+        self._apps.pop(run, None)
+        for pid, its_run in server_apps(self._processes.pid(SUPEREXEC)).items():
+            started = started_at(pid)
+            if its_run == run and started is not None:
+                self._apps[run] = pid, started
+                return pid
+        return None
 
-    def end_app(self) -> None:
-        """End every ServerApp that is still running."""
+    def end_app(self, run: int) -> None:
+        """End a run's ServerApp if it still runs."""
+        self._end_apps(lambda its_run: its_run == run)
+
+    def end_strays(self) -> None:
+        """End every ServerApp that belongs to no attempt under way."""
+        self._end_apps(lambda its_run: its_run not in self.runs)
+
+    def _end_apps(self, which: Callable[[int], bool]) -> None:
         superexec = self._processes.pid(SUPEREXEC)
+
+        def left() -> list[int]:
+            return [pid for pid, run in server_apps(superexec).items() if which(run)]
+
         for number in (signal.SIGTERM, signal.SIGKILL):
             end = time.monotonic() + APP_S
-            for pid in server_app_pids(superexec):
+            for pid in left():
                 with suppress(ProcessLookupError):
                     os.kill(pid, number)
-            while server_app_pids(superexec) and time.monotonic() < end:
+            while left() and time.monotonic() < end:
                 time.sleep(POLL_S)
 
     def stop_runs(self) -> None:
-        """End SuperExec for good, and with it the ServerApp."""
+        """End SuperExec for good, and with it every ServerApp."""
         self._processes.stop([SUPEREXEC])
 
     def _report_change(self, change: Change) -> None:

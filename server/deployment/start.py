@@ -22,9 +22,10 @@ from server.deployment.flower_runs import write_app
 from server.deployment.programs import check_ports, end_leftovers
 from server.deployment.proxy import write_proxy
 from server.deployment.retry_policy import Limits
-from server.deployment.run_supervisor import Supervision, record_run
+from server.deployment.run_records import forget_runs, record_run
+from server.deployment.run_supervisor import Supervision
 from server.deployment.services import Services
-from server.deployment.standing import MARGIN_S, keep_running
+from server.deployment.standing import MARGIN_S, SIDE_BY_SIDE, Standing
 from server.deployment.start_view import StartView
 from server.membership.certificates import certificate_days_left, certificate_end
 from server.membership.flower_cli import write_connection
@@ -64,6 +65,7 @@ class StartSettings:
         tries: Attempts in a row without a new checkpoint.
         metrics_port: Where the kit's runs are told to Prometheus; none for nowhere.
         proxy: Whether an own nginx stands in front.
+        side_by_side: Submitted runs under way at a time.
     """
 
     kit: Path
@@ -76,6 +78,7 @@ class StartSettings:
     tries: int = 5
     metrics_port: int | None = None
     proxy: bool = True
+    side_by_side: int = SIDE_BY_SIDE
 
 
 def start_run(settings: StartSettings, console: Console) -> Path | None:
@@ -102,6 +105,7 @@ def start_run(settings: StartSettings, console: Console) -> Path | None:
             return out
         view = stack.enter_context(StartView(console))
         _prepare(kit, view, proxy=settings.proxy)
+        forget_runs(kit)
         if out is not None:
             make_run_folder(out)
             record_run(kit, out)
@@ -112,10 +116,10 @@ def start_run(settings: StartSettings, console: Console) -> Path | None:
         if not services.begin(stopped, lambda: _register(kit, view)):
             raise RunError("stopped before the coordinator was ready")
         if request is None:
-            keep_running(kit, services, view, stopped, settings.tries)
+            Standing(kit, services, view, stopped, settings.tries, settings.side_by_side).keep_running()
             return None
         limits = Limits(silent_s=2 * request.study.federation.deadline_s + MARGIN_S, tries=settings.tries)
-        Supervision(kit, request, limits, services, view, stopped).run()
+        Supervision(kit, request, limits, services, view.run(), stopped).run()
     return out
 
 

@@ -1,11 +1,13 @@
-"""Console output of ``mmare-server start``: a dashboard on a terminal, otherwise one line per event."""
+"""Console output of ``mmare-server start``: a dashboard a run on a terminal, otherwise one line per event."""
 
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
+from rich.console import Group
 from rich.live import Live
 from rich.text import Text
 
@@ -23,18 +25,18 @@ if TYPE_CHECKING:
     from server.monitoring.run_state import RunState
     from server.store.events import Event
 
-__all__ = ["StartView", "event_line"]
+__all__ = ["RunView", "StartView", "event_line"]
 
 REDRAW_S: Final = 1.0
 QUIET: Final = (events.Aggregated, events.Validated)  # shown by the dashboard instead
 
 
 class StartView:
-    """Shows lines and events of a run."""
+    """Shows lines of a coordinator and of its runs."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
-        self._state: RunState | None = None
+        self._states: dict[str, RunState] = {}  # by name of the run
         self._live = Live(console=console, auto_refresh=False) if console.is_terminal else None
         self._drawn = 0.0
 
@@ -54,24 +56,46 @@ class StartView:
         """Print a line with the time, in UTC as in journals and logs."""
         self._console.print(Text(f"{datetime.now(UTC):%H:%M:%S}Z {line}"), soft_wrap=True)
 
-    def take(self, new: Iterable[Event], state: RunState) -> None:
-        """Show new events of the journal and the current state of the run."""
-        self._state = state
+    def run(self, name: str = "") -> RunView:
+        """The view of a run; its lines begin with its name, if there is one."""
+        return RunView(self, name)
+
+    def take(self, new: Iterable[Event], state: RunState, run: RunView) -> None:
+        """Show new events of a journal and the current state of its run."""
+        self._states[run.name] = state
         for event in new:
             line = event_line(event)
             if line is not None and (self._live is None or not isinstance(event, QUIET)):
-                self.say(line)
+                run.say(line)
         if self._live is not None and time.monotonic() - self._drawn > REDRAW_S:
             self._draw()
 
-    def forget(self) -> None:
-        """Show no run any more, since another one begins."""
-        self._state = None
+    def forget(self, name: str) -> None:
+        """Show a run no more; the last one stays until another begins."""
+        if len(self._states) > 1:
+            self._states.pop(name, None)
 
     def _draw(self) -> None:
         self._drawn = time.monotonic()
-        if self._live is not None and self._state is not None and self._state.first is not None:
-            self._live.update(dashboard(self._state, time.time()), refresh=True)
+        shown = [dashboard(state, time.time()) for state in self._states.values() if state.first is not None]
+        if self._live is not None and shown:
+            self._live.update(Group(*shown), refresh=True)
+
+
+@dataclass(frozen=True)
+class RunView:
+    """Shows lines and events of one run."""
+
+    view: StartView
+    name: str
+
+    def say(self, line: str) -> None:
+        """Print a line with the time and the run's name."""
+        self.view.say(f"{self.name}: {line}" if self.name else line)
+
+    def take(self, new: Iterable[Event], state: RunState) -> None:
+        """Show new events of the journal and the current state of the run."""
+        self.view.take(new, state, self)
 
 
 def event_line(event: Event) -> str | None:  # noqa: PLR0911 - one line per event

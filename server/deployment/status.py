@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import psutil
@@ -11,9 +10,9 @@ from rich.markup import escape
 from rich.table import Table
 
 from mmare.errors import RunError
-from server.deployment.programs import proxy_answers, recorded, server_app_pid, superlink_answers
+from server.deployment.programs import proxy_answers, recorded, server_apps, superlink_answers
 from server.deployment.queue import queued
-from server.deployment.run_supervisor import last_run
+from server.deployment.run_records import runs_under_way
 from server.membership.certificates import certificate_days_left
 from server.membership.flower_nodes import registered
 from server.membership.kit import PROXY, SERVER_APP, SUPEREXEC, SUPERLINK
@@ -21,7 +20,8 @@ from server.membership.records import SiteState, listed
 from server.monitoring.followed_run import read_run
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Collection, Iterable, Mapping
+    from pathlib import Path
 
     from server.deployment.queue import QueuedRun
     from server.membership.kit import Kit
@@ -35,14 +35,13 @@ MOST_RUNS: Final = 10  # of the queue that the overview shows, the latest
 def kit_status(kit: Kit) -> Group:
     """The state of a coordinator from its files, processes and SuperLink; it need not be running."""
     answers = superlink_answers(kit)
-    last = last_run(kit)
-    run = None if last is None else last[0]
+    runs = runs_under_way(kit)
     tables: list[RenderableType] = [
-        summary_table(kit, run),
+        summary_table(kit, runs),
         "",
         programs_table(kit, answers=answers),
         "",
-        sites_table(kit, run, _statuses(kit) if answers else None),
+        sites_table(kit, runs, _statuses(kit) if answers else None),
     ]
     entries = queued(kit)
     if entries:
@@ -66,8 +65,8 @@ def _utc(time: str) -> str:
     return f"{time[:10]} {time[11:16]} UTC"
 
 
-def summary_table(kit: Kit, run: Path | None) -> Table:
-    """Name, address and certificate of a coordinator, and its run."""
+def summary_table(kit: Kit, runs: Collection[Path]) -> Table:
+    """Name, address and certificate of a coordinator, and its runs."""
     table = Table(box=None, show_header=False, padding=(0, 2))
     days = certificate_days_left(kit.certificate)
     left = f"{days} days left" if days >= 0 else f"expired {-days} days ago"
@@ -77,7 +76,7 @@ def summary_table(kit: Kit, run: Path | None) -> Table:
         ("kit", str(kit.folder)),
         ("address", f"{kit.host}:{kit.port}"),
         ("certificate", left + advice),
-        ("run", "no study under way" if run is None else str(run)),
+        *((("run", str(run)) for run in runs) if runs else [("run", "no study under way")]),
     ):
         table.add_row(name, escape(value))
     return table
@@ -89,10 +88,12 @@ def programs_table(kit: Kit, *, answers: bool) -> Table:
     for heading in ("program", "process", "memory", "answers"):
         table.add_column(heading, justify="right" if heading == "memory" else "left")
     running = recorded(kit)
-    app = server_app_pid(running.get(SUPEREXEC))
+    apps: list[int | None] = [*server_apps(running.get(SUPEREXEC))]
     healthy = {SUPERLINK: answers, PROXY: proxy_answers(kit)}
-    pids = {name: running.get(name) for name in (SUPERLINK, SUPEREXEC, PROXY)} | {SERVER_APP: app}
-    for name, pid in pids.items():
+    for name, pid in [
+        *((name, running.get(name)) for name in (SUPERLINK, SUPEREXEC, PROXY)),
+        *((SERVER_APP, pid) for pid in apps or [None]),
+    ]:
         health = {True: "yes", False: "no", None: "-"}[healthy.get(name)]
         process = ("not running", "-") if pid is None else (str(pid), _memory(pid))
         table.add_row(name, *process, health)
@@ -118,16 +119,21 @@ def _statuses(kit: Kit) -> dict[str, str] | None:
     }
 
 
-def sites_table(kit: Kit, run: Path | None, statuses: Mapping[str, str] | None) -> Table:
-    """The kit's sites with the status of their nodes, if it is known, and their last answer in the run."""
+def sites_table(kit: Kit, runs: Iterable[Path], statuses: Mapping[str, str] | None) -> Table:
+    """The kit's sites with the status of their nodes, if it is known, and their last answer in each run."""
     table = Table(box=None, padding=(0, 2))
     for heading in ("site", "state", "node", "last answer"):
         table.add_column(heading)
-    last = _last_answers(run) if run is not None else {}
+    last = {run.name: _last_answers(run) for run in runs}
     for record in listed(kit):
         status = "not known" if statuses is None else statuses.get(record.site, "not registered")
         status = status if record.state is SiteState.ADMITTED or statuses is None else "-"
-        table.add_row(record.site, record.state.value, status, escape(last.get(record.site, "-")))
+        words = [
+            f"{name}: {answers[record.site]}" if len(last) > 1 else answers[record.site]
+            for name, answers in last.items()
+            if record.site in answers
+        ]
+        table.add_row(record.site, record.state.value, status, escape("; ".join(words) or "-"))
     return table
 
 

@@ -20,7 +20,7 @@ import pytest
 from client.relay.programs import RelayFolder
 from client.relay.status_file import read_state
 from client.relay.worker_link import WorkerLink
-from server.deployment.programs import server_app_pid, started_at
+from server.deployment.programs import server_apps, started_at
 from server.deployment.status import kit_status
 from server.membership.kit import Kit, load_kit
 from sites.config import SiteConfig, load_site
@@ -257,9 +257,9 @@ class Coordinator:
         """``mmare-server start``."""
         self._start(source, "--out", out, *options)
 
-    def stay(self) -> None:
+    def stay(self, *options: object) -> None:
         """``mmare-server start`` without a study."""
-        self._start()
+        self._start(*options)
 
     def _start(self, *words: object) -> None:
         assert self.running is None or not self.running.alive()
@@ -300,8 +300,8 @@ class Coordinator:
             for name, entry in entries.items()
             if started_at(entry["pid"]) == entry["started"]
         }
-        app = server_app_pid(found.get("superexec"))
-        return found if app is None else {**found, "serverapp": app}
+        apps = list(server_apps(found.get("superexec")))
+        return {**found, "serverapp": apps[0]} if apps else found
 
     def pid(self, name: str) -> int:
         """Of a program, once it runs."""

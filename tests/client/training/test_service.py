@@ -1,11 +1,13 @@
 import json
 import logging
+from collections import Counter
 from dataclasses import replace
 from threading import Thread
 
 import pytest
 import torch
 
+from client.training import model_pool
 from client.training.model_pool import ModelPool
 from client.training.service import SiteService
 from client.training.state import StateStore
@@ -289,3 +291,36 @@ def test_a_run_s_name_cannot_reach_other_folders(tmp_path, run, task):
     assert code is SiteCode.MESSAGE
     assert (tmp_path / "site" / "patients.csv").read_text() == "precious"
     assert decode(RollCall, site(encode(request(Task.DESCRIBE)), b"")[0]).held_rounds == (1,)
+
+
+def test_two_studies_that_take_turns_are_read_and_built_once(tmp_path, monkeypatch):
+    studies = [tiny_study(study={"seed": seed}) for seed in (1, 2, 3)]
+    read, built = [], []
+
+    def load(study):
+        read.append(study.seed)
+        return tiny_data(study)
+
+    def build(study):
+        built.append(study.seed)
+        return build_model(study)
+
+    monkeypatch.setattr(model_pool, "build_model", build)
+    pool = ModelPool(torch.device("cpu"))
+    site = SiteService(
+        "ash", load, StateStore(tmp_path), pool, approved=frozenset(study.hash for study in studies)
+    )
+
+    def turns(*chosen):
+        for study in chosen:
+            asked = replace(training(), run=f"run{study.seed}", study=study.to_dict())
+            first = pack(global_tensors(build_model(study))).numpy().tobytes()
+            decode(Update, site(encode(asked), first)[0])
+
+    turns(*studies[:2], *studies[:2])
+    assert read == [1, 2]
+    assert Counter(built) == {1: 2, 2: 2}  # to compare arrivals with, and to work with
+    turns(studies[2], studies[1])
+    assert read == [1, 2, 3]  # the one used longest ago made room
+    turns(studies[0])
+    assert read == [1, 2, 3, 1]

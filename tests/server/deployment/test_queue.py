@@ -1,4 +1,4 @@
-"""Runs that are submitted, wait, run one after the other and end; Flower and programs are doubles."""
+"""Runs that are submitted, wait, run side by side and end; Flower and programs are doubles."""
 
 import threading
 from dataclasses import replace
@@ -13,10 +13,11 @@ from mmare.errors import Ending, InputError, RunError, SiteCode
 from mmare.host.console import run_command
 from server.cli import app
 from server.deployment import standing
-from server.deployment.queue import QueueState, abort, aborting, find, parse_wait, queued, save, submit
+from server.deployment.queue import WAITS, QueueState, abort, aborting, find, parse_wait, queued, save, submit
 from server.deployment.retry_policy import is_hopeless, who_is_missing
+from server.deployment.run_records import runs_under_way
 from server.deployment.run_supervisor import AbortedError
-from server.deployment.standing import keep_running
+from server.deployment.standing import Standing
 from server.deployment.start_view import StartView
 from server.deployment.status import queue_table
 from server.membership.kit import init_kit
@@ -133,13 +134,17 @@ def test_what_a_site_has_to_approve_is_not_asked_again_and_again():
 # The coordinator that stays
 
 
-class Stage:
-    """Each run does what a function of its name says; the clock of the queue is the real one."""
+ON = object()  # what a run returns that is not over
 
-    def __init__(self, kit, monkeypatch, **runs):
-        self.kit, self.runs, self.order, self.stopped = kit, runs, [], threading.Event()
+
+class Stage:
+    """Each run does what a function of its name says until it is over; the clock of the queue is real."""
+
+    def __init__(self, kit, monkeypatch, most=1, **runs):
+        self.kit, self.most, self.runs, self.order, self.stopped = kit, most, runs, [], threading.Event()
         self.console = Console(record=True, width=200, file=StringIO())
         monkeypatch.setattr(standing, "LOOK_S", 0.01)
+        monkeypatch.setattr(standing, "STEP_S", 0.01)
         monkeypatch.setattr(standing, "AGAIN_S", 0.05)
         monkeypatch.setattr(standing, "Supervision", self.supervision)
 
@@ -147,18 +152,18 @@ class Stage:
         stage = self
 
         class Run:
-            def run(self):
+            def step(self):
                 stage.order.append(request.out.name)
-                stage.runs[request.out.name](aborted)
+                return stage.runs[request.out.name](aborted) is not ON
 
         return Run()
 
     def poll(self):
-        if not any(entry.state is QueueState.QUEUED for entry in queued(self.kit)):
+        if not any(entry.state in WAITS for entry in queued(self.kit)):
             self.stopped.set()
 
     def keep(self):
-        keep_running(self.kit, self, StartView(self.console), self.stopped, 5)
+        Standing(self.kit, self, StartView(self.console), self.stopped, 5, self.most).keep_running()
         return {entry.name: (entry.state.value, entry.said) for entry in queued(self.kit)}
 
 
@@ -189,6 +194,56 @@ def test_runs_follow_each_other_and_each_end_is_written_down(kit, monkeypatch):
         "four": ("aborted", "on request; submitted again, it resumes"),
     }
     assert (kit.runs / "one" / ".lock").exists()  # so that its status is known before it begins
+
+
+def test_runs_go_side_by_side_up_to_a_limit_and_an_end_makes_room(kit, monkeypatch):
+    left = {"one": 3, "two": 6, "three": 2}
+    seen = []
+
+    def goes_on(name):
+        def run(_aborted):
+            seen.append(tuple(entry.name for entry in queued(kit) if entry.state is QueueState.RUNNING))
+            left[name] -= 1
+            return ON if left[name] else None
+
+        return run
+
+    for name in left:
+        submit(kit, tiny_study(), name=name)
+    stage = Stage(kit, monkeypatch, most=2, **{name: goes_on(name) for name in left})
+    ends = stage.keep()
+    assert {state for state, _ in ends.values()} == {"finished"}
+    assert stage.order[:4] == ["one", "two", "one", "two"]  # in turn
+    assert set(seen) == {("one", "two"), ("two", "three"), ("two",)}
+    assert runs_under_way(kit) == {}
+    said = stage.console.export_text()
+    assert "three: begins" in said
+    assert said.index("one: finished") < said.index("three: begins")
+
+
+def test_side_by_side_one_that_fails_or_is_aborted_leaves_the_other(kit, monkeypatch):
+    submit(kit, tiny_study(), name="stays")
+    submit(kit, tiny_study(), name="ends")
+    turns = []
+
+    def stays(_aborted):
+        turns.append(runs_under_way(kit))
+        if len(turns) == 2:
+            abort(kit, "ends")
+        return ON if len(turns) < 6 else None
+
+    def ends(aborted):
+        if aborted():
+            raise AbortedError("aborted")
+        return ON
+
+    stage = Stage(kit, monkeypatch, most=2, stays=stays, ends=ends)
+    assert {name: state for name, (state, _) in stage.keep().items()} == {
+        "stays": "finished",
+        "ends": "aborted",
+    }
+    both = {kit.runs / "stays", kit.runs / "ends"}
+    assert [set(each) for each in turns[1:3]] == [both, {kit.runs / "stays"}]
 
 
 def test_a_run_that_lacks_sites_lets_others_pass_and_is_taken_up_again(kit, monkeypatch):
@@ -265,6 +320,23 @@ def test_stopped_in_the_middle_a_run_goes_on_with_the_next_start(kit, monkeypatc
     stage = Stage(kit, monkeypatch, long=lambda _: None, another=lambda _: None)
     assert stage.keep()["long"][0] == "finished"
     assert stage.order[0] == entry.name
+
+
+def test_stopped_with_two_under_way_both_are_let_go_and_stay_queued(kit, monkeypatch):
+    for name in ("one", "two"):
+        submit(kit, tiny_study(), name=name)
+    stage = Stage(kit, monkeypatch, most=2)
+
+    def run(_aborted):
+        if len(stage.order) > 4:
+            stage.stopped.set()
+        if stage.stopped.is_set():
+            raise RunError("stopped; the same command resumes the run")
+        return ON
+
+    stage.runs |= {"one": run, "two": run}
+    assert {state for state, _ in stage.keep().values()} == {"queued"}
+    assert set(runs_under_way(kit)) == {kit.runs / "one", kit.runs / "two"}
 
 
 def test_the_table_says_what_a_run_waits_for(kit):

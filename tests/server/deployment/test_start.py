@@ -28,17 +28,18 @@ from server.deployment import proxy, services, start
 from server.deployment import run_supervisor as supervision
 from server.deployment.flower_runs import FlowerRun, app_files, write_app
 from server.deployment.programs import (
+    RUN_VARIABLE,
     check_ports,
     end_leftovers,
     programs,
     recorded,
-    server_app_pid,
-    server_app_pids,
+    server_apps,
     started_at,
     write_record,
 )
 from server.deployment.retry_policy import BAD_INPUT, Limits
-from server.deployment.run_supervisor import AbortedError, Supervision, last_run
+from server.deployment.run_records import runs_under_way
+from server.deployment.run_supervisor import AbortedError, Supervision
 from server.deployment.services import Services
 from server.deployment.start import StartSettings, start_run
 from server.deployment.start_view import StartView
@@ -261,13 +262,14 @@ def test_a_damaged_record_is_no_record(kit, text):
 def test_the_server_app_is_found_among_the_children_and_not_once_it_is_dead(tmp_path):
     script = tmp_path / "flwr-serverapp"
     script.write_text("import time; time.sleep(600)")
-    assert server_app_pid(os.getpid()) is None
-    assert server_app_pid(None) is None
-    child = subprocess.Popen([sys.executable, str(script), "--token", "x"])
-    until(lambda: server_app_pid(os.getpid()) == child.pid, "found")
+    assert server_apps(os.getpid()) == {}
+    assert server_apps(None) == {}
+    command = [sys.executable, str(script), "--token", "x"]
+    child = subprocess.Popen(command, env={**os.environ, RUN_VARIABLE: "7"})
+    until(lambda: server_apps(os.getpid()) == {child.pid: 7}, "found")
     child.kill()
     until(lambda: started_at(child.pid) is None, "a zombie is none")
-    assert server_app_pid(os.getpid()) is None
+    assert server_apps(os.getpid()) == {}
     child.wait()
 
 
@@ -399,20 +401,28 @@ def test_a_stop_during_the_start_is_obeyed(kept):
 def test_a_server_app_that_lingers_is_ended(kept, monkeypatch, tmp_path):
     kept.services.begin(threading.Event())
     script = tmp_path / "flwr-serverapp"
-    ready = tmp_path / "ready"
     script.write_text(
-        "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
-        f"open({str(ready)!r}, 'w').close(); time.sleep(600)"
+        "import os, signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
+        f"open({str(tmp_path)!r} + '/' + os.environ[{RUN_VARIABLE!r}], 'w').close(); time.sleep(600)"
     )
-    child = subprocess.Popen([sys.executable, str(script)])
     monkeypatch.setattr(services, "APP_S", 0.5)
-    monkeypatch.setattr(services, "server_app_pid", lambda _: server_app_pid(os.getpid()))
-    monkeypatch.setattr(services, "server_app_pids", lambda _: server_app_pids(os.getpid()))
-    until(lambda: ready.exists() and kept.services.app() == child.pid, "seen")
-    kept.services.end_app()
-    assert child.wait(WAIT_S) == -signal.SIGKILL
-    assert kept.services.app() is None
-    kept.services.end_app()
+    monkeypatch.setattr(services, "server_apps", lambda _: server_apps(os.getpid()))
+    apps = {
+        run: subprocess.Popen([sys.executable, str(script)], env={**os.environ, RUN_VARIABLE: str(run)})
+        for run in (1, 2, 3)
+    }
+    for run, child in apps.items():
+        until(lambda: (tmp_path / str(run)).exists() and kept.services.app(run) == child.pid, "seen")  # noqa: B023 - called at once
+    kept.services.end_app(1)
+    assert apps[1].wait(WAIT_S) == -signal.SIGKILL
+    assert kept.services.app(1) is None
+    kept.services.end_app(1)
+    kept.services.runs.add(2)
+    kept.services.end_strays()  # of an attempt that nobody supervises
+    assert apps[3].wait(WAIT_S) == -signal.SIGKILL
+    assert kept.services.app(2) == apps[2].pid
+    kept.services.end_app(2)
+    assert apps[2].wait(WAIT_S) == -signal.SIGKILL
 
 
 # A run to its end: real journal and decisions; Flower and the processes say what a test wants
@@ -424,7 +434,7 @@ class Coordinator:
     def __init__(self, kit, out, monkeypatch, *attempts, tries=3):
         self.kit, self.out, self.attempts = kit, out, list(attempts)
         self.requests, self.stopped_runs, self.swept, self.ended = [], [], [], False
-        self.alive, self.restarted_at = False, 0.0
+        self.alive, self.restarted_at, self.runs = False, 0.0, set()
         self.state = FlowerRun("running")
         self.stopped = threading.Event()
         self.console = Console(record=True, width=200, file=StringIO())
@@ -432,12 +442,12 @@ class Coordinator:
         monkeypatch.setattr(supervision, "submit_run", self.submit)
         monkeypatch.setattr(supervision, "flower_status", lambda _kit, _run: self.state)
         monkeypatch.setattr(supervision, "stop_run", self.stop)
-        monkeypatch.setattr(supervision, "stop_runs", lambda _kit: self.swept.append(len(self.requests)))
+        monkeypatch.setattr(supervision, "stop_runs", self.sweep)
         monkeypatch.setattr(supervision, "run_log", lambda _kit, run: f"log of {run}")
         study = kit.folder / "study.toml"
         study.write_text(tomli_w.dumps(tiny_study().to_dict()))
         request = RunRequest(study, out, overwrite=True)
-        view = StartView(self.console)
+        view = StartView(self.console).run()
         self.supervision = Supervision(kit, request, Limits(1.0, tries=tries), self, view, self.stopped)
 
     # As `Services`
@@ -449,16 +459,25 @@ class Coordinator:
     def answering(self):
         return True
 
-    def app(self):
+    def app(self, run):
+        assert self.runs == {run}
         return 1 if self.alive else None
 
-    def end_app(self):
+    def end_app(self, run):
+        assert run == len(self.requests)
         self.alive = False
+
+    def end_strays(self):
+        assert self.runs == set()
 
     def stop_runs(self):
         self.ended, self.alive = True, False
 
     # As Flower
+
+    def sweep(self, _kit, keep):
+        assert keep == set()
+        self.swept.append(len(self.requests))
 
     def submit(self, _kit, request):
         self.requests.append(request)
@@ -526,7 +545,8 @@ def test_a_run_that_finishes_is_submitted_once(kit, coordinator):
     place.supervision.run()
     assert [request.overwrite for request in place.requests] == [True]
     assert place.stopped_runs == []
-    assert last_run(kit) is None
+    assert runs_under_way(kit) == {}
+    assert place.runs == set()
     assert "finished after 3 rounds" in place.said()
 
 
@@ -692,4 +712,4 @@ def test_told_to_stop_it_lets_go_in_order_and_the_journal_says_so(kit, coordinat
     assert place.stopped_runs == [1]
     last = json.loads((place.out / "rounds.jsonl").read_text().splitlines()[-1])
     assert (last["event"], last["reason"], last["run"]) == ("run_failed", "interrupted", "r")
-    assert last_run(kit) == (place.out, 1)
+    assert runs_under_way(kit) == {place.out: 1}
