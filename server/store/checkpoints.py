@@ -50,6 +50,8 @@ class CheckpointStore:
         Returns:
             File name and size in bytes.
         """
+        for left in self._folder.glob(".*"):  # of an attempt that was killed as it wrote
+            left.unlink(missing_ok=True)
         path = self._round(progress.round)
         size = write_checkpoint(path, tensors, asdict(progress))
         self._best_of[path.name] = progress.selection.get("round", 0)
