@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from mmare.models.base import Fusion
 from mmare.models.batch import Batch
 from mmare.models.fusion import MergeOrder
+from mmare.models.numeric import BINS
 from mmare.models.registry import build_model
 from mmare.study.choices import Scaling
 from tests.mmare.models import formulas
@@ -159,7 +160,7 @@ def test_one_modality_is_classified_without_merging():
 def test_numbers_of_narrow_tables_are_bent_and_wide_vectors_are_not():
     study = a_study((16, 200), numeric="piecewise", width=16)
     model = build_model(study)
-    assert {name: bend.weight.shape for name, bend in model.adapters.bends.items()} == {"0": (16, 4 * 16)}
+    assert {name: bend.weight.shape for name, bend in model.adapters.bends.items()} == {"0": (16, BINS * 16)}
     found = {block.name: block.parameters for block in model.blocks() if "adapter" in block.name}
     assert "adapters.bends.0.weight" in found["adapter.m0"]
     assert found["adapter.m1"] == ("adapters.adapters.1.weight", "adapters.adapters.1.bias")

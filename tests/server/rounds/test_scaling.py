@@ -69,11 +69,12 @@ def test_the_order_of_sites_does_not_matter_bit_for_bit(tmp_path):
         assert torch.equal(value, models[1].state_dict()[name])
 
 
-def test_a_modality_that_nobody_tells_of_is_left_as_it_is(tmp_path):
+def test_a_modality_that_nobody_tells_of_is_marked(tmp_path):
     model = build_model(STUDY)
     set_scaling(model, {"ash": statistics("ash", wsi=0)}, STUDY, Journal(tmp_path / "rounds.jsonl", "run"))
     assert torch.equal(model.scaling.get_buffer("mean_1"), torch.zeros(WIDTHS["wsi"]))
-    assert torch.equal(model.scaling.get_buffer("deviation_1"), torch.ones(WIDTHS["wsi"]))
+    assert torch.equal(model.scaling.get_buffer("deviation_1"), torch.zeros(WIDTHS["wsi"]))
+    assert model.scaling.visible(torch.ones(1, 2, dtype=torch.bool)).tolist() == [[True, False]]
     last = read_journal(tmp_path / "rounds.jsonl")[-1]
     assert (last["modality"], last["n"], last["sites"]) == ("wsi", 0, [])
 
