@@ -179,6 +179,29 @@ def nginx(kit: KitOption = DEFAULT_KIT) -> None:
     typer.echo(shared_proxy_config(load_kit(kit)), nl=False)
 
 
+@kit_app.command(epilog="Example: mmare-server kit firewall --kit coordinator --apply")
+def firewall(
+    kit: KitOption = DEFAULT_KIT,
+    *,
+    user: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Who may call SuperLink beside root and the kit's owner: of another nginx; repeat."
+        ),
+    ] = None,
+    apply: Annotated[bool, typer.Option("--apply", help="Hand the rules to nft, as root.")] = False,
+) -> None:
+    """Print nftables rules: SuperLink closed to other users of this machine, 64 connections an address."""
+    from server.deployment.firewall import apply_firewall, firewall_rules
+    from server.membership.kit import load_kit
+
+    rules = firewall_rules(load_kit(kit), user or ())
+    if apply:
+        apply_firewall(rules)
+    else:
+        typer.echo(rules, nl=False)
+
+
 def main() -> None:
     """The console script."""
     sys.exit(run_command(lambda arguments: app(arguments, standalone_mode=True), sys.argv[1:]))

@@ -28,7 +28,7 @@ from client.doctor.machine import check_device, check_disk, check_memory, check_
 from client.doctor.network import check_network
 from client.doctor.running import check_relay, check_worker
 from client.doctor.sockets import check_ports
-from client.doctor.speed import judge_speed
+from client.doctor.speed import judge_speed, key_header
 from client.doctor.study import check_encoders, check_study, read_study
 from mmare.errors import InputError
 from mmare.wire.joining import SiteKit
@@ -68,7 +68,8 @@ def examine(site: SiteConfig, study_path: Path | None = None) -> list[Finding]:
     study, unread = read_study(path)
     port = site.coordinator.runtime_port
     speeds: list[float] = []
-    network = in_background(lambda: check_network(coordinator, kit.ca, port, speeds.append))
+    key = key_header(kit.public_key)
+    network = in_background(lambda: check_network(coordinator, kit.ca, port, speeds.append, key))
     slow = [("network", network), ("speed", in_background(lambda: _speed(network, speeds, study)))]
     slow.append(("device", in_background(lambda: check_device(site.device))))
     if study is not None:

@@ -43,6 +43,7 @@ def check_network(
     ca: Path,
     runtime_port: int,
     tell_speed: Callable[[float], None] = lambda _: None,
+    key: str = "",
 ) -> list[Finding]:
     """Check the connection to the coordinator; what is sent has no content, and goes only to it.
 
@@ -51,6 +52,7 @@ def check_network(
         ca: PEM file of the federation's authority.
         runtime_port: On loopback, which must not go through a proxy.
         tell_speed: Gets the bytes per second that the line sends, if it was measured.
+        key: Of the site, as its SuperNode names it.
     """
     findings: list[Finding] = []
     step = "proxy"
@@ -81,7 +83,7 @@ def check_network(
         findings.append(_fleet(answer))
         step = "speed"
         if findings[-1].verdict is Verdict.OK:
-            tell_speed(measure_speed(route, FLEET, answer))
+            tell_speed(measure_speed(replace(route, key=key), FLEET, answer))
     except Obstacle as obstacle:
         findings.append(problem(step, obstacle.found, obstacle.advice))
     return findings

@@ -43,6 +43,7 @@ NOT_REACHED: Final = (  # of a proxy that does not reach the program behind it
     http.client.SERVICE_UNAVAILABLE,
     http.client.GATEWAY_TIMEOUT,
 )
+KEY_HEADER: Final = "flwr-public-key"
 _HEADERS: Final = {
     "accept": "application/protobuf",
     "accept-encoding": "identity",
@@ -116,6 +117,7 @@ class Route:
     ca: Path  # PEM file of the federation's authority
     proxy: Proxy | None = None
     address: str | None = None  # of the first hop, None to look it up
+    key: str = ""  # of the site, as its SuperNode names it; without one the coordinator reads no body
     end: float = field(default_factory=lambda: time.monotonic() + TOTAL_S)  # deadline, by time.monotonic
 
     @property
@@ -160,6 +162,8 @@ class Route:
             host = self.address
         url = httpx.URL(scheme="https", host=host, port=self.coordinator.port, path=path)
         headers = {"host": self.coordinator.address, **_HEADERS}
+        if self.key:
+            headers[KEY_HEADER] = self.key
         extensions = {"trace": trace, "sni_hostname": self.coordinator.host}
         timeout = left_s(self.end, STEP_S)
         with (

@@ -2,27 +2,41 @@
 
 from __future__ import annotations
 
+from base64 import b64encode
 from typing import TYPE_CHECKING, Final
+
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_ssh_public_key
 
 from client.doctor.findings import fine, problem, warning
 from client.doctor.route import Trace
 from mmare.study.choices import Wire
+from mmare.wire.line import WAYS
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from client.doctor.findings import Finding
     from client.doctor.route import Answer, Route
     from mmare.study.study import Study
 
-__all__ = ["judge_speed", "measure_speed"]
+__all__ = ["judge_speed", "key_header", "measure_speed"]
 
 SENT_BYTES: Final = 512 << 10  # four seconds at 1 Mbit/s; more would tell no more of a line that is too slow
 LEAST_S: Final = 0.001
-WAYS: Final = 2  # the model comes, and its change goes
 FLOAT_BYTES: Final = {Wire.FLOAT32: 4, Wire.FLOAT16: 2}
 
 
+def key_header(public_key: Path) -> str:
+    """A site's key as its SuperNode names it in every call; empty if it cannot be read."""
+    try:
+        key = load_ssh_public_key(public_key.read_bytes())
+    except (OSError, ValueError):
+        return ""
+    return b64encode(key.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)).decode()
+
+
 def measure_speed(route: Route, path: str, empty: Answer) -> float:
-    """Bytes per second of what the coordinator refuses for want of a key; ``empty`` is its answer to none.
+    """Bytes per second of what the coordinator refuses as unsigned; ``empty`` is its answer to none.
 
     Raises:
         Obstacle: If there is no answer.

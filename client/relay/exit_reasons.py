@@ -19,6 +19,7 @@ HELD_S: Final = 90.0  # the coordinator drops a lost connection within 60 s, plu
 MOST_BYTES: Final = 16_384  # of the end of a log
 _FLOWER_CODE: Final = re.compile(r"Exit Code: (\d+)")
 _REFUSED: Final = "[code: 2004]"  # Flower's code for every reason not to admit a node
+_STRANGER: Final = "the coordinator does not let this site's key in: not admitted yet, or revoked"
 _TURNED_AWAY: Final = "terminated gracefully"  # without a request of ours
 _REASONS: Final = (
     (
@@ -75,11 +76,11 @@ def exit_reason(name: str, code: int, output: str, contact_s: float | None = Non
     if _REFUSED in output:
         if contact_s is not None and contact_s < HELD_S:
             return "the coordinator still holds our last connection"
-        return "the coordinator does not let this site's key in: not admitted yet, or revoked"
+        return _STRANGER
     for words, reason in _REASONS:
         if words in output:
             return reason
     if name == SUPERNODE and code == 0 and _TURNED_AWAY in output:
-        return "the coordinator no longer takes this site's key"
+        return _STRANGER
     found = _FLOWER_CODE.findall(output)
     return f"ended with Flower's exit code {found[-1]}" if found else how_it_ended(code)

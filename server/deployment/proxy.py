@@ -4,6 +4,9 @@ SuperLink serves four kinds of calls on one port: those of sites (``/v1/fleet/``
 command line (``/v1/control/``, without authentication), of its own apps (``/v1/runtime/``) and its
 documentation. Only the first and ``/health`` are public. The requested path must match literally: one that
 matches only after decoding or normalisation is refused.
+
+SuperLink reads and parses a body before it looks at the key that signed the call; here a call whose key is
+not an admitted site's is refused by its header, with SuperLink's own answer, its body thrown away unread.
 """
 
 from __future__ import annotations
@@ -12,22 +15,40 @@ import grp
 import os
 import pwd
 import re
+import resource
 import shutil
 import subprocess
+from base64 import b64encode
 from pathlib import Path
 from string import Template
 from textwrap import indent
 from typing import TYPE_CHECKING, Final
 
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_ssh_public_key
+
 from mmare.errors import InputError, RunError
 from mmare.host.files import write_whole
+from server.membership.records import SiteState, listed
 
 if TYPE_CHECKING:
     from server.membership.kit import Kit
 
-__all__ = ["CONFIG", "nginx_command", "nginx_program", "proxy_config", "shared_proxy_config", "write_proxy"]
+__all__ = [
+    "CONFIG",
+    "KEY_HEADER",
+    "key_header",
+    "nginx_command",
+    "nginx_program",
+    "proxy_config",
+    "shared_proxy_config",
+    "write_admitted",
+    "write_proxy",
+]
 
 CONFIG: Final = "nginx.conf"
+ADMITTED: Final = "admitted.map"  # beside it: the keys of admitted sites
+KEY_HEADER: Final = "flwr-public-key"  # of a SuperNode's calls
+MOST_CONNECTIONS: Final = 10_000  # two files each; what never finishes its header holds one for 10 s
 TEMPORARY: Final = ("body", "proxy", "fastcgi", "uwsgi", "scgi")  # folders that nginx needs, used or not
 CHECK_S: Final = 30.0
 _IPV6: Final = Path("/proc/net/if_inet6")  # lists the machine's IPv6 addresses
@@ -38,6 +59,12 @@ _ENDPOINT: Final = Template(
 # One hospital, or several behind one address: a node polls for work at most five times a second.
 limit_conn_zone $$binary_remote_addr zone=mmare_connections:1m;
 limit_req_zone $$binary_remote_addr zone=mmare_requests:1m rate=100r/s;
+
+# Keys of admitted sites: mmare-server start writes them, and reloads its own nginx when a site comes or goes.
+map $$http_flwr_public_key $$mmare_stranger {
+    default 1;
+    include $admitted;
+}
 
 upstream mmare_superlink {
     server 127.0.0.1:$superlink_port max_fails=0;
@@ -80,6 +107,7 @@ server {
     location ~ ^/v1/fleet/[a-z][a-z-]*$$ {
         if ($$request_uri !~ "^/v1/fleet/[a-z][a-z-]*$$") { return 404; }
         limit_except POST { deny all; }
+        if ($$mmare_stranger) { return 401 '{"detail":"Invalid SuperNode authentication"}'; }
         proxy_pass https://mmare_superlink;
     }
 
@@ -108,11 +136,12 @@ _MAIN: Final = Template(
 # Written by mmare-server start at each start: changes made here are lost.
 daemon off;
 ${user}worker_processes 1;
+worker_rlimit_nofile $files;
 pid $folder/nginx.pid;
 error_log stderr error;  # warnings tell of every update that went through a temporary file
 
 events {
-    worker_connections 1024;
+    worker_connections $connections;
 }
 
 http {
@@ -141,7 +170,8 @@ _ABOUT: Final = """\
 # refused.
 #
 # Certificate and key are the kit's: hospitals trust only its authority. nginx reads them as root when it
-# starts; run nginx -s reload after mmare-server kit renew.
+# starts; run nginx -s reload after mmare-server kit renew, and after kit admit and kit revoke, which change
+# the list of keys that it includes.
 
 """
 
@@ -157,7 +187,14 @@ def proxy_config(kit: Kit, user: str = "", *, ipv6: bool = False) -> str:
         InputError: If the kit's path has characters that nginx does not accept.
     """
     endpoint = indent(_endpoint(kit, f"listen [::]:{kit.port} ssl;" if ipv6 else ""), "    ")
-    return _MAIN.substitute(folder=kit.nginx, user=f"user {user};\n" if user else "", endpoint=endpoint)
+    files = min(resource.getrlimit(resource.RLIMIT_NOFILE)[1], 2 * MOST_CONNECTIONS)
+    return _MAIN.substitute(
+        folder=kit.nginx,
+        user=f"user {user};\n" if user else "",
+        endpoint=endpoint,
+        files=files,
+        connections=files // 2,
+    )
 
 
 def shared_proxy_config(kit: Kit) -> str:
@@ -179,7 +216,34 @@ def _endpoint(kit: Kit, also: str) -> str:
         authority=kit.ca_certificate,
         port=kit.port,
         superlink_port=kit.superlink_port,
+        admitted=kit.nginx / f"{ADMITTED}*",  # which may be none
     )
+
+
+def key_header(public_key: str) -> str:
+    """A key in OpenSSH format as SuperNodes name theirs in `KEY_HEADER`; `ValueError` if it is none."""
+    key = load_ssh_public_key(public_key.encode())
+    return b64encode(key.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)).decode()
+
+
+def write_admitted(kit: Kit) -> None:
+    """Write the list of keys that nginx lets in: patterns, since nginx's tables take no values that long.
+
+    Raises:
+        InputError: If a site's record cannot be read, or the list not be written.
+    """
+    path = kit.nginx / ADMITTED
+    keys = []
+    for record in listed(kit):
+        try:
+            keys += [key_header(record.public_key)] if record.state is SiteState.ADMITTED else []
+        except ValueError:
+            raise InputError(f"{kit.sites}: the record of {record.site} holds no public key") from None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(path, "".join(f'"~^{re.escape(key)}$" 0;\n' for key in keys).encode())
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written ({type(error).__name__})") from None
 
 
 def nginx_program() -> str:
@@ -212,6 +276,7 @@ def write_proxy(kit: Kit) -> None:
     """
     path = kit.nginx / CONFIG
     content = proxy_config(kit, _worker(), ipv6=_has_ipv6())
+    write_admitted(kit)
     try:
         for name in TEMPORARY:
             (kit.nginx / name).mkdir(parents=True, exist_ok=True)

@@ -9,7 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from mmare.errors import RunError
+from mmare.errors import InputError, RunError
 from mmare.host.supervised import ProcessSupervisor, how_it_ended
 from server.deployment.programs import (
     programs,
@@ -19,6 +19,7 @@ from server.deployment.programs import (
     superlink_answers,
     write_record,
 )
+from server.deployment.proxy import write_admitted
 from server.membership.kit import PROXY, SUPEREXEC, SUPERLINK
 
 if TYPE_CHECKING:
@@ -57,6 +58,7 @@ class Services:
         self._asked = 0.0
         self._programs = programs(kit, proxy=proxy)
         self._files = self._new_files = self._stamp()
+        self._sites = _written(kit.sites)  # when one was last admitted or revoked
         self._apps: dict[int, tuple[int, str]] = {}  # by run: process id and time of start
         self.runs: set[int] = set()  # Flower's numbers of the attempts under way
         self.restarted_at = 0.0  # of SuperLink or nginx, which may lose a message
@@ -104,6 +106,7 @@ class Services:
             self._report_change(change)
         if changes:
             write_record(self._kit, self._processes.running())
+        self._apply_admissions()
         if self._answered and time.monotonic() - self._asked > HEALTH_S:
             self._apply_new_certificate()
             self._check_health()
@@ -171,6 +174,18 @@ class Services:
                 self._answered[name] = now
                 self._end(name, signal.SIGKILL, f"has not answered for {UNANSWERED_S:.0f} s")
                 return  # nginx cannot answer without SuperLink
+
+    def _apply_admissions(self) -> None:
+        """Let nginx know of sites that came or went; a record that cannot be read is tried again."""
+        written = _written(self._kit.sites)
+        if written == self._sites:
+            return
+        with suppress(InputError):
+            write_admitted(self._kit)
+            self._sites = written
+            pid = self._processes.running().get(PROXY)  # not kept yet, or somebody else's
+            if pid is not None:
+                os.kill(pid, signal.SIGHUP)
 
     def _apply_new_certificate(self) -> None:
         before, self._new_files = self._new_files, self._stamp()

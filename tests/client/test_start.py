@@ -187,7 +187,7 @@ REFUSED = "Exit Code: 305\nFailed to initialize\n[code: 2004] Failed to activate
             0,
             "SuperNode terminated gracefully.",
             1.0,
-            "no longer takes this site's key",
+            "not admitted yet, or revoked",
             id="turned away",
         ),
         pytest.param("superexec", 0, "SuperExec terminated gracefully.", 1.0, "exit code 0", id="superexec"),

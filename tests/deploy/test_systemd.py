@@ -66,9 +66,10 @@ def test_its_command_exists_and_its_variables_are_set(unit):
     found = settings(unit)
     (command,) = found["ExecStart"]
     assert command.startswith(f"{INSTALLED}/mmare-")
-    (words,) = commands_of(command)
-    assert not unknown_words(words)
-    assert not arguments_missing(words)
+    for each in [command, *(before.removeprefix("+") for before in found.get("ExecStartPre", []))]:
+        (words,) = commands_of(each)
+        assert not unknown_words(words)
+        assert not arguments_missing(words)
     (file,) = found["EnvironmentFile"]
     assert file.startswith("/etc/mmare/")
     variables = environment(SYSTEMD / Path(file).name)

@@ -10,28 +10,38 @@ import ssl
 import subprocess
 import time
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ec import SECP384R1, generate_private_key
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from mmare.errors import InputError, RunError
 from mmare.host.console import run_command
 from mmare.host.supervised import ProcessSupervisor, Program
+from mmare.wire.joining import key_fingerprint
 from server.cli import app
 from server.deployment import proxy
-from server.deployment.programs import proxy_answers
+from server.deployment.programs import programs, proxy_answers
 from server.deployment.proxy import (
     CONFIG,
+    KEY_HEADER,
+    key_header,
     nginx_command,
     nginx_program,
     proxy_config,
     shared_proxy_config,
     write_proxy,
 )
+from server.deployment.services import Services
 from server.membership.certificates import Pair, new_authority, new_server
 from server.membership.kit import init_kit, load_kit
+from server.membership.records import Admitted, SiteState, find, save
 from tests.strange_servers import free_port, https_server
 from tests.system.deployment import needs_nginx
+
+HELLO = b"\x16\x03\x01\x02\x00\x01"  # of a handshake that is begun and never goes on
 
 OPEN = (("GET", "/health"), ("POST", "/v1/fleet/pull-messages"), ("POST", "/v1/fleet/push-object"))
 
@@ -88,6 +98,7 @@ def door(tmp_path_factory):
         return 200, b"superlink"
 
     kit = init_kit(folder / "kit", "join.example.org", port)
+    admit(kit, "ash")
     pair = Pair(kit.key.read_bytes(), kit.certificate.read_bytes())
     (folder / "behind").mkdir()
     with https_server(folder / "behind", pair, superlink) as behind, ProcessSupervisor() as processes:
@@ -105,14 +116,24 @@ def door(tmp_path_factory):
         yield kit, asked, processes
 
 
-def status(kit, verb, path, body=b"", port=None, timeout_s=10):
-    """Of an answer to a request that is sent letter by letter."""
+def admit(kit, name):
+    """Record a site with a key; gives the key."""
+    key = generate_private_key(SECP384R1()).public_key()
+    words = key.public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH).decode()
+    save(kit, Admitted(name, words, key_fingerprint(words), "2026-01-01T00:00:00+00:00", "0.1.0"))
+    return words
+
+
+def status(kit, verb, path, body=b"", port=None, timeout_s=10, key="ash", length=None):
+    """Of an answer to a request that is sent letter by letter, with the key of a site or another one."""
+    key = key_header(find(kit, key).public_key) if key == "ash" else key
     context = ssl.create_default_context(cafile=str(kit.ca_certificate))
     lines = (
         f"{verb} {path} HTTP/1.1",
         f"Host: {kit.host}",
-        f"Content-Length: {len(body)}",
+        f"Content-Length: {len(body) if length is None else length}",
         "Connection: close",
+        f"{KEY_HEADER}: {key}",
     )
     head = "\r\n".join(lines) + "\r\n\r\n"
     with (
@@ -181,6 +202,56 @@ def test_a_body_that_no_site_sends_is_refused_before_it_is_read(door):
 
 @pytest.mark.system
 @needs_nginx
+def test_a_body_of_a_stranger_is_not_read_and_nothing_of_it_reaches_superlink(door):
+    kit, asked, _ = door
+    asked.clear()
+    stranger = key_header(admit(init_kit(kit.folder.parent / "elsewhere", "localhost"), "ash"))
+    for key in ("", "x", stranger):
+        began = time.monotonic()
+        assert status(kit, "POST", "/v1/fleet/push-object", b"x" * 1000, key=key, length=15 << 20) == 401
+        assert time.monotonic() - began < 3.0  # it does not wait for the rest
+    assert asked == []
+
+
+@pytest.mark.system
+@needs_nginx
+def test_who_is_admitted_or_revoked_while_it_runs_is_let_in_or_not(door, tmp_path):
+    kit, asked, _ = door
+    with ProcessSupervisor() as processes:
+        port = free_port()
+        other = init_kit(tmp_path / "kit", "localhost", port, superlink_port=kit.superlink_port)
+        for name in ("ca.crt", "ca.key", "server.crt", "server.key"):  # as what is behind trusts
+            (other.folder / name).write_bytes((kit.folder / name).read_bytes())
+        write_proxy(other)
+        served = Services(other, processes, print)
+        door_program = next(each for each in programs(other) if each.name == "proxy")
+        processes.keep(door_program)
+        words = admit(other, "birch")
+        asked.clear()
+
+        def until(code):
+            end = time.monotonic() + 20
+            while True:
+                served.poll()
+                try:
+                    if (
+                        status(kit, "POST", "/v1/fleet/pull-messages", port=port, key=key_header(words))
+                        == code
+                    ):
+                        return
+                except OSError:
+                    pass
+                assert time.monotonic() < end, (other.logs / "proxy.log").read_text()
+                time.sleep(0.05)
+
+        until(200)
+        save(other, replace(find(other, "birch"), state=SiteState.REVOKED))
+        until(401)
+    assert set(asked) == {("POST", "/v1/fleet/pull-messages")}
+
+
+@pytest.mark.system
+@needs_nginx
 def test_who_is_refused_is_noted_and_who_is_let_through_is_not(door):
     kit, _, _ = door
     status(kit, "GET", "/v1/control/notable")
@@ -198,8 +269,16 @@ def test_strangers_who_never_finish_a_header_push_no_hospital_out(door):
     resource.setrlimit(resource.RLIMIT_NOFILE, (before[1], before[1]))
     with ExitStack() as strangers:
         strangers.callback(resource.setrlimit, resource.RLIMIT_NOFILE, before)
+        context = ssl.create_default_context(cafile=str(kit.ca_certificate))
+        for _ in range(
+            100
+        ):  # whose handshake is over, and their header begun: nginx does not let go of these
+            plain = strangers.enter_context(socket.create_connection(("127.0.0.1", kit.port), timeout=10))
+            secured = strangers.enter_context(context.wrap_socket(plain, server_hostname=kit.host))
+            secured.sendall(b"POST /v1/fleet/pull-messages HTTP/1.1\r\nHost: ")
         for _ in range(1500):
-            strangers.enter_context(socket.create_connection(("127.0.0.1", kit.port), timeout=10))
+            plain = strangers.enter_context(socket.create_connection(("127.0.0.1", kit.port), timeout=10))
+            plain.sendall(HELLO)
         assert (
             status(kit, "POST", "/v1/fleet/pull-messages", timeout_s=4) == 200
         )  # they hold theirs for longer
@@ -253,7 +332,7 @@ def test_superlink_with_another_certificate_is_not_spoken_to(tmp_path):
             end = time.monotonic() + 20
             while True:
                 try:
-                    assert status(kit, "GET", "/health") == 502
+                    assert status(kit, "GET", "/health", key="") == 502
                     break
                 except OSError:
                     assert time.monotonic() < end, (tmp_path / "nginx.log").read_text()
@@ -286,6 +365,7 @@ _LOCATION = re.compile(
     r"location (?:= (?P<exact>\S+)|~ (?P<pattern>\S+)) \{\n"
     r'\s+if \(\$request_uri (?:!=|!~) "(?P<uri>[^"]+)"\) \{ return 404; \}\n'
     r"\s+limit_except (?P<verb>[A-Z]+) \{ deny all; \}\n"
+    r"(?:\s+if \(\$mmare_stranger\) \{ return 401 '[^']+'; \}\n)?"
     r"\s+proxy_pass https://mmare_superlink;\n\s+\}\n"
 )
 
@@ -338,7 +418,7 @@ def test_the_command_prints_the_door_for_an_nginx_of_the_machine(tmp_path, capsy
 def test_no_path_outside_the_kit_is_written_to(tmp_path):
     text = proxy_config(init_kit(tmp_path / "kit", "localhost"))
     paths = set(re.findall(r"(?<=\s)(/[^\s;]+)", text)) - {"/dev/stdout", "/health"}
-    assert len(paths) == 9
+    assert len(paths) == 10
     foreign = [path for path in paths if not path.startswith(str(tmp_path))]
     assert foreign == []
     assert "$$" not in text

@@ -48,6 +48,7 @@ from server.membership.kit import init_kit, renew
 from server.membership.records import Admitted, save
 from server.run.request import RunRequest
 from tests.federations import tiny_study
+from tests.server.deployment.test_proxy import admit as admit_with_key
 from tests.strange_servers import free_port
 from tests.system.deployment import needs_nginx
 
@@ -323,6 +324,14 @@ def test_sites_are_registered_before_the_door_opens(kept):
     seen = []
     assert kept.services.begin(threading.Event(), lambda: seen.append(set(kept.processes.running())))
     assert seen == [{"superlink", "superexec"}]
+
+
+def test_a_site_that_is_admitted_during_the_start_is_let_in(kit, kept):
+    """The proxy does not run yet, and takes the list when it does."""
+    admit_with_key(kit, "ash")
+    kept.services.poll()
+    assert kept.services.begin(threading.Event())
+    assert (kit.nginx / "admitted.map").read_text().endswith(" 0;\n")
 
 
 def test_lines_have_the_time_in_utc():
