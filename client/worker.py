@@ -45,6 +45,7 @@ from client.worker_pb.site_worker_pb2_grpc import SiteWorkerServicer, add_SiteWo
 from mmare.errors import InputError, MmareError, RunError, SiteCode
 from mmare.host.locks import locked
 from mmare.host.signals import stop_on_signals
+from mmare.package.start import installed_start
 from mmare.wire.messages import Refusal, encode
 
 if TYPE_CHECKING:
@@ -185,7 +186,7 @@ def make_service(
             secret=partial(site_secret, site.folder),
         ),
         StateStore(site.cache, KeptRuns(site.keep_days, site.keep_runs)),
-        ModelPool(pick_device(site.device), site.threads),
+        ModelPool(pick_device(site.device), site.threads, partial(installed_start, site.folder)),
         gate=gate,
         observe=observe,
     )

@@ -119,6 +119,7 @@ class SiteCode(StrEnum):
     MODEL = "S308", "the model does not descend from what the site has seen"
     SUM = "S309", "the site cannot take part in the secure sum: too few sites, another key, another value"
     BUDGET = "S310", "differential privacy: more than the site's budget, or than its data can carry"
+    START = "S311", "the start model that the study names is not installed at the site, or does not fit"
     WORKER = "S401", "the site worker does not reply: it is not running, or it ended"
     LATE = "S402", "the site worker missed the study's deadline"
     RELAY = (

@@ -16,6 +16,7 @@ from server.deployment.commands import MinNodesOption, ModeOption, SetOption, ab
 from server.membership.commands import DEFAULT_KIT, KitOption
 from server.membership.commands import app as kit_app
 from server.release.commands import release
+from server.run.options import StartFrom
 
 __all__ = ["app", "main"]
 
@@ -63,6 +64,7 @@ def start(  # noqa: PLR0913 - a command line's options
     metrics_port: Annotated[
         int | None, typer.Option(min=0, max=65535, help="Serve the runs' metrics on this port, too.")
     ] = None,
+    start_from: StartFrom = Path(),
     proxy: Annotated[
         bool, typer.Option("--proxy/--no-proxy", help="Run nginx as the public door, or leave it to another.")
     ] = True,
@@ -76,10 +78,11 @@ def start(  # noqa: PLR0913 - a command line's options
     What dies on the way is started again and the run resumed. Ctrl-C or SIGTERM stops everything; the same
     command goes on. With a study it ends with its run, with exit code 0 only when the result is there.
     """
-    if source is None and (out is not None or assignments or overwrite or min_nodes or mode != "federated"):
+    of_a_run = (out is not None, assignments, overwrite, min_nodes, mode != "federated", start_from != Path())
+    if source is None and any(of_a_run):
         raise InputError(
-            "start without a study takes submitted runs: --out, --mode, --set, --overwrite and --min-nodes "
-            "are of one run; expected a study, or these options at mmare-server submit"
+            "start without a study takes submitted runs: --out, --mode, --set, --overwrite, --min-nodes and "
+            "--start-from are of one run; expected a study, or these options at mmare-server submit"
         )
     if source is not None and side_by_side is not None:
         raise InputError("--side-by-side is of submitted runs; expected it without a study")
@@ -90,6 +93,7 @@ def start(  # noqa: PLR0913 - a command line's options
     found = StartSettings(
         *(kit, source, out, mode, tuple(assignments or ()), overwrite, min_nodes, tries, metrics_port, proxy),
         side_by_side=side_by_side or SIDE_BY_SIDE,
+        start_from=start_from,
     )
     done = start_run(found, Console(stderr=True))
     typer.echo("stopped" if done is None else f"result: {done / RESULT}")

@@ -19,6 +19,7 @@ from rich.table import Table
 from mmare.host.console import must_exist, run_command
 from mmare.study.choices import Backend, Kind, Mode, TaskName
 from server.release.commands import release
+from server.run.options import StartFrom
 from simulation.grid.file import ready_grids
 from simulation.prepare import commands as prepare
 from sites.options import SyntheticKind
@@ -73,6 +74,7 @@ def run(  # noqa: PLR0913, PLR0917 - a command line's options
             help="Test simple models on the same rows, too; the same command adds them to a finished run.",
         ),
     ] = False,
+    start_from: StartFrom = Path(),
     metrics_port: Annotated[
         int | None,
         typer.Option(
@@ -87,7 +89,10 @@ def run(  # noqa: PLR0913, PLR0917 - a command line's options
     from server.run.request import RunRequest
 
     request = RunRequest(
-        federation, out, mode, tuple(settings or ()), overwrite, backend=backend, subsets=subsets
+        *(federation, out, mode, tuple(settings or ()), overwrite),
+        backend=backend,
+        subsets=subsets,
+        start_from=start_from,
     )
     with _metrics(out, metrics_port):
         result = _run(request, console)
@@ -237,10 +242,14 @@ def demo(
 
 
 def _run(request: RunRequest, console: Console) -> dict[str, Any]:
+    from server.run.folder import check_run
     from simulation.progress import live_rounds
     from simulation.run import run_federation
 
     _embed(request.federation, request.study, console)
+    if request.study.start is not None:
+        for line in check_run(request).words():
+            console.print(line, highlight=False, markup=False)
     with live_rounds(request.study.training.rounds, console) as table:
         return run_federation(request, listeners=(table,))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping
 from functools import lru_cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import torch
 
@@ -26,18 +26,23 @@ from client.training.model_pool import ModelPool
 from client.training.service import SiteService
 from client.training.state import StateStore
 from mmare.errors import SiteCode
+from mmare.package.start import read_start
 from mmare.study.choices import Kind
 from mmare.wire.messages import Endpoint, Refusal, Split, encode
 from server.run.request import RunRequest
 from sites.federation import site_folders
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from mmare.study.study import Study
     from sites.config import SiteConfig
 
 __all__ = ["check_sites", "pooled_id", "site_of_partition"]
 
 LOG = logging.getLogger(__name__)
+
+_NEEDED: Final = ("federation", "set", "trainer", "start_from")  # of a run's configuration, by its sites
 
 
 def pooled_id(sites: tuple[SiteConfig, ...]) -> str:
@@ -50,13 +55,13 @@ def site_of_partition(node_config: Mapping[str, object], run_config: Mapping[str
 
     Args:
         node_config: Flower's ``partition-id`` and ``num-partitions``.
-        run_config: ``federation``, ``set`` and ``trainer`` as in ``pyproject.toml``. A ``trainer`` that is no
+        run_config: What `_NEEDED` names, as in ``pyproject.toml``. A ``trainer`` that is no
             site is the last partition and pools the train rows of all.
 
     Raises:
         InputError: If the federation cannot be read.
     """
-    needed = _request(*(str(run_config.get(key) or "") for key in ("federation", "set", "trainer")))
+    needed = _request(*(str(run_config.get(key) or "") for key in _NEEDED))
     return _service(needed, int(str(node_config["partition-id"])), int(str(node_config["num-partitions"])))
 
 
@@ -79,9 +84,9 @@ def check_sites(request: RunRequest, sites: int) -> None:
 
 
 @lru_cache
-def _request(federation: str, settings: str, trainer: str) -> RunRequest:
+def _request(*values: str) -> RunRequest:
     """What a site needs of a run configuration, read once per process: runs of one study share it."""
-    return RunRequest.from_config({"federation": federation, "set": settings, "trainer": trainer})
+    return RunRequest.from_config(dict(zip(_NEEDED, values, strict=True)))
 
 
 @lru_cache(maxsize=4096)
@@ -99,7 +104,8 @@ def _service(request: RunRequest, partition: int, partitions: int) -> Endpoint:
         ledger = Ledger(kept / LEDGER)
         gate = Gate(trainer, approved, 0, AuditLog(kept / "audit.jsonl"), ledger=ledger)
         table = SiteTable(_pool(sites), TableVersion.of(*sites))
-        return SiteService(trainer, table, StateStore(kept), _models("auto", threads), gate=gate)
+        models = _models("auto", threads, request.start_from)
+        return SiteService(trainer, table, StateStore(kept), models, gate=gate)
     site = sites[partition]
     table = SiteTable(  # splits are drawn from the study's seed, so that results can be reproduced
         lambda wanted: load_data(site, wanted),
@@ -111,13 +117,14 @@ def _service(request: RunRequest, partition: int, partitions: int) -> Endpoint:
     masker = Masker(site.id, site.cache)
     limits = (site.min_count, audit, site.max_norm, site.max_releases)
     gate = Gate(site.id, approved, *limits, masker, Ledger(site.cache / LEDGER, site.epsilon_limit))
-    return SiteService(site.id, table, StateStore(site.cache), _models(site.device, threads), gate=gate)
+    models = _models(site.device, threads, request.start_from)
+    return SiteService(site.id, table, StateStore(site.cache), models, gate=gate)
 
 
 @lru_cache
-def _models(device: str, threads: int) -> ModelPool:
-    """One pool of models per device and process."""
-    return ModelPool(pick_device(device), threads)
+def _models(device: str, threads: int, start_from: Path) -> ModelPool:
+    """One pool of models per device and process, and start model."""
+    return ModelPool(pick_device(device), threads, lambda _digest: read_start(start_from))
 
 
 def _pool(sites: tuple[SiteConfig, ...]) -> Callable[[Study], SiteData]:

@@ -1,6 +1,7 @@
 """Whether a model that arrives descends from what the site has seen.
 
-Before round 1 it is the seed's own, bit for bit, and afterwards each round moves it by a bounded step. The
+Before round 1 it is the seed's own, with what fits of the study's start model in it, bit for bit, and
+afterwards each round moves it by a bounded step. The
 buffers of the scaling are the coordinator's, pooled from all sites: they cannot be recomputed, but must stay
 as they first arrived.
 """
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from mmare.study.study import Study
     from mmare.wire.messages import Request
 
-__all__ = ["DescentError", "SeenModel", "check_descent", "model_number", "reach_of"]
+__all__ = ["DescentError", "SeenModel", "check_descent", "check_fixed", "model_number", "reach_of"]
 
 # Adam moves no parameter by much more than the learning rate in a step. On MMIST by hospital the global
 # model moves by 0.6 to 1.6 such steps an epoch, with a server's momentum by 3 and more; 6,400 rows take 100.
@@ -35,7 +36,7 @@ class DescentError(ValueError):
 
 @dataclass(frozen=True)
 class SeenModel:
-    """A model that the site was sent in a run, or the seed's own."""
+    """A model that the site was sent in a run, or what the run begins with."""
 
     number: int  # rounds that made it
     tensors: Mapping[str, Tensor]
@@ -68,17 +69,17 @@ def check_descent(
     Args:
         received: By name.
         number: Of rounds.
-        seen: The last model of the same run, or the seed's own.
+        seen: The last model of the same run, or what it begins with.
         scaling: Names of the buffers of the scaling.
         study: Names the largest step of a round.
 
     Raises:
-        DescentError: If the model is not the seed's own before the first round, its scaling changed during
+        DescentError: If the model is not that beginning before the first round, its scaling changed during
             the run, or it lies further from ``seen`` than the rounds between them reach.
     """
     others = [name for name in received if name not in scaling]
     if number == 0 and not all(_same_bits(received[name], seen.tensors[name]) for name in others):
-        raise DescentError("the first model is not the seed's own, bit for bit")
+        raise DescentError("the first model is not the one that the study begins with, bit for bit")
     if seen.sent and not all(_same_bits(received[name], seen.tensors[name]) for name in scaling):
         raise DescentError("the scaling changed during the run")
     squares = ((received[name].double() - seen.tensors[name]).square().sum().item() for name in others)
@@ -89,6 +90,12 @@ def check_descent(
         raise DescentError(
             f"a model {distance:.6g} away from that of round {seen.number}, expected at most {reach:g}"
         )
+
+
+def check_fixed(received: Mapping[str, Tensor], origin: Mapping[str, Tensor], fixed: Collection[str]) -> None:
+    """Check that scaling which a run has from its start model is still that; raises `DescentError`."""
+    if not all(_same_bits(received[name], origin[name]) for name in fixed):
+        raise DescentError("the scaling is not that of the start model")
 
 
 def _same_bits(one: Tensor, other: Tensor) -> bool:

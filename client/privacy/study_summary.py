@@ -10,6 +10,7 @@ from client.privacy.masker import Masker
 from client.privacy.records.ledger import ledger_of
 from client.privacy.release_rules import StudyRules
 from mmare.host.console import visible
+from mmare.package.start import installed_start
 from mmare.study.choices import ExtraAnswer, Kind, PromptMode, Wire
 from mmare.wire.sharing import steps_at_coordinator
 
@@ -258,13 +259,25 @@ def _limits(study: Study, site: SiteConfig, limit: int, max_releases: int, seeds
         "A study that differs in anything but its name is a different study and is refused; so is a run with "
         f"another seed than {', '.join(map(str, seeds))}."
     )
+    begins = "the one that the seed gives"
+    if study.start is not None:
+        begins = f"what fits of the start model {study.start.digest}, which {_kept(study, site)}"
     most = study.privacy.max_step
     step = "a hundred full steps of Adam an epoch" if most is None else f"a length (L2 norm) of {most:g}"
     yield (
         "Nothing is answered that this study does not call for, and no round twice: a resumed run may repeat "
-        "only the identical request. The first model is the one that the seed gives; a round moves it by at "
-        f"most {step}."
+        f"only the identical request. The first model is {begins}; a round moves it by at most {step}."
     )
+
+
+def _kept(study: Study, site: SiteConfig) -> str:
+    """Whether the site has the study's start model, and where that comes from."""
+    assert study.start is not None  # noqa: S101 - the caller checked
+    found = installed_start(site.folder, study.start.digest)
+    if found is None:
+        return "mmare-site install has not put here yet: until then nothing is answered (S311)"
+    learned = ", ".join(each.name for each in found.study.modalities)
+    return f"is installed here: run {found.run} of study {found.study.name} trained it on {learned}"
 
 
 def _listed(sentences: Iterator[str] | tuple[str, ...]) -> list[str]:

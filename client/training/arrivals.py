@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final
 
 import torch
 
-from client.privacy.descent import DescentError, SeenModel, check_descent, model_number
+from client.privacy.descent import DescentError, SeenModel, check_descent, check_fixed, model_number
 from mmare.errors import SiteCode, SiteError
 from mmare.wire.messages import Task, WireError
 from mmare.wire.tensors import layout_of, unpack
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from client.training.model_pool import ModelPool
+    from client.training.model_pool import Origin
     from client.training.state import StateStore
     from mmare.study.study import Study
     from mmare.wire.messages import Request
@@ -34,18 +34,18 @@ def check_arrival(
     study: Study,
     received: Mapping[str, Tensor],
     store: StateStore,
-    models: ModelPool,
+    origin: Origin,
 ) -> None:
     """Check that a model descends from what this site has seen.
 
-    Without a stored one, at a site that joins late or lost its cache, the seed's own is the last.
+    Without a stored one, at a site that joins late or lost its cache, what the run begins with is the last.
 
     Args:
         request: That brought it.
         study: Approved.
         received: The model by name.
         store: Of the run's last model.
-        models: Know the seed's own.
+        origin: What runs of the study begin with.
 
     Raises:
         SiteError: If it does not descend from the last one.
@@ -57,11 +57,12 @@ def check_arrival(
         seen = None
     scaling = {name for name in received if name.startswith(COORDINATED)}
     if seen is None:
-        seen = SeenModel(0, models.fresh(study), sent=False)
+        seen = SeenModel(0, origin.tensors, sent=False)
     elif number == 0:  # the run began anew, with the scaling that it had
         kept = {name: seen.tensors[name] for name in scaling}
-        seen = SeenModel(0, {**models.fresh(study), **kept})
+        seen = SeenModel(0, {**origin.tensors, **kept})
     try:
+        check_fixed(received, origin.tensors, origin.fixed)
         check_descent(received, number, seen, scaling, study)
     except DescentError as error:
         LOG.error("refused: %s", error)  # noqa: TRY400 - the sentence is enough

@@ -6,14 +6,16 @@ from typing import TYPE_CHECKING, Final
 
 from mmare.errors import SiteCode, SiteError
 from mmare.models.blocks import block_tensors
-from mmare.models.registry import build_model
 from mmare.study.choices import OptimizerState, Untouched
 from mmare.wire.sharing import local_parameters
 from mmare.wire.tensors import copy_tensors, trained_tensors
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from torch import Tensor
 
+    from client.training.model_pool import Origin
     from client.training.optimizers import PhaseOptimizers
     from client.training.trainer import TrainedRound
     from mmare.models.base import MultimodalModel
@@ -25,8 +27,10 @@ __all__ = ["LOCAL", "place_local", "revert_untouched", "state_of"]
 LOCAL: Final = "local/"  # prefix, in a stored state, of parameters that stay at the site
 
 
-def place_local(model: MultimodalModel, study: Study, kept: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Load the parts that stay at this site: as stored, or initialised as at every site.
+def place_local(
+    model: MultimodalModel, study: Study, kept: dict[str, Tensor], origin: Callable[[], Origin]
+) -> dict[str, Tensor]:
+    """Load the parts that stay at this site: as stored, or as runs of the study begin.
 
     Raises:
         SiteError: If the stored state has other parts.
@@ -36,7 +40,7 @@ def place_local(model: MultimodalModel, study: Study, kept: dict[str, Tensor]) -
         return {}
     values = {name.removeprefix(LOCAL): kept[name] for name in kept if name.startswith(LOCAL)}
     if not values:
-        fresh = trained_tensors(build_model(study))
+        fresh = origin().tensors
         values = {name: fresh[name] for name in local}
     if set(values) != local:
         raise SiteError(SiteCode.STATE)

@@ -203,7 +203,7 @@ class SiteService:
             if request.task is Task.COMPARE:
                 return self._compare(study, data, model, layout, payload), None
             received = unpack(torch.frombuffer(bytearray(payload), dtype=torch.uint8), layout)
-            check_arrival(request, study, received, self._store, self._models)
+            check_arrival(request, study, received, self._store, self._models.origin(study))
             copy_tensors(sent, received)
             update, tensors = self._round(request, study, data, model, received)
         if request.final and not study.federation.local:  # local parts belong to the site's model
@@ -223,7 +223,7 @@ class SiteService:
         began = time.perf_counter()
         limit = self._limit(study)
         kept = self._kept(request, study)
-        before = {**received, **place_local(model, study, kept)}
+        before = {**received, **place_local(model, study, kept, partial(self._models.origin, study))}
         rows = data.rows[Split.TRAIN]
         with budgeted():
             plan = self._gate.plan(study, request.run, len(rows))
@@ -337,6 +337,8 @@ class SiteService:
         hides = study.privacy.hides_counts  # the coordinator learns no size of a single site
         with budgeted():
             self._gate.plan(study, request.run, samples)
+        if study.start is not None:
+            self._models.origin(study)  # refused now rather than in the first round
         return RollCall(
             site=self._site,
             study_hash=study.hash,

@@ -36,6 +36,8 @@ def _lines(package: Package) -> Iterator[str]:
     yield f"  test           {_scores(test['pooled'])}"
     if worst := test["worst_site"]:
         yield f"  worst site     {worst['site']}: {_scores(test['sites'][worst['site']])}"
+    if start := package.results.get("start"):
+        yield f"  started from   model {start['digest'][:12]} of run {start['run']}, study {start['study']}"
     point = package.operating_point
     if point is not None:
         yield f"  called positive from {point.calibrated:.3f} on ({point.rule})"

@@ -13,6 +13,7 @@ from mmare.errors import InputError
 from mmare.metrics.decisions import Calibration, Judgement, OperatingPoint, PredictionSets, judge
 from mmare.models.registry import build_model
 from mmare.package.sealed import read_sealed, write_sealed
+from mmare.package.start import INSTALLED
 from mmare.package.weights import read_weights
 from mmare.study.encoding import Encoding, parse_encoding
 from mmare.study.study import STUDY_FILE, parse_study
@@ -33,7 +34,6 @@ __all__ = [
     "CARD_FILE",
     "ENCODERS_FILE",
     "ENCODING_PATH",
-    "INSTALLED",
     "MOMENTS_FILE",
     "PATTERNS_FILE",
     "RESULTS_FILE",
@@ -49,7 +49,6 @@ __all__ = [
 
 Fact = TypeVar("Fact")
 
-INSTALLED: Final = "models"  # in a site's folder
 WEIGHTS_FILE: Final = "weights.safetensors"
 ENCODING_PATH: Final = "encodings/encoding.json"
 ENCODERS_FILE: Final = "encoders.json"

@@ -22,6 +22,7 @@ from mmare.study.outcome import SPECS, TASKS, RegressionSpec, SurvivalSpec, outc
 from mmare.study.patient_privacy import check_patient_privacy
 from mmare.study.recipes import recipe_of
 from mmare.study.specs import FederationSpec, ModalitySpec, ModelSpec, PrivacySpec, TrainingSpec
+from mmare.study.start import StartSpec, start_rules
 from mmare.study.strategy_options import FedAvgOptions, FedSGDOptions, strategy_options
 from mmare.study.sums_only import check_gradients, check_secure_sum
 from mmare.study.tables import TableError, check_keys, convert, from_table, read_toml
@@ -32,8 +33,8 @@ STUDY_FILE: Final = "study.toml"  # of a federation, a run, a kit
 
 SUBSET: Final = "subset"  # of ``training.modality_dropout``: `mmare.models.subsets.keep_subset`
 PARTS: Final = ("adapters", "head", "norms")  # of a model, that can stay at a site
-AXES, ENDS = 3, 2  # of a volume, of a window
-MAX_SEED: Final = 2**63  # torch takes no larger
+AXES, ENDS, MAX_SEED = 3, 2, 2**63  # of a volume, of a window; torch takes no larger seed
+_OPTIONAL: Final = {**SPECS, "start": StartSpec}  # tables that most studies do not have
 _CHOOSE_RECIPE: Final = {"model.name", "training.recipe"}
 
 
@@ -66,6 +67,7 @@ class Study:
     task: TaskName = TaskName.CLASSIFICATION
     survival: SurvivalSpec | None = None
     regression: RegressionSpec | None = None
+    start: StartSpec | None = None
 
     def __post_init__(self) -> None:
         check_study(self)
@@ -93,7 +95,11 @@ class Study:
         )
         return {
             "study": _present({**head, **named}),
-            **{name: _present(asdict(spec)) for name in SPECS if (spec := getattr(self, name)) is not None},
+            **{
+                name: _present(asdict(spec))
+                for name in _OPTIONAL
+                if (spec := getattr(self, name)) is not None
+            },
             "modality": [_modality_table(modality) for modality in self.modalities],
             "model": {"name": self.model.name, **asdict(self.model)["options"]},  # a copy however deep
             "training": _present(asdict(self.training)),
@@ -150,7 +156,7 @@ def parse_study(content: Mapping[str, Any], source: str) -> Study:
 
 def _from_tables(content: Mapping[str, Any]) -> Study:
     tables = {"study", "modality", "model", "training", "federation", "privacy"}
-    check_keys(content, tables | set(SPECS), "the file")
+    check_keys(content, tables | set(_OPTIONAL), "the file")
     head = _table(content, "study")
     check_keys(head, {"name", "task", "classes", "positive", "seed"}, "[study]")
     task = convert(head.get("task", TaskName.CLASSIFICATION), TaskName, "[study] task")
@@ -182,7 +188,7 @@ def _from_tables(content: Mapping[str, Any]) -> Study:
         task=task,
         **{
             name: from_table(kind, _table(content, name), f"[{name}]")
-            for name, kind in SPECS.items()
+            for name, kind in _OPTIONAL.items()
             if name in content
         },
     )
@@ -303,6 +309,7 @@ def check_study(study: Study) -> None:
     rules = [
         (bool(study.name), "[study] name is empty"),
         *outcome_rules(study),
+        *start_rules(study),
         *((value >= 1, f"{key} must be at least 1, found {value}") for key, value in at_least_one.items()),
         *((value > 0, f"{key} must be positive, found {value}") for key, value in positive.items()),
         *((value >= 0, f"{key} must not be negative, found {value}") for key, value in not_negative.items()),

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from server.membership.commands import DEFAULT_KIT, KitOption
+from server.run.options import StartFrom
 
 __all__ = ["MinNodesOption", "ModeOption", "SetOption", "abort", "queue", "submit"]
 
@@ -38,6 +39,7 @@ def submit(
     mode: ModeOption = "federated",
     assignments: SetOption = None,
     min_nodes: MinNodesOption = 0,
+    start_from: StartFrom = Path(),
 ) -> None:
     """Queue a run of a study; mmare-server start takes it when fewer than two are under way.
 
@@ -54,14 +56,23 @@ def submit(
 
     must_exist(source, "a study.toml, or a folder with one")
     loaded = load_kit(kit)
-    request = RunRequest(source, mode=chosen_mode(mode), set=tuple(assignments or ()))
+    request = RunRequest(source, mode=chosen_mode(mode), set=tuple(assignments or ()), start_from=start_from)
     time = parse_wait(wait) if wait else None
     if time is None:
         count_admitted(loaded, request.study)
     from server.run.folder import check_run
 
-    check_run(request)
-    entry = submit_run(loaded, request.study, mode=request.mode, name=name, wait=time, min_nodes=min_nodes)
+    begun = check_run(request)
+    if request.study.start is not None:
+        typer.echo("\n".join(begun.words()))
+    entry = submit_run(
+        *(loaded, request.study),
+        mode=request.mode,
+        name=name,
+        wait=time,
+        min_nodes=min_nodes,
+        start_from=request.start_from,
+    )
     typer.echo(f"queued: {entry.name}, study {entry.study}, hash {request.study.hash}")
     if not is_held(loaded.start_lock):
         typer.echo(f"next: mmare-server start --kit {kit}, which does not run yet, takes it")

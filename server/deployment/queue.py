@@ -16,6 +16,7 @@ import re
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import tomli_w
@@ -29,8 +30,6 @@ from server.run.request import RunRequest
 from server.store.journal import make_run_folder
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from mmare.study.study import Study
     from server.membership.kit import Kit
 
@@ -69,14 +68,19 @@ class QueuedRun:
     due: str = ""  # when it is tried again
     tried: int = 0  # times in a row that it lacked sites
     said: str = ""  # what last happened, in words
+    start_from: str = ""  # package or run of the study's start model
 
     def request(self, kit: Kit) -> RunRequest:
         """What to run.
 
         Raises:
-            InputError: If the copy of the study cannot be read.
+            InputError: If the copy of the study, or its start model, cannot be read.
         """
-        return RunRequest(_study_file(kit, self.name), kit.runs / self.name, self.mode, nodes=self.min_nodes)
+        return RunRequest(
+            *(_study_file(kit, self.name), kit.runs / self.name, self.mode),
+            nodes=self.min_nodes,
+            start_from=Path(self.start_from),
+        )
 
 
 def submit(
@@ -87,12 +91,14 @@ def submit(
     name: str = "",
     wait: timedelta | None = None,
     min_nodes: int = 0,
+    start_from: Path = Path(),
 ) -> QueuedRun:
     """Queue a run of a study, or queue one again that failed or was aborted: it then resumes.
 
     Args:
         name: By default from the study's name, mode and seed.
         wait: For how long it is tried again while too few sites take part.
+        start_from: Package or run of the study's start model, which has to stay there.
 
     Raises:
         InputError: If a run of this name is queued or finished, or was submitted with another study or mode.
@@ -104,7 +110,9 @@ def submit(
         )
     now = datetime.now(UTC)
     until = "" if wait is None else (now + wait).isoformat(timespec="seconds")
-    entry = QueuedRun(name, study.name, _now(), getpass.getuser(), mode, min_nodes, until)
+    model = "" if start_from == Path() else str(start_from.absolute())
+    by = getpass.getuser()
+    entry = QueuedRun(name, study.name, _now(), by, mode, min_nodes, until, start_from=model)
     with kit.locked():
         if _path(kit, name).exists():
             _check_again(kit, find(kit, name), study, mode)

@@ -11,6 +11,7 @@ from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from multiprocessing import get_context
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from mmare.errors import InputError, RunError
@@ -37,7 +38,6 @@ from server.store.journal import make_run_folder
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
     from rich.console import Console
 
@@ -66,6 +66,7 @@ class StartSettings:
         metrics_port: Where the kit's runs are told to Prometheus; none for nowhere.
         proxy: Whether an own nginx stands in front.
         side_by_side: Submitted runs under way at a time.
+        start_from: Package or run of the study's start model, if it has one.
     """
 
     kit: Path
@@ -79,6 +80,7 @@ class StartSettings:
     metrics_port: int | None = None
     proxy: bool = True
     side_by_side: int = SIDE_BY_SIDE
+    start_from: Path = Path()
 
 
 def start_run(settings: StartSettings, console: Console) -> Path | None:
@@ -101,9 +103,12 @@ def start_run(settings: StartSettings, console: Console) -> Path | None:
     with ExitStack() as stack:
         stopped = stack.enter_context(stop_on_signals())
         stack.enter_context(_alone(kit))
-        if request is not None and _elsewhere(request):
+        done, said = (False, []) if request is None else _elsewhere(request)
+        if done:
             return out
         view = stack.enter_context(StartView(console))
+        for line in said:
+            view.say(line)
         _prepare(kit, view, proxy=settings.proxy)
         forget_runs(kit)
         if out is not None:
@@ -136,6 +141,7 @@ def _request(settings: StartSettings, source: Path, kit: Kit) -> RunRequest:
         mode=chosen_mode(settings.mode),
         set=settings.assignments,
         overwrite=settings.overwrite,
+        start_from=settings.start_from,
     )
     return replace(
         request,
@@ -159,11 +165,11 @@ def count_admitted(kit: Kit, study: Study) -> int:
     return found
 
 
-def _elsewhere(request: RunRequest) -> bool:
+def _elsewhere(request: RunRequest) -> tuple[bool, list[str]]:
     """Check a run in a process of its own, which ends: this one is to stay small, and the check needs torch.
 
     Returns:
-        Whether the run is finished.
+        Whether the run is finished, and what fits of its start model, in words.
 
     Raises:
         InputError: If it cannot be run.
@@ -172,11 +178,11 @@ def _elsewhere(request: RunRequest) -> bool:
         return pool.submit(_is_finished, request).result()
 
 
-def _is_finished(request: RunRequest) -> bool:
+def _is_finished(request: RunRequest) -> tuple[bool, list[str]]:
     from server.run.folder import check_run, finished_result  # noqa: PLC0415 - as above
 
-    check_run(request)
-    return finished_result(request) is not None
+    begun = check_run(request)
+    return finished_result(request) is not None, [] if request.study.start is None else begun.words()
 
 
 def _prepare(kit: Kit, view: StartView, *, proxy: bool) -> None:

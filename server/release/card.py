@@ -140,6 +140,7 @@ def card_of(run: FinishedRun, facts: Facts, decisions: Decisions, statements: St
             "study_hash": facts.study_hash,
             "journal_sha256": facts.journal_sha256,
             "versions": dict(facts.versions),
+            "start": result.get("start", {}),
         },
     }
 

@@ -89,7 +89,11 @@ def release_model(
         MOMENTS_FILE: _plain(run.moments()),
         PATTERNS_FILE: None if patterns is None else _plain(patterns),
         CALIBRATION_FILE: {**decisions.made, "report": decisions.report},
-        RESULTS_FILE: {key: run.result[key] for key in ("metrics", "left_out", "notes", "best_round")},
+        RESULTS_FILE: {
+            key: run.result[key]
+            for key in ("metrics", "left_out", "notes", "best_round", "start")
+            if key in run.result
+        },
         CARD_FILE: told,
     }
     files = {

@@ -8,6 +8,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from mmare.models.registry import build_model
+from mmare.package.graft import Graft, graft
 from mmare.study.strategy_options import strategy_options
 from mmare.tasks.registry import task_of
 from mmare.wire.messages import Split
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
+    from mmare.package.start import StartModel
     from mmare.study.study import Study
     from server.rounds.secure_sums import Summed
 
@@ -34,10 +36,11 @@ STRATEGY: Final = "strategy/"  # prefix of the strategy's state in a checkpoint
 
 
 class GlobalModel:
-    """The server's model, and which of its tensors are sent to the sites."""
+    """The server's model, with what fits of a start model, and which of its tensors are sent to the sites."""
 
-    def __init__(self, study: Study) -> None:
+    def __init__(self, study: Study, start: StartModel | None = None) -> None:
         self.model = build_model(study)
+        self.graft = Graft() if start is None else graft(self.model, study, start)
         self.tensors = global_tensors(self.model, without=local_parameters(self.model, study))  # views
         self.upload = Upload(self.model, study)
         self.layout = layout_of(self.tensors)

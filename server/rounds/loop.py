@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
+    from mmare.package.start import StartModel
     from mmare.study.study import Study
     from server.rounds.fleet import Answer, Fleet
     from server.rounds.roll_call import Member
@@ -47,6 +48,7 @@ class RoundLoop:
     Args:
         folder: Run folder, for checkpoints and spooled updates.
         run: Name under which sites keep their state.
+        start: Model that the study starts from, if it does.
     """
 
     def __init__(
@@ -57,6 +59,7 @@ class RoundLoop:
         journal: Journal,
         run: str,
         plan: Plan,
+        start: StartModel | None = None,
     ) -> None:
         self._fleet = fleet
         self._study = study
@@ -65,12 +68,12 @@ class RoundLoop:
         self._plan = plan
         self._checkpoints = CheckpointStore(folder / "checkpoints")
         self._spool = folder / "spool"  # site updates waiting to be averaged
-        self._global = GlobalModel(study)
+        self._global = GlobalModel(study, start)
         self._averaging = Averaging(self._global, study, federated=plan.mode is Mode.FEDERATED)
         # Rounds before it are not validated. Under differential privacy each validation would cost budget.
         private = study.privacy.dp is not None
         self._selectable = study.training.rounds if private else last_phase_start(self._global.model.phases())
-        self._calls = RollCalls(fleet, study, run, journal)
+        self._calls = RollCalls(fleet, study, run, journal, self._global.graft.encoders)
         self._is_secure = study.privacy.secure_sum and plan.mode is Mode.FEDERATED
         self._inquiry: Inquiry
         self._sums: SecureSums
@@ -211,8 +214,10 @@ class RoundLoop:
         self._learn_scaling(found)
 
     def _learn_scaling(self, found: Mapping[str, Statistics]) -> None:
-        set_scaling(self._global.model, found, self._study, self._journal)
-        set_cuts(self._global.model, found, self._journal)
+        fixed = self._global.graft.fixed
+        set_scaling(self._global.model, found, self._study, self._journal, fixed)
+        if not any(name.startswith("task.") for name in fixed):
+            set_cuts(self._global.model, found, self._journal)
         self._global.invalidate()
 
     # Rounds

@@ -8,6 +8,7 @@ import time
 from collections import Counter
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Final
 
 from mmare.errors import Reason
@@ -18,7 +19,7 @@ from server.rounds.fleet import LATE
 from server.store import events
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from mmare.study.study import Study
     from server.rounds.fleet import Answer, Fleet
@@ -46,6 +47,7 @@ class RollCalls:
     Logs one ``roll_call`` event per node asked.
 
     Args:
+        encoders: Fingerprints that sites must have, of what the study starts from; of others, most decide.
         now: Monotonic time in seconds.
     """
 
@@ -55,11 +57,13 @@ class RollCalls:
         study: Study,
         run: str,
         journal: Journal,
+        encoders: Mapping[str, str] = MappingProxyType({}),
         now: Callable[[], float] = time.monotonic,
     ) -> None:
         self._fleet = fleet
         self._study = study
         self._journal = journal
+        self._encoders = encoders
         request = Request(Task.DESCRIBE, run, study.to_dict())
         self._request, self._most = encode(request), most_header(study, request)
         self._now = now
@@ -109,7 +113,8 @@ class RollCalls:
                 failures[answer.node] = error
         ordered = sorted(calls.items(), key=lambda item: (item[1].site, item[0]))
         admitted = [member.call for member in self.members.values()]
-        reference = _common_encoders(admitted or [call for _, call in ordered])
+        common = _common_encoders(admitted or [call for _, call in ordered])
+        reference = {**common, **self._encoders}
         for node, call in ordered:
             self._decide(node, call, reference, round_number)
         for node, failure in sorted(failures.items()):

@@ -15,7 +15,7 @@ from server.aggregation.site_weights import capped
 from server.store.events import Scaling
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Collection, Mapping
 
     from mmare.models.base import MultimodalModel
     from mmare.study.study import Study
@@ -87,11 +87,15 @@ def set_cuts(model: MultimodalModel, statistics: Mapping[str, Statistics], journ
 
 
 def set_scaling(
-    model: MultimodalModel, statistics: Mapping[str, Statistics], study: Study, journal: Journal
+    model: MultimodalModel,
+    statistics: Mapping[str, Statistics],
+    study: Study,
+    journal: Journal,
+    fixed: Collection[str] = (),
 ) -> None:
     """Set the model's scaling buffers from the moments of all sites, summed in the order of site ids.
 
-    Under differential privacy none are told, and the buffers stay as they are.
+    Buffers that are ``fixed`` stay as they are, all of them under differential privacy, where none are told.
     """
     for slot, modality in enumerate(study.modalities):
         moments = {site: statistics[site].moments[slot] for site in sorted(statistics)}
@@ -111,6 +115,6 @@ def set_scaling(
         )
         zeros = [0.0] * modality.width
         sums = pooled_moments(over or zeros, total or zeros, squares or zeros)
-        if study.privacy.dp is None:
+        if study.privacy.dp is None and f"scaling.mean_{slot}" not in fixed:
             model.scaling.set_moments(slot, *sums)
         journal.write(Scaling(modality=modality.name, n=sum(rows.values()), sites=tuple(parts)))

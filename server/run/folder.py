@@ -13,13 +13,14 @@ import tomli_w
 from mmare.errors import BusyError, Ending, InputError, MmareError, RunError, StudyError
 from mmare.host.files import own_folder, replacing, slug
 from mmare.host.locks import locked
-from mmare.models.registry import build_model, model_options
+from mmare.models.registry import model_options
 from mmare.study.choices import ExtraAnswer, Mode
 from mmare.study.study import STUDY_FILE
 from mmare.wire.limits import MOST_NAME, MOST_PAYLOAD, RUN_NAME, run_name
 from mmare.wire.tensors import global_tensors, layout_of
 from server.aggregation.strategies import strategy_of
 from server.monitoring.followed_run import read_run
+from server.rounds.global_model import GlobalModel
 from server.rounds.loop import RoundLoop
 from server.rounds.plan import Plan
 from server.rounds.roll_call import roll_call
@@ -27,6 +28,7 @@ from server.rounds.update_checks import Upload
 from server.run.result import (
     TIMED,
     common_facts,
+    encoders_of,
     left_out,
     local_metrics,
     notes_of_model,
@@ -36,7 +38,7 @@ from server.run.result import (
     outcome_facts,
     versions,
 )
-from server.store.events import RunFailed, RunFinished, RunStarted
+from server.store.events import RunFailed, RunFinished, RunStarted, StartedFrom
 from server.store.journal import JOURNAL, LOCK, RESULT, Journal
 from server.store.model_file import save_model
 
@@ -44,6 +46,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
+    from mmare.package.graft import Graft
+    from mmare.package.start import StartModel
     from mmare.study.study import Study
     from server.rounds.fleet import Fleet
     from server.rounds.plan import Outcome
@@ -92,14 +96,16 @@ def finished_result(request: RunRequest) -> dict[str, Any] | None:
     return result
 
 
-def check_run(request: RunRequest) -> None:
-    """Validate what is asked for, before anything is written.
+def check_run(request: RunRequest) -> Graft:
+    """Validate what is asked for, before anything is written; returns what fits of the study's start model.
 
     Raises:
         StudyError: If model, strategy, subsets or local parts cannot be used.
+        InputError: If the study's start model cannot.
     """
     study = request.study
-    model = build_model(study)
+    begun = GlobalModel(study, request.start())
+    model = begun.model
     Upload(model, study)
     size = COMPARED * layout_of(global_tensors(model)).size
     if size > MOST_PAYLOAD:
@@ -117,6 +123,7 @@ def check_run(request: RunRequest) -> None:
         raise StudyError(
             f"[federation] local names parts that stay at sites, which mode {request.mode} has none of"
         )
+    return begun.graft
 
 
 def execute(fleet: Fleet, request: RunRequest, listeners: tuple[Listener, ...] = ()) -> dict[str, Any]:
@@ -167,15 +174,27 @@ def execute(fleet: Fleet, request: RunRequest, listeners: tuple[Listener, ...] =
 
 def _run(fleet: Fleet, request: RunRequest, journal: Journal, run: str) -> dict[str, Any]:
     study, out = request.study, request.out
-    common = common_facts(request)
+    common, start = common_facts(request), request.start()
+    lineage: dict[str, Any] = {}
+    if start is not None:
+        found = check_run(request)
+        lineage = {"start": {**start.lineage(), "taken": found.taken, "left": found.left}}
+        journal.write(StartedFrom(lineage=start.lineage(), taken=tuple(found.taken), left=found.left))
+        common |= lineage
     if request.mode is not Mode.LOCAL:
         calibration = ExtraAnswer.CALIBRATION in study.privacy.extra
         shapley = ExtraAnswer.SHAPLEY in study.privacy.extra and len(study.modalities) <= MOST_MODALITIES
         plan = Plan(request.mode, request.trainer, request.nodes, request.subsets, calibration, shapley)
-        outcome = RoundLoop(fleet, study, out, journal, run, plan).run()
-        facts = {"run": run, "round": outcome.best_round, "notes": notes_of_model(study)}
+        outcome = RoundLoop(fleet, study, out, journal, run, plan, start).run()
+        facts = {
+            "run": run,
+            "round": outcome.best_round,
+            "notes": notes_of_model(study),
+            "encoders": encoders_of(out),
+            **lineage,
+        }
         save_model(out / "model", study, outcome.tensors, facts)
-        remarks = _remarks(study, out, {"": outcome})
+        remarks = _remarks(study, out, {"": outcome}, start)
         return {**common, **outcome_facts(outcome), "metrics": outcome.metrics, **remarks}
     members = roll_call(fleet, study, run, journal, request.nodes or 1)
     trainers = [site for site, member in members.items() if member.call.samples > 0]
@@ -191,7 +210,7 @@ def _run(fleet: Fleet, request: RunRequest, journal: Journal, run: str) -> dict[
         own = Journal(folder / JOURNAL, alone_name, journal.listeners)
         own.write(replace(_started(request), site=site))
         plan = Plan(Mode.LOCAL, site, len(members), request.subsets)
-        outcome = RoundLoop(fleet, study, folder, own, alone_name, plan).run()
+        outcome = RoundLoop(fleet, study, folder, own, alone_name, plan, start).run()
         alone[site] = outcome
         save_model(folder / "model", study, outcome.tensors, {"run": run, "round": outcome.best_round})
         own.write(RunFinished(**outcome_facts(outcome)))
@@ -205,12 +224,15 @@ def _run(fleet: Fleet, request: RunRequest, journal: Journal, run: str) -> dict[
         **outcome_facts(longest),
         "seconds": totals,
         "local": local,
-        **_remarks(study, out, alone),
+        **_remarks(study, out, alone, start),
     }
 
 
-def _remarks(study: Study, out: Path, outcomes: Mapping[str, Outcome]) -> dict[str, Any]:
-    notes = [*notes_of_sites(out), *notes_of_training(study, out), *notes_of_model(study)]
+def _remarks(
+    study: Study, out: Path, outcomes: Mapping[str, Outcome], start: StartModel | None
+) -> dict[str, Any]:
+    begun = [] if start is None else [f"started from the model {start.digest[:12]} of run {start.run}"]
+    notes = [*begun, *notes_of_sites(out), *notes_of_training(study, out), *notes_of_model(study)]
     notes += notes_of_selection(outcomes)
     return {"left_out": left_out(out), "notes": notes}
 

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import MISSING, dataclass, field, fields, replace
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, cast
 
 from mmare.errors import InputError
+from mmare.package.start import find_start, read_start
 from mmare.study.choices import Mode
+from mmare.study.start import StartSpec
 from mmare.study.study import STUDY_FILE, load_study
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from mmare.package.start import StartModel
     from mmare.study.study import Study
 
 __all__ = ["PLAIN_SUMS", "RunRequest", "default_config"]
@@ -37,10 +40,12 @@ class RunRequest:
         nodes: To wait for; 0 where unknown.
         backend: Who carries messages; noted, a run may be resumed on another.
         subsets: Test every subset of modalities, too.
+        start_from: Package or finished run to start from; by default what lies beside a study that names one.
         study: Read from the federation, with `set` over it.
 
     Raises:
-        InputError: If the study cannot be read, or `set` holds a semicolon or changes what is not there.
+        InputError: If the study or the start model cannot be read, the study names another start model, or
+            `set` holds a semicolon or changes what is not there.
     """
 
     federation: Path
@@ -52,6 +57,7 @@ class RunRequest:
     nodes: int = 0
     backend: str = "flower"
     subsets: bool = False
+    start_from: Path = Path()
     study: Study = field(default=cast("Study", None), repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -62,6 +68,7 @@ class RunRequest:
             is_study = self.federation.is_file() or self.federation.suffix == ".toml"
             file = self.federation if is_study else self.federation / STUDY_FILE
             object.__setattr__(self, "study", load_study(file).override(self.set))
+            self._find_start(file.parent)
         if self.study.privacy.secure_sum and self.mode is not Mode.FEDERATED:
             object.__setattr__(self, "set", (*self.set, PLAIN_SUMS))
             object.__setattr__(self, "study", self.study.override([PLAIN_SUMS]))
@@ -71,6 +78,39 @@ class RunRequest:
             raise InputError("subsets: a study with dp tells no metrics of subsets of modalities")
         usual = Path("runs", f"{self.study.name}-{self.mode}-seed{self.study.seed}")
         object.__setattr__(self, "out", (usual if self.out == Path() else self.out).absolute())
+
+    def _find_start(self, beside: Path) -> None:
+        """Enter the digest of the start model into the study, or find the one that the study names."""
+        if self.start_from == Path() and self.study.start is not None:
+            object.__setattr__(self, "start_from", find_start(beside) or Path())
+        if self.start_from == Path():
+            return
+        digest = read_start(self.start_from).digest
+        if self.study.start is None:
+            object.__setattr__(self, "study", replace(self.study, start=StartSpec(digest)))
+        self.start()
+
+    def start(self) -> StartModel | None:
+        """The start model, if the study names one.
+
+        Raises:
+            InputError: If it is not there, or is another.
+        """
+        wanted = self.study.start
+        if wanted is None:
+            return None
+        if self.start_from == Path():
+            raise InputError(
+                f"the study starts from the model {wanted.digest[:12]}, which is not beside it; expected "
+                "--start-from with its package or run"
+            )
+        found = read_start(self.start_from)
+        if found.digest != wanted.digest:
+            raise InputError(
+                f"{self.start_from}: the start model {found.digest[:12]}, expected {wanted.digest[:12]}, "
+                "which the study names"
+            )
+        return found
 
     @classmethod
     def from_config(cls, config: Mapping[str, object]) -> RunRequest:
@@ -93,6 +133,7 @@ class RunRequest:
             nodes=int(str(given["nodes"])),
             backend=str(given["backend"]),
             subsets=bool(given["subsets"]),
+            start_from=Path(str(given["start_from"])),
         )
 
     def to_config(self) -> dict[str, str | int | bool]:

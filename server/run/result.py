@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 __all__ = [
     "TIMED",
     "common_facts",
+    "encoders_of",
     "left_out",
     "local_metrics",
     "notes_of_model",
@@ -81,6 +82,13 @@ def outcome_facts(outcome: Outcome) -> dict[str, Any]:
         "bytes": {"down_per_round": progress.bytes_down, "up_per_round": progress.bytes_up},
         "seconds": {phase: progress.seconds.get(phase, 0.0) for phase in TIMED},
     }
+
+
+def encoders_of(out: Path) -> dict[str, str]:
+    """Fingerprint by modality that made the vectors of the sites that took part, which are alike."""
+    calls = read_run(out).calls
+    accepted = (call for _, call in sorted(calls.items()) if call.accepted)
+    return {name: str(mark) for call in accepted for name, mark in call.encoders.items()}
 
 
 def left_out(out: Path) -> list[dict[str, Any]]:

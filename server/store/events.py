@@ -26,6 +26,7 @@ __all__ = [
     "Selected",
     "SiteLeftOut",
     "SiteUpdate",
+    "StartedFrom",
     "States",
     "Tested",
     "Validated",
@@ -56,6 +57,15 @@ class RunStarted(Event):
     mode: str = ""
     backend: str = ""
     site: str = ""  # in the journal of a site that trains alone
+
+
+@dataclass(frozen=True, kw_only=True)
+class StartedFrom(Event):
+    """The run begins with a start model: where it comes from, and what fits of it."""
+
+    lineage: Table = field(default_factory=dict)
+    taken: tuple[str, ...] = ()  # blocks
+    left: Table = field(default_factory=dict)  # what does not fit, and why
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -38,6 +38,7 @@ from mmare.study.specs import (
     PrivacySpec,
     TrainingSpec,
 )
+from mmare.study.start import StartSpec
 from mmare.study.strategy_options import STRATEGY_OPTIONS
 from mmare.study.study import Study, load_study, parse_study
 
@@ -593,6 +594,7 @@ OTHER = SimpleNamespace(
         "fedprox", 4, 61.0, {"weighting": "exposure"}, ("norms",), Wire.FLOAT16, Untouched.DRIFT, 5.0, 0.5
     ),
     privacy=PrivacySpec(11, (ExtraAnswer.SUBSETS,), 3.0, True, DifferentialPrivacySpec(8.0)),
+    start=StartSpec("0" * 64),
 )
 
 
@@ -673,6 +675,15 @@ def one_change_each(base, other, path=""):
 
 
 CHANGED = dict(one_change_each(SCANS, OTHER))
+
+
+def test_a_start_model_is_named_by_its_digest():
+    study = replace(STUDY, start=StartSpec("5" * 64))
+    assert parse_study(tomllib.loads(tomli_w.dumps(study.to_dict())), "test") == study
+    with pytest.raises(
+        StudyError, match=re.escape("[start] digest must be 64 hexadecimal digits, found 'x'")
+    ):
+        replace(STUDY, start=StartSpec("x"))
 
 
 @pytest.mark.parametrize(
