@@ -15,7 +15,7 @@ from server.console.commands import console as console_command
 from server.deployment.commands import MinNodesOption, ModeOption, SetOption, abort, queue, submit
 from server.membership.commands import DEFAULT_KIT, KitOption
 from server.membership.commands import app as kit_app
-from server.release.commands import release
+from server.release.commands import extend, release
 from server.run.options import StartFrom
 
 __all__ = ["app", "main"]
@@ -29,6 +29,8 @@ app = typer.Typer(
 )
 app.add_typer(kit_app, name="kit")
 app.command(epilog="Example: mmare-server release coordinator/runs/first --out kidney.zip")(release)
+_EXTEND = "Example: mmare-server extend coordinator/runs/first --modality rna=features:60 --out kidney-rna"
+app.command(epilog=_EXTEND)(extend)
 
 
 app.command(epilog="Example: mmare-server submit study.toml --kit coordinator --wait 7d")(submit)

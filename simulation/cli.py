@@ -22,6 +22,7 @@ from server.release.commands import release
 from server.run.options import StartFrom
 from simulation.grid.file import ready_grids
 from simulation.prepare import commands as prepare
+from simulation.prepare.extend_commands import extend
 from sites.options import SyntheticKind
 
 if TYPE_CHECKING:
@@ -42,6 +43,9 @@ app = typer.Typer(
 )
 app.add_typer(prepare.app, name="prepare")
 app.command(epilog="Example: mmare-sim release runs/mmist-fed --out mmist.zip")(release)
+app.command(epilog="Example: mmare-sim extend runs/kirc-fed --modality rna=rna.csv --out runs/kirc-rna")(
+    extend
+)
 
 Settings = Annotated[
     list[str] | None, typer.Option("--set", help="section.key=value over the study; can be given many times.")

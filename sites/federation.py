@@ -34,6 +34,7 @@ __all__ = [
     "NO_VALIDATION",
     "SCANS_FOLDER",
     "SIMULATED",
+    "SITE_FILE",
     "SYNTHETIC_FILE",
     "Prepared",
     "SiteCounts",

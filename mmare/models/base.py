@@ -51,6 +51,8 @@ class MultimodalModel(nn.Module, ABC):
         self.modality_names = tuple(modality.name for modality in modalities)
         self.classes = classes  # K
         self.task: Task[Any] = Classification(classes)
+        self.first: tuple[str, ...] = ()  # modalities that joined later, whose blocks train alone at first
+        self.first_rounds = 0
 
     @abstractmethod
     def logits(self, scaled: Tensor, present: Tensor, generator: Generator | None = None) -> Tensor:
@@ -61,9 +63,11 @@ class MultimodalModel(nn.Module, ABC):
         """Partition of the parameters: each element is in exactly one block."""
 
     def phases(self) -> tuple[Phase, ...]:
-        """What is trained in which rounds; by default everything in all of them."""
+        """What is trained in which rounds; by default everything in all of them, what joined later first."""
         every = tuple(block.name for block in self.blocks())
-        return (Phase("train", (Objective(self.loss, every),)),)
+        whole = Phase("train", (Objective(self.loss, every),))
+        new = tuple(name for name in every if name.partition(".")[2] in self.first)
+        return (Phase("join", (Objective(self.loss, new),), self.first_rounds), whole) if new else (whole,)
 
     def part(self, name: str) -> frozenset[str]:
         """Parameter names of a part that can stay at a site: ``norms``, ``head`` or ``adapters``."""

@@ -81,6 +81,12 @@ def build_model(study: Study) -> MultimodalModel:
         except ValueError as error:
             raise StudyError(f"[model] of {study.model.name}: {error}") from None
     model.task = task
+    if study.start is not None and study.start.first:
+        model.first, model.first_rounds = study.start.first, study.start.rounds
+        if builder.phases is not MultimodalModel.phases or len(model.phases()) == 1:
+            raise StudyError(
+                f"[start] first trains the blocks of a modality alone, which {study.model.name} cannot"
+            )
     early = last_phase_start(model.phases()) - 1
     if study.training.rounds <= early:
         raise StudyError(

@@ -139,8 +139,10 @@ def _same_modalities(
         if each.name in start.encoders:
             done.encoders[each.name] = start.encoders[each.name]
         mean, deviation = (old.scaling.get_buffer(f"{what}_{before}") for what in ("mean", "deviation"))
-        if mean.any() or (deviation != 1).any():  # else no train row had it, or nothing was told
-            model.scaling.set_moments(slot, mean, deviation)
+        model.scaling.set_moments(slot, mean, deviation)
+        if deviation.any() and (
+            mean.any() or (deviation != 1).any()
+        ):  # else no train row had it, or none told
             done.fixed |= {f"scaling.mean_{slot}", f"scaling.deviation_{slot}"}
     for name in theirs.keys() - {each.name for each in study.modalities}:
         done.left[name] = "a modality that the study does not have"

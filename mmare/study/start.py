@@ -19,6 +19,8 @@ class StartSpec:
     """Which model it is; part of the study's hash, so that a hospital approves it by name."""
 
     digest: str  # of its study and weights: `mmare.package.start.StartModel`
+    first: tuple[str, ...] = ()  # new modalities, whose blocks train alone at first
+    rounds: int = 0  # for so many rounds
 
 
 def start_rules(study: Study) -> list[tuple[bool, str]]:
@@ -26,9 +28,15 @@ def start_rules(study: Study) -> list[tuple[bool, str]]:
     start = study.start
     if start is None:
         return []
+    unknown = sorted(set(start.first) - {each.name for each in study.modalities})
     return [
+        (not unknown, f"[start] first names modalities that the study does not have: {', '.join(unknown)}"),
+        (
+            start.rounds >= 0 and bool(start.rounds) == bool(start.first),
+            f"[start] first and rounds belong together, found {list(start.first)} and {start.rounds}",
+        ),
         (
             _DIGEST.fullmatch(start.digest) is not None,
             f"[start] digest must be 64 hexadecimal digits, found {start.digest[:70]!r}",
-        )
+        ),
     ]

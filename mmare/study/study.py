@@ -34,7 +34,7 @@ STUDY_FILE: Final = "study.toml"  # of a federation, a run, a kit
 SUBSET: Final = "subset"  # of ``training.modality_dropout``: `mmare.models.subsets.keep_subset`
 PARTS: Final = ("adapters", "head", "norms")  # of a model, that can stay at a site
 AXES, ENDS, MAX_SEED = 3, 2, 2**63  # of a volume, of a window; torch takes no larger seed
-_OPTIONAL: Final = {**SPECS, "start": StartSpec}  # tables that most studies do not have
+_MORE: Final = {**SPECS, "start": StartSpec}  # tables that most studies do not have
 _CHOOSE_RECIPE: Final = {"model.name", "training.recipe"}
 
 
@@ -95,11 +95,7 @@ class Study:
         )
         return {
             "study": _present({**head, **named}),
-            **{
-                name: _present(asdict(spec))
-                for name in _OPTIONAL
-                if (spec := getattr(self, name)) is not None
-            },
+            **{name: _present(asdict(spec)) for name, spec in vars(self).items() if name in _MORE and spec},
             "modality": [_modality_table(modality) for modality in self.modalities],
             "model": {"name": self.model.name, **asdict(self.model)["options"]},  # a copy however deep
             "training": _present(asdict(self.training)),
@@ -156,7 +152,7 @@ def parse_study(content: Mapping[str, Any], source: str) -> Study:
 
 def _from_tables(content: Mapping[str, Any]) -> Study:
     tables = {"study", "modality", "model", "training", "federation", "privacy"}
-    check_keys(content, tables | set(_OPTIONAL), "the file")
+    check_keys(content, tables | set(_MORE), "the file")
     head = _table(content, "study")
     check_keys(head, {"name", "task", "classes", "positive", "seed"}, "[study]")
     task = convert(head.get("task", TaskName.CLASSIFICATION), TaskName, "[study] task")
@@ -188,7 +184,7 @@ def _from_tables(content: Mapping[str, Any]) -> Study:
         task=task,
         **{
             name: from_table(kind, _table(content, name), f"[{name}]")
-            for name, kind in _OPTIONAL.items()
+            for name, kind in _MORE.items()
             if name in content
         },
     )

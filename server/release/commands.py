@@ -9,7 +9,7 @@ import typer
 
 from mmare.host.console import must_exist
 
-__all__ = ["release"]
+__all__ = ["extend", "release"]
 
 
 def release(  # noqa: PLR0913 - a command line's options
@@ -59,3 +59,34 @@ def release(  # noqa: PLR0913 - a command line's options
         typer.echo(f"MONAI bundle: {monai_bundle}")
     for part, why in made.facts.not_stated.items():
         typer.echo(f"not stated: {part.replace('_', ' ')} ({why})")
+
+
+def extend(
+    run: Annotated[Path, typer.Argument(help="Folder of a finished run.")],
+    modality: Annotated[
+        list[str],
+        typer.Option(
+            metavar="NAME=KIND:WIDTH[:ENCODER]", help="A new modality, such as rna=features:60; repeat."
+        ),
+    ],
+    out: Annotated[Path, typer.Option(help="Folder to make, for mmare-server start or submit.")],
+    rounds: Annotated[int, typer.Option(min=1, help="Rounds that train the new blocks alone.")] = 10,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", help="section.key=value over the study; repeat.")
+    ] = None,
+) -> None:
+    """Make a study in which a modality joins a finished run: patients without it are predicted as before.
+
+    Hospitals install start.zip and approve the study; who has the modality adds it to site.toml, the others
+    change nothing.
+    """
+    must_exist(run, "the folder of a finished run")
+    from server.release.extend import extend_study
+
+    pairs = dict(text.split("=", 1) if "=" in text else (text, "") for text in modality)
+    study, graft = extend_study(run, pairs, out, rounds, settings or ())
+    for line in graft.words():
+        typer.echo(line)
+    typer.echo(
+        f"study: {out / 'study.toml'}, hash {study.hash}\nfor hospitals to install: {out / 'start.zip'}"
+    )

@@ -41,7 +41,7 @@ __all__ = ["release_model"]
 
 def release_model(
     folder: Path,
-    out: Path,
+    out: Path | None,
     *,
     encoding: Path | None = None,
     card: Path | None = None,
@@ -53,7 +53,7 @@ def release_model(
 
     Args:
         folder: Of a finished run.
-        out: A folder or, if it ends in ``.zip``, a zip.
+        out: A folder or, if it ends in ``.zip``, a zip; without one nothing is written.
         encoding: How tables became vectors; by default what lies beside the study of the run.
         card: Statements of the makers.
         rule: How the operating point is chosen; without one the more probable class is called.
@@ -107,7 +107,8 @@ def release_model(
     sealed = seal(facts, files)
     if onnx:
         sealed = seal(facts, {**files, ONNX_FILE: onnx_model(open_package(sealed))})
-    write_sealed(sealed, out)
+    if out is not None:
+        write_sealed(sealed, out)
     if bundle is not None:
         write_folder(bundle, bundle_files(open_package(sealed)))
     return sealed

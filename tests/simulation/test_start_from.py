@@ -1,10 +1,14 @@
 import json
 
+import numpy as np
+import pandas as pd
 import pytest
 
-from mmare.errors import InputError
+from mmare.errors import DataError, InputError
 from mmare.package.start import read_start
+from server.cli import app as server_app
 from server.release.release import release_model
+from server.run.folder import check_run
 from server.run.request import RunRequest
 from simulation.engine import run_in_process
 from simulation.run import run_federation
@@ -65,3 +69,55 @@ def test_a_start_model_of_other_classes_is_refused_and_nothing_written(runs, tmp
     with pytest.raises(InputError, match="has the classes no, yes, expected the study's: yes, no"):
         invoke(asked)
     assert not (tmp_path / "run").exists()
+
+
+def lab_of(federation, path, patients=30):
+    """Vectors of some patients of every site, and of one whom nobody knows."""
+    ids = [
+        patient
+        for site in sorted(federation.glob("*/patients.csv"))
+        for patient in pd.read_csv(site)["patient_id"][:patients]
+        if not patient.startswith("cedar")
+    ]
+    values = np.random.default_rng(0).normal(size=(len(ids) + 1, 3)).round(3)
+    frame = pd.DataFrame(values, columns=["crp", "wbc", "ldh"])
+    frame.insert(0, "patient_id", [*ids, "nobody"])
+    frame.to_csv(path, index=False)
+    return path
+
+
+def test_a_modality_joins_a_finished_run(runs, tmp_path):
+    lab = lab_of(runs / "fed", tmp_path / "lab.csv")
+    grown = tmp_path / "grown"
+    asked = ["extend", runs / "first", "--modality", f"lab={lab}", "--out", grown, "--rounds", "1"]
+    found = invoke([*asked, "--set", "training.rounds=2"])
+    assert "lab: ash 30, birch 30; 1 vectors of nobody" in found.stdout
+    before = (runs / "fed" / "cedar" / "site.toml").read_bytes()
+    assert (grown / "cedar" / "site.toml").read_bytes() == before  # its only change is the study
+    run_in_process(request_of(grown, tmp_path / "run"))
+    sent = [event["exposure"] for event in events(tmp_path / "run", "aggregated")]
+    assert sent[0].keys() == {"adapter.lab", "conditioning.lab"} < sent[1].keys()
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert result["rounds_run"] == 2
+    assert result["start"]["left"] == {"lab": "a modality that the start model does not have"}
+    again = ["extend", runs / "first", "--modality", f"ct={lab}", "--out", tmp_path / "again"]
+    with pytest.raises(InputError, match="the study has a modality of this name"):
+        invoke(again)
+    strangers = tmp_path / "strangers.csv"
+    strangers.write_text("patient_id,crp\nnobody,1\n")
+    with pytest.raises(DataError, match=r"no patient of .* has lab, expected their ids"):
+        invoke(["extend", runs / "first", "--modality", f"lab={strangers}", "--out", tmp_path / "again"])
+    assert not (tmp_path / "again").exists()
+
+
+def test_the_coordinator_extends_a_study_without_data(runs, tmp_path):
+    out = tmp_path / "next"
+    asked = ["extend", runs / "first", "--modality", "lab=features:3", "--out", out, "--rounds", "1"]
+    invoke([*asked, "--set", "training.rounds=2"], server_app)
+    request = RunRequest(out)
+    assert request.start_from == out / "start.zip"
+    assert read_start(out / "start.zip").digest == request.study.start.digest
+    check_run(request)
+    with pytest.raises(InputError, match=r"lab=blood: expected volume\|text\|features:WIDTH"):
+        invoke([*asked[:3], "lab=blood", "--out", tmp_path / "other"], server_app)
+    assert not (tmp_path / "other").exists()
