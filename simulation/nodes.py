@@ -139,6 +139,7 @@ def _pool(sites: tuple[SiteConfig, ...]) -> Callable[[Study], SiteData]:
             pooled.label,
             {Split.TRAIN: pooled.rows[Split.TRAIN], Split.VAL: empty, Split.TEST: empty},
             pooled.encoders,
+            bags=pooled.bags,
         )
 
     return load

@@ -40,11 +40,13 @@ class MaskSource:
 
 @dataclass(frozen=True)
 class ModalitySource:
-    """How a site stores one modality: exactly one of the first three is set."""
+    """How a site stores one modality: exactly one of the first five is set."""
 
     file: Path | None = None  # a features table for all patients, keyed by patient id
     column: str | None = None  # manifest column with the path of a scan, or with finished text
-    columns: tuple[str, ...] = ()  # manifest columns that the study's prompt uses
+    columns: tuple[str, ...] = ()  # manifest columns that the study's prompt uses, or each with a scan
+    table: Path | None = None  # one row a scan: patient_id, modality, file, and date if it is known
+    scans: Path | None = None  # of each patient a folder with the patient's id, in which each entry is a scan
     series: Mapping[str, str] = field(default_factory=dict)  # DICOM: plane, description, prefer, modality
     mask: MaskSource | None = None  # for scans, where the study needs masks
     um_px: float | None = None  # microns per pixel, for slides whose files lack it
@@ -196,31 +198,35 @@ def _source(name: str, entry: object, folder: Path) -> ModalitySource:
     where = f"modality.{name}"
     if not isinstance(entry, Mapping):
         raise DataError(f"[{where}] must be a table, found {entry!r}")
-    known = ("file", "column", "columns")
+    known = ("file", "column", "columns", "table", "folder")
     section = _Section({where: entry}, where, (*known, "series", "mask", "um_px", "encoding"), folder)
     given = section.only(known)
     if given != "file" and "encoding" in section:
         raise DataError(f"[{where}] encoding describes vectors, expected it beside file only")
-    if given != "column" and not set(entry) <= {given, "encoding"}:
+    if given == "file" and not set(entry) <= {given, "encoding"}:
         raise DataError(f"[{where}] series, mask and um_px describe scans, expected them beside column only")
     if given == "file":
         encoding = section.path("encoding") if "encoding" in section else None
         return ModalitySource(file=section.path("file"), encoding=encoding)
-    if given == "column":
-        series = _Section(entry, "series", ("plane", "description", "prefer", "modality"), folder, where)
-        return ModalitySource(
-            column=section.text("column"),
-            series={key: series.text(key) for key in series.table},
-            mask=_mask(entry, where, folder) if "mask" in section else None,
-            um_px=section.number("um_px") if "um_px" in section else None,
-        )
-    columns = entry["columns"]
+    series = _Section(entry, "series", ("plane", "description", "prefer", "modality"), folder, where)
+    return ModalitySource(
+        column=section.text("column") if given == "column" else None,
+        columns=_columns(entry["columns"], where) if given == "columns" else (),
+        table=section.path("table") if given == "table" else None,
+        scans=section.path("folder") if given == "folder" else None,
+        series={key: series.text(key) for key in series.table},
+        mask=_mask(entry, where, folder) if "mask" in section else None,
+        um_px=section.number("um_px") if "um_px" in section else None,
+    )
+
+
+def _columns(columns: object, where: str) -> tuple[str, ...]:
     valid = isinstance(columns, list) and columns and all(isinstance(item, str) and item for item in columns)
-    if not valid:
+    if not isinstance(columns, list) or not valid:
         raise DataError(f"[{where}] columns is {columns!r}, expected a list of column names")
     if len(set(columns)) != len(columns):
         raise DataError(f"[{where}] columns names one column twice: {columns!r}")
-    return ModalitySource(columns=tuple(columns))
+    return tuple(columns)
 
 
 def _mask(entry: Mapping[str, Any], where: str, folder: Path) -> MaskSource:

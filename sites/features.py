@@ -1,4 +1,4 @@
-"""Feature tables: one vector per patient id, as npz or a table file, validated when read."""
+"""Feature tables: one vector per patient id, or several, as npz or a table file, validated when read."""
 
 from __future__ import annotations
 
@@ -18,9 +18,10 @@ from mmare.numerals import is_plain
 from sites.table_file import read_cells
 from sites.tabular import cell_text
 
-__all__ = ["Vectors", "load_features", "write_features"]
+__all__ = ["Bags", "Vectors", "load_bags", "load_features", "write_features"]
 
 Vectors = Mapping[str, NDArray[np.float32]]
+Bags = Mapping[str, NDArray[np.float32]]  # (n, W) by patient, n vectors each
 
 _ID = "patient_id"
 _NPY = ".npy"
@@ -29,15 +30,23 @@ _NPZ_FROM_WIDTH = 64  # narrower tables are written as readable CSV
 
 
 def load_features(path: Path, width: int | None = None) -> dict[str, NDArray[np.float32]]:
+    """The first vector of each patient, ``(W,)``; as `load_bags`, but no row of a table may repeat one."""
+    return {patient: bag[0] for patient, bag in load_bags(path, width, repeated=False).items()}
+
+
+def load_bags(
+    path: Path, width: int | None = None, *, repeated: bool = True
+) -> dict[str, NDArray[np.float32]]:
     """Read a features file.
 
     Args:
-        path: ``.npz`` with one ``(width,)`` array per patient id, or a table file with a
+        path: ``.npz`` with one ``(width,)`` or ``(n, width)`` array per patient id, or a table file with a
             ``patient_id`` column and numeric columns in file order.
-        width: Numbers per patient; by default that of the first patient.
+        width: Numbers per vector; by default that of the first.
+        repeated: Whether several rows of a table may be of one patient.
 
     Returns:
-        By patient id, in file order, ``(width,)`` float32, NaN where blank. Other patients lack the modality.
+        By patient id, in file order, ``(n, width)`` float32, NaN where blank. Others lack the modality.
 
     Raises:
         DataError: If the file is missing, unreadable or empty, a patient id is blank or repeated, or a vector
@@ -52,34 +61,35 @@ def load_features(path: Path, width: int | None = None) -> dict[str, NDArray[np.
         )
     if not path.is_file():
         raise DataError(f"{path}: no such features file")
-    vectors: dict[str, NDArray[np.float32]] = {}
+    bags: dict[str, list[NDArray[np.float32]]] = {}
     for row, (patient, values) in enumerate(reader(path), start=1):
         where = f"{path}, row {row} (patient {patient!r})"
         if not patient:
             raise DataError(f"{path}, row {row}: {_ID} is blank, expected a patient id")
-        if patient in vectors:
+        if patient in bags and not (repeated and reader is not _read_npz):
             raise DataError(f"{where}: this patient id occurs twice, expected one vector per patient")
-        width = len(values) if width is None and values.ndim == 1 else width
-        vectors[patient] = _checked(values, width, where)
-    if not vectors:
+        for vector in values if values.ndim == 2 and len(values) else [values]:  # noqa: PLR2004 - several
+            width = len(vector) if width is None and vector.ndim == 1 else width
+            bags.setdefault(patient, []).append(_checked(vector, width, where))
+    if not bags:
         raise DataError(f"{path}: no vector, expected at least one patient")
-    return vectors
+    return {patient: np.stack(bag) for patient, bag in bags.items()}
 
 
 def write_features(folder: Path, name: str, vectors: Vectors) -> str:
-    """Write a features file that `load_features` reads back bit for bit; same vectors, same bytes.
+    """Write a features file that is read back bit for bit; same vectors, ``(W,)`` or ``(n, W)``, same bytes.
 
     Returns:
         The file's name, with the stem ``name``: npz for wide vectors, CSV for narrow ones.
     """
-    width = len(next(iter(vectors.values())))
+    width = next(iter(vectors.values())).shape[-1]
     if width < _NPZ_FROM_WIDTH:
         with (folder / f"{name}.csv").open("w", encoding="utf-8", newline="") as stream:
             writer = csv.writer(stream, lineterminator="\n")
             writer.writerow([_ID, *(f"f{position}" for position in range(width))])
             for patient, vector in vectors.items():
                 # The text of a float32 is the shortest that reads back as the same one.
-                writer.writerow([patient, *(str(value) for value in vector)])
+                writer.writerows([patient, *map(str, one)] for one in np.atleast_2d(vector))
         return f"{name}.csv"
     # Written here instead of by numpy.savez, whose keyword arguments cannot hold every patient id.
     with zipfile.ZipFile(folder / f"{name}.npz", "w") as archive:

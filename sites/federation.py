@@ -18,7 +18,7 @@ import tomli_w
 
 from mmare.errors import DataError
 from mmare.host.files import slug
-from mmare.study.choices import ExtraAnswer, TaskName
+from mmare.study.choices import ExtraAnswer, Scans, TaskName
 from mmare.study.encoding import ENCODING_FILE, Encoding
 from mmare.study.outcome import TASKS
 from mmare.study.specs import ModalitySpec, PrivacySpec
@@ -314,7 +314,9 @@ def having(ids: Sequence[str], site: SiteTables, modality: ModalitySpec) -> set[
         return {patient for patient, has in zip(ids, cells, strict=True) if has}
     vectors = site.features.get(modality.name, {})
     for patient, vector in vectors.items():
-        if vector.shape != (modality.width,):
+        several = modality.scans is not Scans.ONE and vector.ndim > 1 and len(vector)
+        bag = vector[0] if several else vector
+        if bag.shape != (modality.width,):
             raise DataError(
                 f"site {site_id(site.name)}, patient {patient!r}: {modality.name} has shape {vector.shape}, "
                 f"expected ({modality.width},)"

@@ -10,6 +10,7 @@ from mmare.errors import StudyError
 
 __all__ = [
     "Cohort",
+    "Exams",
     "Grouping",
     "IxiTask",
     "KircTask",
@@ -41,6 +42,13 @@ class Cohort(StrEnum):
 
     RELEASE = "release"  # all 618
     THESIS = "thesis"  # 617
+
+
+class Exams(StrEnum):
+    """Which exams of MMIST-ccRCC a patient has."""
+
+    CHOSEN = "chosen"  # the one that the release chose of each modality
+    ALL = "all"  # every CT and MRI exam, the chosen one first
 
 
 class SyntheticKind(StrEnum):

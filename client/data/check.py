@@ -20,10 +20,10 @@ from client.data.site_secret import split_seed
 from client.encoders.registry import check_encoders
 from client.ingest.reasons import ScanReason, ScanRefused, refused_by
 from mmare.errors import DataError
-from mmare.study.choices import Kind
+from mmare.study.choices import Kind, Scans
 from mmare.tasks.registry import task_of
 from mmare.wire.messages import Split
-from sites.features import load_features
+from sites.features import load_bags
 from sites.manifest import load_manifest
 
 if TYPE_CHECKING:
@@ -84,7 +84,7 @@ def _given(site: SiteConfig, study: Study, modality: ModalitySpec, manifest: Man
     if file is None or modality.kind is not Kind.FEATURES:
         present = presence_of(modality, manifest, site, study)
         return ModalityCheck(modality.name, present, present, Counter())
-    vectors = load_features(file, modality.width)
+    vectors = load_bags(file, modality.width, repeated=modality.scans is not Scans.ONE)
     present = np.array([patient in vectors for patient in manifest.patient_ids], dtype=bool)
     strangers = len(vectors) - int(present.sum())
     found = f"{strangers} of {len(vectors)} vectors in {file.name} match no patient of {manifest.source.name}"

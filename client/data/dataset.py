@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
@@ -12,10 +12,11 @@ from client.data.cache import EmbeddingCache
 from client.data.scan_list import list_scan, scan_fingerprint, scans_of
 from client.encoders.registry import ENCODERS, GIVEN, encoder_source, fingerprint
 from mmare.errors import DataError
-from mmare.study.choices import Kind
+from mmare.models.scans import Bag
+from mmare.study.choices import Kind, Scans
 from mmare.study.encoding import load_encoding
 from mmare.wire.messages import Split
-from sites.features import load_features
+from sites.features import load_bags
 from sites.manifest import load_manifest
 from sites.prompts import compile_prompt
 
@@ -54,6 +55,7 @@ class SiteData:
     rows: Mapping[Split, Tensor]  # row numbers
     encoders: Mapping[str, str]  # fingerprint per modality that the site has
     patients: tuple[str, ...] = ()  # ids, which never leave; empty: rows are counted
+    bags: Mapping[int, Bag] = field(default_factory=dict)  # by slot, where patients have several scans
 
     def tensors(self) -> dict[str, Tensor]:
         """All of it but the ids, by name."""
@@ -77,6 +79,19 @@ class SiteData:
                 )
                 for split in Split
             },
+            bags={
+                slot: Bag(
+                    torch.cat(
+                        [
+                            s.bags[slot].rows + start
+                            for s, start in zip(sites, starts, strict=False)
+                            if slot in s.bags
+                        ]
+                    ),
+                    torch.cat([s.bags[slot].vectors for s in sites if slot in s.bags]),
+                )
+                for slot in sorted({slot for site in sites for slot in site.bags})
+            },
             encoders={name: mark for site in sites for name, mark in site.encoders.items()},
             patients=tuple(patient for site in sites for patient in site.patients),
         )
@@ -92,7 +107,7 @@ def load_data(site: SiteConfig, study: Study, split_seed: Callable[[], int] | No
         DataError: If a file is missing or cannot be used, or a patient has no modality; names file and row.
     """
     manifest = load_manifest(site.manifest, study, split_seed)
-    embedding, present = read_inputs(
+    embedding, present, bags = read_inputs(
         study,
         len(manifest.patient_ids),
         {
@@ -118,33 +133,61 @@ def load_data(site: SiteConfig, study: Study, split_seed: Callable[[], int] | No
             if modality.name in site.modalities
         },
         patients=manifest.patient_ids,
+        bags=bags,
     )
 
 
 def read_inputs(
     study: Study, patients: int, vectors: Mapping[str, Vectors]
-) -> tuple[tuple[Tensor, ...], Tensor]:
+) -> tuple[tuple[Tensor, ...], Tensor, dict[int, Bag]]:
     """What a model takes of N patients.
 
     Args:
         study: Whose modalities they are.
         patients: N.
-        vectors: By modality; others are absent.
+        vectors: By modality; others are absent. Several of a row are fused by the modality's ``scans``.
 
     Returns:
-        ``(N, W_j)`` float32 per modality in slot order, zero where absent, and which are present, ``(N, M)``.
+        ``(N, W_j)`` float32 per modality in slot order, zero where absent, the mean of several scans; which
+        are present, ``(N, M)``; and the scans of those who have several, unless their mean is all.
     """
+    bags: dict[int, Bag] = {}
     embedding, present = [], np.zeros((patients, len(study.modalities)), dtype=bool)
     for slot, modality in enumerate(study.modalities):
         rows = np.zeros((patients, modality.width), dtype=np.float32)
-        for row, vector in vectors.get(modality.name, ()):
+        given = vectors.get(modality.name, ())
+        distinct = {} if modality.scans is Scans.ONE else _distinct(given)
+        means = ((row, _mean(several)) for row, several in distinct.items())
+        for row, vector in given if modality.scans is Scans.ONE else means:
             rows[row], present[row, slot] = vector, True
+        several = [
+            (row, vector) for row in sorted(distinct) for vector in distinct[row] if len(distinct[row]) > 1
+        ]
+        if several and modality.scans is not Scans.MEAN:
+            whose, scans = zip(*several, strict=True)
+            bags[slot] = Bag(torch.tensor(whose), torch.from_numpy(np.stack(scans)))
         embedding.append(torch.from_numpy(rows))
-    return tuple(embedding), torch.from_numpy(present)
+    return tuple(embedding), torch.from_numpy(present), bags
+
+
+def _distinct(vectors: Vectors) -> dict[int, list[NDArray[np.float32]]]:
+    """The vectors of each row, each once, in an order that their values fix."""
+    bags: dict[int, dict[bytes, NDArray[np.float32]]] = {}
+    for row, vector in vectors:
+        bags.setdefault(row, {})[vector.tobytes()] = vector
+    return {row: [found[key] for key in sorted(found)] for row, found in bags.items()}
+
+
+def _mean(vectors: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
+    """Of vectors ``(W,)``; NaN is a blank cell."""
+    bag = np.stack(vectors).astype(np.float64)  # (n, W)
+    known = ~np.isnan(bag)
+    total, over = np.where(known, bag, 0).sum(axis=0), known.sum(axis=0)
+    return np.where(over > 0, total / np.maximum(over, 1), np.nan).astype(np.float32)
 
 
 def vectors_of(modality: ModalitySpec, patients: Patients, site: SiteConfig, study: Study) -> Vectors:
-    """Vectors ``(W,)`` of the patients who have a modality at a site, with their rows.
+    """Vectors ``(W,)`` of the patients who have a modality at a site, with their rows; some may have several.
 
     Raises:
         DataError: If a file is missing or cannot be used, or a scan is not embedded yet.
@@ -166,10 +209,11 @@ def _feature_vectors(modality: ModalitySpec, manifest: Patients, site: SiteConfi
     source = site.modalities[modality.name]
     if source.file is None:
         raise DataError(f"{manifest.source}: modality {modality.name} needs a features file in site.toml")
-    table = load_features(source.file, modality.width)
+    several = modality.scans is not Scans.ONE
+    table = load_bags(source.file, modality.width, repeated=several)
     for row, patient in enumerate(manifest.patient_ids):
-        if patient in table:
-            yield row, table[patient]
+        bag = table.get(patient, ())
+        yield from ((row, vector) for vector in (bag if several else bag[:1]))
 
 
 def _text_vectors(modality: ModalitySpec, manifest: Patients, site: SiteConfig, _study: Study) -> Vectors:
@@ -227,6 +271,8 @@ def _texts(modality: ModalitySpec, source: ModalitySource, manifest: Patients) -
     """Each patient's text, as given or rendered by the study's prompt; None where all fields are blank."""
     table = manifest.table
     wanted = (source.column,) if source.column is not None else source.columns
+    if not wanted:
+        raise DataError(f"{manifest.source}: modality {modality.name} is text and needs column or columns")
     for column in wanted:
         if column not in table.columns:
             raise DataError(f"{manifest.source}: modality {modality.name} needs the column {column!r}")

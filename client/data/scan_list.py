@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from client.data.scan_sources import scan_paths
 from client.encoders.preprocess import MaskUse, VolumeSteps
 from client.encoders.registry import ENCODERS, encoder_source, fingerprint
 from client.encoders.vgg11 import SliceSteps
@@ -101,19 +102,12 @@ def scans_of(site: SiteConfig, study: Study, manifest: Patients) -> list[Scan]:
         if modality.kind is not Kind.VOLUME or modality.name not in site.modalities:
             continue
         source = site.modalities[modality.name]
-        column = source.column
-        if column is None or column not in manifest.table.columns:
-            raise DataError(
-                f"{manifest.source}: modality {modality.name} needs a column of scans, found {column!r}"
-            )
         steps = steps_of(modality)
         encoding = f"{scan_fingerprint(site, modality)}/{encoder_source(site).autocast}/{source.um_px}"
         masks = _mask_paths(manifest, site, modality) if steps.needs_mask else lambda _row, _scan: None
-        for row, value in enumerate(manifest.table[column]):
-            if isinstance(value, str) and value:
-                path = manifest.source.parent / value  # absolute paths stay as they are
-                patient, mask = manifest.patient_ids[row], masks(row, path)
-                found.append(Scan(row, patient, modality, path, mask, (modality.name,), steps, encoding))
+        for row, path in scan_paths(modality, site, manifest):
+            patient, mask = manifest.patient_ids[row], masks(row, path)
+            found.append(Scan(row, patient, modality, path, mask, (modality.name,), steps, encoding))
     sharing: dict[tuple[int, Path], tuple[str, ...]] = {}
     for scan in found:
         place = (scan.row, scan.path)
@@ -136,6 +130,11 @@ def _mask_paths(
             f"expected [modality.{modality.name}.mask] with column, folder or command"
         )
     if mask.column is not None:
+        if site.modalities[modality.name].column is None:
+            raise DataError(
+                f"{site.folder / 'site.toml'}: [modality.{modality.name}.mask] column has one mask a "
+                "patient, who may have several scans; expected folder or command"
+            )
         if mask.column not in manifest.table.columns:
             raise DataError(
                 f"{manifest.source}: the masks of {modality.name} need the column {mask.column!r}"

@@ -1,4 +1,4 @@
-"""Which version of its table a site has: a digest of the manifest and of the features files."""
+"""Which version of its table a site has: a digest of the manifest, of features files and tables of scans."""
 
 from __future__ import annotations
 
@@ -48,8 +48,9 @@ class TableVersion:
 
 
 def _files(site: SiteConfig) -> list[Path]:
-    features = (source.file for _, source in sorted(site.modalities.items()))
-    return [site.manifest, *(file for file in features if file is not None)]
+    sources = (source for _, source in sorted(site.modalities.items()))
+    named = [file for source in sources for file in (source.file, source.table) if file is not None]
+    return [site.manifest, *dict.fromkeys(named)]
 
 
 def _state(file: Path) -> tuple[int, ...]:

@@ -13,6 +13,7 @@ from client.data.dataset import modality_fingerprint, read_inputs, vectors_of
 from client.data.embed import Progress, embed_scans
 from client.data.scan_list import scans_of
 from client.encoders.registry import ENCODERS, check_encoders, encoder_notes
+from client.training.scans import weighed
 from mmare.errors import DataError, InputError, RunError
 from mmare.study.choices import Kind
 from mmare.study.encoding import Encoding
@@ -75,7 +76,8 @@ def site_inputs(
     vectors = {**encoded_columns(package.encoding, patients, held), **given}
     remarks: dict[int, list[str]] = defaultdict(list)
     scans = [] if site is None else _add_stored(package, site, patients, vectors, remarks, progress)
-    embedding, present = read_inputs(study, len(patients.patient_ids), vectors)
+    embedding, present, bags = read_inputs(study, len(patients.patient_ids), vectors)
+    embedding = weighed(package.model, embedding, bags)
     _check_anything(package, patients, present, remarks)
     had = {each.name for slot, each in enumerate(study.modalities) if bool(present[:, slot].any())}
     hidden = [name for name in had if not package.deviation(name).any()]

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
 import torch
 
 from client.privacy.small_groups import ShownGroups, shown_groups
+from client.training.scans import weighed
 from mmare.errors import SiteCode, SiteError
 from mmare.metrics.attribution import AttributionState
 from mmare.metrics.calibration import CalibrationState
@@ -61,6 +63,7 @@ def evaluate(
     Raises:
         SiteError: If the model's output is not finite.
     """
+    data = replace(data, embedding=weighed(model, data.embedding, data.bags))
     rows = data.rows[split]
     label = data.label[rows]
     logits = logits_of(model, data.embedding, rows, data.present[rows])
@@ -105,7 +108,10 @@ def groups_of(data: SiteData, split: Split, task: Task[Any], min_count: int) -> 
 def predicted_right(model: MultimodalModel, data: SiteData, split: Split) -> Tensor:
     """Rows of a split that the model predicts correctly, ``(N,)`` bool; raises as `evaluate`."""
     rows = data.rows[split]
-    return logits_of(model, data.embedding, rows, data.present[rows]).argmax(dim=1) == data.label[rows]
+    return (
+        logits_of(model, weighed(model, data.embedding, data.bags), rows, data.present[rows]).argmax(dim=1)
+        == data.label[rows]
+    )
 
 
 def compare(

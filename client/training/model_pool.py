@@ -45,6 +45,7 @@ class Origin:
     tensors: Mapping[str, Tensor]  # which must not be changed
     fixed: frozenset[str] = frozenset()  # scaling that is the start model's
 
+
 MOST_STUDIES: Final = 2  # whose models are kept, as of the tables
 
 
@@ -97,7 +98,6 @@ class ModelPool:
         finally:
             with self._lock:
                 self._idle.put(key, [*(self._idle.get(key) or []), model])
-
 
 
 def _origin_of(study: Study, find_start: FindStart) -> Origin:

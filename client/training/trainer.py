@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 import torch
 
+from client.training.scans import fuse_inputs
 from mmare.errors import SiteCode, SiteError
 from mmare.models.adapters import add_noise
 from mmare.models.blocks import exposures
@@ -112,6 +113,8 @@ def train_round(
     for _ in range(training.local_epochs):
         for batch in torch.split(draw_rows(data.label[rows], study, generator), training.batch_size):
             inputs, there = scaled[batch], present[batch]
+            if data.bags:
+                inputs = fuse_inputs(model, inputs, data.bags, rows[batch], generator)
             if training.noise_probability > 0:
                 inputs = add_noise(inputs, deviation, training.noise_probability, generator)
             fewer.append(there if hiding is None else hiding(there, generator))

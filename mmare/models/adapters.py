@@ -104,18 +104,22 @@ class InputScaling(nn.Module):
             ``(B, W)``, the modalities concatenated (W = sum of widths), zero where absent or blank: with
             ``zscore`` that is the mean.
         """
-        parts = []
-        for slot, scaling in enumerate(self.scalings):
-            rows = embedding[slot]
-            taught = self.get_buffer(f"deviation_{slot}") > 0  # (W,)
-            there = present[:, slot : slot + 1] & ~rows.isnan() & taught
-            if scaling is Scaling.ZSCORE:
-                rows = (rows - self.get_buffer(f"mean_{slot}")) / self._divisor(slot)
-                rows = self._clipped(slot, rows) if self.clip else rows
-            elif scaling is Scaling.L2:
-                rows = functional.normalize(_filled(rows), dim=1)
-            parts.append(torch.where(there, rows, rows.new_zeros(())))
-        return torch.cat(parts, dim=1)
+        slots = range(len(self.scalings))
+        return torch.cat(
+            [self.of_slot(slot, embedding[slot], present[:, slot : slot + 1]) for slot in slots], dim=1
+        )
+
+    def of_slot(self, slot: int, rows: Tensor, present: Tensor) -> Tensor:
+        """Scale ``(B, W_j)`` of one modality, present ``(B, 1)``, as `forward`."""
+        taught = self.get_buffer(f"deviation_{slot}") > 0  # (W,)
+        there = present & ~rows.isnan() & taught
+        scaling = self.scalings[slot]
+        if scaling is Scaling.ZSCORE:
+            rows = (rows - self.get_buffer(f"mean_{slot}")) / self._divisor(slot)
+            rows = self._clipped(slot, rows) if self.clip else rows
+        elif scaling is Scaling.L2:
+            rows = functional.normalize(_filled(rows), dim=1)
+        return torch.where(there, rows, rows.new_zeros(()))
 
     def visible(self, present: Tensor, *, someone: bool = False) -> Tensor:
         """Presence ``(B, M)`` without modalities that no train row has: nothing was learned of them.

@@ -19,6 +19,8 @@ from mmare.models.head import TaskHead, draw_dropout
 from mmare.models.linear import LinearTerm
 from mmare.models.numeric import Numeric, is_numeric
 from mmare.models.phases import Objective, Phase
+from mmare.models.scans import GatedAttention, group_softmax, weighted_mean
+from mmare.study.choices import Scans
 from mmare.tasks.classification import Classification
 
 if TYPE_CHECKING:
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
     from torch import Generator, Tensor
 
     from mmare.models.batch import Batch
+    from mmare.models.scans import Bag
     from mmare.study.specs import ModalitySpec
     from mmare.tasks.base import Task
 
@@ -53,6 +56,7 @@ class MultimodalModel(nn.Module, ABC):
         self.task: Task[Any] = Classification(classes)
         self.first: tuple[str, ...] = ()  # modalities that joined later, whose blocks train alone at first
         self.first_rounds = 0
+        self.weighing_scans = nn.ModuleDict()  # by slot, of modalities whose scans are weighed
 
     @abstractmethod
     def logits(self, scaled: Tensor, present: Tensor, generator: Generator | None = None) -> Tensor:
@@ -102,6 +106,18 @@ class MultimodalModel(nn.Module, ABC):
         scaled: Tensor = self.scaling(batch.embedding, batch.present)
         seen = self.scaling.visible(batch.present)
         return torch.where(seen.any(dim=1, keepdim=True), self.logits(scaled, seen), self.of_nothing(seen))
+
+    def fuse_scans(self, slot: int, bag: Bag, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Patients of ``rows`` ``(B,)``, unique, with several scans, whose weights in the mean are learned.
+
+        Returns:
+            Unscaled ``(B, W_j)``, and who they are, ``(B,)``; other rows hold nothing of use.
+        """
+        device = next(self.parameters()).device
+        vectors, group, has = (part.to(device) for part in bag.of(rows.cpu()))
+        scaled = self.scaling.of_slot(slot, vectors, torch.ones(1, 1, dtype=torch.bool, device=device))
+        weights = group_softmax(self.weighing_scans[str(slot)](scaled), group, len(rows))
+        return weighted_mean(vectors, weights, group, len(rows)), has
 
     def of_nothing(self, present: Tensor) -> Tensor:
         """Logits of patients of whom nothing is seen; ``present`` ``(B, M)`` is False."""
@@ -173,6 +189,9 @@ class MMARE(MultimodalModel):
         if self.linear is not None:
             nn.init.zeros_(self.head.out.weight)
             nn.init.zeros_(self.head.out.bias)
+        for slot, each in enumerate(modalities):
+            if each.scans is Scans.ATTENTION:
+                self.weighing_scans[str(slot)] = GatedAttention(each.width)
 
     def logits(self, scaled: Tensor, present: Tensor, generator: Generator | None = None) -> Tensor:
         """Classify scaled rows; evaluation merges in slot order."""
@@ -216,6 +235,14 @@ class MMARE(MultimodalModel):
                 samples_with(int(slot)),
             )
             for slot in self.adapters.adapters
+        ]
+        found += [
+            Block(
+                f"attention.{names[int(slot)]}",
+                self.parameters_under(f"weighing_scans.{slot}"),
+                samples_with(int(slot)),
+            )
+            for slot in self.weighing_scans
         ]
         if self.fusion is not None:
             merging = self.parameters_under("fusion")

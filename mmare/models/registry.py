@@ -16,6 +16,7 @@ from mmare.models.baselines.unilmmv import UniLMMV
 from mmare.models.baselines.unimodal import Unimodal
 from mmare.models.phases import last_phase_start
 from mmare.randomness import global_draws
+from mmare.study.choices import Scans
 from mmare.study.tables import TableError, from_table
 from mmare.tasks.registry import task_of
 
@@ -72,6 +73,11 @@ def build_model(study: Study) -> MultimodalModel:
         raise StudyError(
             f"[privacy] dp clips the gradient of each patient, which {study.model.name} does not give: its "
             f"loss compares patients, or a layer is made for all of them at once; expected one of {able}"
+        )
+    weighed = next((each.name for each in study.modalities if each.scans is Scans.ATTENTION), None)
+    if weighed is not None and builder is not MMARE:
+        raise StudyError(
+            f"[[modality]] {weighed} scans attention is of model mmare, found {study.model.name}"
         )
     task = task_of(study)
     with global_draws():

@@ -14,6 +14,7 @@ __all__ = [
     "OptimizerState",
     "PromptMode",
     "Scaling",
+    "Scans",
     "Schedule",
     "Select",
     "TaskName",
@@ -69,6 +70,15 @@ class Scaling(StrEnum):
     ZSCORE = "zscore"
     L2 = "l2"
     NONE = "none"
+
+
+class Scans(StrEnum):
+    """What becomes of several scans, or vectors, that a patient has of one modality."""
+
+    ONE = "one"  # the first by the site's rule
+    MEAN = "mean"  # the mean of their embeddings; one that is there twice counts once
+    SAMPLE = "sample"  # one is drawn per step while training; the mean at evaluation
+    ATTENTION = "attention"  # a mean with learned weights
 
 
 class PromptMode(StrEnum):

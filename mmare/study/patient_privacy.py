@@ -29,12 +29,14 @@ def check_patient_privacy(study: Study, options: Any) -> None:  # noqa: ANN401 -
         if not holds:
             raise StudyError(f"[privacy] dp {sentence}")
     zscored = next((each.name for each in study.modalities if each.scaling is Scaling.ZSCORE), "")
+    several = next((each.name for each in study.modalities if each.scans in {"sample", "attention"}), "")
     exposed = getattr(options, "weighting", None) is Weighting.EXPOSURE
     conflicts = [
         (
             bool(zscored),
             f"scaling zscore of {zscored} needs moments of patients; expected l2 or none",
         ),
+        (bool(several), f"scans of {several} are weighed anew in every step; expected one or mean"),
         (training.noise_probability > 0, "noise_probability scales its noise by such moments; expected 0"),
         (
             isinstance(training.oversample, str),

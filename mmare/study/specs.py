@@ -14,6 +14,7 @@ from mmare.study.choices import (
     OptimizerState,
     PromptMode,
     Scaling,
+    Scans,
     Schedule,
     Select,
     Untouched,
@@ -45,6 +46,7 @@ class ModalitySpec:
     window: tuple[float, ...] = ()  # lowest and highest intensity kept (CT: HU); empty: all
     mask: MaskUse = MaskUse.NONE
     crop_to_mask: bool = False  # crop to the bounding box of the mask first
+    scans: Scans = Scans.ONE  # what becomes of several of a patient
 
 
 @dataclass(frozen=True)

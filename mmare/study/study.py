@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from mmare.errors import StudyError
-from mmare.study.choices import MaskUse, TaskName
+from mmare.study.choices import MaskUse, Scans, TaskName
 from mmare.study.outcome import SPECS, TASKS, RegressionSpec, SurvivalSpec, outcome_rules
 from mmare.study.patient_privacy import check_patient_privacy
 from mmare.study.recipes import recipe_of
@@ -213,9 +213,9 @@ def _canonical(value: Any) -> Any:  # noqa: ANN401 - plain tables
 
 
 def _modality_table(modality: ModalitySpec) -> dict[str, Any]:
-    """A modality's table without the defaults of keys that only volumes have."""
+    """A modality's table without the defaults of keys that most have no use for."""
     table = _present(asdict(modality))
-    for key, default in (("mask", MaskUse.NONE), ("crop_to_mask", False)):
+    for key, default in (("mask", MaskUse.NONE), ("crop_to_mask", False), ("scans", Scans.ONE)):
         if table[key] == default:
             del table[key]
     return table
@@ -372,10 +372,11 @@ def check_study(study: Study) -> None:
         check_patient_privacy(study, options)
     for modality in study.modalities:
         _check_volume(modality)
+        where = f"[[modality]] {modality.name} is text"
         if modality.kind == "text" and modality.encoder == "given":
-            raise StudyError(
-                f"[[modality]] {modality.name} is text and needs an encoder, such as 'hashing-text'"
-            )
+            raise StudyError(f"{where} and needs an encoder, such as 'hashing-text'")
+        if modality.kind == "text" and modality.scans != "one":
+            raise StudyError(f"{where}, of which scans must be one")
 
 
 def _check_volume(modality: ModalitySpec) -> None:
@@ -393,8 +394,6 @@ def _is_plain(value: object) -> bool:
     """Whether JSON can hold it: TOML also has dates and NaN."""
     if isinstance(value, float):
         return math.isfinite(value)
-    if isinstance(value, Mapping):
-        return all(_is_plain(entry) for entry in value.values())
-    if isinstance(value, list | tuple):
-        return all(_is_plain(entry) for entry in value)
+    if isinstance(value, Mapping | list | tuple):
+        return all(map(_is_plain, value.values() if isinstance(value, Mapping) else value))
     return isinstance(value, str | int)

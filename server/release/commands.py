@@ -81,12 +81,11 @@ def extend(
     change nothing.
     """
     must_exist(run, "the folder of a finished run")
+    from mmare.study.study import STUDY_FILE
     from server.release.extend import extend_study
 
-    pairs = dict(text.split("=", 1) if "=" in text else (text, "") for text in modality)
+    pairs = dict(text.partition("=")[::2] for text in modality)
     study, graft = extend_study(run, pairs, out, rounds, settings or ())
     for line in graft.words():
         typer.echo(line)
-    typer.echo(
-        f"study: {out / 'study.toml'}, hash {study.hash}\nfor hospitals to install: {out / 'start.zip'}"
-    )
+    typer.echo(f"study: {out / STUDY_FILE}, hash {study.hash}\nfor hospitals to install: {out / 'start.zip'}")

@@ -35,6 +35,7 @@ from simulation.prepare.table_commands import EXAMPLE, table
 from simulation.prepare.tcga_commands import BRCA_EXAMPLE, KIRC_EXAMPLE, tcga_brca, tcga_kirc
 from sites.options import (
     Cohort,
+    Exams,
     Grouping,
     IxiTask,
     Pattern,
@@ -71,6 +72,9 @@ def mmist(  # noqa: PLR0913, PLR0917 - one parameter per flag
         int, typer.Option(help="Fewest patients of a hospital with its own site; the others form tcga-other.")
     ] = 30,
     prompt_mode: Prompts = PromptMode.OMIT,
+    scans: Annotated[
+        Exams, typer.Option(help="The exam that the release chose, or the mean of every CT and MRI exam.")
+    ] = Exams.CHOSEN,
     mechanism: Mechanisms = None,
     missing_rate: Rate = None,
     driver: Drivers = None,
@@ -95,6 +99,7 @@ def mmist(  # noqa: PLR0913, PLR0917 - one parameter per flag
             commas(without or []),
             min_patients,
             prompt_mode=prompt_mode,
+            scans=scans,
             missing=missing,
             overwrite=overwrite,
             embed=embed,

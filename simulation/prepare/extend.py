@@ -8,6 +8,7 @@ import uuid
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+import numpy as np
 import tomli_w
 
 from mmare.errors import DataError, InputError
@@ -23,6 +24,8 @@ from sites.manifest import load_patients
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+
+    from numpy.typing import NDArray
 
     from mmare.package.graft import Graft
     from mmare.study.study import Study
@@ -117,7 +120,7 @@ def _scaling(study: Study) -> Scaling:
 def _vectors(name: str, path: Path) -> Vectors:
     if not path.is_dir():
         return load_features(path)
-    found: dict[str, Vectors] = {}
+    found: dict[str, NDArray[np.float32]] = {}
     for site in site_folders(path):
         held = site.modalities.get(name)
         if held is not None and held.file is not None:

@@ -17,7 +17,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from mmare.errors import DataError, StudyError
-from mmare.study.choices import Kind, PromptMode, Scaling
+from mmare.study.choices import Kind, PromptMode, Scaling, Scans
 from mmare.study.specs import ModalitySpec, TrainingSpec
 from mmare.study.study import Study
 from mmare.wire.messages import Split
@@ -25,7 +25,7 @@ from sites.federation import SIMULATED, Prepared, SiteTables, check_target, writ
 from sites.manifest import ID, SPLIT, parse_splits
 from sites.missing.amputate import Embed, take_away
 from sites.missing.plan import Missingness
-from sites.options import Cohort, Grouping, SplitScheme, choose, kept_modalities
+from sites.options import Cohort, Exams, Grouping, SplitScheme, choose, kept_modalities
 from sites.outcomes import LABEL
 from sites.prompts import compile_prompt
 from sites.splits import stratified_split, three_way
@@ -137,6 +137,7 @@ def prepare_mmist(  # noqa: PLR0913 - the flags of the command, one to one
     min_patients: int = 30,
     *,
     prompt_mode: PromptMode = PromptMode.OMIT,
+    scans: str = Exams.CHOSEN,
     missing: Missingness = Missingness(),  # noqa: B008 - frozen; removes nothing
     overwrite: bool = False,
     embed: Embed | None = None,
@@ -150,6 +151,7 @@ def prepare_mmist(  # noqa: PLR0913 - the flags of the command, one to one
         cohort: A `Cohort`.
         seed: Of split, amputation and study.
         min_patients: A TCGA hospital with fewer patients goes into ``tcga-other``.
+        scans: Of `Exams`; of several exams of a patient the study takes the mean.
         missing: What to remove; mar is driven by the tumor grade by default, the one field that is complete
             and predicts survival.
 
@@ -163,7 +165,12 @@ def prepare_mmist(  # noqa: PLR0913 - the flags of the command, one to one
     names = kept_modalities((*EXAMS, CLINICAL), without)
     if min_patients < 1:
         raise StudyError(f"--min-patients is {min_patients}, expected a whole number from 1 up")
-    study = _study(names, seed, choose(PromptMode, prompt_mode, "--prompt-mode"))
+    every = choose(Exams, scans, "--scans") is Exams.ALL
+    if every and missing != Missingness():
+        raise StudyError(
+            "--scans all has several exams of a patient, of which none is removed; expected chosen"
+        )
+    study = _study(names, seed, choose(PromptMode, prompt_mode, "--prompt-mode"), every)
     check_target(out, overwrite=overwrite)
     code = find_release(source)
     table = read_table(code / TABLE)
@@ -178,11 +185,7 @@ def prepare_mmist(  # noqa: PLR0913 - the flags of the command, one to one
         rows = rows[rows[ID] != _NOT_IN_THESIS].reset_index(drop=True)
     rows[SPLIT] = _split(rows, scheme, seed)
     rows["site"] = _sites(rows[ID].tolist(), grouping, min_patients)
-    vectors = {
-        name: {patient: exam_vector(path, EXAMS[name].width) for patient, path in exams[name].items()}
-        for name in names
-        if name in EXAMS
-    }
+    vectors = {name: _vectors(code, name, exams[name], every) for name in names if name in EXAMS}
     columns = {CLINICAL: compile_prompt(MMIST_PROMPT).fields} if CLINICAL in names else {}
     written = [ID, LABEL, SPLIT, *columns.get(CLINICAL, ())]
     sites = [
@@ -195,9 +198,14 @@ def prepare_mmist(  # noqa: PLR0913 - the flags of the command, one to one
     return replace(prepared, notes=taken.notes)
 
 
-def _study(names: Sequence[str], seed: int, prompt_mode: PromptMode) -> Study:
+def _study(names: Sequence[str], seed: int, prompt_mode: PromptMode, every: bool) -> Study:
+    several = {name for name, exams in EXAMS.items() if every and exams.listed is not None}
     specs = [
-        ModalitySpec(name, Kind.FEATURES, EXAMS[name].width, scaling=EXAMS[name].scaling)
+        ModalitySpec(
+            *(name, Kind.FEATURES, EXAMS[name].width),
+            scaling=EXAMS[name].scaling,
+            scans=Scans.MEAN if name in several else Scans.ONE,
+        )
         for name in names
         if name in EXAMS
     ]
@@ -244,6 +252,22 @@ def chosen_exams(code: Path, name: str) -> dict[str, Path]:
         if key not in files:
             raise DataError(f"{table.where(row)}: chosen_exam is not among the exams of {exams.listed}")
         found[key[0]] = files[key]
+    return found
+
+
+def _vectors(
+    code: Path, name: str, chosen: Mapping[str, Path], every: bool
+) -> dict[str, NDArray[np.float32]]:
+    """By patient the features ``(W,)`` of the chosen exam, or with ``every`` of all, ``(n, W)``, it first."""
+    exams = EXAMS[name]
+    if not every or exams.listed is None:
+        return {patient: exam_vector(path, exams.width) for patient, path in chosen.items()}
+    listed = Counter(read_table(code / exams.listed).require("case_id"))
+    found = {}
+    for patient, path in chosen.items():
+        files = [path.with_name(f"{patient}-{place}.npz") for place in range(1, listed[patient] + 1)]
+        order = [path, *(file for file in files if file != path)]
+        found[patient] = np.stack([exam_vector(file, exams.width) for file in order])
     return found
 
 

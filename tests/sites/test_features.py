@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
 from mmare.errors import DataError
-from sites.features import load_features, write_features
+from sites.features import load_bags, load_features, write_features
 from tests.properties import examples
 
 VECTORS = {"b": np.array([1.5, -2.0, 0.1], np.float32), "a": np.array([0, 3e-30, 7e20], np.float32)}
@@ -115,7 +115,9 @@ def test_wrong_vectors_are_refused_in_every_format(tmp_path, write, bad, width, 
 @pytest.mark.parametrize(
     ("array", "sentence"),
     [
-        pytest.param(np.zeros((1, 3)), r"an array of shape \(1, 3\), expected 3 numbers in one row", id="2d"),
+        pytest.param(
+            np.zeros((1, 1, 3)), r"an array of shape \(1, 1, 3\), expected 3 numbers in one row", id="3d"
+        ),
         pytest.param(np.array(["1", "2", "3"]), "values of type <U1, expected numbers", id="text"),
         pytest.param(np.array([True, True, False]), "values of type bool, expected numbers", id="bool"),
         pytest.param(np.array([1j, 1, 1]), "values of type complex128, expected numbers", id="complex"),
@@ -240,3 +242,15 @@ def test_features_are_read_as_other_tables_are(tmp_path, ending):
     frame.to_excel(path, index=False) if ending == "xlsx" else frame.to_csv(path, sep=";", index=False)
     with pytest.raises(DataError, match=r"row 2 \(patient 'NA'\): every cell is blank"):
         load_features(path)
+
+
+@pytest.mark.parametrize("width", [3, 64])
+def test_several_vectors_of_a_patient_are_read_back(tmp_path, width):
+    random = np.random.default_rng(width)
+    bags = {"a": random.normal(size=(3, width)).astype(np.float32), "b": np.ones((1, width), np.float32)}
+    name = write_features(tmp_path, "ct", bags)
+    loaded = load_bags(tmp_path / name, width)
+    assert loaded.keys() == bags.keys()
+    assert all(np.array_equal(loaded[patient], bag) for patient, bag in bags.items())
+    if name.endswith(".npz"):  # there the first is known to be meant
+        assert np.array_equal(load_features(tmp_path / name, width)["a"], bags["a"][0])

@@ -17,7 +17,6 @@ from mmare.study.specs import ModalitySpec, ModelSpec
 from mmare.study.start import StartSpec
 from mmare.wire.tensors import copy_tensors, global_tensors
 from tests.federations import survival_study, tiny_study
-from tests.properties import first_quick
 
 RNA, CNV = (ModalitySpec(name, Kind.FEATURES, width) for name, width in (("rna", 5), ("cnv", 16)))
 OPTIONS = [
@@ -45,7 +44,7 @@ def patients(study, rows=40, seed=1):
 
 
 @pytest.mark.parametrize("options", OPTIONS)
-@pytest.mark.parametrize("joining", first_quick((RNA, CNV), (RNA,)))
+@pytest.mark.parametrize("joining", [pytest.param((RNA, CNV), id="two")])
 def test_every_old_patients_logits_stay_bit_for_bit(options, joining):
     old = tiny_study(model=options)
     start, tensors = trained(old)

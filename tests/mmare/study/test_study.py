@@ -24,6 +24,7 @@ from mmare.study.choices import (
     OptimizerState,
     PromptMode,
     Scaling,
+    Scans,
     Schedule,
     Select,
     Untouched,
@@ -567,6 +568,7 @@ OTHER = SimpleNamespace(
             window=(-1.0, 1.0),
             mask=MaskUse.STRIP,
             crop_to_mask=True,
+            scans=Scans.MEAN,
         ),
     ),
     positive="dead",
@@ -675,6 +677,12 @@ def one_change_each(base, other, path=""):
 
 
 CHANGED = dict(one_change_each(SCANS, OTHER))
+
+
+def test_scans_of_a_study_before_there_were_several_have_its_hash():
+    assert "scans" not in STUDY.to_dict()["modality"][0]
+    with pytest.raises(StudyError, match="is text, of which scans must be one"):
+        replace(STUDY, modalities=(ModalitySpec("n", Kind.TEXT, 8, "hashing-text", scans=Scans.MEAN),))
 
 
 def test_a_start_model_is_named_by_its_digest():

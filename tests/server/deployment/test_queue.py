@@ -26,6 +26,7 @@ from server.membership.records import save as save_site
 from server.monitoring.watch import check_begun
 from server.store.events import RollCall
 from tests.federations import tiny_study
+from tests.packages import as_toml, made_package
 
 RUNNER = CliRunner(env={"COLUMNS": "200", "NO_COLOR": "1"})
 NAME = "tiny-federated-seed3"
@@ -54,6 +55,17 @@ def test_a_submitted_run_has_a_copy_of_its_study(kit):
     assert request.out == kit.runs / NAME
     check_begun(kit.runs / NAME)  # its status can be asked for
     assert (kit.queue / f"{NAME}.json").stat().st_mode & 0o077 == 0
+
+
+def test_a_submitted_run_remembers_where_its_start_model_is(kit, tmp_path):
+    path = made_package(tmp_path / "start.zip", tiny_study())
+    (tmp_path / "study.toml").write_bytes(as_toml(tiny_study()))
+    words = ["submit", tmp_path / "study.toml", "--kit", kit.folder, "--start-from", path]
+    found = RUNNER.invoke(app, [*map(str, words)])
+    assert "taken: conditioning.ct, conditioning.wsi, adapter.ct, merge, shared" in found.stdout
+    request = find(kit, NAME).request(kit)
+    assert request.start_from == path
+    assert request.start().digest == request.study.start.digest
 
 
 def test_an_edited_study_under_an_old_name_is_refused_and_nothing_lost(kit):
