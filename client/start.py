@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from client.relay.exit_reasons import exit_reason, log_tail
+from client.relay.line import LineMeter
 from client.relay.patched.clock import PICKUP_S
 from client.relay.programs import SUPEREXEC, SUPERNODE, RelayFolder, check_flower, relay_programs
 from client.relay.status_file import ProgramState, RelayState, last_contact, listens, write_state
@@ -96,7 +97,7 @@ def keep_site(site: SiteConfig, file: Path, *, worker: bool = True, stop: Stop |
             if is_held(Path(f"{site.worker.socket}.lock")):
                 raise RunError(f"{site.worker.socket}: a site worker is running there already")
             processes.keep(worker_program(site, file))
-        keeper = _Keeper(site, processes, [WORKER] * worker, relay)
+        keeper = _Keeper(site, file, processes, [WORKER] * worker, relay)
         keeper.write_state()
         LOG.info("the relay to %s starts once the site worker answers", keeper.address)
         while not stopping.wait(POLL_S):
@@ -116,7 +117,12 @@ class _Keeper:
     """Watches a site's processes, reports their state, and keeps SuperNode and SuperExec in sync."""
 
     def __init__(
-        self, site: SiteConfig, processes: ProcessSupervisor, kept: Sequence[str], relay: Sequence[Program]
+        self,
+        site: SiteConfig,
+        file: Path,
+        processes: ProcessSupervisor,
+        kept: Sequence[str],
+        relay: Sequence[Program],
     ) -> None:
         self._site = site
         self._processes = processes
@@ -128,6 +134,7 @@ class _Keeper:
         names = [*kept, *self._relay]
         self._observed = {name: _Observed(ProgramState(name, 0, self._began)) for name in names}
         self._waiting = True  # for the worker
+        self._line = LineMeter(self._folder.folder, file)
         self._written = True  # whether the file has the latest state
         self._tried = 0.0  # time of the last attempt to write it
 
@@ -137,6 +144,8 @@ class _Keeper:
             self._waiting = False  # earlier messages would be refused for lack of a worker
             for program in self._relay.values():
                 self._processes.keep(program)
+        elif not self._waiting and last_contact(self._folder) is not None:
+            self._line.poll()
         changes = self._processes.poll()
         for change in changes:
             self._note(change)
@@ -198,6 +207,7 @@ class _Keeper:
 
     def finish(self, grace_s: float) -> bool:
         """Stop everything after the current message; returns whether that was finished."""
+        self._line.close()
         finished = self._drain(grace_s)
         worker = self._processes.running().get(WORKER)
         if not finished and worker is not None:  # its answer is no longer wanted

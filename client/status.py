@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Final
 
+from client.relay.line import line_status
 from client.relay.programs import RelayFolder
 from client.relay.status_file import last_contact, read_state
 from mmare.host.console import visible
@@ -52,6 +53,7 @@ def relay_text(site: SiteConfig, now: datetime, worker: StatusAnswer | None = No
     lines = [where, f"last contact: {_ago(contact, now)}"]
     if contact is not None and worker is not None and (now - contact).total_seconds() <= RECENT_S:
         lines.append(f"connected, {'a study' if _asked(worker, now) else 'no study'} under way")
+    lines += [line] if (line := line_status(folder.folder)) else []
     lines.append("")
     lines += [_program(program, now) for program in state.programs]
     return RelayText("\n".join(lines), all(program.pid is not None for program in state.programs))

@@ -126,6 +126,7 @@ class SiteCode(StrEnum):
         "S403",
         "the installed Flower is not the one that the relay was checked with, so it does not start",
     )
+    LINE = "S404", "the site's line to the coordinator is too slow for the model and the study's deadline"
     INTERNAL = "S500", "something else failed; the detail is in the site's own log"
 
     def __new__(cls, code: str, meaning: str = "") -> SiteCode:

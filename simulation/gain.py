@@ -46,7 +46,13 @@ class _Sites:
         """All nodes, at once."""
         return range(len(self._services))
 
-    def ask(self, requests: Mapping[int, str], payload: bytes, deadline_s: float) -> Iterator[Answer]:  # noqa: ARG002 - of the protocol
+    def ask(
+        self,
+        requests: Mapping[int, str],
+        payload: bytes,
+        deadline_s: float,  # noqa: ARG002 - likewise
+        round_bytes: int = 0,  # noqa: ARG002 - likewise
+    ) -> Iterator[Answer]:
         """Ask the nodes one after the other."""
         for node, header in requests.items():
             yield Answer(node, *self._services[node](header, payload))

@@ -297,7 +297,9 @@ class CallableFleet:
         assert deadline_s > 0
         return list(self._endpoints)
 
-    def ask(self, requests: Mapping[int, str], payload: bytes, deadline_s: float) -> Iterator[Answer]:
+    def ask(
+        self, requests: Mapping[int, str], payload: bytes, deadline_s: float, _round_bytes: int = 0
+    ) -> Iterator[Answer]:
         assert deadline_s > 0
         for node, header in requests.items():
             endpoint = self._endpoints[node]

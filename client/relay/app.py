@@ -7,7 +7,9 @@ entry point ``mmare.site_factory``.
 
 from __future__ import annotations
 
+import json
 import logging
+import os
 from collections.abc import Callable, Mapping
 from functools import cache
 from importlib.metadata import entry_points
@@ -17,7 +19,9 @@ from typing import Final
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
+from client.relay.patched.__main__ import FOLDER_VARIABLE
 from mmare.errors import SiteCode, SiteError
+from mmare.wire.line import LINE_KEY, LINE_RECORD, ROUND_BYTES_KEY
 from mmare.wire.messages import (
     HEADER_KEY,
     HEADER_RECORD,
@@ -25,6 +29,8 @@ from mmare.wire.messages import (
     PAYLOAD_RECORD,
     PAYLOAD_STYPE,
     Endpoint,
+    Refusal,
+    encode,
 )
 
 __all__ = ["Factory", "app", "register_factory"]
@@ -75,6 +81,21 @@ def _installed_factory(name: str | None) -> Factory:
     raise LookupError(f"no site factory {name!r}; installed: {', '.join(entry.name for entry in installed)}")
 
 
+def _line(header: str, round_bytes: int) -> tuple[float | None, bool]:
+    """Bytes per second of the line, if a roll call asks for it, and whether it carries the rounds in time."""
+    folder = os.environ.get(FOLDER_VARIABLE)
+    if not round_bytes or folder is None:
+        return None, True
+    from client.relay.line import asked_to_carry, read_line  # noqa: PLC0415 - of the roll call alone
+    from client.relay.worker_link import deadline_s  # noqa: PLC0415 - as above
+
+    line = read_line(Path(folder))
+    if line is None:
+        return None, True
+    study = str(json.loads(header)["body"]["study"]["study"]["name"])
+    return line.bytes_per_s, asked_to_carry(Path(folder), line, study, round_bytes, deadline_s(header))
+
+
 @app.query()
 @app.train()
 @app.evaluate()
@@ -86,10 +107,17 @@ def relay(message: Message, context: Context) -> Message:
     """
     try:
         site = _factory(context)(context.node_config, context.run_config)
-        header = str(message.content.config_records[HEADER_RECORD][HEADER_KEY])
+        given = message.content.config_records[HEADER_RECORD]
+        header = str(given[HEADER_KEY])
         tensors = message.content.array_records.get(PAYLOAD_RECORD)
-        answer, payload = site(header, b"" if tensors is None else tensors[PAYLOAD_KEY].data)
+        line, fits = _line(header, int(str(given.get(ROUND_BYTES_KEY, 0))))
+        if fits:
+            answer, payload = site(header, b"" if tensors is None else tensors[PAYLOAD_KEY].data)
+        else:
+            answer, payload = encode(Refusal(SiteCode.LINE)), b""
         content = RecordDict({HEADER_RECORD: ConfigRecord({HEADER_KEY: answer})})
+        if line is not None:
+            content[LINE_RECORD] = ConfigRecord({LINE_KEY: line})
         if payload:
             array = Array("uint8", (len(payload),), PAYLOAD_STYPE, payload)
             content[PAYLOAD_RECORD] = ArrayRecord({PAYLOAD_KEY: array})

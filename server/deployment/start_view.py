@@ -108,8 +108,9 @@ def event_line(event: Event) -> str | None:  # noqa: PLR0911 - one line per even
         'round 3: no validation rows: the best round cannot be selected, the last one is kept'
     """
     match event:
-        case events.RollCall(site=site, accepted=True, samples=samples):
-            return f"roll call: {site} takes part, {samples} training rows"
+        case events.RollCall(site=site, accepted=True, samples=samples, line=line):
+            its_line = f", its line has {line}" if line else ""
+            return f"roll call: {site} takes part, {samples} training rows{its_line}"
         case events.RollCall(site=site, reason=reason):
             return f"roll call: {site} is refused, {reason}"
         case events.Resumed(round=number):

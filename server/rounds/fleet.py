@@ -25,6 +25,7 @@ class Answer:
     payload: bytes = b""
     failure: str = ""  # why there is no header
     code: Reason = Reason.OTHER  # of the failure
+    line: float | None = None  # bytes per second to the site, where its relay was asked and knows
     name: str = ""  # the site that the node was admitted as; empty if nodes have no names
 
     def read(self, kind: type[Header], most: int) -> Header:
@@ -51,8 +52,13 @@ class Fleet(Protocol):
     def nodes(self, at_least: int, deadline_s: float) -> Sequence[int]:
         """Online nodes, after waiting up to ``deadline_s`` for ``at_least`` of them."""
 
-    def ask(self, requests: Mapping[int, str], payload: bytes, deadline_s: float) -> Iterator[Answer]:
+    def ask(
+        self, requests: Mapping[int, str], payload: bytes, deadline_s: float, round_bytes: int = 0
+    ) -> Iterator[Answer]:
         """Send each node its header and the common payload; yield answers as they arrive.
+
+        Relays are told of ``round_bytes``, which a round's tensors will take there and back, and answer with
+        the speed of their lines.
 
         Ends when all have answered or at the deadline. A node that did not answer is missing, or its answer
         has `LATE` as its failure.

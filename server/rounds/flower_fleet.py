@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import logging
+import math
 import time
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 
 from mmare.errors import Reason
+from mmare.wire.line import LINE_KEY, LINE_RECORD, ROUND_BYTES_KEY
 from mmare.wire.messages import (
     HEADER_KEY,
     HEADER_RECORD,
@@ -134,7 +136,9 @@ class GridFleet:
                 return found
             time.sleep(self._poll_s)
 
-    def ask(self, requests: Mapping[int, str], payload: bytes, deadline_s: float) -> Iterator[Answer]:
+    def ask(
+        self, requests: Mapping[int, str], payload: bytes, deadline_s: float, round_bytes: int = 0
+    ) -> Iterator[Answer]:
         """Push one message per node and yield replies as they arrive.
 
         A node is asked a second time if SuperLink lost the message or its reply (it was killed meanwhile), or
@@ -143,7 +147,7 @@ class GridFleet:
         """
         _TENSOR_POLLING.end = end = time.monotonic() + deadline_s
         self._poll_online()
-        question = _Question(requests, payload, deadline_s)
+        question = _Question(requests, payload, deadline_s, round_bytes)
         waiting: dict[str, int] = {}
         yield from self._send(question, set(requests), waiting)
         blocked = False
@@ -239,14 +243,23 @@ class GridFleet:
         ):
             return self._no_answer(node, "tensors in an unexpected form", Reason.LAYOUT)
         payload = b"" if tensors is None else tensors[PAYLOAD_KEY].data
-        return Answer(node, header, payload, name=self._names.get(node, ""))
+        return Answer(node, header, payload, line=_line(reply), name=self._names.get(node, ""))
+
+
+def _line(reply: Message) -> float | None:
+    """Bytes per second of a site's line, as its relay says."""
+    said = reply.content.config_records.get(LINE_RECORD, ConfigRecord()).get(LINE_KEY)
+    return said if isinstance(said, float) and 0 < said < math.inf else None
 
 
 class _Question:
     """A request to nodes, and which of them must be asked again."""
 
-    def __init__(self, requests: Mapping[int, str], payload: bytes, deadline_s: float) -> None:
+    def __init__(
+        self, requests: Mapping[int, str], payload: bytes, deadline_s: float, round_bytes: int
+    ) -> None:
         self._requests = requests
+        self._more = {ROUND_BYTES_KEY: round_bytes} if round_bytes else {}
         array = Array("uint8", (len(payload),), PAYLOAD_STYPE, payload)
         self._tensors = ArrayRecord({PAYLOAD_KEY: array}) if payload else None
         self._ttl_s = deadline_s + TTL_MARGIN_S
@@ -256,7 +269,10 @@ class _Question:
 
     def to(self, nodes: Collection[int]) -> dict[int, Message]:
         """A new message for each node."""
-        return {node: _message(node, self._requests[node], self._tensors, self._ttl_s) for node in nodes}
+        return {
+            node: _message(node, self._requests[node], self._tensors, self._ttl_s, self._more)
+            for node in nodes
+        }
 
 
 class _Online:
@@ -283,8 +299,10 @@ def _is(reply: Message, *codes: int) -> bool:
     return reply.has_error() and reply.error.code in codes
 
 
-def _message(node: int, header: str, tensors: ArrayRecord | None, ttl_s: float) -> Message:
-    content = RecordDict({HEADER_RECORD: ConfigRecord({HEADER_KEY: header})})
+def _message(
+    node: int, header: str, tensors: ArrayRecord | None, ttl_s: float, more: Mapping[str, int]
+) -> Message:
+    content = RecordDict({HEADER_RECORD: ConfigRecord({HEADER_KEY: header, **more})})
     if tensors is not None:
         content[PAYLOAD_RECORD] = tensors
     kind = _TYPES[decode(Request, header).task]

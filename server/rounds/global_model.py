@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 from mmare.models.registry import build_model
 from mmare.package.graft import Graft, graft
+from mmare.study.choices import Wire
 from mmare.study.strategy_options import strategy_options
 from mmare.tasks.registry import task_of
 from mmare.wire.messages import Split
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Averaging", "GlobalModel"]
 
+_WIDTHS: Final = {Wire.FLOAT32: 1.0, Wire.FLOAT16: 0.5}  # of a number on its way back, over that of one there
 STRATEGY: Final = "strategy/"  # prefix of the strategy's state in a checkpoint
 
 
@@ -44,7 +46,15 @@ class GlobalModel:
         self.tensors = global_tensors(self.model, without=local_parameters(self.model, study))  # views
         self.upload = Upload(self.model, study)
         self.layout = layout_of(self.tensors)
+        self._upload_ratio = (
+            2.0 if study.privacy.secure_sum else _WIDTHS[study.federation.wire]
+        )  # sums are int64
         self._flat: Tensor | None = None
+
+    @property
+    def round_bytes(self) -> int:
+        """Of the model there and its whole change back, in the study's numbers on the wire."""
+        return round(self.layout.size * (1.0 + self._upload_ratio))
 
     def packed(self) -> Tensor:
         """The tensors for the sites as flat bytes, cached until the model changes."""

@@ -73,7 +73,8 @@ class RoundLoop:
         # Rounds before it are not validated. Under differential privacy each validation would cost budget.
         private = study.privacy.dp is not None
         self._selectable = study.training.rounds if private else last_phase_start(self._global.model.phases())
-        self._calls = RollCalls(fleet, study, run, journal, self._global.graft.encoders)
+        encoders, round_bytes = self._global.graft.encoders, self._global.round_bytes
+        self._calls = RollCalls(fleet, study, run, journal, encoders, round_bytes=round_bytes)
         self._is_secure = study.privacy.secure_sum and plan.mode is Mode.FEDERATED
         self._inquiry: Inquiry
         self._sums: SecureSums

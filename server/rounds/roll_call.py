@@ -11,7 +11,8 @@ from importlib.metadata import version
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Final
 
-from mmare.errors import Reason
+from mmare.errors import Reason, SiteCode
+from mmare.wire.line import line_words
 from mmare.wire.messages import Request, RollCall, Split, Task, WireError, encode
 from mmare.wire.versions import who_upgrades
 from server.rounds.answer_sizes import most_header
@@ -49,6 +50,7 @@ class RollCalls:
     Args:
         encoders: Fingerprints that sites must have, of what the study starts from; of others, most decide.
         now: Monotonic time in seconds.
+        round_bytes: Of a round's tensors, there and back; 0 where lines do not matter.
     """
 
     def __init__(
@@ -59,6 +61,7 @@ class RollCalls:
         journal: Journal,
         encoders: Mapping[str, str] = MappingProxyType({}),
         now: Callable[[], float] = time.monotonic,
+        round_bytes: int = 0,
     ) -> None:
         self._fleet = fleet
         self._study = study
@@ -67,6 +70,8 @@ class RollCalls:
         request = Request(Task.DESCRIBE, run, study.to_dict())
         self._request, self._most = encode(request), most_header(study, request)
         self._now = now
+        self._round_bytes = round_bytes
+        self._lines: dict[int, float] = {}  # bytes per second, by node
         self._asked: dict[int, float] = {}  # nodes that do not take part, and when they were last asked
         self._online: set[int] = set()
         self.members: dict[str, Member] = {}
@@ -104,8 +109,11 @@ class RollCalls:
         calls: dict[int, RollCall] = {}
         failures = dict.fromkeys(nodes, WireError(LATE, Reason.LATE))
         names: dict[int, str] = {}
-        for answer in self._fleet.ask(dict.fromkeys(nodes, self._request), b"", deadline_s):
+        requests = dict.fromkeys(nodes, self._request)
+        for answer in self._fleet.ask(requests, b"", deadline_s, self._round_bytes):
             names[answer.node] = answer.name
+            if answer.line is not None:
+                self._lines[answer.node] = answer.line
             try:
                 calls[answer.node] = _read(answer, self._most)
                 del failures[answer.node]
@@ -119,14 +127,22 @@ class RollCalls:
             self._decide(node, call, reference, round_number)
         for node, failure in sorted(failures.items()):
             site = names.get(node) or f"node {node}"
+            line = self._line(node) if failure.code is SiteCode.LINE else ""
+            reason = f"{failure}: {line}" if line else str(failure)
             self._journal.write(
                 events.RollCall(
-                    round=round_number, site=site, accepted=False, reason=str(failure), code=failure.code
+                    round=round_number, site=site, accepted=False, reason=reason, code=failure.code
                 )
             )
         taking_part = {member.node for member in self.members.values()}
         self._asked |= dict.fromkeys((node for node in nodes if node not in taking_part), self._now())
         self.members = dict(sorted(self.members.items()))
+
+    def _line(self, node: int) -> str:
+        """What is known of a node's line, with advice where the deadline is short."""
+        if node not in self._lines:
+            return ""
+        return line_words(self._lines[node], self._round_bytes, self._study.federation.deadline_s)
 
     def _decide(self, node: int, call: RollCall, reference: dict[str, str], round_number: int) -> None:
         """Admit or refuse a site."""
@@ -146,6 +162,7 @@ class RollCalls:
                 encoders=call.encoders,
                 software=call.software,
                 notes=call.notes,
+                line=self._line(node),
                 counts=asdict(call.counts),
             )
         )

@@ -107,6 +107,7 @@ class RollCall(Event):
     encoders: Table = field(default_factory=dict)
     software: str = ""
     notes: tuple[str, ...] = ()
+    line: str = ""  # to the site, with advice where it is slow for the deadline
     counts: Table = field(default_factory=dict)
 
 

@@ -363,7 +363,7 @@ def keeper(tmp_path):
         nap = (sys.executable, "-S", "-c", "import time; time.sleep(600)")
         naps = [Program(name, nap, tmp_path / f"{name}.log", stop_s=1.0) for name in (SUPERNODE, SUPEREXEC)]
         with ProcessSupervisor() as processes:
-            found = start._Keeper(site, processes, [], naps)
+            found = start._Keeper(site, site.folder / "site.toml", processes, [], naps)
 
             def until(wanted):
                 end = time.monotonic() + 20
@@ -374,6 +374,7 @@ def keeper(tmp_path):
 
             until(lambda: set(processes.running()) == {SUPERNODE, SUPEREXEC})
             yield RelayFolder.of(site), processes, until
+            found._line.close()
 
 
 def test_a_node_that_reaches_nobody_for_long_is_restarted(keeper, monkeypatch):

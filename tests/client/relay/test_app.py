@@ -1,18 +1,23 @@
 import sys
+import time
 
 import pytest
 from flwr.app import ConfigRecord, Message, RecordDict
 
 from client.relay.app import app, register_factory
-from mmare.errors import SiteError
+from client.relay.line import Line, line_status, read_line, write_line
+from client.relay.patched.__main__ import FOLDER_VARIABLE
+from mmare.errors import SiteCode, SiteError
 from mmare.wire.messages import (
     HEADER_KEY,
     HEADER_RECORD,
     PAYLOAD_KEY,
     PAYLOAD_RECORD,
     PAYLOAD_STYPE,
+    Refusal,
     Request,
     Task,
+    decode,
     encode,
 )
 from server.rounds.flower_fleet import GridFleet
@@ -135,3 +140,46 @@ def test_tensors_travel_as_one_flat_array():
     record = kept[0].content.array_records[PAYLOAD_RECORD]
     assert list(record) == [PAYLOAD_KEY]
     assert record[PAYLOAD_KEY].stype == PAYLOAD_STYPE
+
+
+@pytest.mark.parametrize(("bytes_per_s", "fits"), [(1e6, True), (1e4, False)], ids=["quick", "slow"])
+def test_a_line_that_cannot_carry_the_model_in_time_is_told_on_both_sides(
+    tmp_path, monkeypatch, bytes_per_s, fits
+):
+    """12 MB there and back: 12 s on the one line, 20 min on the other; the study waits for 30 s."""
+    monkeypatch.setenv(FOLDER_VARIABLE, str(tmp_path))
+    study = tiny_study().to_dict()
+    asked = encode(Request(Task.DESCRIBE, "run", study))
+    fleet = GridFleet(grid(lambda _node, _run: echo), poll_s=0.0)
+    node = fleet.nodes(1, 1.0)[0]
+
+    def answer(round_bytes):
+        (found,) = fleet.ask({node: asked}, b"", 10.0, round_bytes)
+        return found
+
+    assert (answer(12_000_000).line, line_status(tmp_path)) == (None, "")  # before it was measured
+    write_line(tmp_path, Line(bytes_per_s, time.time()))
+    assert answer(0).line is None  # in a round nobody asks
+    found = answer(12_000_000)
+    assert found.line == bytes_per_s
+    if fits:
+        assert found.header == asked.upper()
+        assert line_status(tmp_path) == "line: 8 Mbit/s to the coordinator"
+    else:
+        assert decode(Refusal, found.header).code is SiteCode.LINE
+        assert "1200 s for the 12.0 MB of a round, expected less than federation.deadline_s of 30 s" in (
+            line_status(tmp_path)
+        )
+        assert "cannot take part in tiny until" in line_status(tmp_path)
+        answer(1000)  # a smaller model, or a longer deadline
+        assert line_status(tmp_path) == "line: 0.08 Mbit/s to the coordinator"
+
+
+@pytest.mark.parametrize(
+    "text", ["", "[]", "{", '{"bytes_per_s": 0, "measured": 9e9}', '{"bytes_per_s": "x"}']
+)
+def test_a_damaged_or_old_measurement_is_none(tmp_path, text):
+    (tmp_path / "line.json").write_text(text)
+    assert read_line(tmp_path) is None
+    write_line(tmp_path, Line(1e6, time.time() - 2 * 86_400))
+    assert read_line(tmp_path) is None

@@ -16,6 +16,7 @@ from mmare.wire.messages import (
     encode,
 )
 from server.rounds.fleet import Answer
+from server.rounds.global_model import GlobalModel
 from server.rounds.roll_call import ABSENT_S, AGAIN_S, RollCalls, roll_call
 from server.store.events import RunStarted
 from server.store.journal import Journal
@@ -181,7 +182,7 @@ class NamedFleet(CallableFleet):
         super().__init__(*endpoints.values())
         self._names = dict(enumerate(endpoints, start=1))
 
-    def ask(self, requests, payload, deadline_s):
+    def ask(self, requests, payload, deadline_s, _round_bytes=0):
         for answer in super().ask(requests, payload, deadline_s):
             yield replace(answer, name=self._names[answer.node])
 
@@ -240,7 +241,7 @@ class Comers:
     def nodes(self, _at_least, _deadline_s):
         return [list(self.sites).index(name) for name in self.there]
 
-    def ask(self, requests, payload, _deadline_s):
+    def ask(self, requests, payload, _deadline_s, _round_bytes=0):
         names = list(self.sites)
         self.asked = [names[node] for node in requests]
         for node, header in requests.items():
@@ -294,3 +295,48 @@ def test_one_who_comes_late_must_have_the_encoders_of_those_inside(tmp_path):
     fleet.there = ["ash", "other"]
     assert calls.admit_late(2) == {}
     assert read_journal(tmp_path / "rounds.jsonl")[-1]["reason"] == "encoder of ct is another, expected given"
+
+
+class LinesFleet(CallableFleet):
+    """Whose nodes' relays know their lines, in bytes per second."""
+
+    def __init__(self, lines, *endpoints):
+        super().__init__(*endpoints)
+        self.lines, self.told = lines, []
+
+    def ask(self, requests, payload, deadline_s, round_bytes=0):
+        self.told.append(round_bytes)
+        for answer in super().ask(requests, payload, deadline_s):
+            yield replace(answer, line=self.lines[answer.node - 1])
+
+
+def test_a_slow_line_is_named_with_the_deadline_that_would_do(tmp_path):
+    """The third site refuses by itself, as its relay does; the second fits, with little left for training."""
+    refused = lambda *_: (encode(Refusal(SiteCode.LINE)), b"")  # noqa: E731 - an endpoint
+    fleet = LinesFleet((1e7, 5e5, 1e5), site("ash"), site("birch"), refused)
+    journal = Journal(tmp_path / "rounds.jsonl", "run")
+    calls = RollCalls(fleet, STUDY, "run", journal, round_bytes=12_000_000)
+    calls.begin(3)
+    assert fleet.told == [12_000_000]
+    assert list(calls.members) == ["ash", "birch"]
+    ash, birch, third = read_journal(tmp_path / "rounds.jsonl")
+    assert ash["line"] == "80 Mbit/s"
+    assert birch["line"].startswith(
+        "4 Mbit/s, so 24 s for the 12.0 MB of a round, expected less than federation.deadline_s of 30 s: 48 s"
+    )
+    assert third["code"] == SiteCode.LINE
+    assert third["reason"].startswith(f"refused: S404, {SiteCode.LINE.meaning}: 0.8 Mbit/s, so 120 s for the")
+
+
+@pytest.mark.parametrize(
+    ("settings", "ratio"),
+    [
+        ([], 2.0),
+        (["federation.wire=float16"], 1.5),
+        (["privacy.secure_sum=true", "federation.min_sites=3"], 3.0),
+    ],
+    ids=["float32", "float16", "sums"],
+)
+def test_a_round_weighs_what_the_model_and_its_change_do(settings, ratio):
+    model = GlobalModel(STUDY.override(settings))
+    assert model.round_bytes == ratio * len(model.packed())
