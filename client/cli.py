@@ -12,6 +12,7 @@ import typer
 from rich.console import Console
 
 from client.console.commands import console
+from client.encoders.files.commands import app as encoders_app
 from client.membership.commands import app as kit_app
 from client.prediction.commands import drift, predict
 from client.privacy.commands import app as audit_app
@@ -302,6 +303,7 @@ weights_app = typer.Typer(
     no_args_is_help=True, help="Weights of frozen encoders, which you download yourself."
 )
 app.add_typer(weights_app, name="weights")
+app.add_typer(encoders_app, name="encoders")
 app.add_typer(kit_app, name="kit")
 app.add_typer(audit_app, name="audit")
 app.command(epilog="Example: mmare-site predict kidney.zip --site hospital/site.toml --out new.csv")(predict)

@@ -51,6 +51,7 @@ class ModalitySource:
     mask: MaskSource | None = None  # for scans, where the study needs masks
     um_px: float | None = None  # microns per pixel, for slides whose files lack it
     encoding: Path | None = None  # of ``file``: how columns of a table became its vectors
+    encoder: Path | None = None  # folder of an encoder from a file that is not among the weights
 
 
 @dataclass(frozen=True)
@@ -199,10 +200,14 @@ def _source(name: str, entry: object, folder: Path) -> ModalitySource:
     if not isinstance(entry, Mapping):
         raise DataError(f"[{where}] must be a table, found {entry!r}")
     known = ("file", "column", "columns", "table", "folder")
-    section = _Section({where: entry}, where, (*known, "series", "mask", "um_px", "encoding"), folder)
+    section = _Section(
+        {where: entry}, where, (*known, "series", "mask", "um_px", "encoding", "encoder"), folder
+    )
     given = section.only(known)
     if given != "file" and "encoding" in section:
         raise DataError(f"[{where}] encoding describes vectors, expected it beside file only")
+    if given == "file" and "encoder" in section:
+        raise DataError(f"[{where}] encoder makes vectors, which a file holds already")
     if given == "file" and not set(entry) <= {given, "encoding"}:
         raise DataError(f"[{where}] series, mask and um_px describe scans, expected them beside column only")
     if given == "file":
@@ -217,6 +222,7 @@ def _source(name: str, entry: object, folder: Path) -> ModalitySource:
         series={key: series.text(key) for key in series.table},
         mask=_mask(entry, where, folder) if "mask" in section else None,
         um_px=section.number("um_px") if "um_px" in section else None,
+        encoder=section.path("encoder") if "encoder" in section else None,
     )
 
 

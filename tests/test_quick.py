@@ -90,6 +90,7 @@ def test_help_status_lists_and_refusals_import_nothing_slow(tmp_path):
     run = write(tmp_path / "run", [started()])
     answers = [
         ("mmare-site", ["status", str(site)], 1),
+        ("mmare-site", ["encoders", "list", "--into", str(tmp_path)], 0),
         ("mmare-server", ["status", str(run)], 0),
         ("mmare-server", ["status", "--kit", str(kit)], 0),
         ("mmare-server", ["kit", "list", "--kit", str(kit)], 0),

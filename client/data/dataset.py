@@ -10,7 +10,7 @@ import torch
 
 from client.data.cache import EmbeddingCache
 from client.data.scan_list import list_scan, scan_fingerprint, scans_of
-from client.encoders.registry import ENCODERS, GIVEN, encoder_source, fingerprint
+from client.encoders.registry import GIVEN, encoder_entry, encoder_source
 from mmare.errors import DataError
 from mmare.models.scans import Bag
 from mmare.study.choices import Kind, Scans
@@ -221,9 +221,10 @@ def _text_vectors(modality: ModalitySpec, manifest: Patients, site: SiteConfig, 
     texts = _texts(modality, site.modalities[modality.name], manifest)
     chosen = {row: text for row, text in enumerate(texts) if text is not None}
     if chosen:
-        make = ENCODERS[modality.encoder].open_text
+        source = encoder_source(site, modality.name)
+        make = encoder_entry(modality, source).open_text
         assert make is not None  # noqa: S101 - check_encoders admits text encoders only
-        encoder = make(encoder_source(site), modality.width)
+        encoder = make(source, modality.width)
         yield from zip(chosen, encoder.encode(list(chosen.values())), strict=True)
 
 
@@ -257,7 +258,8 @@ def modality_fingerprint(
     if modality.kind is Kind.VOLUME:
         return scan_fingerprint(site, modality)
     if modality.kind is Kind.TEXT:
-        return fingerprint(modality.encoder, encoder_source(site))
+        source = encoder_source(site, modality.name)
+        return encoder_entry(modality, source).fingerprint(source, "")
     file = site.modalities[modality.name].encoding
     if file is None:
         return GIVEN

@@ -15,13 +15,15 @@ import torch
 from client.data.cache import EmbeddingCache
 from client.data.read_scan import read_scan
 from client.data.scan_list import ListedScan, Scan, list_scan, scans_of
-from client.encoders.registry import ENCODERS, check_encoders, encoder_source
+from client.encoders.registry import ENCODERS, check_encoders, encoder_entry, encoder_source
 from client.ingest.reasons import ScanReason, ScanRefused, refused_by
 from client.telemetry.embed_record import watched
 from mmare.errors import DataError, RunError
 from sites.manifest import load_manifest
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from torch import Tensor
 
     from client.encoders.registry import VolumeEncoder
@@ -112,7 +114,8 @@ def embed_scans(site: SiteConfig, scans: Sequence[Scan], progress: Progress, tel
         _keep(cache, site, encoded)
         observe(encoded, cached=False)
         progress(len(ends), len(scans))
-    notes = {note: None for scan in scans if (note := ENCODERS[scan.modality.encoder].note)}
+    entries = (ENCODERS.get(scan.modality.encoder) for scan in scans)
+    notes = {entry.note: None for entry in entries if entry is not None and entry.note}
     refused = tuple(refusal for _, refusal in ends if refusal is not None)
     return EmbedReport(ends.count((False, None)), ends.count((True, None)), refused, tuple(notes))
 
@@ -139,10 +142,8 @@ def _keep(cache: EmbeddingCache, site: SiteConfig, encoded: ListedScan) -> None:
 
 def _encoded(site: SiteConfig, due: list[ListedScan]) -> Iterator[ListedScan]:
     """Scans in order, each with its embedding or refusal; the next ones are read meanwhile."""
-    source = encoder_source(site)
-    encoders = {name: ENCODERS[name].open_volume for name in (each.scan.modality.encoder for each in due)}
-    opened = {name: make(source) for name, make in encoders.items() if make is not None}
     torch.set_num_threads(site.threads)  # per thread; the reader sets its own
+    opened = _opened(site, due)
     waiting: deque[tuple[ListedScan, Future[Tensor]]] = deque()
     with ThreadPoolExecutor(1, "scans", torch.set_num_threads, (site.threads,)) as reader:
         try:
@@ -156,12 +157,26 @@ def _encoded(site: SiteConfig, due: list[ListedScan]) -> Iterator[ListedScan]:
             reader.shutdown(wait=False, cancel_futures=True)
 
 
+def _opened(site: SiteConfig, due: list[ListedScan]) -> dict[str, VolumeEncoder]:
+    """The encoders of scans by modality; modalities with the same one share it."""
+    shared: dict[tuple[str, Path | None], VolumeEncoder] = {}
+    by_modality = {}
+    for modality in {each.scan.modality.name: each.scan.modality for each in due}.values():
+        source = encoder_source(site, modality.name)
+        key = modality.encoder, source.given
+        make = encoder_entry(modality, source).open_volume
+        if key not in shared and make is not None:
+            shared[key] = make(source)
+        by_modality[modality.name] = shared[key]
+    return by_modality
+
+
 def _finish(listed: ListedScan, reading: Future[Tensor], opened: dict[str, VolumeEncoder]) -> ListedScan:
     try:
         tensor = reading.result()
     except (DataError, OSError) as error:
         return replace(listed, refused=refused_by(error))
-    vector = opened[listed.scan.modality.encoder].encode(tensor.unsqueeze(0))[0]  # (W,)
+    vector = opened[listed.scan.modality.name].encode(tensor.unsqueeze(0))[0]  # (W,)
     if not bool(vector.isfinite().all()):
         return replace(listed, refused=ScanRefused(ScanReason.NON_FINITE_EMBEDDING))
     return replace(listed, vector=vector.numpy(), refused=None)

@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING
 import torch
 
 from client.data.scan_list import noise_names
+from client.encoders.files.steps import FileSteps, prepared
 from client.encoders.preprocess import noise_seed, preprocess, run_mask_command
-from client.encoders.registry import ENCODERS
 from client.encoders.vgg11 import SliceSteps, slices_of
 from client.ingest.choose import Prefer, SeriesRule, choose_each
 from client.ingest.convert import convert_folder
 from client.ingest.nifti import read_nifti
 from client.ingest.reasons import ScanReason, ScanRefused
+from client.ingest.slides.tissue import Tiling
 from client.ingest.slides.wsi import plan_of, tiles_of
 from client.ingest.volume import Plane, is_label_map
 from mmare.errors import DataError, InputError
@@ -42,13 +43,15 @@ def read_scan(site: SiteConfig, scan: Scan, key: str) -> Tensor:
         DataError: If it cannot be used.
         OSError: If a file cannot be read.
     """
-    if ENCODERS[scan.modality.encoder].slides:
+    if isinstance(scan.steps, Tiling):
         um_px = site.modalities[scan.modality.name].um_px
-        return torch.from_numpy(tiles_of(scan.path, fallback_um_px=um_px).pixels)
+        return torch.from_numpy(tiles_of(scan.path, tiling=scan.steps, fallback_um_px=um_px).pixels)
     volume = _scan(site, scan)
     mask = _mask(site, scan, key) if scan.steps.needs_mask else None
     if isinstance(scan.steps, SliceSteps):
         tensor = slices_of(volume, scan.steps, mask)
+    elif isinstance(scan.steps, FileSteps):
+        tensor = prepared(volume, scan.steps, mask)
     else:
         tensor = preprocess(volume, scan.steps, noise_seed(*noise_names(site, scan)), mask)
     return tensor.pin_memory() if torch.cuda.is_available() else tensor
@@ -56,8 +59,8 @@ def read_scan(site: SiteConfig, scan: Scan, key: str) -> Tensor:
 
 def try_scan(site: SiteConfig, scan: Scan) -> None:
     """Read a scan, and its mask if a file is named, without preprocessing; raises as `read_scan`."""
-    if ENCODERS[scan.modality.encoder].slides:
-        plan_of(scan.path, fallback_um_px=site.modalities[scan.modality.name].um_px)
+    if isinstance(scan.steps, Tiling):
+        plan_of(scan.path, tiling=scan.steps, fallback_um_px=site.modalities[scan.modality.name].um_px)
         return
     _scan(site, scan)
     if scan.mask is not None:

@@ -10,10 +10,9 @@ from typing import TYPE_CHECKING
 
 from client.data.scan_sources import scan_paths
 from client.encoders.preprocess import MaskUse, VolumeSteps
-from client.encoders.registry import ENCODERS, encoder_source, fingerprint
+from client.encoders.registry import EncoderSource, encoder_entry, encoder_source
 from client.encoders.vgg11 import SliceSteps
 from client.ingest.reasons import TRANSIENT, refused_by
-from client.ingest.slides.tissue import Tiling
 from mmare.errors import DataError
 from mmare.study.choices import Kind
 from mmare.study.choices import MaskUse as StudyMask
@@ -23,6 +22,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from client.data.cache import EmbeddingCache
+    from client.encoders.registry import Steps
     from client.ingest.reasons import ScanRefused
     from mmare.study.specs import ModalitySpec
     from mmare.study.study import Study
@@ -42,7 +42,7 @@ class Scan:
     path: Path  # file or folder
     mask: Path | None  # file; None if there is none or a command makes it
     sharing: tuple[str, ...]  # the patient's modalities that name the same folder, in slot order
-    steps: VolumeSteps
+    steps: Steps
     encoding: str  # what the embedding depends on besides content, the same for all scans of the modality
 
 
@@ -72,9 +72,12 @@ def list_scan(cache: EmbeddingCache, site: SiteConfig, scan: Scan) -> ListedScan
     return ListedScan(scan, key, vector, cache.refusal(key) if vector is None else None)
 
 
-def steps_of(modality: ModalitySpec) -> VolumeSteps:
-    """A modality's preprocessing as the study defines it; `SliceSteps` for encoders of slices."""
-    kind = SliceSteps if ENCODERS[modality.encoder].slices else VolumeSteps
+def steps_of(modality: ModalitySpec, source: EncoderSource | None = None) -> Steps:
+    """A modality's preprocessing: the encoder's own, or as the study defines it."""
+    entry = encoder_entry(modality, source or EncoderSource())
+    if entry.steps is not None:
+        return entry.steps(modality)
+    kind = SliceSteps if entry.slices else VolumeSteps
     size, window = modality.size, modality.window
     return kind(
         size=(size[0], size[1], size[2]) if size else kind.size,
@@ -86,8 +89,8 @@ def steps_of(modality: ModalitySpec) -> VolumeSteps:
 
 def scan_fingerprint(site: SiteConfig, modality: ModalitySpec) -> str:
     """Fingerprint of encoder, weights and preprocessing of a volume modality at this site."""
-    steps = Tiling() if ENCODERS[modality.encoder].slides else steps_of(modality)
-    return fingerprint(modality.encoder, encoder_source(site), steps.fingerprint)
+    source = encoder_source(site, modality.name)
+    return encoder_entry(modality, source).fingerprint(source, steps_of(modality, source).fingerprint)
 
 
 def scans_of(site: SiteConfig, study: Study, manifest: Patients) -> list[Scan]:
@@ -102,7 +105,7 @@ def scans_of(site: SiteConfig, study: Study, manifest: Patients) -> list[Scan]:
         if modality.kind is not Kind.VOLUME or modality.name not in site.modalities:
             continue
         source = site.modalities[modality.name]
-        steps = steps_of(modality)
+        steps = steps_of(modality, encoder_source(site, modality.name))
         encoding = f"{scan_fingerprint(site, modality)}/{encoder_source(site).autocast}/{source.um_px}"
         masks = _mask_paths(manifest, site, modality) if steps.needs_mask else lambda _row, _scan: None
         for row, path in scan_paths(modality, site, manifest):

@@ -68,7 +68,7 @@ def check_study(site: SiteConfig, study: Study, path: Path) -> list[Finding]:
 def check_encoders(site: SiteConfig, study: Study) -> list[Finding]:
     """Check the study's encoders, their weights and pinned hashes; pins weights at their first use."""
     from client.data.dataset import modality_fingerprint  # noqa: PLC0415 - imports torch, which takes seconds
-    from client.encoders.registry import check_encoders  # noqa: PLC0415 - as above
+    from client.encoders.registry import FROM_FILE, check_encoders  # noqa: PLC0415 - as above
 
     site = replace(site, device="cpu")  # fingerprints do not depend on the device, which has its own row
     try:
@@ -83,7 +83,8 @@ def check_encoders(site: SiteConfig, study: Study) -> list[Finding]:
         try:
             mark = modality_fingerprint(modality, site, encodings)
         except MmareError as error:
-            advice = "import the weights that the coordinator names, with mmare-site weights import"
+            command = "encoders add" if modality.encoder.startswith(FROM_FILE) else "weights import"
+            advice = f"import what the coordinator names, with mmare-site {command}"
             findings.append(problem("encoders", f"{modality.name}: {error}", advice))
         except OSError as error:
             found = f"{modality.name}: {error.filename} cannot be read by this user ({error.strerror})"

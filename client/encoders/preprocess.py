@@ -151,21 +151,21 @@ def nearest_indices(length: int, wanted: int) -> Tensor:
     return places.long().clamp_(max=length - 1)  # the last may be rounded up
 
 
-def _orient(volume: Volume) -> Any:  # noqa: ANN401  a MetaTensor: monai is imported on first use
-    """``(1, D, H, W)`` with slices, rows and columns along `AXES`; the affine follows."""
+def _orient(volume: Volume, axes: str = AXES) -> Any:  # noqa: ANN401  a MetaTensor: monai is imported on first use
+    """``(1, D, H, W)`` with slices, rows and columns along ``axes``; the affine follows."""
     from monai.data.meta_tensor import MetaTensor  # noqa: PLC0415  takes seconds to import
     from monai.transforms.spatial.array import Orientation  # noqa: PLC0415  as above
 
     voxels = torch.from_numpy(np.ascontiguousarray(volume.voxels))
     scan = MetaTensor(voxels[None], affine=torch.from_numpy(volume.affine_mm))
-    return Orientation(AXES, labels=_LABELS)(scan)
+    return Orientation(axes, labels=_LABELS)(scan)
 
 
-def _oriented_mask(mask: Volume | None, scan: Any) -> Tensor:  # noqa: ANN401  as `_orient`
+def _oriented_mask(mask: Volume | None, scan: Any, axes: str = AXES) -> Tensor:  # noqa: ANN401  as `_orient`
     """``(1, D, H, W)`` bool on the grid of the scan."""
     if mask is None:
         raise ScanRefused(ScanReason.NO_MASK)
-    found = _orient(mask)
+    found = _orient(mask, axes)
     if found.shape != scan.shape:
         grids = [" x ".join(map(str, tensor.shape[1:])) for tensor in (found, scan)]
         raise ScanRefused(ScanReason.MASK_GRID, f"It has {grids[0]} voxels, the scan {grids[1]}.")

@@ -1,4 +1,4 @@
-"""The encoders that a study can name. A new encoder is one file and one entry here.
+"""The encoders that a study can name: a new one is one file and one entry here, or a folder at every site.
 
 Nothing heavy is imported and no weights are read before an encoder is opened.
 """
@@ -6,32 +6,44 @@ Nothing heavy is imported and no weights are read before an encoder is opened.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from client.encoders import hashing_text, med3d, resnet50_wsi, unimed_clip, vgg11, weights
+from client.encoders.files.contract import CONTRACT, InputKind, Normalise
+from client.encoders.files.folder import open_folder
+from client.encoders.files.steps import FileSteps, foreground_steps
+from client.encoders.preprocess import MaskUse, VolumeSteps
+from client.ingest.slides.tissue import Tiling
 from mmare.errors import DataError, InputError
 from mmare.study.choices import Kind
+from mmare.study.choices import MaskUse as StudyMask
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from client.encoders.files.contract import InputSpec
+    from client.encoders.files.folder import EncoderFolder
+    from mmare.study.specs import ModalitySpec
     from mmare.study.study import Study
     from sites.config import SiteConfig
 
 __all__ = [
     "ENCODERS",
+    "FROM_FILE",
     "GIVEN",
     "EncoderEntry",
     "EncoderSource",
+    "Steps",
     "TextEncoder",
     "VolumeEncoder",
     "check_encoders",
+    "encoder_entry",
     "encoder_notes",
     "encoder_source",
     "fast_type",
@@ -40,10 +52,13 @@ __all__ = [
 ]
 
 GIVEN: Final = "given"  # features extracted beforehand
+FROM_FILE: Final = "file:"  # begins the name of an encoder whose folder the sites hold
 UNTRAINED: Final = "UNTRAINED: random weights, for trials only"
 
 _CPU: Final = torch.device("cpu")
 _AMPERE: Final = 8  # first compute capability with native bfloat16
+
+Steps = VolumeSteps | FileSteps | Tiling  # from what a site holds to the input of a volume encoder
 
 
 class TextEncoder(Protocol):
@@ -71,6 +86,7 @@ class EncoderSource:
     weights: Path | None = None  # folder filled by ``mmare-site weights import``
     device: torch.device = _CPU
     autocast: torch.dtype | None = None  # of the convolutions of volume encoders; None for float32
+    given: Path | None = None  # folder of an encoder that lies elsewhere, for one modality
 
     def folder(self, encoder: str) -> Path:
         """The folder of weights; an InputError if the site names none."""
@@ -93,6 +109,7 @@ class EncoderEntry:
     note: str = ""  # a caution about its features, shown by commands and reports
     slides: bool = False  # takes tiles of whole slides instead of volumes
     slices: bool = False  # takes slices, prepared by `client.encoders.vgg11.slices_of`
+    steps: Callable[[ModalitySpec], Steps] | None = None  # its own, where the study has no say
 
 
 def fingerprint(encoder: str, source: EncoderSource | None = None, preprocessing: str = "") -> str:
@@ -105,7 +122,79 @@ def fingerprint(encoder: str, source: EncoderSource | None = None, preprocessing
     """
     if encoder == GIVEN:
         return GIVEN
-    return ENCODERS[encoder].fingerprint(source or EncoderSource(), preprocessing)
+    source = source or EncoderSource()
+    return _entry(encoder, source).fingerprint(source, preprocessing)
+
+
+def encoder_entry(modality: ModalitySpec, source: EncoderSource) -> EncoderEntry:
+    """The entry of a modality's encoder; one from a file is read at the site.
+
+    Raises:
+        DataError: If one from a file is of another kind or width, or the study sets a size or window.
+        InputError: If its folder is missing, or a file in it has changed.
+    """
+    entry = _entry(modality.encoder, source)
+    if modality.encoder.startswith(FROM_FILE):
+        found, expected = (entry.kind, entry.width), (modality.kind, modality.width)
+        if found != expected:
+            raise DataError(
+                f"modality {modality.name} is {expected[0]} of width {expected[1]}, but its encoder "
+                f"{modality.encoder} takes {found[0]} and gives {found[1]}"
+            )
+        if modality.size or modality.window:
+            raise DataError(
+                f"modality {modality.name} has a size or window, but {modality.encoder} brings its own"
+            )
+    return entry
+
+
+def _entry(encoder: str, source: EncoderSource) -> EncoderEntry:
+    if not encoder.startswith(FROM_FILE):
+        return ENCODERS[encoder]
+    name = encoder.removeprefix(FROM_FILE)
+    path = source.given or source.folder(encoder) / name
+    if not (path / CONTRACT).is_file():
+        raise InputError(
+            f"{path}: no {CONTRACT} of encoder {name}; add it first: mmare-site encoders add FOLDER"
+        )
+    folder = open_folder(path)
+    if folder.contract.name != name:
+        raise InputError(
+            f"{path / CONTRACT}: name is {folder.contract.name!r}, expected {name!r} as in the study"
+        )
+    return _from_file(folder)
+
+
+def _from_file(folder: EncoderFolder) -> EncoderEntry:
+    spec = folder.contract.input
+
+    def mark(_source: EncoderSource, preprocessing: str) -> str:
+        return "+".join([folder.fingerprint, *([preprocessing] if preprocessing else [])])
+
+    def open_encoder(source: EncoderSource) -> Any:  # noqa: ANN401  of texts or of scans, as the kind says
+        from client.encoders.files.probe import opened  # noqa: PLC0415 - nibabel takes a second
+
+        return opened(folder, source.device)
+
+    text = folder.contract.kind is Kind.TEXT
+    return EncoderEntry(
+        folder.contract.kind,
+        folder.contract.output.width,
+        mark,
+        open_text=(lambda source, _width: open_encoder(source)) if text else None,
+        open_volume=None if text else open_encoder,
+        slides=spec.kind is InputKind.TILES,
+        steps=lambda modality: _steps(spec, modality),
+    )
+
+
+def _steps(spec: InputSpec, modality: ModalitySpec) -> Steps:
+    if spec.kind is InputKind.TILES:
+        return Tiling(um_px=spec.um_px, tile_px=spec.tile_px)
+    mask = MaskUse.MASK if modality.mask is StudyMask.STRIP else MaskUse.NONE
+    if spec.normalise is Normalise.FOREGROUND:
+        return replace(foreground_steps(spec), mask=mask, crop_to_mask=modality.crop_to_mask)
+    return FileSteps(spec, mask, modality.crop_to_mask)
 
 
 def encoder_notes(study: Study, names: Collection[str]) -> tuple[str, ...]:
@@ -145,10 +234,11 @@ def fast_type(device: torch.device) -> torch.dtype | None:
     return None
 
 
-def encoder_source(site: SiteConfig) -> EncoderSource:
-    """A site's weights and hardware; an InputError if this machine lacks the device."""
+def encoder_source(site: SiteConfig, modality: str = "") -> EncoderSource:
+    """A site's weights and hardware, for one modality if it is named; an InputError without the device."""
     device = pick_device(site.device)
-    return EncoderSource(weights=site.weights, device=device, autocast=fast_type(device))
+    given = site.modalities[modality].encoder if modality in site.modalities else None
+    return EncoderSource(weights=site.weights, device=device, autocast=fast_type(device), given=given)
 
 
 @dataclass(frozen=True)
@@ -213,7 +303,9 @@ def _resnet50() -> EncoderEntry:
             resnet50_wsi.load_resnet50_wsi(folder / file, device=source.device, autocast=source.autocast)
         )
 
-    return EncoderEntry(Kind.VOLUME, resnet50_wsi.WIDTH, mark, open_volume=open_volume, slides=True)
+    return EncoderEntry(
+        Kind.VOLUME, resnet50_wsi.WIDTH, mark, open_volume=open_volume, slides=True, steps=lambda _: Tiling()
+    )
 
 
 def _vgg11() -> EncoderEntry:
@@ -269,11 +361,13 @@ def check_encoders(study: Study) -> None:
         DataError: Naming the modality and the known encoders, or the encoder's width.
     """
     for modality in study.modalities:
+        if modality.encoder.startswith(FROM_FILE) and modality.kind is not Kind.FEATURES:
+            continue  # known at the site alone: `encoder_entry`
         known = sorted(name for name, entry in ENCODERS.items() if entry.kind is modality.kind) or [GIVEN]
         if modality.encoder not in known:
             raise DataError(
                 f"modality {modality.name} ({modality.kind}) names the encoder {modality.encoder!r}, "
-                f"expected one of {', '.join(known)}"
+                f"expected one of {', '.join(known)}{'' if modality.kind is Kind.FEATURES else ', file:NAME'}"
             )
         width = None if modality.encoder == GIVEN else ENCODERS[modality.encoder].width
         if width not in (None, modality.width):

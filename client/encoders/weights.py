@@ -14,7 +14,6 @@ has changed since, as it would silently change every embedding.
 from __future__ import annotations
 
 import _codecs
-import hashlib
 import json
 import pickle
 import shutil
@@ -22,7 +21,6 @@ import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final
 
@@ -33,6 +31,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from client.encoders import med3d, resnet50_wsi, unimed_clip, vgg11
+from client.encoders.digest import sha256_of
 from mmare.errors import InputError, RunError
 from mmare.host.files import replacing
 
@@ -43,6 +42,7 @@ __all__ = [
     "import_weights",
     "load_weights",
     "pinned_hash",
+    "read_tensors",
     "sha256_of",
 ]
 
@@ -52,7 +52,6 @@ SUFFIX: Final = ".safetensors"
 _MODULE: Final = "module."  # prefix added by torch's DataParallel
 _UNUSED: Final = ("num_batches_tracked", "embeddings.position_ids")  # counters; a buffer of old transformers
 _SHOWN: Final = 2  # names per message
-_CHUNK: Final = 1 << 22
 
 # What a training checkpoint of open_clip holds besides tensors: the epoch or a loss as numpy scalars.
 # They are plain values and cannot run code. numpy 1 and 2 write different module names.
@@ -141,7 +140,7 @@ def import_weights(file: Path, into: Path, layouts: Sequence[Layout] = LAYOUTS) 
             already there; names what was found and what was expected.
         RunError: If the converted file cannot be written.
     """
-    layout, state = _recognise(_read_tensors(file), layouts, file.name)
+    layout, state = _recognise(read_tensors(file), layouts, file.name)
     source_sha256 = sha256_of(file)
     target = into / f"{layout.name}{SUFFIX}"
     sha256 = _convert(state, target)
@@ -196,29 +195,7 @@ def pinned_hash(folder: Path, name: str) -> str:
     return found
 
 
-def sha256_of(path: Path) -> str:
-    """Hex digest of a file; read once per process unless its size or modification time changes.
-
-    Raises:
-        InputError: If it cannot be read.
-    """
-    try:
-        status = path.stat()
-        return _sha256(path, status.st_size, status.st_mtime_ns)
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror})") from None
-
-
-@lru_cache(maxsize=32)
-def _sha256(path: Path, size: int, mtime_ns: int) -> str:  # noqa: ARG001  part of the cache key
-    digest = hashlib.sha256()
-    with path.open("rb") as stream:
-        while chunk := stream.read(_CHUNK):
-            digest.update(chunk)
-    return digest.hexdigest()
-
-
-def _read_tensors(file: Path) -> dict[str, Tensor]:
+def read_tensors(file: Path) -> dict[str, Tensor]:
     """The tensors of a checkpoint by name, without the prefix of data-parallel training."""
     try:
         content = _unpickled(file)

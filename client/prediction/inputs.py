@@ -12,7 +12,8 @@ import torch
 from client.data.dataset import modality_fingerprint, read_inputs, vectors_of
 from client.data.embed import Progress, embed_scans
 from client.data.scan_list import scans_of
-from client.encoders.registry import ENCODERS, check_encoders, encoder_notes
+from client.encoders.registry import check_encoders, encoder_notes
+from client.ingest.slides.tissue import Tiling
 from client.training.scans import weighed
 from mmare.errors import DataError, InputError, RunError
 from mmare.study.choices import Kind
@@ -164,7 +165,7 @@ def _check_paths(patients: Patients, scans: list[Scan]) -> None:
     """Refuse a path that leads nowhere: a patient who has a scan would count as one without."""
     for scan in scans:
         if not scan.path.exists():
-            what = "slide" if ENCODERS[scan.modality.encoder].slides else "file or folder"
+            what = "slide" if isinstance(scan.steps, Tiling) else "file or folder"
             raise DataError(
                 f"{patients.source}: data row {scan.row + 1}: {scan.modality.name} names {scan.path}, "
                 f"but there is no such {what}"

@@ -54,6 +54,11 @@ class Tiling:
             raise InputError("expected 0 < filler_share <= tissue_share <= 1 and colour_distance > 0")
 
     @property
+    def needs_mask(self) -> bool:
+        """Tiles are chosen by their colour."""
+        return False
+
+    @property
     def fingerprint(self) -> str:
         """Version and parameters: equal if the tiling is."""
         return f"wsi-tiles/1({','.join(map(str, astuple(self)))})"

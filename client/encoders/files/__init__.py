@@ -1,0 +1,1 @@
+"""Encoders that a site adds as a folder: ``encoder.toml``, weights, a probe and what comes out of it."""
