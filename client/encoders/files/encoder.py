@@ -9,11 +9,11 @@ import torch
 from torch.nn import functional
 
 from client.encoders.files.contract import InputKind, Pooling
-from client.encoders.files.memory import check_memory, enough_memory
+from client.encoders.files.memory import check_memory, enough_memory, is_full
 from client.encoders.files.networks import IMAGE, open_network
 from client.encoders.files.steps import pictures_of
 from client.encoders.files.tokens import open_tokenizer
-from mmare.errors import InputError
+from mmare.errors import InputError, MmareError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -40,7 +40,17 @@ class _Opened:
             self._network = open_network(folder, device)
 
     def _vectors(self, inputs: Mapping[str, Tensor]) -> Tensor:
-        return pooled(self._network(inputs), self._folder, inputs.get("attention_mask"))
+        try:
+            found = self._network(inputs)
+        except (MmareError, MemoryError, torch.OutOfMemoryError):
+            raise
+        except Exception as error:  # each format has its own for a shape that it does not take
+            if is_full(error):
+                raise
+            first = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+            shapes = ", ".join(f"{name} {tuple(value.shape)}" for name, value in inputs.items())
+            raise InputError(f"{self._folder.path}: the network does not take {shapes}: {first}") from error
+        return pooled(found, self._folder, inputs.get("attention_mask"))
 
 
 class FileEncoder(_Opened):

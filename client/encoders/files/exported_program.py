@@ -34,7 +34,8 @@ _RECORD: Final = re.compile(  # below the archive's own folder
 )
 _SAMPLE: Final = "data/sample_inputs/model.pt"
 _EXPRESSION: Final = re.compile(
-    r"(?:[suz]\d+|\d+|Max|Min|Mod|FloorDiv|CeilToInt|IntTrueDiv|\*\*|[-+*/(), ])*"
+    r"(?:Symbol\('[suz]\d+'|(?:positive|nonnegative|integer)=True|[suz]\d+|\d+|Integer|Rational|Add|Mul|Pow|Max|Min"
+    r"|Mod|PythonMod|FloorDiv|CeilDiv|CleanDiv|CeilToInt|IntTrueDiv|\*\*|[-+*/(), ])*"
 )
 _TENSOR: Final = "tensor_"  # of constants: the others are pickled objects
 

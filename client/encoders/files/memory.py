@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from client.encoders.files.folder import EncoderFolder
 
-__all__ = ["check_memory", "enough_memory", "free_mb"]
+__all__ = ["check_memory", "enough_memory", "free_mb", "is_full"]
 
 _WORDS: Final = ("not enough memory", "can't allocate memory", "failed to allocate memory", "out of memory")
 
@@ -53,9 +53,14 @@ def enough_memory(name: str, device: torch.device) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        full = isinstance(error, MemoryError | torch.OutOfMemoryError)
-        if not full and not any(words in str(error).lower() for words in _WORDS):
+        if not is_full(error):
             raise
         raise InputError(
             f"encoder {name} needs more memory than {device} has, {free_mb(device)} MB free"
         ) from None
+
+
+def is_full(error: Exception) -> bool:
+    """Whether an error says that memory ran out."""
+    known = isinstance(error, MemoryError | torch.OutOfMemoryError)
+    return known or any(words in str(error).lower() for words in _WORDS)

@@ -7,6 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Final
 
 from client.encoders.files.contract import Format
+from client.encoders.files.memory import is_full
 from mmare.errors import InputError, MmareError
 
 if TYPE_CHECKING:
@@ -52,7 +53,7 @@ def open_network(folder: EncoderFolder, device: torch.device) -> Network:
     except (MmareError, MemoryError):
         raise
     except Exception as error:  # libraries raise almost anything on a damaged or foreign file
-        if "memory" in str(error).lower():
+        if is_full(error):
             raise
         first = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
         raise InputError(f"{folder.path}: {folder.contract.format} cannot open it: {first}") from error

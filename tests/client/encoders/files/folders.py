@@ -217,7 +217,9 @@ def open_clip_text(folder):
 
 def torch_export_volume(folder):
     write_contract(folder, format="torch-export", input=SCAN, output={"width": 8, "pooling": "mean"})
-    program = torch.export.export(network_3d(), (torch.zeros(1, 1, 12, 16, 16),))
+    program = torch.export.export(
+        network_3d(), (torch.zeros(2, 1, 12, 16, 16),), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},)
+    )
     torch.export.save(program, folder / "model.pt2")
     return folder
 

@@ -90,6 +90,11 @@ def test_a_pooling_for_other_arrays_is_refused(copied, tmp_path):
     refused(folder, tmp_path / "w", r"gives an array \(1, 8, 6, 8, 8\), but pooling is first")
 
 
+def test_a_shape_that_the_network_does_not_take_is_one_sentence(copied, tmp_path):
+    folder = changed(copied("onnx_volume"), input__size=[12, 16, 20])
+    refused(folder, tmp_path / "w", r"the network does not take image \(1, 1, 12, 16, 20\): ")
+
+
 def test_more_memory_than_there_is_is_refused(copied, tmp_path):
     folder = changed(copied("onnx_volume"), probe__memory_mb=10**9)
     refused(
