@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 import torch
 
 from client.privacy.small_groups import ShownGroups, shown_groups
+from client.training.scaled_rows import scaled_rows
 from client.training.scans import weighed
 from mmare.errors import SiteCode, SiteError
 from mmare.metrics.attribution import AttributionState
@@ -63,10 +64,11 @@ def evaluate(
     Raises:
         SiteError: If the model's output is not finite.
     """
-    data = replace(data, embedding=weighed(model, data.embedding, data.bags))
+    if data.bags:  # else the same object, whose scaled rows may be kept
+        data = replace(data, embedding=weighed(model, data.embedding, data.bags))
     rows = data.rows[split]
     label = data.label[rows]
-    logits = logits_of(model, data.embedding, rows, data.present[rows])
+    logits = _logits(model, scaled_rows(model.scaling, data, rows), data.present[rows])
     names = pattern_names(data.present[rows])
     task = model.task
     shown = groups_of(data, split, task, min_count)
@@ -147,11 +149,21 @@ def logits_of(model: MultimodalModel, embedding: Sequence[Tensor], rows: Tensor,
         SiteError: If one is not finite.
     """
     device = next(model.parameters()).device
+    with torch.inference_mode():
+        scaled = [
+            model.scaling(tuple(part[chunk].to(device) for part in embedding), there.to(device))
+            for chunk, there in zip(torch.split(rows, CHUNK), torch.split(present, CHUNK), strict=True)
+        ]
+    return _logits(model, torch.cat(scaled), present)
+
+
+def _logits(model: MultimodalModel, scaled: Tensor, present: Tensor) -> Tensor:
+    """Logits ``(N, K)`` of scaled rows ``(N, W)``; raises as `logits_of`."""
     model.eval()
     with torch.inference_mode():
         parts = [
-            model(Batch(tuple(part[chunk].to(device) for part in embedding), there.to(device)))
-            for chunk, there in zip(torch.split(rows, CHUNK), torch.split(present, CHUNK), strict=True)
+            model.of_scaled(chunk, there.to(chunk.device))
+            for chunk, there in zip(torch.split(scaled, CHUNK), torch.split(present, CHUNK), strict=True)
             if len(chunk)
         ]
     logits = torch.cat(parts).cpu() if parts else torch.zeros(0, model.classes)

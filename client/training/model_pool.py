@@ -13,6 +13,7 @@ import torch
 
 from client.data.latest import Latest
 from mmare.errors import InputError, SiteCode, SiteError
+from mmare.host.memory import keep_freed_memory
 from mmare.models.registry import build_model
 from mmare.package.graft import graft
 from mmare.package.start import StartModel
@@ -59,6 +60,7 @@ class ModelPool:
     """
 
     def __init__(self, device: torch.device, threads: int = 1, find_start: FindStart = no_start) -> None:
+        keep_freed_memory()
         self._device = device
         self._threads = threads
         self._find_start = find_start

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -16,37 +17,138 @@ if TYPE_CHECKING:
 
     from torch import Tensor
     from torch.nn import Parameter
-    from torch.optim import Optimizer
 
     from mmare.models.base import MultimodalModel
     from mmare.models.blocks import Block
     from mmare.models.phases import Objective, Phase
     from mmare.study.specs import TrainingSpec
 
-__all__ = ["MeanGradient", "PhaseOptimizers"]
+__all__ = ["Adam", "GradientDescent", "MeanGradient", "PhaseOptimizers", "Stepper"]
 
 
-class MeanGradient:
-    """Adds up the gradients of a round's batches; parameters move at its end only, by -1024 times the sum.
+class Stepper(ABC):
+    """Steps parameters by their gradients; those without one stay.
 
-    Not one of torch's optimisers, the first of which loads the compiler: three seconds in every process.
+    PyTorch's own optimisers do the same, but the first to be made imports its compiler, which takes seconds,
+    and each step gathers anew what stays the same: of a small model, most of the step.
     """
 
     def __init__(self, parameters: Iterable[Parameter]) -> None:
-        self.share = 1.0  # of the round's draws in the batch
-        self.state: dict[Parameter, dict[str, Tensor]] = {}  # no moments
-        self._parameters = list(parameters)
-        self._sums: dict[Parameter, Tensor] = {}
+        self.parameters = list(parameters)
+        self.state: dict[Parameter, dict[str, Tensor]] = {}
 
-    def zero_grad(self, *, set_to_none: bool = True) -> None:  # noqa: ARG002 - as torch's
-        """Forget the gradients of the batch before."""
-        for parameter in self._parameters:
-            parameter.grad = None
+    def zero_grad(self, *, set_to_none: bool = True) -> None:  # noqa: ARG002 - as PyTorch's
+        """Forget the gradients."""
+        for value in self.parameters:
+            value.grad = None
+
+    def restore(self, state: Mapping[Parameter, dict[str, Tensor]]) -> None:
+        """Take the moments by parameter; they will be changed."""
+        self.state = {
+            parameter: {name: moment.to(parameter.device) for name, moment in moments.items()}
+            for parameter, moments in state.items()
+        }
+
+    @abstractmethod
+    def step(self) -> None:
+        """Step all parameters that have a gradient."""
+
+
+class Adam(Stepper):
+    """PyTorch's fused Adam or, with decoupled weight decay, AdamW, bit for bit."""
+
+    BETAS, EPSILON = (0.9, 0.999), 1e-8
+
+    def __init__(
+        self, parameters: Iterable[Parameter], rate: float, weight_decay: float, *, decoupled: bool
+    ) -> None:
+        super().__init__(parameters)
+        self.rate, self.weight_decay = rate, weight_decay
+        self.decoupled = decoupled
+        self._fused = torch._fused_adamw_ if decoupled else torch._fused_adam_
+        self._gathered: tuple[list[Tensor], ...] = ()  # first and second moments, steps; if all have them
+
+    def restore(self, state: Mapping[Parameter, dict[str, Tensor]]) -> None:
+        """As of `Stepper`."""
+        super().restore(state)
+        self._gathered = ()
+
+    @torch.no_grad()
+    def step(self) -> None:
+        """As of `Stepper`."""
+        stepped = [value for value in self.parameters if value.grad is not None]
+        moments = self._gathered if self._gathered and len(stepped) == len(self.parameters) else None
+        moments = moments or self._gather(stepped)
+        averages, squares, steps = moments
+        torch._foreach_add_(steps, 1)
+        self._fused(
+            [*stepped],
+            [value.grad for value in stepped if value.grad is not None],
+            averages,
+            squares,
+            [],
+            steps,
+            lr=self.rate,
+            beta1=self.BETAS[0],
+            beta2=self.BETAS[1],
+            weight_decay=self.weight_decay,
+            eps=self.EPSILON,
+            amsgrad=False,
+            maximize=False,
+        )
+
+    def _gather(self, stepped: list[Parameter]) -> tuple[list[Tensor], ...]:
+        """Moments of these parameters, zeros at first."""
+        for value in stepped:
+            if value not in self.state:
+                self.state[value] = {
+                    "step": torch.zeros((), device=value.device),
+                    "exp_avg": torch.zeros_like(value),
+                    "exp_avg_sq": torch.zeros_like(value),
+                }
+        found = [self.state[value] for value in stepped]
+        moments = tuple([each[name] for each in found] for name in ("exp_avg", "exp_avg_sq", "step"))
+        self._gathered = moments if len(stepped) == len(self.parameters) else ()
+        return moments
+
+
+class GradientDescent(Stepper):
+    """PyTorch's fused SGD without momentum, bit for bit."""
+
+    def __init__(self, parameters: Iterable[Parameter], rate: float, weight_decay: float) -> None:
+        super().__init__(parameters)
+        self.rate, self.weight_decay = rate, weight_decay
+
+    @torch.no_grad()
+    def step(self) -> None:
+        """As of `Stepper`."""
+        stepped = [value for value in self.parameters if value.grad is not None]
+        torch._fused_sgd_(
+            [*stepped],
+            [value.grad for value in stepped if value.grad is not None],
+            [],
+            weight_decay=self.weight_decay,
+            momentum=0.0,
+            lr=self.rate,
+            dampening=0.0,
+            nesterov=False,
+            maximize=False,
+            is_first_step=False,
+        )
+
+
+class MeanGradient(Stepper):
+    """Adds up the gradients of a round's batches; parameters move at its end only, by -1024 times the sum."""
+
+    def __init__(self, parameters: Iterable[Parameter]) -> None:
+        super().__init__(parameters)
+        self.share = 1.0  # of the round's draws in the batch
+        self._sums: dict[Parameter, Tensor] = {}
 
     @torch.no_grad()
     def step(self) -> None:
         """Add the gradients of a batch."""
-        for parameter in self._parameters:
+        for parameter in self.parameters:
             if parameter.grad is not None:
                 total = self._sums.setdefault(parameter, torch.zeros_like(parameter))
                 total.add_(parameter.grad, alpha=self.share)
@@ -90,7 +192,7 @@ class PhaseOptimizers:
         for name, value in parameters.items():
             value.requires_grad_(name in trained)
             value.grad = None
-        self.steps: list[tuple[Objective, Optimizer | MeanGradient]] = [
+        self.steps: list[tuple[Objective, Stepper]] = [
             (
                 objective,
                 MeanGradient(named.values())
@@ -125,7 +227,6 @@ class PhaseOptimizers:
             for index, (_, optimizer) in enumerate(self.steps)
             for name, parameter in self._named[index].items()
             for moment, value in optimizer.state.get(parameter, {}).items()
-            if isinstance(value, torch.Tensor)
         }
 
     def restore(self, kept: Mapping[str, Tensor]) -> None:
@@ -135,19 +236,17 @@ class PhaseOptimizers:
             SiteError: If moments are not those of the phase's parameters.
         """
         for index, (_, optimizer) in enumerate(self.steps):
-            if isinstance(optimizer, MeanGradient):
-                continue
             prefix = self._prefix(index)
-            order = {name: number for number, name in enumerate(self._named[index])}
-            state: dict[int, dict[str, Tensor]] = {}
+            state: dict[Parameter, dict[str, Tensor]] = {}
             for key, value in kept.items():
                 if key.startswith(prefix):
                     name, _, moment = key.removeprefix(prefix).rpartition("/")
-                    if name not in order:
+                    if name not in self._named[index]:
                         raise SiteError(SiteCode.STATE)
-                    state.setdefault(order[name], {})[moment] = value.clone()  # must not change kept
-            groups = optimizer.state_dict()["param_groups"]
-            optimizer.load_state_dict({"state": state, "param_groups": groups})
+                    state.setdefault(self._named[index][name], {})[moment] = (
+                        value.clone()
+                    )  # kept must not change
+            optimizer.restore(state)
 
     def untouched(self, blocks: Iterable[Block], kept: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The moments as in `tensors`, those of ``blocks`` reset to ``kept``, the state before the round.
@@ -178,17 +277,9 @@ class PhaseOptimizers:
 
 def _optimizer(
     parameters: Iterable[Parameter], objective: Objective, training: TrainingSpec, rate_factor: float
-) -> Optimizer:
+) -> Stepper:
     own = replace(training, **objective.training)
-    kinds: dict[str, Any] = {
-        OptimizerName.ADAM: torch.optim.Adam,
-        OptimizerName.ADAMW: torch.optim.AdamW,
-        OptimizerName.SGD: torch.optim.SGD,
-    }
-    optimizer: Optimizer = kinds[own.optimizer](
-        list(parameters),
-        lr=own.learning_rate * rate_factor,
-        weight_decay=own.weight_decay,
-        fused=True,
-    )
-    return optimizer
+    rate = own.learning_rate * rate_factor
+    if own.optimizer == OptimizerName.SGD:
+        return GradientDescent(parameters, rate, own.weight_decay)
+    return Adam(parameters, rate, own.weight_decay, decoupled=own.optimizer == OptimizerName.ADAMW)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Final
 import torch
 from torch.nn import functional
 
+from client.training.scaled_rows import scaled_rows
 from client.training.trainer import TrainedRound, hiding_of, pull_back
 from mmare.errors import SiteCode, SiteError
 from mmare.models.patient_gradients import clipped_sum
@@ -84,7 +85,7 @@ def train_privately(
     ((objective, optimizer),) = optimizers.steps  # of a model whose patients are separate
     device = next(model.parameters()).device
     present, label = data.present[rows].to(device), data.label[rows].to(device)
-    scaled = model.scaling([part[rows].to(device) for part in data.embedding], present)  # (N, W)
+    scaled = scaled_rows(model.scaling, data, rows)  # (N, W)
     weights, hiding, draws = class_weights(study).to(device), hiding_of(study), noise.generator()
     named = {name: value for name, value in model.named_parameters() if value.requires_grad}
     sizes = [value.numel() for value in named.values()]

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
 import torch
 
+from client.training.scaled_rows import scaled_rows
 from client.training.scans import fuse_inputs
 from mmare.errors import SiteCode, SiteError
 from mmare.models.adapters import add_noise
@@ -98,7 +100,7 @@ def train_round(
     training = study.training
     device = next(model.parameters()).device
     present, label = data.present[rows].to(device), data.label[rows].to(device)
-    scaled = model.scaling([part[rows].to(device) for part in data.embedding], present)  # (N, W)
+    scaled = scaled_rows(model.scaling, data, rows)  # (N, W)
     present = model.scaling.visible(present, someone=True)  # a group may have too few rows at every site
     deviation = model.scaling.noise_deviation()
     last = optimizers.phase.rounds is None  # parts trained separately see complete patients
@@ -112,7 +114,7 @@ def train_round(
     drawn_rows: list[Tensor] = []
     for _ in range(training.local_epochs):
         for batch in torch.split(draw_rows(data.label[rows], study, generator), training.batch_size):
-            inputs, there = scaled[batch], present[batch]
+            inputs, there = scaled.index_select(0, batch.to(device)), present[batch]
             if data.bags:
                 inputs = fuse_inputs(model, inputs, data.bags, rows[batch], generator)
             if training.noise_probability > 0:
@@ -128,11 +130,12 @@ def train_round(
     if not torch.isfinite(torch.tensor(total)):
         raise SiteError(SiteCode.NON_FINITE)
     blocks = [block for block in model.blocks() if block.name in optimizers.phase.blocks]
-    first, second = (exposures(blocks, torch.cat(part).cpu()) for part in (seen, fewer))
+    passes = [torch.cat(part).cpu() for part in ([seen, fewer] if hiding is not None and whole else [seen])]
+    counts = [exposures(blocks, part) for part in passes]
     samples = sum(map(len, seen))
-    patients = patients_of(blocks, torch.cat(drawn_rows), torch.cat(seen).cpu(), torch.cat(fewer).cpu())
+    patients = patients_of(blocks, torch.cat(drawn_rows), *passes)
     # A sample counts once, although two passes may give a gradient: the larger count has every sample.
-    most = {name: max(first[name], second[name]) for name in first}
+    most = {block.name: max(each[block.name] for each in counts) for block in blocks}
     return TrainedRound(samples, most, total / samples, patients)
 
 
@@ -148,9 +151,14 @@ def patients_of(blocks: Sequence[Block], rows: Tensor, *present: Tensor) -> dict
     for seen in present:
         patterns, which = np.unique(seen.numpy(), axis=0, return_inverse=True)  # (P, M), (N,)
         for block in blocks:
-            exercises = [int(block.exposure(torch.from_numpy(pattern[None]))) > 0 for pattern in patterns]
+            exercises = [_exercises(block.exposure, tuple(pattern)) for pattern in patterns.tolist()]
             found[block.name].append(rows.numpy()[np.array(exercises)[which.ravel()]])
     return {name: len(np.unique(np.concatenate(parts))) for name, parts in found.items()}
+
+
+@lru_cache(maxsize=4096)
+def _exercises(exposure: Callable[[Tensor], Tensor], pattern: tuple[bool, ...]) -> bool:
+    return int(exposure(torch.tensor([pattern]))) > 0
 
 
 @dataclass(frozen=True)

@@ -182,9 +182,10 @@ def add_noise(scaled: Tensor, deviation: Tensor, probability: float, generator: 
 
     Absent modalities get noise too, which no model reads.
     """
-    chosen = torch.rand(len(scaled), 1, generator=generator) < probability  # (B, 1)
-    noise = torch.randn(scaled.shape, generator=generator)  # (B, W)
-    return torch.addcmul(scaled, chosen.to(scaled), noise.to(scaled) * deviation)
+    chosen = (torch.rand(len(scaled), generator=generator) < probability).nonzero().flatten()  # (C,)
+    noise = torch.randn(scaled.shape, generator=generator).index_select(0, chosen)  # (C, W)
+    noise = noise.to(scaled).mul_(deviation)
+    return scaled.index_add(0, chosen.to(scaled.device), noise)
 
 
 def present_parts(scaled: Tensor, present: Tensor, widths: Sequence[int]) -> list[Tensor]:

@@ -104,7 +104,11 @@ class MultimodalModel(nn.Module, ABC):
     def forward(self, batch: Batch) -> Tensor:
         """Logits ``(B, K)`` of unscaled embeddings; modalities that no train row has are hidden."""
         scaled: Tensor = self.scaling(batch.embedding, batch.present)
-        seen = self.scaling.visible(batch.present)
+        return self.of_scaled(scaled, batch.present)
+
+    def of_scaled(self, scaled: Tensor, present: Tensor) -> Tensor:
+        """As `forward`, of rows ``(B, W)`` from ``self.scaling`` and their presence ``(B, M)``."""
+        seen = self.scaling.visible(present)
         return torch.where(seen.any(dim=1, keepdim=True), self.logits(scaled, seen), self.of_nothing(seen))
 
     def fuse_scans(self, slot: int, bag: Bag, rows: Tensor) -> tuple[Tensor, Tensor]:
@@ -216,6 +220,10 @@ class MMARE(MultimodalModel):
 
     def blocks(self) -> tuple[Block, ...]:
         """Conditioning columns by absence, adapters by presence, merging by merges, the rest by all."""
+        return self._blocks
+
+    @cached_property
+    def _blocks(self) -> tuple[Block, ...]:
         conditioned = self.conditioning.gamma is not None
         names = self.modality_names
         found = [

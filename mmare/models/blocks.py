@@ -8,6 +8,7 @@ A site returns only the blocks that its samples exercised.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -45,11 +46,13 @@ def all_samples(present: Tensor) -> Tensor:
     return present.any(dim=1).sum()
 
 
+@cache
 def samples_with(slot: int) -> Callable[[Tensor], Tensor]:
     """Samples that have modality ``slot``."""
     return lambda present: present[:, slot].sum()
 
 
+@cache
 def samples_without(slot: int) -> Callable[[Tensor], Tensor]:
     """Samples that miss modality ``slot``."""
     return lambda present: (~present[:, slot]).sum()

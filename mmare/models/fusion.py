@@ -9,7 +9,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from mmare.models.patient_gradients import of_patients
+from mmare.models.merging import merge_all, merge_plan
+from mmare.models.patient_gradients import of_patients, recording
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -114,6 +115,20 @@ class PairwiseFusion(nn.Module):
 
     def forward(self, embedding: Tensor, present: Tensor, slots: Tensor) -> Tensor:
         """Fuse ``(B, M, D)``, absent rows without influence, to ``(B, D)``; slots from `merge_order`."""
+        if not recording():
+            norm = self.norm
+            return merge_all(
+                embedding,
+                merge_plan(present, slots),
+                (self.first.weight, self.first.bias),
+                (self.second.weight, self.second.bias),
+                (norm.weight, norm.bias, norm.eps),
+                symmetric=self.symmetric,
+            )
+        return self._one_by_one(embedding, present, slots)
+
+    def _one_by_one(self, embedding: Tensor, present: Tensor, slots: Tensor) -> Tensor:
+        """The same by layers, of which every use can be recorded."""
         counts = present.sum(dim=1)  # (B,)
         rows = counts.argsort(descending=True, stable=True)  # patients with most modalities first
         ordered = embedding[rows.unsqueeze(1), slots[rows]]  # (B, M, D)

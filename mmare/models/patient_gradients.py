@@ -27,12 +27,13 @@ from torch.overrides import TorchFunctionMode
 if TYPE_CHECKING:
     from torch import nn
 
-__all__ = ["ClippedSum", "clipped_sum", "of_patients"]
+__all__ = ["ClippedSum", "clipped_sum", "of_patients", "recording"]
 
 _MATRIX: Final = 2  # dimensions
 _TINY: Final = 1e-12  # norm of a gradient that is not divided by
 
 _rows: ContextVar[Tensor | None] = ContextVar("rows", default=None)
+_recording: ContextVar[bool] = ContextVar("recording", default=False)
 
 Rectangle = tuple[int, int, int, int]  # first row, first column, rows, columns of a parameter
 
@@ -45,6 +46,11 @@ def of_patients(rows: Tensor) -> Iterator[None]:
         yield
     finally:
         _rows.reset(before)
+
+
+def recording() -> bool:
+    """Whether uses of parameters are recorded: then layers must be called one by one."""
+    return _recording.get()
 
 
 @dataclass(frozen=True)
@@ -87,8 +93,12 @@ def clipped_sum(
         ValueError: If a parameter is used in a way whose gradients of single patients are not known.
     """
     recorder = _Recorder(model, patients)
-    with recorder:
-        total = losses().sum()
+    before = _recording.set(True)
+    try:
+        with recorder:
+            total = losses().sum()
+    finally:
+        _recording.reset(before)
     found = torch.autograd.grad(total, recorder.outputs, allow_unused=True)
     at_output = [
         torch.zeros_like(output) if gradient is None else gradient

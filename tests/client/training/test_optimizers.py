@@ -3,7 +3,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from client.training.optimizers import PhaseOptimizers
+from client.training.optimizers import Adam, GradientDescent, PhaseOptimizers
 from mmare.errors import SiteCode, SiteError
 from mmare.models.phases import Objective, Phase, phase_at
 from mmare.models.registry import build_model
@@ -57,6 +57,29 @@ def test_the_studys_optimiser_is_torchs(name):
         torch.testing.assert_close(value, theirs.get_parameter(key), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("decoupled", [False, True])
+def test_lean_steps_are_torchs_fused_ones_bit_for_bit(decoupled):
+    generator = torch.Generator().manual_seed(0)
+    start = [torch.randn(5, 3, generator=generator), torch.randn(7, generator=generator)]
+    ours, theirs = ([value.clone().requires_grad_() for value in start] for _ in range(2))
+    lean = Adam(ours, 0.01, 0.1, decoupled=decoupled)
+    plain = torch.optim.Adam(theirs, lr=0.01, weight_decay=0.1, decoupled_weight_decay=decoupled, fused=True)
+    for number in range(7):
+        gradients = [torch.randn(value.shape, generator=generator) for value in start]
+        for optimizer, values in ((lean, ours), (plain, theirs)):
+            optimizer.zero_grad()
+            for index, value in enumerate(values):  # the second has none in the first and the fourth step
+                value.grad = None if index and number in (0, 3) else gradients[index].clone()
+            optimizer.step()
+        if number == 4:
+            lean.restore({value: {**moments} for value, moments in lean.state.items()})
+        for one, other in zip(ours, theirs, strict=True):
+            assert torch.equal(one, other)
+            assert all(
+                torch.equal(lean.state[one][key], plain.state[other][key]) for key in plain.state[other]
+            )
+
+
 def test_adamw_decays_apart_from_the_moments_and_adam_within():
     moved = {}
     for name in ("adam", "adamw"):
@@ -85,7 +108,7 @@ def test_each_optimiser_steps_its_objectives_blocks_and_the_rest_is_frozen(spec)
             assert value.grad is None
         every = []
         for objective, optimizer in optimizers.steps:
-            stepped = {id(value) for group in optimizer.param_groups for value in group["params"]}
+            stepped = {id(value) for value in optimizer.parameters}
             wanted = named_of(model, objective.blocks)
             assert stepped == {id(model.get_parameter(key)) for key in wanted}
             every += list(stepped)
@@ -97,12 +120,13 @@ def test_an_objective_may_have_an_optimiser_of_its_own():
     training = TrainingSpec(optimizer="sgd", learning_rate=0.5, weight_decay=0.25)
     (first, ours), (second, theirs) = PhaseOptimizers(model, model.phases()[0], training, 0.1).steps
     assert dict(first.training) == {}
-    assert isinstance(ours, torch.optim.SGD)
-    assert ours.param_groups[0]["lr"] == pytest.approx(0.05)
-    assert ours.param_groups[0]["weight_decay"] == 0.25
-    assert isinstance(theirs, torch.optim.AdamW)
-    assert theirs.param_groups[0]["lr"] == pytest.approx(second.training["learning_rate"] * 0.1)
-    assert theirs.param_groups[0]["weight_decay"] == second.training["weight_decay"]
+    assert isinstance(ours, GradientDescent)
+    assert ours.rate == pytest.approx(0.05)
+    assert ours.weight_decay == 0.25
+    assert isinstance(theirs, Adam)
+    assert theirs.decoupled
+    assert theirs.rate == pytest.approx(second.training["learning_rate"] * 0.1)
+    assert theirs.weight_decay == second.training["weight_decay"]
 
 
 @pytest.mark.parametrize("spec", [DRIM, ADACOMED], ids=lambda spec: spec.name)
