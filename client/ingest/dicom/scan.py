@@ -39,7 +39,8 @@ def scan_folder(source: Path, progress: Progress) -> tuple[list[Frame], list[Ign
 
     frames: list[Frame] = []
     files = list_files(source, refuse)
-    read = _read_in_turn if len(files) < _FEWEST_FILES else _read_side_by_side
+    alone = len(files) < _FEWEST_FILES or _cores() == 1
+    read = _read_in_turn if alone else _read_side_by_side
     for path, found in zip(files, read(files, progress), strict=True):
         if isinstance(found, ScanReason):
             refuse(path, found)
@@ -47,6 +48,11 @@ def scan_folder(source: Path, progress: Progress) -> tuple[list[Frame], list[Ign
             frames.extend(found)
     progress("scan", len(files), len(files))
     return frames, ignored
+
+
+def _cores() -> int:
+    """That this process may use."""
+    return len(os.sched_getaffinity(0))
 
 
 def _read_in_turn(files: Sequence[Path], progress: Progress) -> Iterator[_Read]:
@@ -57,9 +63,9 @@ def _read_in_turn(files: Sequence[Path], progress: Progress) -> Iterator[_Read]:
 
 def _read_side_by_side(files: Sequence[Path], progress: Progress) -> Iterator[_Read]:
     chunks = [files[start : start + _CHUNK] for start in range(0, len(files), _CHUNK)]
-    n_others = min(os.cpu_count() or 1, _MOST_PROCESSES) - 1
+    n_others = min(_cores(), _MOST_PROCESSES) - 1
     # Started afresh, as a fork of a process with threads may hang.
-    pool = ProcessPoolExecutor(max(1, n_others), get_context("spawn"), _ignore_interrupts)
+    pool = ProcessPoolExecutor(n_others, get_context("spawn"), _ignore_interrupts)
     try:
         others = [pool.submit(_read_chunk, chunk) for chunk in chunks]
         own = {}
