@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Final
 import torch
 
 from client.data.dataset import SiteData, load_data
-from client.data.embed import embed_site
 from client.data.site_table import SiteTable
 from client.data.table_version import TableVersion
 from client.encoders.registry import pick_device
@@ -72,8 +71,10 @@ def check_sites(request: RunRequest, sites: int) -> None:
         DataError: If one cannot be used.
     """
     study = request.study
-    for site in site_folders(request.federation):
-        if any(modality.kind is Kind.VOLUME for modality in study.modalities):
+    if any(modality.kind is Kind.VOLUME for modality in study.modalities):
+        from client.data.embed import embed_site  # noqa: PLC0415 - readers of images take a second
+
+        for site in site_folders(request.federation):
             embed_site(site, study)
     pools = bool(request.trainer) and sites > 1
     for partition in range(sites):

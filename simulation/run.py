@@ -24,6 +24,8 @@ def run_federation(
     request: RunRequest,
     listeners: tuple[Listener, ...] = (),
     backend_config: Mapping[str, Any] | None = None,
+    *,
+    report: bool = True,
 ) -> dict[str, Any]:
     """Run a federation, or take up where an earlier attempt stopped.
 
@@ -31,9 +33,10 @@ def run_federation(
         request: Of a federation folder; in this process, unless its backend is Flower's Ray engine.
         listeners: Called with every event of the journal.
         backend_config: Of Flower's Ray engine.
+        report: Whether to write ``report.html``, too.
 
     Returns:
-        The content of ``result.json``, beside which ``report.html`` is written.
+        The content of ``result.json``.
 
     Raises:
         InputError: If the federation or the settings cannot be used.
@@ -44,7 +47,7 @@ def run_federation(
     request = replace(request, trainer="+".join(site.id for site in sites) if pools else "")
     done = finished_result(request)
     if done is not None:
-        if not (request.out / "report.html").exists():
+        if report and not (request.out / "report.html").exists():
             write_report(request.out)
         return done
     from simulation.engine import run_in_process, run_with_ray  # noqa: PLC0415 - Flower and torch take seconds
@@ -60,5 +63,6 @@ def run_federation(
     found = finished_result(replace(request, overwrite=False))
     if found is None:
         raise InputError(f"{request.out}: the run left no result")
-    write_report(request.out)
+    if report:
+        write_report(request.out)
     return found

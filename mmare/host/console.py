@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from mmare.errors import InputError, MmareError
+from mmare.host.memory import collect_seldom
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -56,6 +57,7 @@ def run_command(command: Callable[[list[str]], object], arguments: Sequence[str]
         0
     """
     debug = DEBUG in arguments
+    collect_seldom()
     try:
         command([argument for argument in arguments if argument != DEBUG])
     except MmareError as error:

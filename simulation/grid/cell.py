@@ -139,8 +139,10 @@ def run_cell(cell: Cell, place: Workplace, say: Say = lambda _text: None) -> dic
     _embed(federation, study, place, say)
     _clear_other_run(request)
     say("starting")
-    result = run_federation(request, (_listener(say),))
     told = cell.references and not study.federation.local and study.task is not TaskName.REGRESSION
+    result = run_federation(
+        request, (_listener(say),), report=not told
+    )  # once: it takes as long as some rounds
     references = _references(request, say) if told else {}
     _thin(request.out, federation, keep_models=place.keep_models)
     amputation = federation / "amputation.json"
@@ -174,7 +176,7 @@ def _references(request: RunRequest, say: Say) -> dict[str, Any]:
     say("simple models")
     if not (request.out / REFERENCES).exists():
         measure_references(request)
-        write_report(request.out)
+    write_report(request.out)
     return {"references": json.loads((request.out / REFERENCES).read_text(encoding="utf-8"))["models"]}
 
 

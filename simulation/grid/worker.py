@@ -18,6 +18,7 @@ from multiprocessing.connection import Connection, wait
 from typing import TYPE_CHECKING, Any, Final
 
 from mmare.errors import MmareError
+from mmare.host.memory import collect_seldom
 from simulation.grid.cell import check_cell, run_cell
 
 if TYPE_CHECKING:
@@ -61,6 +62,7 @@ def serve(connection: Connection, place: Workplace) -> None:
     """Serve tasks until the parent closes the connection; the body of a worker process."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
+    collect_seldom()
     import torch  # noqa: PLC0415 - takes seconds; reads its number of threads on import
 
     torch.set_num_threads(1)
