@@ -87,7 +87,7 @@ class Gate:
         self._rules: StudyRules | None = None
         self._released: tuple[Approval, int] | None = None
         self._records = RunRecords(audit)
-        self._asked: tuple[Request, str] | None = None  # the last request checked, and its digest
+        self._asked: tuple[Request, bytes, str] | None = None  # the last one checked, and its digest
 
     def check(self, request: Request, received: bytes) -> Study:
         """The study of a request that it calls for, in the order of rounds.
@@ -304,9 +304,9 @@ class Gate:
         return sent.tobytes(), change
 
     def _digest_of(self, request: Request, received: bytes) -> str:
-        if self._asked is None or self._asked[0] is not request:
-            self._asked = request, request_digest(request, received)
-        return self._asked[1]
+        if self._asked is None or self._asked[0] is not request or self._asked[1] is not received:
+            self._asked = request, received, request_digest(request, received)
+        return self._asked[2]
 
     def _most(self, approval: Approval) -> int | None:
         limits = [most for most in (approval.max_releases, self._max_releases) if most is not None]

@@ -5,11 +5,10 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, Final
 
-import torch
-
 from client.privacy.descent import DescentError, SeenModel, check_descent, check_fixed, model_number
 from mmare.errors import SiteCode, SiteError
 from mmare.wire.messages import Task, WireError
+from mmare.wire.received import flat_of
 from mmare.wire.tensors import layout_of, unpack
 
 if TYPE_CHECKING:
@@ -72,5 +71,4 @@ def check_arrival(
 def keep_arrival(request: Request, payload: bytes, store: StateStore) -> None:
     """Store the model of an answered request: the next one must descend from it."""
     if request.task in (Task.TRAIN, Task.EVALUATE) and not request.final:
-        flat = torch.frombuffer(bytearray(payload), dtype=torch.uint8)
-        store.save_model(request.run, model_number(request), flat)
+        store.save_model(request.run, model_number(request), flat_of(payload))

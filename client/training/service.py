@@ -53,6 +53,7 @@ from mmare.wire.messages import (
     decode,
     encode,
 )
+from mmare.wire.received import flat_of
 from mmare.wire.sharing import keeps_state, local_parameters, on_wire, steps_at_coordinator
 from mmare.wire.sums import sum_layout
 from mmare.wire.tensors import (
@@ -202,7 +203,7 @@ class SiteService:
                 raise WireError(f"{len(payload)} bytes of tensors, expected {size}")
             if request.task is Task.COMPARE:
                 return self._compare(study, data, model, layout, payload), None
-            received = unpack(torch.frombuffer(bytearray(payload), dtype=torch.uint8), layout)
+            received = unpack(flat_of(payload), layout)
             check_arrival(request, study, received, self._store, self._models.origin(study))
             copy_tensors(sent, received)
             update, tensors = self._round(request, study, data, model, received)

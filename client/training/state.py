@@ -12,6 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from client.training.expiry import FINISHED, KeptRuns, drop_abandoned
+from client.training.recent_files import RecentFiles, stamp_of
 from mmare.host.files import OWN_MODE, own_folder, replacing
 
 if TYPE_CHECKING:
@@ -19,11 +20,14 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
+    from client.training.recent_files import Stamp
+
 __all__ = ["StateStore"]
 
 _WRITER: Final = ThreadPoolExecutor(max_workers=1, thread_name_prefix="state")
 _PENDING: Final = BoundedSemaphore(4)  # states and models waiting for the disk, over all sites: bounds memory
 MODEL: Final = "model.last"
+_RECENT: Final = RecentFiles(64 * 2**20)
 FOR_EVER: Final = KeptRuns()
 KEPT_BEFORE: Final = 2  # states up to the accepted round, so that a resume can step back one
 
@@ -38,7 +42,7 @@ class StateStore:
     def __init__(self, folder: Path, kept: KeptRuns = FOR_EVER) -> None:
         self._folder = folder / "runs"
         self._kept = kept
-        self._writing: list[Future[None]] = []
+        self._writing: list[Future[Stamp]] = []
 
     def held(self, run: str) -> tuple[int, ...]:
         """Rounds of ``run`` whose state is stored, in order; others, which were abandoned, may expire."""
@@ -48,9 +52,12 @@ class StateStore:
 
     def load(self, run: str, round_number: int) -> dict[str, Tensor] | None:
         """State after a round; None if it is missing or damaged."""
+        path = self._path(run, round_number)
+        if (held := _RECENT.get(path)) is not None:
+            return held
         self._finish()
         try:
-            return load_file(self._path(run, round_number))
+            return load_file(path)
         except (OSError, SafetensorError):
             return None
 
@@ -69,18 +76,22 @@ class StateStore:
         """
         self._finish()
         _PENDING.acquire()
-        self._writing.append(_WRITER.submit(self._write, run, round_number, state, accepted, best))
+        writing = _WRITER.submit(self._write, run, round_number, state, accepted, best)
+        self._writing.append(writing)
+        _RECENT.put(self._path(run, round_number), state, writing)
 
     def _write(
         self, run: str, round_number: int, state: dict[str, Tensor], accepted: int | None, best: int | None
-    ) -> None:
-        _save(self._path(run, round_number), state)
+    ) -> Stamp:
+        stamp = _save(self._path(run, round_number), state)
         present = self._present(run)
         before = [held for held in present if accepted is not None and held <= accepted]
         wanted = {round_number, *before[-KEPT_BEFORE:], best}
         for held in present:
             if held not in wanted:
                 self._path(run, held).unlink(missing_ok=True)
+                _RECENT.forget(self._path(run, held))
+        return stamp
 
     def keep(self, run: str) -> None:
         """Mark a run as finished: its last state, with the parts that stay here, does not expire."""
@@ -92,20 +103,28 @@ class StateStore:
         """Store the last model that a run sent, ``(bytes,)`` uint8, made by ``number`` rounds."""
         _PENDING.acquire()
         model = {"flat": flat, "number": torch.tensor(number)}
-        self._writing.append(_WRITER.submit(_save, self._folder / run / MODEL, model))
+        path = self._folder / run / MODEL
+        writing = _WRITER.submit(_save, path, model)
+        self._writing.append(writing)
+        _RECENT.put(path, model, writing)
 
     def last_model(self, run: str) -> tuple[int, Tensor] | None:
         """What `save_model` stored last; None if it is missing or damaged."""
-        self._finish()
-        try:
-            found = load_file(self._folder / run / MODEL)
-        except (OSError, SafetensorError):
-            return None
+        path = self._folder / run / MODEL
+        found = _RECENT.get(path)
+        if found is None:
+            self._finish()
+            try:
+                found = load_file(path)
+            except (OSError, SafetensorError):
+                return None
         return int(found["number"]), found["flat"]
 
     def drop(self, run: str) -> None:
         """Delete the states of a run."""
         self._finish()
+        rounds = (self._path(run, number) for number in self._present(run))
+        _RECENT.forget(self._folder / run / MODEL, *rounds)
         shutil.rmtree(self._folder / run, ignore_errors=True)
 
     def _finish(self) -> None:
@@ -121,11 +140,12 @@ class StateStore:
         return self._folder / run / f"{round_number:06d}.safetensors"
 
 
-def _save(path: Path, tensors: dict[str, Tensor]) -> None:
+def _save(path: Path, tensors: dict[str, Tensor]) -> Stamp:
     """Write a file; counts as no longer pending, however it ends."""
     try:
         own_folder(path.parent)
         with replacing(path, private=True) as partial:
             save_file(tensors, partial)
+        return stamp_of(path)
     finally:
         _PENDING.release()

@@ -10,8 +10,9 @@ import hashlib
 import json
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, fields
 from enum import StrEnum
+from functools import cached_property, lru_cache
 from itertools import accumulate
 from typing import Any, Final, TypeVar
 
@@ -127,7 +128,7 @@ class Layout:
 
     tensors: tuple[TensorSpec, ...]
 
-    @property
+    @cached_property
     def offsets(self) -> tuple[int, ...]:
         """First byte of each tensor, then the length of the run."""
         ends = accumulate(-(-tensor.size // _ALIGNMENT) * _ALIGNMENT for tensor in self.tensors)
@@ -138,7 +139,7 @@ class Layout:
         """Length of the run in bytes."""
         return self.offsets[-1]
 
-    @property
+    @cached_property
     def fingerprint(self) -> str:
         """Hex digest of version, names, dtypes and shapes; both ends must agree."""
         content = json.dumps([WIRE_VERSION, *([t.name, t.dtype, list(t.shape)] for t in self.tensors)])
@@ -309,8 +310,15 @@ def encode(header: Any) -> str:  # noqa: ANN401 - any dataclass of this module
     Raises:
         ValueError: If a number is not finite.
     """
-    content = {"version": WIRE_VERSION, "kind": type(header).__name__, "body": asdict(header)}
-    return json.dumps(content, separators=(",", ":"), allow_nan=False)
+    content = {"version": WIRE_VERSION, "kind": type(header).__name__, "body": header}
+    return json.dumps(content, separators=(",", ":"), allow_nan=False, default=_plain)
+
+
+def _plain(value: Any) -> dict[str, Any]:  # noqa: ANN401 - what JSON does not know
+    """A dataclass as its fields, which unlike `asdict` copies nothing; other mappings than dicts."""
+    if isinstance(value, Mapping):
+        return dict(value)
+    return {part.name: getattr(value, part.name) for part in fields(value)}
 
 
 def decode(kind: type[Header], text: str, most: int = MOST_HEADER) -> Header:
@@ -326,6 +334,16 @@ def decode(kind: type[Header], text: str, most: int = MOST_HEADER) -> Header:
     """
     if len(text) > most:
         raise WireError(f"a header of {len(text)} characters, expected at most {most}")
+    return _decoded_request(text) if kind is Request else _decoded(kind, text)  # type: ignore[return-value] # as asked
+
+
+@lru_cache(maxsize=4)
+def _decoded_request(text: str) -> Request:
+    """Cached: in a simulation all sites are asked the same."""
+    return _decoded(Request, text)
+
+
+def _decoded(kind: type[Header], text: str) -> Header:
     try:
         content = json.loads(text, parse_constant=_refuse_constant)
         version, name, body = content["version"], content["kind"], content["body"]

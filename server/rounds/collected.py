@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
-from server.rounds.round_metrics import SplitStates, collect_states
+from server.rounds.round_metrics import SplitStates, joined_states
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
@@ -93,7 +93,10 @@ class Replies:
 
     def states(self, split: Split) -> SplitStates:
         """As of `Collected`."""
-        return collect_states({site: reply.update for site, reply in self.replies.items()}, split, self.study)
+        return joined_states(
+            [reply.states[split] for reply in self.replies.values() if split in reply.states],
+            len(self.study.classes),
+        )
 
     def step(
         self, averaging: Averaging, own_losses: Mapping[str, float], rate_factor: float

@@ -19,7 +19,7 @@ from server.aggregation.mean import BlockSum, Contribution, Sums
 from server.aggregation.server_optimizers import steps_of
 from server.aggregation.strategies import Gathered, strategy_of
 from server.rounds.requests import Reply, read_spooled
-from server.rounds.round_metrics import collect_states, trained_state
+from server.rounds.round_metrics import trained_state
 from server.rounds.update_checks import Upload
 
 if TYPE_CHECKING:
@@ -179,10 +179,12 @@ class Averaging:
 
     def _gap(self, reply: Reply, own: float | None) -> float | None:
         """By how much averaging raised the site's validation loss, if both losses are known."""
-        updates = {reply.update.site: reply.update}
-        received = collect_states(updates, Split.VAL, self._study).sites.get(reply.update.site)
-        loss = None if received is None else task_of(self._study).compute(received)["log_loss"]
-        return None if own is None or loss is None else loss - own
+        received = reply.states.get(Split.VAL)
+        if own is None or received is None:
+            return None
+        (state,) = received.sites.values()
+        loss = task_of(self._study).compute(state)["log_loss"]
+        return None if loss is None else loss - own
 
     def _read(self, reply: Reply) -> dict[str, Tensor]:
         """The tensors of a spooled update, in the model's form."""

@@ -69,6 +69,7 @@ class RoundLoop:
         self._checkpoints = CheckpointStore(folder / "checkpoints")
         self._spool = folder / "spool"  # site updates waiting to be averaged
         self._global = GlobalModel(study, start)
+        self._tables, self._layout = study.to_dict(), self._global.layout.fingerprint
         self._averaging = Averaging(self._global, study, federated=plan.mode is Mode.FEDERATED)
         # Rounds before it are not validated. Under differential privacy each validation would cost budget.
         private = study.privacy.dp is not None
@@ -314,9 +315,9 @@ class RoundLoop:
         return Request(
             task,
             self._run,
-            self._study.to_dict(),
+            self._tables,
             round=number,
-            layout=self._global.layout.fingerprint,
+            layout=self._layout,
             **details,
         )
 

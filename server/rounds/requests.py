@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -23,8 +23,10 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from mmare.study.study import Study
+    from mmare.wire.messages import Split
     from server.rounds.fleet import Answer, Fleet
     from server.rounds.roll_call import RollCalls
+    from server.rounds.round_metrics import SplitStates
     from server.rounds.update_checks import Upload
     from server.store.journal import Journal
 
@@ -40,6 +42,7 @@ class Reply:
     update: Update
     spooled: Path | None  # file of its tensors, if any
     size: int  # of header and tensors in bytes
+    states: Mapping[Split, SplitStates] = field(default_factory=dict)  # of its evaluations
 
 
 class Inquiry:
@@ -87,11 +90,21 @@ class Inquiry:
             payload: Tensors, the same for all.
             round_number: For the journal; 0 before the rounds.
         """
+        headers = {site: encode(request) for site, request in requests.items()}
+        self._ask(headers, payload, round_number, accept)
+
+    def _ask(
+        self,
+        headers: Mapping[str, str],
+        payload: bytes,
+        round_number: int,
+        accept: Callable[[str, Answer], None],
+    ) -> None:
         self.without_state.clear()
-        nodes = {self._calls.members[site].node: site for site in requests}
-        waiting = set(requests)
-        headers = {node: encode(requests[site]) for node, site in nodes.items()}
-        for answer in self._fleet.ask(headers, payload, self._study.federation.deadline_s):
+        nodes = {self._calls.members[site].node: site for site in headers}
+        waiting = set(headers)
+        asked = {node: headers[site] for node, site in nodes.items()}
+        for answer in self._fleet.ask(asked, payload, self._study.federation.deadline_s):
             site = nodes[answer.node]
             waiting.discard(site)
             try:
@@ -117,7 +130,7 @@ class Inquiry:
             Valid replies, sorted by site id, and the bytes sent in total.
         """
         replies: dict[str, Reply] = {}
-        down = {site: len(encode(request)) + len(payload) for site, request in requests.items()}
+        headers = {site: encode(request) for site, request in requests.items()}
 
         def accept(site: str, answer: Answer) -> None:
             reply = self._check(site, requests[site], answer)
@@ -130,14 +143,15 @@ class Inquiry:
                     samples=reply.update.samples,
                     seconds=sum(reply.update.seconds.values()),
                     bytes_up=reply.size,
-                    bytes_down=down[site],
+                    bytes_down=len(headers[site]) + len(payload),
                     norm=reply.update.norm,
                     train_loss=reply.update.train_loss,
                 )
             )
 
-        self.ask(requests, payload, round_number, accept)
-        return dict(sorted(replies.items())), sum(down.values())
+        self._ask(headers, payload, round_number, accept)
+        down = sum(len(header) + len(payload) for header in headers.values())
+        return dict(sorted(replies.items())), down
 
     def _check(self, site: str, request: Request, answer: Answer) -> Reply:
         """Validate an answer against its request, and spool its tensors.
@@ -156,8 +170,7 @@ class Inquiry:
             raise WireError("evaluations of other splits than requested", Reason.METRICS)
         if not all(0 <= seconds <= MOST_SECONDS for seconds in update.seconds.values()):
             raise WireError(f"seconds outside 0 to {MOST_SECONDS:g}")
-        for split in request.splits:
-            collect_states({site: update}, split, self._study)
+        states = {split: collect_states({site: update}, split, self._study) for split in request.splits}
         wanted = request.gap and request.train
         if (update.trained is not None) != wanted:
             raise WireError(
@@ -166,7 +179,7 @@ class Inquiry:
         if update.trained is not None:
             trained_state(update, self._study)
         if not request.train:
-            return Reply(update, None, size)
+            return Reply(update, None, size, states)
         draws = self._calls.members[site].call.samples * self._study.training.local_epochs
         if update.samples != draws:
             raise WireError(
@@ -178,7 +191,7 @@ class Inquiry:
         path = self._spool / f"{answer.node}.bin"
         _write_over(path, answer.payload)
         norm = self._upload.check_step(read_spooled(path, layout))
-        return Reply(replace(update, norm=norm), path, size)
+        return Reply(replace(update, norm=norm), path, size, states)
 
 
 def _write_over(path: Path, payload: bytes) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from mmare.errors import Reason
@@ -25,6 +25,7 @@ __all__ = [
     "collect_states",
     "final_metrics",
     "headline",
+    "joined_states",
     "metrics_of",
     "trained_state",
 ]
@@ -90,6 +91,25 @@ def collect_states(updates: Mapping[str, Update], split: Split, study: Study) ->
                         groups.setdefault(name, {})[site] = _state(state, study)
     grid = merge_calibration([grids[site] for site in sorted(grids)], len(study.classes)) if grids else None
     return SplitStates(sites, patterns, subsets, calibration=grid, attributions=attributions)
+
+
+def joined_states(states: Sequence[SplitStates], classes: int) -> SplitStates:
+    """Those of several sites, as `collect_states` reads them together."""
+    patterns: dict[str, dict[str, State]] = {}
+    subsets: dict[str, dict[str, State]] = {}
+    for each in states:
+        for found, own in ((patterns, each.patterns), (subsets, each.subsets)):
+            for name, of_sites in own.items():
+                found.setdefault(name, {}).update(of_sites)
+    told = {site: each.calibration for each in states for site in each.sites if each.calibration is not None}
+    grids = [told[site] for site in sorted(told)]
+    return SplitStates(
+        {site: state for each in states for site, state in each.sites.items()},
+        patterns,
+        subsets,
+        calibration=merge_calibration(grids, classes) if grids else None,
+        attributions={site: state for each in states for site, state in each.attributions.items()},
+    )
 
 
 def _check_pattern(name: str, study: Study) -> None:

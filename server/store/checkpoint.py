@@ -61,11 +61,5 @@ def _digest(tensors: Mapping[str, Tensor], text: str) -> str:
     for name in sorted(tensors):
         value = tensors[name]
         digest.update(f"{name} {value.dtype} {list(value.shape)}".encode())
-        digest.update(
-            value.clone(memory_format=torch.contiguous_format)
-            .reshape(-1)
-            .view(dtype=torch.uint8)
-            .numpy()
-            .data
-        )
+        digest.update(value.contiguous().reshape(-1).view(dtype=torch.uint8).numpy().data)
     return digest.hexdigest()

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final
 
 from client.privacy.records.audit_log import Event
 from mmare.wire.messages import Task, encode
+from mmare.wire.received import digest_of
 
 if TYPE_CHECKING:
     from client.privacy.records.audit_log import AuditLog
@@ -103,9 +104,9 @@ def in_order(request: Request) -> bool:
 
 
 def request_digest(request: Request, received: bytes) -> str:
-    """SHA-256 of a request and its tensors, whoever shares its secure sum (see `client.privacy.masker`)."""
+    """SHA-256 of a request and its tensors' SHA-256, whoever shares its sum (see `client.privacy.masker`)."""
     digest = hashlib.sha256(encode(replace(request, roster={})).encode())
-    digest.update(received)
+    digest.update(digest_of(received))
     return digest.hexdigest()
 
 
