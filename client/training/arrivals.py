@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Final
 
 from client.privacy.descent import DescentError, SeenModel, check_descent, check_fixed, model_number
 from mmare.errors import SiteCode, SiteError
+from mmare.tasks.registry import task_of
 from mmare.wire.messages import Task, WireError
 from mmare.wire.received import flat_of
 from mmare.wire.tensors import layout_of, unpack
@@ -54,7 +55,8 @@ def check_arrival(
         seen = None if last is None else SeenModel(last[0], unpack(last[1], layout_of(received)))
     except WireError:  # of another study under the same name
         seen = None
-    scaling = {name for name in received if name.startswith(COORDINATED)}
+    learned = {f"task.{name}" for name, _ in task_of(study).named_parameters()}
+    scaling = {name for name in received if name.startswith(COORDINATED)} - learned
     if seen is None:
         seen = SeenModel(0, origin.tensors, sent=False)
     elif number == 0:  # the run began anew, with the scaling that it had

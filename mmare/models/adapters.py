@@ -156,7 +156,16 @@ class InputScaling(nn.Module):
             parts.append((rows / self._divisor(slot)).square().nanmean(dim=1).sqrt())
         return torch.stack(parts, dim=1)
 
-    def lengths(self) -> list[Tensor]:
+    def centred(self, scaled: Tensor) -> Tensor:
+        """Scaled rows ``(B, W)`` less the mean of the train rows; z-scores have none."""
+        means = [
+            torch.zeros_like(mean) if scaling is Scaling.ZSCORE else mean
+            for slot, scaling in enumerate(self.scalings)
+            for mean in (self.get_buffer(f"mean_{slot}"),)
+        ]
+        return scaled - torch.cat(means)
+
+    def lengths(self, *, centred: bool = False) -> list[Tensor]:
         """Root mean square length of the scaled train rows of each modality, M scalars; at least 1e-6."""
         found = []
         for slot, scaling in enumerate(self.scalings):
@@ -164,7 +173,7 @@ class InputScaling(nn.Module):
             if scaling is Scaling.ZSCORE:  # a constant feature is zero
                 squares = (deviation > DEVIATION_FLOOR).to(deviation)
             else:
-                squares = mean.square() + deviation.square()
+                squares = deviation.square() if centred else mean.square() + deviation.square()
             found.append(squares.sum().sqrt().clamp_min(DEVIATION_FLOOR))
         return found
 

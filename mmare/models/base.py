@@ -91,11 +91,23 @@ class MultimodalModel(nn.Module, ABC):
         """Of all parameters: walking through the modules takes long for every block of every round."""
         return tuple(name for name, _ in self.named_parameters())
 
+    def linear_inputs(self, scaled: Tensor, present: Tensor) -> tuple[Tensor, Tensor, list[Tensor]]:
+        """Inputs of a `LinearTerm`, centred if the task asks for it, presence, and lengths."""
+        centred = self.task.CENTRES
+        inputs = self.scaling.centred(scaled) if centred else scaled
+        return inputs, present, self.scaling.lengths(centred=centred)
+
+    def task_blocks(self) -> tuple[Block, ...]:
+        """A block of the task's own parameters, if any; part of `blocks`."""
+        names = self.parameters_under("task")
+        return (Block("baseline", names, all_samples, descent=self.task.descent),) if names else ()
+
     def with_shared_block(self, blocks: Sequence[Block]) -> tuple[Block, ...]:
         """The blocks and one of all other parameters, which every sample exercises."""
-        taken = {name for block in blocks for name in block.parameters}
+        own = self.task_blocks()
+        taken = {name for block in (*blocks, *own) for name in block.parameters}
         rest = tuple(name for name in self._names if name not in taken)
-        return (*blocks, Block("shared", rest, all_samples))
+        return (*blocks, Block("shared", rest, all_samples), *own)
 
     def loss(self, scaled: Tensor, present: Tensor, label: Tensor, generator: Generator) -> Tensor:
         """Training loss of a batch, by default that of the task; label ``(B,)``."""
@@ -208,7 +220,7 @@ class MMARE(MultimodalModel):
             fused = self.fusion(conditioned, present, merge_order(present, order, generator))  # (B, D)
         logits: Tensor = self.head(fused, generator)
         if self.linear is not None:
-            logits = logits + self.linear(scaled, present, self.scaling.lengths())
+            logits = logits + self.linear(*self.linear_inputs(scaled, present))
         return logits
 
     def of_nothing(self, present: Tensor) -> Tensor:

@@ -39,6 +39,7 @@ class Block:
     most: int = 1  # largest exposure of one sample
     # Step of gradient descent with momentum, by which FedSGD steps it in place of the study's optimiser
     descent: float | None = None
+    unit: bool = False  # linear in inputs of mean square length 1, of the samples that exercise it
 
 
 def all_samples(present: Tensor) -> Tensor:

@@ -76,7 +76,7 @@ class LinearTerm(nn.Module):
             if str(slot) in self.bends:
                 inputs.append(f"{path}.bends.{slot}.weight")
             found += [
-                Block(f"linear.{name}", tuple(inputs), samples_with(slot), descent=step),
+                Block(f"linear.{name}", tuple(inputs), samples_with(slot), descent=step, unit=True),
                 Block(f"missing.{name}", (missing,), samples_without(slot), column=slot, descent=step),
             ]
         return found

@@ -12,6 +12,7 @@ from mmare.models.baselines.adacomed import AdaCoMed
 from mmare.models.baselines.drim import DRIM
 from mmare.models.baselines.hypermm import HyperMM, HyperMMEmbedding
 from mmare.models.baselines.late_mean import LateMean
+from mmare.models.baselines.linear import Linear
 from mmare.models.baselines.unilmmv import UniLMMV
 from mmare.models.baselines.unimodal import Unimodal
 from mmare.models.phases import last_phase_start
@@ -31,6 +32,7 @@ MODELS: dict[str, type[MultimodalModel]] = {
     "hypermm": HyperMM,
     "hypermm-embedding": HyperMMEmbedding,
     "late-mean": LateMean,
+    "linear": Linear,
     "mmare": MMARE,
     "unilmmv": UniLMMV,
     "unimodal": Unimodal,
@@ -87,6 +89,7 @@ def build_model(study: Study) -> MultimodalModel:
         except ValueError as error:
             raise StudyError(f"[model] of {study.model.name}: {error}") from None
     model.task = task
+    model.__dict__.pop("_names", None)  # of the parameters: the task may have some
     if study.start is not None and study.start.first:
         model.first, model.first_rounds = study.start.first, study.start.rounds
         if builder.phases is not MultimodalModel.phases or len(model.phases()) == 1:

@@ -7,6 +7,7 @@ from enum import StrEnum
 __all__ = [
     "Backend",
     "ExtraAnswer",
+    "Hazard",
     "Kind",
     "MaskUse",
     "Mode",
@@ -54,6 +55,13 @@ class TaskName(StrEnum):
     CLASSIFICATION = "classification"
     SURVIVAL = "survival"
     REGRESSION = "regression"
+
+
+class Hazard(StrEnum):
+    """What a model of times predicts: the hazard of each interval, or one factor of all of them."""
+
+    INTERVALS = "intervals"
+    COX = "cox"
 
 
 class Kind(StrEnum):

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from mmare.study.choices import ExtraAnswer, Select, TaskName
+from mmare.study.choices import ExtraAnswer, Hazard, Select, TaskName
 
 if TYPE_CHECKING:
     from mmare.study.study import Study
@@ -37,12 +37,14 @@ class SurvivalSpec:
         intervals: Of the hazard, with about equally many events each.
         unit: Of all times.
         horizons: Times until which risks are judged.
+        hazard: ``cox``: one log risk, the same at all times.
     """
 
     follow_up: float
     intervals: int = 8
     unit: str = "months"
     horizons: tuple[float, ...] = ()
+    hazard: Hazard = Hazard.INTERVALS
 
     @property
     def edges(self) -> dict[float, int]:

@@ -82,6 +82,7 @@ RECIPES: Final[dict[str, dict[str, Recipe]]] = {
     },
     "hypermm": {"thesis": Recipe(_HYPERMM)},
     "hypermm-embedding": {"thesis": Recipe(_HYPERMM)},
+    "linear": {"table": _OTHERS["table"]},
     "mmare": _MMARE,
     "unilmmv": {  # the repository's, but for a step size and batch that learn from hundreds of patients
         "thesis": Recipe({"optimizer": "adamw", "weight_decay": 1e-3, "clip_norm": 1.0})

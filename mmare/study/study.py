@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from mmare.errors import StudyError
-from mmare.study.choices import MaskUse, Scans, TaskName
+from mmare.study.choices import Hazard, MaskUse, Scans, TaskName
 from mmare.study.outcome import SPECS, TASKS, RegressionSpec, SurvivalSpec, outcome_rules
 from mmare.study.patient_privacy import check_patient_privacy
 from mmare.study.recipes import recipe_of
@@ -95,7 +95,7 @@ class Study:
         )
         return {
             "study": _present({**head, **named}),
-            **{name: _present(asdict(spec)) for name, spec in vars(self).items() if name in _MORE and spec},
+            **{name: _spec_table(spec) for name, spec in vars(self).items() if name in _MORE and spec},
             "modality": [_modality_table(modality) for modality in self.modalities],
             "model": {"name": self.model.name, **asdict(self.model)["options"]},  # a copy however deep
             "training": _present(asdict(self.training)),
@@ -218,6 +218,14 @@ def _modality_table(modality: ModalitySpec) -> dict[str, Any]:
     for key, default in (("mask", MaskUse.NONE), ("crop_to_mask", False), ("scans", Scans.ONE)):
         if table[key] == default:
             del table[key]
+    return table
+
+
+def _spec_table(spec: Any) -> dict[str, Any]:  # noqa: ANN401 - a dataclass
+    """Its table without the default of a key that is younger than the hashes of older studies."""
+    table = _present(asdict(spec))
+    if table.get("hazard") == Hazard.INTERVALS:
+        del table["hazard"]
     return table
 
 

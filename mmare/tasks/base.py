@@ -48,7 +48,7 @@ S = TypeVar("S", bound=State)
 
 
 class Task(nn.Module, ABC, Generic[S]):
-    """What a model's outputs ``(B, K)`` mean. Its buffers, if any, travel with the model.
+    """What a model's outputs ``(B, K)`` mean. Its buffers and parameters, if any, travel with the model.
 
     Args:
         outputs: K.
@@ -57,11 +57,22 @@ class Task(nn.Module, ABC, Generic[S]):
 
     PARTS: ClassVar[tuple[str, ...]]  # tensors of a state
     COUNTS: ClassVar[tuple[str, ...]]  # those that count rows
+    CENTRES: ClassVar[bool] = False  # whether a linear term reads inputs less their means
 
     def __init__(self, outputs: int, strata: int) -> None:
         super().__init__()
         self.outputs = outputs
         self.n_strata = strata
+
+    @property
+    def descent(self) -> float | None:
+        """Step of gradient descent of its own parameters, if there are any."""
+        return None
+
+    @property
+    def residual(self) -> float | None:
+        """Mean square of the loss's gradient in an output where nothing is learned yet; None if unknown."""
+        return None
 
     @abstractmethod
     def loss(self, logits: Tensor, label: Tensor) -> Tensor:
@@ -114,6 +125,10 @@ class Task(nn.Module, ABC, Generic[S]):
     def described(self, state: S) -> dict[str, Any]:  # noqa: ARG002 - nothing by default
         """What is told of the rows of all sites beside metrics."""
         return {}
+
+    def paired(self, first: Tensor, second: Tensor, label: Tensor) -> tuple[float, ...]:  # noqa: ARG002 - of classes
+        """Sums of `mmare.metrics.paired` of two models' outputs ``(N, K)``; none of classes."""
+        return ()
 
     @abstractmethod
     def most_characters(self, cell: int, number: int) -> int:

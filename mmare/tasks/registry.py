@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from mmare.study.choices import Hazard
 from mmare.tasks.classification import Classification
+from mmare.tasks.cox import Cox
 from mmare.tasks.regression import Regression
 from mmare.tasks.survival import Survival
 
@@ -26,7 +28,8 @@ def task_of(study: Study) -> Task[Any]:
         2
     """
     if study.survival is not None:
-        return Survival(study.survival.intervals, study.survival.edges)
+        kind = Cox if study.survival.hazard is Hazard.COX else Survival
+        return kind(study.survival.intervals, study.survival.edges)
     if study.regression is not None:
         return Regression(study.regression.low, study.regression.high)
     return Classification(len(study.classes), study.positive_index)

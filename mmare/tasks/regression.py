@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.nn import functional
 
+from mmare.metrics.paired import error_sums
 from mmare.metrics.regression import RegressionState
 from mmare.tasks.base import Task
 
@@ -92,6 +93,10 @@ class Regression(Task[RegressionState]):
     ) -> dict[str, Any]:
         """As of `Task`; intervals are those of the normal limit."""
         return {**state.compute(self.spread), "ci95": state.intervals(self.spread)}
+
+    def paired(self, first: Tensor, second: Tensor, label: Tensor) -> tuple[float, ...]:
+        """Of negative absolute errors."""
+        return error_sums((self.prediction(first.double()), self.prediction(second.double())), label.double())
 
     def most_characters(self, cell: int, number: int) -> int:
         """As of `Task`."""

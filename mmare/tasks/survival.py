@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 import torch
 from torch.nn import functional
 
+from mmare.metrics.paired import pair_sums
 from mmare.metrics.survival import N_RISKS, STRATA, SurvivalState
 from mmare.metrics.survival_curves import auc_until, brier_scores, integrated, kaplan_meier, risk_groups
 from mmare.study.outcome import N_TIMES
@@ -35,6 +36,7 @@ class Survival(Task[SurvivalState]):
     Args:
         intervals: K.
         edges: Bins of the time before each horizon.
+        outputs: Of the model, by default K.
 
     Attributes:
         cuts: ``(K + 1,)`` buffer, edges of the intervals in bins of the time, from 0 to ``N_TIMES``.
@@ -45,25 +47,42 @@ class Survival(Task[SurvivalState]):
 
     cuts: Tensor
 
-    def __init__(self, intervals: int, edges: Mapping[float, int] | None = None) -> None:
-        super().__init__(intervals, STRATA)
+    def __init__(
+        self, intervals: int, edges: Mapping[float, int] | None = None, outputs: int | None = None
+    ) -> None:
+        super().__init__(outputs or intervals, STRATA)
         self.edges = dict(edges or {})
         self.points = (*GRID, *self.edges.values())
         self.register_buffer("cuts", equal_cuts(intervals))
 
-    def likelihood(self, logits: Tensor, label: Tensor) -> Tensor:
+    def learn_times(self, events: Tensor, rows: int) -> None:  # noqa: ARG002 - of other baselines
+        """Set the cuts.
+
+        Args:
+            events: ``(T,)`` of all sites, by bin of the time.
+            rows: Train rows of all sites.
+        """
+        self.cuts.copy_(event_cuts(events, len(self.cuts) - 1))
+
+    def hazards(self, outputs: Tensor) -> Tensor:
+        """Logits ``(B, K)`` of the hazards."""
+        return outputs
+
+    def likelihood(self, outputs: Tensor, label: Tensor) -> Tensor:
         """Negative log-likelihood ``(B,)``."""
+        logits = self.hazards(outputs)
         event = self.stratum(label)
         time = (torch.div(label, 2, rounding_mode="floor") + 0.5).to(logits)  # (B,) middle of the bin
         cuts = self.cuts.to(logits)
         lived = ((time[:, None] - cuts[:-1]) / cuts.diff()).clamp(0, 1)  # (B, K) part of each interval
         place = torch.bucketize(time, cuts[1:-1])  # (B,)
-        hit = functional.one_hot(place, self.outputs).to(logits) * event[:, None]  # (B, K)
+        hit = functional.one_hot(place, len(cuts) - 1).to(logits) * event[:, None]  # (B, K)
         survived = functional.logsigmoid(-logits) * lived * (1 - hit)
         return -(survived + functional.logsigmoid(logits) * hit).sum(dim=1)
 
-    def survival(self, logits: Tensor, times: Tensor) -> Tensor:
+    def survival(self, outputs: Tensor, times: Tensor) -> Tensor:
         """Probability ``(B, H)`` of no event until times ``(H,)``, in bins."""
+        logits = self.hazards(outputs)
         cuts = self.cuts.to(logits)
         lived = ((times.to(logits)[:, None] - cuts[:-1]) / cuts.diff()).clamp(0, 1)  # (H, K)
         return (functional.logsigmoid(-logits) @ lived.T).exp()
@@ -79,9 +98,11 @@ class Survival(Task[SurvivalState]):
 
     def agreement(self, whole: Tensor, subset: Tensor, temperature: float) -> Tensor:
         """That of two classes, event or not, summed over the intervals."""
-        both = (torch.stack([torch.zeros_like(each), each], dim=2).flatten(0, 1) for each in (whole, subset))
-        teacher, student = both
-        return self.outputs * agreement(teacher, student, temperature)
+        hazards = [self.hazards(each) for each in (whole, subset)]
+        teacher, student = (
+            torch.stack([torch.zeros_like(each), each], dim=2).flatten(0, 1) for each in hazards
+        )
+        return hazards[0].shape[1] * agreement(teacher, student, temperature)
 
     def prediction(self, logits: Tensor) -> Tensor:
         """Probability ``(B, T + 1)`` of no event until each edge of the bins of the time."""
@@ -156,6 +177,11 @@ class Survival(Task[SurvivalState]):
         """Curves of thirds of the patients by risk, with their log-rank test."""
         found = risk_groups(state.histogram)
         return {} if found is None else {"risk_groups": found}
+
+    def paired(self, first: Tensor, second: Tensor, label: Tensor) -> tuple[float, ...]:
+        """Of pairs in the right order."""
+        time = torch.div(label, 2, rounding_mode="floor")
+        return pair_sums((self.risk(first), self.risk(second)), time, self.stratum(label))
 
     def most_characters(self, cell: int, number: int) -> int:
         """As of `Task`."""

@@ -291,10 +291,12 @@ class Comparison:
     Args:
         cells: Per class name, rows that both, only the first, only the second, neither predicted correctly;
             without classes too small to disclose.
+        sums: Instead, where there are no classes: sums of `mmare.metrics.paired`.
     """
 
     site: str
-    cells: Mapping[str, tuple[int, ...]]
+    cells: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    sums: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)

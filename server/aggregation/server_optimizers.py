@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from mmare.study.specs import TrainingSpec
     from mmare.study.strategy_options import FedAdamOptions
 
-__all__ = ["ServerOptimizer", "fedadam", "fedavgm", "fedsgd", "fedyogi", "steps_of"]
+__all__ = ["ServerOptimizer", "fedadam", "fedavgm", "fedsgd", "fedyogi", "signal_share", "steps_of"]
 
 BETA1: Final = 0.9  # with the next two torch's defaults, as of a site's own optimiser
 BETA2: Final = 0.999
@@ -39,11 +39,13 @@ class ServerOptimizer:
             new parameter and moments.
         damped: Whether FedSGD shortens its steps where few rows exercise a block; others follow the length of
             the gradient.
+        unit: As of `mmare.models.blocks.Block`.
     """
 
     moments: tuple[str, ...]
     step: Step
     damped: bool = False
+    unit: bool = False
 
 
 def fedavgm(options: FedAvgMOptions) -> ServerOptimizer:
@@ -139,6 +141,28 @@ def fedsgd(training: TrainingSpec) -> ServerOptimizer:
     return ServerOptimizer(names, step, damped=True)
 
 
+def signal_share(gradient: Tensor, rows: float, samples: float, residual: float) -> float:
+    """Share of a first gradient that is no noise, by which its block's steps are shortened; 0 to 1.
+
+    Of Q, the squared length over that expected where the inputs tell nothing (the statistic of the global
+    test, Goeman et al. 2004), 1 - 1/Q: the positive part of James and Stein's factor.
+
+    Args:
+        gradient: Mean over all samples, in weights of inputs of mean square length 1.
+        rows: Samples that have the inputs.
+        samples: All of them.
+        residual: `mmare.tasks.base.Task.residual`.
+
+    Example:
+        >>> import torch
+        >>> signal_share(torch.tensor([0.3, 0.1]), 50, 100, 0.5)
+        0.975
+    """
+    expected = residual * rows / samples**2
+    found = gradient.double().square().sum().item()
+    return max(1 - expected / found, 0.0) if found > 0 else 0.0
+
+
 def steps_of(model: MultimodalModel, training: TrainingSpec) -> dict[str, ServerOptimizer]:
     """By which FedSGD steps each block: as its objective trains it, or by gradient descent with momentum."""
     found = {
@@ -148,7 +172,7 @@ def steps_of(model: MultimodalModel, training: TrainingSpec) -> dict[str, Server
         for block in objective.blocks
     }
     return found | {
-        block.name: fedavgm(FedAvgMOptions(server_learning_rate=block.descent))
+        block.name: replace(fedavgm(FedAvgMOptions(server_learning_rate=block.descent)), unit=block.unit)
         for block in model.blocks()
         if block.descent is not None
     }

@@ -30,7 +30,14 @@ from mmare.wire.sharing import GRADIENTS
 from mmare.wire.tensors import is_finite
 from server.aggregation.mean import BlockWeights, Contribution, Sums, mean_of_sums, to_dtype, weighted_mean
 from server.aggregation.robust import changes_gram, points_of, runs
-from server.aggregation.server_optimizers import ServerOptimizer, fedadam, fedavgm, fedsgd, fedyogi
+from server.aggregation.server_optimizers import (
+    ServerOptimizer,
+    fedadam,
+    fedavgm,
+    fedsgd,
+    fedyogi,
+    signal_share,
+)
 from server.aggregation.site_weights import gap_factors, site_weights
 
 if TYPE_CHECKING:
@@ -42,6 +49,7 @@ __all__ = ["STRATEGIES", "Gathered", "Strategy", "Tensors", "strategy_of"]
 
 # Prefixes of the keys of the state.
 GAP: Final = "gap/"  # factor of a site's weight
+SHARE: Final = "share/"  # of the first gradient of a block that is no noise
 STEPS: Final = "steps/"  # number of steps of a block; the optimiser names the moments of parameters
 
 _VALUE: Final = "value"
@@ -62,6 +70,7 @@ class Gathered:
     state: Mapping[str, Tensor] = field(default_factory=dict)  # empty in the first round
     max_share: float = 1.0  # of a site in a weighted mean
     sums: Sums | None = None  # in place of contributions, under secure sums
+    residual: float | None = None  # of the task, if it is known
     rate_factor: float = 1.0  # of the round's learning rate, where the coordinator makes the step
 
 
@@ -187,6 +196,10 @@ def _stepped(
         optimizer, moves = optimizer_of(block), weights[block].moves
         count = gathered.state.get(f"{STEPS}{block}", torch.tensor(0)) + int(moves)
         state[f"{STEPS}{block}"] = count
+        share = _share(gathered, block, changed, stretch) if optimizer.unit and moves else None
+        kept = gathered.state.get(f"{SHARE}{block}") if share is None else share
+        if kept is not None:
+            state[f"{SHARE}{block}"] = kept
         for name in names:
             value = gathered.current[name]
             if not value.is_floating_point():
@@ -197,9 +210,25 @@ def _stepped(
             ]
             if moves:
                 change = (changed[name] - value) / stretch
+                change = change if share is None else change * share.to(change)
                 changed[name], moments = optimizer.step(value, change, moments, int(count))
             state.update(zip(keys, moments, strict=True))
     return changed, state
+
+
+def _share(gathered: Gathered, block: str, changed: Tensors, stretch: float) -> Tensor | None:
+    """`signal_share` of a block's first gradient; None where the task's residual is unknown."""
+    if gathered.residual is None:
+        return None
+    kept = gathered.state.get(f"{SHARE}{block}")
+    if kept is not None:
+        return kept
+    name = gathered.parts[block][0]  # of the inputs themselves; their bends follow
+    sums = gathered.sums
+    samples = sums.samples if sums else float(sum(each.samples for each in gathered.contributions))
+    gradient = (changed[name] - gathered.current[name]) / stretch
+    share = signal_share(gradient, _exposure(gathered, block), samples, gathered.residual)
+    return torch.tensor(share, dtype=torch.float64)
 
 
 # Robust strategies, by Flower's own classes

@@ -162,7 +162,13 @@ class Averaging:
         upload = self._model.upload
         changed, self._state = self._strategy(
             Gathered(
-                upload.tensors, upload.parts, contributions, self._state, sums=sums, rate_factor=rate_factor
+                upload.tensors,
+                upload.parts,
+                contributions,
+                self._state,
+                sums=sums,
+                residual=self._model.model.task.residual,
+                rate_factor=rate_factor,
             )
         )
         self._model.update(changed)

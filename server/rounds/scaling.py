@@ -9,7 +9,7 @@ import torch
 from mmare.errors import Ending, Reason, RunError
 from mmare.models.adapters import pooled_moments
 from mmare.study.outcome import N_TIMES
-from mmare.tasks.survival import Survival, event_cuts
+from mmare.tasks.survival import Survival
 from mmare.wire.messages import EVENT_TIMES, WireError
 from server.aggregation.site_weights import capped
 from server.store.events import Scaling
@@ -82,7 +82,9 @@ def set_cuts(model: MultimodalModel, statistics: Mapping[str, Statistics], journ
             Ending.OTHER,
         )
     events = torch.tensor([each.total for each in told.values()], dtype=torch.float64).sum(dim=0)
-    model.task.cuts.copy_(event_cuts(events, model.task.outputs))
+    slots = range(len(model.modality_names))
+    rows = max(sum(statistics[site].moments[slot].n for site in told) for slot in slots)  # about all rows
+    model.task.learn_times(events, rows)
     journal.write(Scaling(modality=EVENT_TIMES, n=int(events.sum()), sites=tuple(told)))
 
 

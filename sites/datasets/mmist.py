@@ -43,6 +43,7 @@ __all__ = [
     "find_release",
     "prepare_mmist",
     "release_rows",
+    "staging_numbers",
 ]
 
 CLASSES = ("dead", "alive")  # index = the release's vital_status_12
@@ -124,6 +125,10 @@ CODES: Mapping[str, tuple[str, Mapping[int, str]]] = {
     "pbrm1": ("PBMR1_mutation", {0: "no PBRM1 mutation", 1: "a PBRM1 mutation"}),
     "ttn": ("TTN_mutation", {0: "without a TTN mutation", 1: "with a TTN mutation"}),
 }
+
+# What a pathologist says, as ranks; NX, MX and GX mean not assessed
+STAGING = ("pt", "pn", "pm", "stage", "grade")
+_NOT_ASSESSED = {"NX", "MX", "GX"}
 
 
 def prepare_mmist(  # noqa: PLR0913 - the flags of the command, one to one
@@ -283,6 +288,21 @@ def release_rows(table: TextTable, exams: Mapping[str, Iterable[str]]) -> pd.Dat
     content: dict[str, Sequence[object]] = {ID: ids, LABEL: labels, **clinical, "race": _race(table)}
     content |= {f"has_{name}": [patient in set(exams[name]) for patient in ids] for name in ("mri", "ct")}
     return pd.DataFrame({**content, "has_genomics": genomics})
+
+
+def staging_numbers(rows: pd.DataFrame) -> dict[str, NDArray[np.float32]]:
+    """`STAGING` of patients, by id; NaN where missing, and no patient of whom all are.
+
+    Args:
+        rows: As of `release_rows`, indexed by id.
+    """
+    columns = []
+    for name in STAGING:
+        words = [word for word in CODES[name][1].values() if word not in _NOT_ASSESSED]
+        columns.append(rows[name].map({word: rank for rank, word in enumerate(words)}))
+    numbers = np.stack([column.to_numpy(dtype=np.float32) for column in columns], axis=1)
+    known = np.flatnonzero(~np.isnan(numbers).all(axis=1))
+    return {str(rows.index[place]): numbers[place] for place in known.tolist()}
 
 
 def _decode(table: TextTable, column: str, words: Mapping[int, str]) -> list[str | None]:

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from mmare.errors import DataError
-from mmare.study.choices import Kind, Scaling, TaskName
+from mmare.study.choices import Hazard, Kind, Scaling, TaskName
 from mmare.study.outcome import TASKS, SurvivalSpec
 from mmare.study.specs import ModalitySpec, TrainingSpec
 from mmare.study.study import Study
@@ -79,7 +79,7 @@ def prepare_brca(
         training=TrainingSpec(select=outcome.selects[0]),
         privacy=replace(SIMULATED, extra=()),
         task=TaskName.SURVIVAL,
-        survival=SurvivalSpec(max(times), unit="days", horizons=(1095.0, 1825.0)),
+        survival=SurvivalSpec(max(times), unit="days", horizons=(1095.0, 1825.0), hazard=Hazard.COX),
     )
     study = study.override([f"training.recipe={RECIPE}"])
     sites = [

@@ -17,7 +17,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from mmare.errors import StudyError
-from mmare.study.choices import Kind, Scaling, TaskName
+from mmare.study.choices import Hazard, Kind, Scaling, TaskName
 from mmare.study.outcome import TASKS, SurvivalSpec
 from mmare.study.specs import ModalitySpec, TrainingSpec
 from mmare.study.study import Study
@@ -31,6 +31,7 @@ from sites.datasets.mmist import (
     exam_vector,
     find_release,
     release_rows,
+    staging_numbers,
 )
 from sites.datasets.porpoise import AGE, OMICS, SEX, Omics, read_omics
 from sites.datasets.table import RECIPE
@@ -46,6 +47,9 @@ from sites.table_file import read_table
 __all__ = ["prepare_kirc"]
 
 PERSON: Final = "person"  # age in years, and sex
+STAGING: Final = (
+    "staging"  # what the clinical text says of tumour, nodes, metastases, stage, grade, as numbers
+)
 _YEAR: Final = 12.0  # months
 
 # A quarter is test, an eighth of the rest validation.
@@ -80,7 +84,7 @@ def prepare_kirc(  # noqa: PLR0913 - the flags of the command, one to one
         DataError: If a file is missing or malformed, or ``out`` cannot be replaced.
     """
     wanted, grouping = choose(KircTask, task, "--task"), choose(Grouping, by, "--by")
-    names = kept_modalities((*EXAMS, CLINICAL, PERSON, *OMICS), without)
+    names = kept_modalities((*EXAMS, CLINICAL, STAGING, PERSON, *OMICS), without)
     if min_patients < 1:
         raise StudyError(f"--min-patients is {min_patients}, expected a whole number from 1 up")
     check_target(out, overwrite=overwrite)
@@ -91,7 +95,11 @@ def prepare_kirc(  # noqa: PLR0913 - the flags of the command, one to one
     release = release[release.index.str.startswith("TCGA-")]
     rows = _joined(table, release)
     rows, settings, notes = _survival(rows) if wanted is KircTask.SURVIVAL else _vital12(rows)
-    features = {PERSON: table.numbers([AGE, SEX]), **{name: table.vectors(name) for name in OMICS}}
+    features = {
+        STAGING: staging_numbers(release),
+        PERSON: table.numbers([AGE, SEX]),
+        **{name: table.vectors(name) for name in OMICS},
+    }
     for name in EXAMS:
         held = [patient for patient in exams[name] if patient in release.index]
         features[name] = {patient: exam_vector(exams[name][patient], EXAMS[name].width) for patient in held}
@@ -135,7 +143,7 @@ def _survival(rows: pd.DataFrame) -> tuple[pd.DataFrame, dict[str, Any], tuple[s
     settings = {
         "classes": outcome.strata,
         "task": TaskName.SURVIVAL,
-        "survival": SurvivalSpec(float(known[TIME].max()), horizons=(12.0, 36.0, 60.0)),
+        "survival": SurvivalSpec(float(known[TIME].max()), horizons=(12.0, 36.0, 60.0), hazard=Hazard.COX),
         "training": TrainingSpec(select=outcome.selects[0]),
         "privacy": replace(SIMULATED, extra=()),
     }

@@ -205,7 +205,7 @@ class DRIM(MultimodalModel):
             for slot, name in enumerate(self.modality_names)
         )
         rest = self.parameters_under("shared_fusion", "unique_fusion", "head")
-        return (*encoders, *discriminators, Block("fusion", rest, all_samples))
+        return (*encoders, *discriminators, Block("fusion", rest, all_samples), *self.task_blocks())
 
     def phases(self) -> tuple[Phase, ...]:
         """One phase: a step of the model, then one of the discriminators with their own AdamW."""

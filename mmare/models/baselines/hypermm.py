@@ -228,6 +228,7 @@ class _SetModel(MultimodalModel):
             Block("decoder", self.parameters_under("decoder"), _pairs, most=most),
             Block("classifier", self.parameters_under("classifier"), _pairs, most=most),
             Block("rho", self.parameters_under("head"), all_samples),
+            *self.task_blocks(),
         )
 
     def _each(self, scaled: Tensor, present: Tensor) -> Iterator[tuple[int, Tensor, Tensor]]:

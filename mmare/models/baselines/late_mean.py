@@ -55,7 +55,7 @@ class LateMean(MultimodalModel):
 
     def blocks(self) -> tuple[Block, ...]:
         """One block per modality: its adapter and its head."""
-        return tuple(
+        found = (
             Block(
                 f"modality.{name}",
                 self.parameters_under(f"adapters.adapters.{slot}", f"heads.{slot}"),
@@ -63,3 +63,4 @@ class LateMean(MultimodalModel):
             )
             for slot, name in enumerate(self.modality_names)
         )
+        return (*found, *self.task_blocks())

@@ -59,9 +59,12 @@ class Unimodal(MultimodalModel):
 
     def blocks(self) -> tuple[Block, ...]:
         """The prior by absence of the modality, the rest by its presence."""
-        rest = tuple(name for name, _ in self.named_parameters() if name != "prior")
+        own = self.task_blocks()
+        taken = {"prior", *(name for block in own for name in block.parameters)}
+        rest = tuple(name for name, _ in self.named_parameters() if name not in taken)
         name = self.modality_names[self.slot]
         return (
             Block("prior", ("prior",), samples_without(self.slot)),
             Block(f"modality.{name}", rest, samples_with(self.slot)),
+            *own,
         )

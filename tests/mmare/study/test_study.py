@@ -18,6 +18,7 @@ from mmare.errors import StudyError
 from mmare.models.registry import build_model
 from mmare.study.choices import (
     ExtraAnswer,
+    Hazard,
     Kind,
     MaskUse,
     OptimizerName,
@@ -695,7 +696,8 @@ def test_a_start_model_is_named_by_its_digest():
 
 
 @pytest.mark.parametrize(
-    "change", [{"follow_up": 60.0}, {"intervals": 5}, {"unit": "days"}, {"horizons": (12.0,)}]
+    "change",
+    [{"follow_up": 60.0}, {"intervals": 5}, {"unit": "days"}, {"horizons": (12.0,)}, {"hazard": Hazard.COX}],
 )
 def test_the_hash_covers_task_and_times(change):
     study = parse_study(SURVIVAL, "test")
@@ -705,7 +707,13 @@ def test_the_hash_covers_task_and_times(change):
 
 
 def test_every_field_of_times_is_changed():
-    assert [part.name for part in fields(SurvivalSpec)] == ["follow_up", "intervals", "unit", "horizons"]
+    assert [part.name for part in fields(SurvivalSpec)] == [
+        "follow_up",
+        "intervals",
+        "unit",
+        "horizons",
+        "hazard",
+    ]
 
 
 @pytest.mark.parametrize("path", CHANGED)

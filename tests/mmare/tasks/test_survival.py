@@ -138,7 +138,7 @@ def test_a_state_is_that_of_the_risk_and_counts_events():
 
 @pytest.mark.parametrize("name", sorted(set(MODELS) - {"hypermm"}))  # of images; hypermm-embedding is alike
 def test_every_model_learns_times(name):
-    small = {} if name in {"drim", "adacomed", "unilmmv"} else {"width": 8}
+    small = {} if name in {"drim", "adacomed", "linear", "unilmmv"} else {"width": 8}
     model = build_model(study(name, **small))
     rows = torch.randn(6, 16, generator=torch.Generator().manual_seed(0))
     present = torch.tensor([[True, True], [True, False], [False, True]] * 2)
