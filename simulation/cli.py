@@ -178,7 +178,7 @@ def gain(
     from simulation.report.run_report import GAIN
 
     found = compare_runs(joined, alone)
-    view = Table(title="balanced accuracy on a site's own test rows", box=box.SIMPLE)
+    view = Table(title=f"{found['metric']} on a site's own test rows", box=box.SIMPLE)
     for heading in ("site", "n", "joined", "alone", "gain", "95 % interval"):
         view.add_column(heading, justify="left" if heading == "site" else "right")
     for name, row in (*found["sites"].items(), ("all sites", found["pooled"])):

@@ -14,7 +14,6 @@ from client.training.service import SiteService
 from client.training.state import StateStore
 from mmare.errors import InputError
 from mmare.host.files import replacing
-from mmare.study.choices import TaskName
 from mmare.study.study import STUDY_FILE, load_study
 from mmare.wire.tensors import global_tensors
 from server.monitoring.followed_run import read_run
@@ -71,8 +70,6 @@ def compare_runs(joined: Path, alone: Path) -> dict[str, Any]:
     study, other = (_without_privacy(load_study(run / STUDY_FILE)) for run in (joined, alone))
     if (study.hash, study.seed) != (other.hash, other.seed):
         raise InputError(f"{alone}: a run of another study or seed than {joined}")
-    if study.task is not TaskName.CLASSIFICATION:
-        raise InputError(f"{joined}: a run of task {study.task}; gains are of classification")
     folders = sorted(path.parent.parent for path in alone.glob("local/*/model/model.json"))
     if not folders:
         raise InputError(

@@ -21,10 +21,11 @@ import torch
 from client.encoders.registry import encoder_notes
 from client.privacy.accountant import public_rows
 from client.privacy.extra_answers import check_attribution, check_calibration, check_events
+from mmare.metrics.paired import N_SUMS
 from mmare.models.blocks import block_tensors, without_parameters
 from mmare.models.phases import phase_at
 from mmare.models.registry import build_model
-from mmare.study.choices import Untouched, Wire
+from mmare.study.choices import TaskName, Untouched, Wire
 from mmare.tasks.registry import task_of
 from mmare.wire.messages import (
     Comparison,
@@ -268,6 +269,11 @@ def _comparison(comparison: Comparison, study: Study, facts: Facts) -> tuple[str
     for cells in comparison.cells.values():
         _require(len(cells) == _CELLS and min(cells) >= 0, "cells that are not counts")
         _large(sum(cells), facts.limit)
+    if comparison.sums:
+        _require(study.task is not TaskName.CLASSIFICATION, "sums of a comparison of classes")
+        rows = comparison.sums[0]
+        _require(len(comparison.sums) == N_SUMS and rows.is_integer(), "sums of another comparison")
+        _large(int(rows), facts.limit)
     return ("comparison",)
 
 

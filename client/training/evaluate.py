@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from mmare.models.base import MultimodalModel
     from mmare.tasks.base import State, Task
 
-__all__ = ["compare", "evaluate", "groups_of", "logits_of", "pattern_names", "predicted_right"]
+__all__ = ["compare", "evaluate", "groups_of", "logits_of", "pattern_names"]
 
 CHUNK: Final = 4096  # rows at a time: bounds memory, above any hospital's validation set
 
@@ -105,15 +105,6 @@ def groups_of(data: SiteData, split: Split, task: Task[Any], min_count: int) -> 
     for name, stratum in zip(pattern_names(data.present[rows]), strata, strict=True):
         sizes[name][stratum] += 1
     return shown_groups(sizes, min_count, total_told=split is Split.TRAIN)
-
-
-def predicted_right(model: MultimodalModel, data: SiteData, split: Split) -> Tensor:
-    """Rows of a split that the model predicts correctly, ``(N,)`` bool; raises as `evaluate`."""
-    rows = data.rows[split]
-    return (
-        logits_of(model, weighed(model, data.embedding, data.bags), rows, data.present[rows]).argmax(dim=1)
-        == data.label[rows]
-    )
 
 
 def compare(

@@ -24,19 +24,20 @@ from client.privacy.release_rules import told_rows
 from client.telemetry.seen import unobserved
 from client.training.arrivals import check_arrival, keep_arrival
 from client.training.cohort import counts_of, events_of, moments_of
-from client.training.evaluate import compare, evaluate, groups_of, predicted_right
+from client.training.evaluate import compare, evaluate, groups_of, logits_of
 from client.training.kept_parts import place_local, revert_untouched, state_of
 from client.training.optimizers import PhaseOptimizers
 from client.training.private_scores import evaluate_privately
 from client.training.private_trainer import train_privately
+from client.training.scans import weighed
 from client.training.summands import summands_of
 from client.training.trainer import ProximalTerm, train_round
 from mmare.errors import MmareError, SiteCode, SiteError
 from mmare.models.blocks import block_tensors, without_parameters
 from mmare.models.phases import phase_at
 from mmare.randomness import generator_for
+from mmare.study.choices import TaskName
 from mmare.study.strategy_options import FedProxOptions, strategy_options
-from mmare.tasks.registry import task_of
 from mmare.wire.limits import MOST_REQUEST, RUN_NAME
 from mmare.wire.messages import (
     Comparison,
@@ -309,14 +310,19 @@ class SiteService:
         if study.federation.local:
             raise WireError("models with parts that stay at the sites cannot be compared")
         run = torch.frombuffer(bytearray(payload), dtype=torch.uint8)
-        right = []
+        rows = data.rows[Split.TEST]
+        label = data.label[rows]
+        outputs = []
         for half in (run[: layout.size], run[layout.size :]):
             copy_tensors(global_tensors(model), unpack(half, layout))
-            right.append(predicted_right(model, data, Split.TEST))
-        limit = self._limit(study)
-        label = data.label[data.rows[Split.TEST]]
-        hidden = groups_of(data, Split.TEST, task_of(study), limit).classes
-        return compare(self._site, right[0], right[1], label, study.classes, hidden)
+            embedding = weighed(model, data.embedding, data.bags)
+            outputs.append(logits_of(model, embedding, rows, data.present[rows]))
+        hidden = groups_of(data, Split.TEST, model.task, self._limit(study)).classes
+        if study.task is TaskName.CLASSIFICATION:
+            right = [each.argmax(dim=1) == label for each in outputs]
+            return compare(self._site, right[0], right[1], label, study.classes, hidden)
+        first, second = outputs
+        return Comparison(self._site, sums=() if hidden else model.task.paired(first, second, label))
 
     def _limit(self, study: Study) -> int:
         """The smallest group of patients that may leave: the larger of the site's and the study's."""

@@ -6,6 +6,7 @@ import math
 from typing import TYPE_CHECKING, Final
 
 from mmare.metrics.calibration import grid_shape
+from mmare.metrics.paired import N_SUMS
 from mmare.study.outcome import N_TIMES
 from mmare.tasks.registry import task_of
 from mmare.wire.limits import MOST_HEADER
@@ -43,7 +44,7 @@ def most_header(study: Study, request: Request, blocks: Collection[str] = ()) ->
         wanted = sum(NAME * len(each.name) + 2 * each.width * NUMBER for each in study.modalities)
         wanted += 2 * N_TIMES * NUMBER if study.survival is not None else 0
     elif request.task is Task.COMPARE:
-        wanted = 4 * classes
+        wanted = 4 * classes + N_SUMS * NUMBER
     else:
         groups = 1 + patterns * (request.patterns + request.subsets)
         states = len(request.splits) * groups + request.gap

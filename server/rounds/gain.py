@@ -6,13 +6,16 @@ Counts add up, so the pooled difference and its interval need no rows.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import torch
 
 from mmare.errors import RunError
 from mmare.metrics.intervals import draw_cells
+from mmare.metrics.paired import N_SUMS, difference_of
+from mmare.study.choices import TaskName
 from mmare.wire.messages import Comparison, Request, Task, WireError, encode
 from mmare.wire.tensors import layout_of, pack
 from server.rounds.answer_sizes import most_header
@@ -31,6 +34,8 @@ __all__ = ["gain_of", "gains"]
 
 CELLS: Final = 4  # both, the first alone, the second alone, neither
 RESAMPLES: Final = 2000
+N = TypeVar("N", int, float)
+
 LARGEST: Final = 2**40  # rows of a class at a site: more than people on earth
 
 
@@ -45,13 +50,15 @@ def gains(
     """Compare the federated model with each site's own (``alone``), on that site's test rows.
 
     Returns:
-        ``sites`` and ``pooled``, as `gain_of` returns them; ``left_out``: reason per site.
+        ``metric``; ``sites`` and ``pooled``, as `gain_of` or, of other tasks, `difference_of` returns them;
+        ``left_out``: reason per site.
 
     Raises:
         RunError: If no site could compare.
     """
     first, layout = pack(joined).numpy().tobytes(), layout_of(joined).fingerprint
     cells: dict[str, dict[str, tuple[int, ...]]] = {}
+    sums: dict[str, tuple[float, ...]] = {}
     left_out: dict[str, str] = {}
     for site in sorted(alone):
         if site not in members:
@@ -62,18 +69,29 @@ def gains(
         left_out[site] = LATE
         for answer in fleet.ask({members[site].node: encode(request)}, payload, study.federation.deadline_s):
             try:
-                cells[site] = _read(answer, site, study, most_header(study, request))
+                found = _read(answer, site, study, most_header(study, request))
+                cells[site], sums[site] = dict(found.cells), found.sums
                 del left_out[site]
             except WireError as error:
                 left_out[site] = str(error)
-    if not any(cells.values()):
+    if not any(cells.values()) and not any(sums.values()):
         raise RunError(
             f"no site could compare: {'; '.join(left_out.values()) or 'all classes are too small'}"
         )
+    if study.task is not TaskName.CLASSIFICATION:
+        of_pairs = study.task is TaskName.SURVIVAL
+        whole = _add([each for each in sums.values() if each])
+        return {
+            "metric": "concordance" if of_pairs else "negative MAE",
+            "sites": {site: difference_of(found, of_pairs) for site, found in sums.items()},
+            "pooled": difference_of(whole, of_pairs),
+            "left_out": left_out,
+        }
     pooled = {
         name: _add([found[name] for found in cells.values() if name in found]) for name in study.classes
     }
     return {
+        "metric": "balanced accuracy",
         "sites": {site: gain_of(found, study.classes) for site, found in cells.items()},
         "pooled": gain_of({name: value for name, value in pooled.items() if value}, study.classes),
         "left_out": left_out,
@@ -124,12 +142,12 @@ def _shares(counts: Tensor) -> Tensor:
     return (right / totals.unsqueeze(2)).mean(dim=1)
 
 
-def _add(parts: Sequence[Sequence[int]]) -> tuple[int, ...]:
+def _add(parts: Sequence[Sequence[N]]) -> tuple[N, ...]:
     return tuple(sum(column) for column in zip(*parts, strict=True))
 
 
-def _read(answer: Answer, site: str, study: Study, most: int) -> dict[str, tuple[int, ...]]:
-    """The cells of an answer, validated.
+def _read(answer: Answer, site: str, study: Study, most: int) -> Comparison:
+    """An answer, validated.
 
     Raises:
         WireError: If they are impossible.
@@ -140,4 +158,11 @@ def _read(answer: Answer, site: str, study: Study, most: int) -> dict[str, tuple
     for name, cells in found.cells.items():
         if name not in study.classes or len(cells) != CELLS or not all(0 <= n <= LARGEST for n in cells):
             raise WireError("a comparison that no rows could give")
-    return dict(found.cells)
+    rows, *_ = found.sums or (0.0,)
+    if (
+        len(found.sums) not in {0, N_SUMS}
+        or not 0 <= rows <= LARGEST
+        or not all(map(math.isfinite, found.sums))
+    ):
+        raise WireError("a comparison that no rows could give")
+    return found

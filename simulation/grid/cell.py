@@ -109,8 +109,6 @@ def check_cell(cell: Cell, place: Workplace, say: Say = lambda _text: None) -> R
     request = RunRequest(
         federation, place.out / RUNS / cell.id, cell.mode, tuple(cell.assignments), subsets=cell.subsets
     )
-    if request.study.task is not TaskName.CLASSIFICATION:
-        raise StudyError(f"a grid compares classifiers, found task {request.study.task} in {federation}")
     check_run(request)
     _check_encoders(request.study, federation, place)
     return request
@@ -161,6 +159,8 @@ def run_cell(cell: Cell, place: Workplace, say: Say = lambda _text: None) -> dic
 
 def _decisions(request: RunRequest) -> dict[str, Any]:
     """What a release would report of calibration and decisions; nothing of sites that trained alone."""
+    if request.study.task is not TaskName.CLASSIFICATION:
+        return {}
     from server.release.decide import decide  # noqa: PLC0415 - torch takes seconds
     from server.store.states import parse_states  # noqa: PLC0415 - as above
 

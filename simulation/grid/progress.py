@@ -14,6 +14,8 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
+from mmare.study.outcome import headline_of
+
 if TYPE_CHECKING:
     from simulation.grid.plan import Cell
 
@@ -160,5 +162,7 @@ def duration(seconds: float) -> str:
 
 def _score(result: Mapping[str, Any]) -> str:
     """The headline of a result; sites that trained alone have none."""
-    value = result["metrics"]["test"]["pooled"]["balanced_accuracy"] if "metrics" in result else None
-    return "" if value is None else f"balanced accuracy {value:.3f}, "
+    pooled = result["metrics"]["test"]["pooled"] if "metrics" in result else {}
+    name = headline_of(pooled)
+    value = pooled.get(name)
+    return "" if value is None else f"{name.replace('_', ' ')} {value:.3f}, "

@@ -39,7 +39,9 @@ Keys = Mapping[Arm, Key]
 BLANK = Cell("", none=True)
 WORST_TITLE = "Worst site's balanced accuracy"
 DECIMALS = 3
-_FEWER_IS_BETTER = frozenset({"log_loss", "balanced_log_loss", "brier", "ece"})
+_FEWER_IS_BETTER = frozenset(
+    {"log_loss", "balanced_log_loss", "brier", "ece", "integrated_brier", "mae", "rmse"}
+)
 _OTHER_ROWS = "not the same number of test rows"
 _ANY = {"accuracy": "Acc.", "balanced_accuracy": "Bacc.", "auc": "AUC"}
 _BINARY = {**_ANY, "f1": "F1", "precision": "Prec.", "recall": "Rec.", "macro_f1": "mF1"}

@@ -16,6 +16,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from mmare.study.choices import TaskName
 from simulation.grid_report import detail_tables as details
 from simulation.grid_report import explained
 from simulation.grid_report import site_tables as by_site
@@ -33,6 +34,7 @@ from simulation.grid_report.published_results import PUBLISHED, Published
 from simulation.grid_report.records import Arm, GridRecord, load_records
 from simulation.grid_report.reference_tables import losses, reference_table
 from simulation.grid_report.statistics import impossible
+from simulation.grid_report.task_tables import sections_of_tasks, task_of_arms
 from simulation.grid_report.thesis_rows import thesis_groups
 from simulation.grid_report.values import blocks
 from simulation.report.figures import Drawing
@@ -108,10 +110,21 @@ def _page(grid: GridRecord) -> Page:
         notes.append(f"{lost} of the methods here lose to a simple model; see “Beside simple models”.")
     # Of data without a finished cell every row would be empty; what is missing has a section of its own.
     begun = {record.arm.regime for record in grid.records}
-    tables = replace(grid, arms=tuple(arm for arm in grid.arms if arm.regime in begun))
+    others = {arm for arm, task in task_of_arms(grid).items() if task is not TaskName.CLASSIFICATION}
+    apart = {arm.regime for arm in others}
+    classes = tuple(arm for arm in grid.arms if arm.regime in begun - apart)
+    if not classes:
+        sections = [*sections_of_tasks(grid, f"{_MEAN} {_PAIRED}"), *_machines(grid), *_gaps(grid)]
+        return Page(grid.title, chips, notes, [*sections, *_method(grid, len(broken))])
+    tables = replace(grid, arms=classes)
     sections = [*_thesis(tables), *_increments(tables), *_generic(tables), *_simple(tables)]
     sections += [*_modes(tables), *_sites(tables), *_patients(tables), *_explained(tables)]
-    sections += [*_machines(tables), *_gaps(grid), *_method(grid, len(broken))]
+    sections += [
+        *sections_of_tasks(grid, f"{_MEAN} {_PAIRED}"),
+        *_machines(tables),
+        *_gaps(grid),
+        *_method(grid, len(broken)),
+    ]
     return Page(grid.title, chips, notes, sections)
 
 

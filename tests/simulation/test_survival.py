@@ -14,11 +14,11 @@ from typer.testing import CliRunner
 from client.data.check import check_site, report_table
 from client.data.dataset import SiteData, load_data
 from client.training.evaluate import logits_of
-from mmare.errors import DataError, InputError
+from mmare.errors import DataError
 from mmare.metrics.survival_curves import auc_until, kaplan_meier
+from mmare.study.study import parse_study
 from mmare.tasks.registry import task_of
 from mmare.wire.messages import EVENT_TIMES, Split
-from server.release.finished_run import load_finished
 from server.store.model_file import load_model
 from simulation.cli import app
 from simulation.gain import compare_runs
@@ -133,11 +133,37 @@ def test_a_site_checks_patients_with_and_without_the_event(federation):
     assert list(map(int, line.split()[1:])) == [len(rows), len(rows), *counts]
 
 
-def test_what_is_of_classes_refuses_by_name(run):
-    with pytest.raises(InputError, match="task survival; models of classification alone are released"):
-        load_finished(run)
-    with pytest.raises(InputError, match="task survival; gains are of classification"):
-        compare_runs(run, run)
+def test_a_cox_model_of_sites_is_that_of_their_pooled_rows(tmp_path):
+    content = survival_study().to_dict()
+    content["survival"]["hazard"] = "cox"
+    content |= {"model": {"name": "linear"}, "training": {"rounds": 6}}
+    content["federation"] = {"strategy": "fedsgd", "deadline_s": 30}
+    fed = tiny_federation(tmp_path / "fed", parse_study(content, "test"))
+    models = []
+    for mode in ("federated", "centralised"):
+        run_nodes(fed, tmp_path / mode, mode=mode)
+        models.append(load_model(tmp_path / mode / "model").state_dict())
+    assert models[0].keys() == models[1].keys()
+    for name, value in models[0].items():
+        torch.testing.assert_close(value, models[1][name], rtol=1e-4, atol=1e-5, msg=name)
+    assert models[0]["task.baseline"].abs().sum() > 0
+    assert sum(value.abs().sum() for name, value in models[0].items() if "head.inputs" in name) > 0
+
+
+def test_sites_learn_what_they_gain_by_joining(federation, run, tmp_path):
+    alone = tmp_path / "alone"
+    settings = ["training.rounds=3", "survival.horizons=[20, 40]"]
+    run_nodes(federation, alone, mode="local", settings=settings)
+    found = compare_runs(run, alone)
+    assert found["metric"] == "concordance"
+    assert set(found["sites"]) == set(SITES)
+    test = result(run)["metrics"]["test"]
+    for site, row in found["sites"].items():
+        assert row["n"] == test["sites"][site]["n"]
+        bound = test["sites"][site]["concordance_error_bound"]
+        assert row["first"] == pytest.approx(test["sites"][site]["concordance"], abs=bound)
+        assert row["ci95"][0] <= row["difference"] <= row["ci95"][1]
+    assert "Concordance on a site" in (run / "report.html").read_text()
 
 
 TABLE = "id,site,months,died,age,lab\n" + "\n".join(
