@@ -8,10 +8,13 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from client.prediction.evidence import evidence_of, one_more
+from client.prediction.measured_page import measured_page
 from client.prediction.table import told_classes
+from mmare.study.choices import TaskName
 
 if TYPE_CHECKING:
     import jinja2
+    from torch import Tensor
 
     from client.prediction.predict import Predictions
 
@@ -23,6 +26,8 @@ _PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")  #
 def page_of(found: Predictions, made: datetime | None = None) -> str:
     """The page as HTML."""
     study, facts = found.package.study, found.package.facts
+    if study.task is not TaskName.CLASSIFICATION:
+        return measured_page(found, made, render)
     point = found.package.operating_point
     positive = study.positive_index
     return render(
@@ -52,7 +57,7 @@ def page_of(found: Predictions, made: datetime | None = None) -> str:
 
 def _row(found: Predictions, row: int) -> dict[str, Any]:
     """One patient: probability and shares of the positive class, or of the called one of several."""
-    study, judged = found.package.study, found.judgement
+    study, judged, prior = found.package.study, found.judgement, _prior(found)
     told = told_classes(found)
     label = told[0] if len(told) == 1 else int(judged.call[row])
     in_set = None if judged.in_set is None else judged.in_set[row].tolist()
@@ -71,7 +76,7 @@ def _row(found: Predictions, row: int) -> dict[str, Any]:
         "seen": found.seen[row],
         "tested": evidence_of(found.package, found.patterns[row]),
         "one_more": one_more(found.package, found.patterns[row]),
-        "prior": float(found.prior[label]),
+        "prior": float(prior[label]),
         "steps": _steps(found, row, label),
         "warnings": found.warnings[row],
     }
@@ -81,13 +86,18 @@ def _steps(found: Predictions, row: int, label: int) -> list[dict[str, Any]]:
     """From the prior to the probability, a step for each modality that is present."""
     if found.shares is None:
         return []
-    at, steps = float(found.prior[label]), []
+    at, steps = float(_prior(found)[label]), []
     for slot, modality in enumerate(found.package.study.modalities):
         if bool(found.inputs.present[row, slot]):
             share = float(found.shares[row, slot, label])
             steps.append({"name": modality.name, "share": share, "start": at, "end": at + share})
             at += share
     return steps
+
+
+def _prior(found: Predictions) -> Tensor:
+    assert found.prior is not None  # noqa: S101 - of classes there is one
+    return found.prior
 
 
 def render(template: str, view: dict[str, Any]) -> str:

@@ -13,16 +13,21 @@ from client.training.evaluate import logits_of, pattern_names
 from mmare.errors import RunError, SiteError
 from mmare.models.batch import Batch
 from mmare.models.shapley import MOST_MODALITIES, explain_modalities
+from mmare.package.answers import answers_of
+from mmare.study.choices import TaskName
 from mmare.wire.messages import Split
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from torch import Tensor
 
     from client.prediction.inputs import PatientInputs
     from mmare.metrics.decisions import Judgement
     from mmare.package.package import Package
+    from mmare.study.study import Study
 
-__all__ = ["Predictions", "predict", "training_prior"]
+__all__ = ["Predictions", "horizons_of", "predict", "training_prior"]
 
 FAR: Final = 3.0  # standard deviations, root mean square; at most a ninth of the train rows can lie further
 
@@ -35,10 +40,11 @@ class Predictions:
         package: The model.
         inputs: The patients.
         logits: ``(N, K)``.
-        judgement: Probabilities, calls, sets.
-        prior: ``(K,)``, class frequencies of the train rows; alike for all classes where they were not told.
-        shares: ``(N, M, K)``, Shapley values of the modalities on the scale of ``judgement.probability``:
-            they sum over M to the probability less the prior. ``None`` if they were not asked for.
+        values: ``(N, V)``, answers as of `Package.values`.
+        prior: ``(V,)``, answers where nothing is known: class frequencies of the train rows, alike for all
+            classes where they were not told; of times and numbers those of the package. ``None``: not told.
+        shares: ``(N, M, V)``, Shapley values of the modalities on the scale of ``values``: they sum over M to
+            the value less the prior. ``None`` if they were not asked for, or without a prior.
         distance: ``(N, M)``, of the vectors from those of training (`InputScaling.distances`); NaN where
             a modality is absent or its moments are not known.
     """
@@ -46,10 +52,22 @@ class Predictions:
     package: Package
     inputs: PatientInputs
     logits: Tensor
-    judgement: Judgement
-    prior: Tensor
+    values: Tensor
+    prior: Tensor | None
     shares: Tensor | None
     distance: Tensor
+
+    @cached_property
+    def judgement(self) -> Judgement:
+        """Of classes: probabilities, calls, sets."""
+        return self.package.judge(self.logits)
+
+    @cached_property
+    def curves(self) -> Tensor:
+        """Of times: probability ``(N, T + 1)`` of no event until each edge of their bins."""
+        with torch.no_grad():
+            curve: Tensor = self.package.model.task.prediction(self.logits.double())
+        return curve
 
     @cached_property
     def patterns(self) -> list[str]:
@@ -97,6 +115,8 @@ class Predictions:
         """What holds for all predictions, in sentences."""
         package = self.package
         found = [package.facts.notice, *self.inputs.notes]
+        if package.study.task is not TaskName.CLASSIFICATION:
+            return (*found, *self._notes_of_numbers())
         if package.calibration is None:
             found.append("the probabilities are not calibrated: the package has no calibration")
         elif caution := package.report.get("calibration", {}).get("caution"):
@@ -110,13 +130,41 @@ class Predictions:
                 found.append(
                     f"every prediction set holds {', '.join(always)}: validation has too few of them"
                 )
-        if package.patterns is None:
-            found.append("how often a combination of modalities was seen in training was not told")
+        found += self._notes_of_patterns()
         if training_prior(package) is None:
             found.append("class frequencies in training were not told: shares start from equal ones")
         if self.shares is None and len(package.study.modalities) > MOST_MODALITIES:
             found.append(f"no Shapley values: more than {MOST_MODALITIES} modalities")
         return tuple(found)
+
+    def _notes_of_patterns(self) -> list[str]:
+        told = self.package.patterns is not None
+        return [] if told else ["how often a combination of modalities was seen in training was not told"]
+
+    def _notes_of_numbers(self) -> Iterator[str]:
+        package = self.package
+        if package.study.survival is not None:
+            test = package.results["metrics"].get("test", {}).get("pooled", {})
+            for name, time, unit in horizons_of(package.study):
+                ratio = test.get(f"calibration_{time}")
+                if ratio is not None:
+                    yield (
+                        f"until {time} {unit} the test rows had {ratio:.2f} events for each one that {name} "
+                        "expected"
+                    )
+        yield from self._notes_of_patterns()
+        if self.shares is None:
+            yield (
+                f"no Shapley values: more than {MOST_MODALITIES} modalities"
+                if package.prior is not None
+                else "no Shapley values: what is answered on average was not told"
+            )
+
+
+def horizons_of(study: Study) -> list[tuple[str, str, str]]:
+    """Name of the answer, time as text and unit of each horizon."""
+    assert study.survival is not None  # noqa: S101 - of task survival
+    return [(name, name.removeprefix("risk_"), study.survival.unit) for name in answers_of(study)]
 
 
 def predict(
@@ -137,28 +185,34 @@ def predict(
         logits = logits_of(model, inputs.embedding, torch.arange(len(inputs.present)), inputs.present)
     except SiteError:
         raise RunError("the model gives values that are not finite for these patients") from None
-    judgement = package.judge(logits)
-    classes = len(package.study.classes)
-    prior = training_prior(package)
-    if prior is None:
-        prior = torch.full((classes,), 1 / classes, dtype=torch.float64)
+    values = package.values(logits)
+    prior = _prior(package)
     shares = None
-    if explain and inputs.present.shape[1] <= MOST_MODALITIES:
+    if explain and prior is not None and inputs.present.shape[1] <= MOST_MODALITIES:
         shares = explain_modalities(
             lambda seen: model(
                 Batch(tuple(part.to(device) for part in seen.embedding), seen.present.to(device))
             ).cpu(),
             Batch(inputs.embedding, model.scaling.visible(inputs.present, someone=True)),
-            judgement.probability,
+            values,
             prior,
-            lambda hidden: package.judge(hidden).probability,
+            package.values,
         )
     told = {name for name, moments in package.moments.items() if moments.n != 0}
     known = torch.tensor([modality.name in told for modality in package.study.modalities])
     with torch.inference_mode():
         distance = model.scaling.distances([part.to(device) for part in inputs.embedding]).cpu()
     distance = torch.where(inputs.present & known, distance, torch.nan)
-    return Predictions(package, inputs, logits, judgement, prior, shares, distance)
+    return Predictions(package, inputs, logits, values, prior, shares, distance)
+
+
+def _prior(package: Package) -> Tensor | None:
+    """What is answered where nothing is known, ``(V,)`` float64."""
+    if package.study.task is not TaskName.CLASSIFICATION:
+        return None if package.prior is None else torch.tensor(package.prior, dtype=torch.float64)
+    classes = len(package.study.classes)
+    prior = training_prior(package)
+    return torch.full((classes,), 1 / classes, dtype=torch.float64) if prior is None else prior
 
 
 def training_prior(package: Package) -> Tensor | None:

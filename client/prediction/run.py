@@ -20,6 +20,7 @@ from client.prediction.table import table_bytes
 from client.privacy.records.audit_log import Entry, Event, log_of
 from mmare.errors import InputError, RunError
 from mmare.host.files import own_folder, replacing
+from mmare.study.choices import TaskName
 from sites.manifest import load_patients
 
 if TYPE_CHECKING:
@@ -64,8 +65,7 @@ def predict_site(  # noqa: PLR0913 - those of the command
         RunError: If nobody has a modality, or the audit log cannot be written.
     """
     _check_place(out, table or site.manifest)
-    if silent and (fhir or dicom_sr):
-        raise InputError("--silent shows no prediction, so it goes with neither --fhir nor --dicom-sr")
+    _check_forms(package.study.task, fhir, dicom_sr, silent=silent)
     for place in filter(None, (fhir, dicom_sr)):
         if place.exists() or not place.absolute().parent.is_dir():
             raise InputError(f"{place}: {'is there already' if place.exists() else 'no folder for it'}")
@@ -108,7 +108,8 @@ def page_beside(out: Path) -> Path:
 
 def audit_lines(found: Predictions, secret: bytes) -> list[dict[str, Any]]:
     """What the log says of each patient: keyed digests of patient and input, the output; no vector."""
-    study, judged = found.package.study, found.judgement
+    study = found.package.study
+    of_classes = study.task is TaskName.CLASSIFICATION
     lines = []
     for row, patient in enumerate(found.inputs.patients):
         there = found.inputs.present[row].tolist()
@@ -126,12 +127,24 @@ def audit_lines(found: Predictions, secret: bytes) -> list[dict[str, Any]]:
                 "presence": found.patterns[row],
                 "seen": found.seen[row],
                 "share": found.seen_shares[row],
-                "call": study.classes[int(judged.call[row])],
-                "probability": [round(value, 6) for value in judged.probability[row].tolist()],
+                "call": study.classes[int(found.judgement.call[row])] if of_classes else "",
+                "probability" if of_classes else "values": [
+                    round(each, 6) for each in found.values[row].tolist()
+                ],
                 "distance": {name: round(far, 3) for name, far in found.distances[row].items()},
             }
         )
     return lines
+
+
+def _check_forms(task: TaskName, fhir: Path | None, dicom_sr: Path | None, *, silent: bool) -> None:
+    """Refuse forms of the output that do not go with the task or with each other."""
+    asked = {"--fhir": fhir, "--dicom-sr": dicom_sr, "--silent": silent}
+    for name, wanted in asked.items():
+        if wanted and task is not TaskName.CLASSIFICATION:
+            raise InputError(f"{name} is of classes, found a model of task {task}")
+    if silent and (fhir or dicom_sr):
+        raise InputError("--silent shows no prediction, so it goes with neither --fhir nor --dicom-sr")
 
 
 def _check_place(out: Path, table: Path) -> None:

@@ -10,8 +10,9 @@ import torch
 
 from client.prediction.score_log import calibration_gaps
 from client.prediction.table_format import Format
-from mmare.errors import DataError, RunError
+from mmare.errors import DataError, InputError, RunError
 from mmare.metrics.state import MetricState, class_scores
+from mmare.study.choices import TaskName
 from sites.manifest import ID
 from sites.outcomes import LABEL, parse_labels
 from sites.table_file import read_table
@@ -40,6 +41,8 @@ def score(package: Package, saved: Path, form: Format, labels: Path) -> dict[str
         RunError: If no patient is in both.
     """
     study = package.study
+    if study.task is not TaskName.CLASSIFICATION:
+        raise InputError(f"--labels scores classes, found a model of task {study.task}")
     table = read_table(labels)
     known = dict(zip(table.require_unique(ID), parse_labels(table, LABEL, study.classes), strict=True))
     frame = _saved(saved, form)

@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from client.prediction.measured import measured_flat, measured_record
 from client.prediction.table_format import Format
+from mmare.study.choices import TaskName
 from sites.manifest import ID
 
 if TYPE_CHECKING:
@@ -22,6 +24,8 @@ _BLIND = (ID, "modalities", "pattern", "seen", "distance", "warnings", "model", 
 
 def record(found: Predictions, row: int) -> dict[str, Any]:
     """All that is told of one patient, as a line of the JSON form."""
+    if found.package.study.task is not TaskName.CLASSIFICATION:
+        return measured_record(found, row)
     study, judged = found.package.study, found.judgement
     modalities = [modality.name for modality in study.modalities]
     present = found.inputs.present[row].tolist()
@@ -62,6 +66,9 @@ def told_classes(found: Predictions) -> list[int]:
 
 def flat(found: Predictions) -> pd.DataFrame:
     """One row a patient: call, probabilities, set, modalities, shares, distances, warnings; lists joined."""
+    if found.package.study.task is not TaskName.CLASSIFICATION:
+        rows = range(len(found.inputs.patients))
+        return pd.DataFrame([measured_flat(measured_record(found, row)) for row in rows])
     told = [found.package.study.classes[index] for index in told_classes(found)]
     return pd.DataFrame([_flat(record(found, row), told) for row in range(len(found.inputs.patients))])
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from mmare.host.console import visible
+from mmare.package.answers import tells
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -13,7 +14,12 @@ if TYPE_CHECKING:
 
 __all__ = ["essentials"]
 
-_METRICS = {"auc": "AUC", "balanced_accuracy": "balanced accuracy", "brier": "Brier score", "ece": "ECE"}
+METRICS: Final = {
+    "auc": "AUC",
+    "balanced_accuracy": "balanced accuracy",
+    "brier": "Brier score",
+    "ece": "ECE",
+}
 
 
 def essentials(package: Package) -> str:
@@ -23,9 +29,9 @@ def essentials(package: Package) -> str:
 
 def _lines(package: Package) -> Iterator[str]:
     study, card, facts = package.study, package.card, package.facts
-    said = card["statements"]
+    said, titles = card["statements"], card.get("metrics", METRICS)
     yield f"{study.name}: {facts.notice}"
-    yield f"  tells          {' from '.join(study.classes)}"
+    yield f"  tells          {tells(study)}"
     yield f"  intended use   {said['intended_use']}"
     yield f"  licence        {said['licence']}"
     for modality in study.modalities:
@@ -33,9 +39,9 @@ def _lines(package: Package) -> Iterator[str]:
         made = "no site had it" if fact is None else f"{fact.fingerprint}, trained at {', '.join(fact.sites)}"
         yield f"  input          {modality.name} ({modality.kind}, {modality.width} numbers): {made}"
     test = package.results["metrics"]["test"]
-    yield f"  test           {_scores(test['pooled'])}"
+    yield f"  test           {_scores(test['pooled'], titles)}"
     if worst := test["worst_site"]:
-        yield f"  worst site     {worst['site']}: {_scores(test['sites'][worst['site']])}"
+        yield f"  worst site     {worst['site']}: {_scores(test['sites'][worst['site']], titles)}"
     if start := package.results.get("start"):
         yield f"  started from   model {start['digest'][:12]} of run {start['run']}, study {start['study']}"
     point = package.operating_point
@@ -50,10 +56,10 @@ def _lines(package: Package) -> Iterator[str]:
     yield f"  run {facts.run}, study {facts.study_hash[:12]}, package {package.digest[:12]}"
 
 
-def _scores(metrics: Mapping[str, Any]) -> str:
+def _scores(metrics: Mapping[str, Any], titles: Mapping[str, str]) -> str:
     found = [
         f"{title} {metrics[key]:.3f}{_interval(metrics, key)}"
-        for key, title in _METRICS.items()
+        for key, title in titles.items()
         if metrics.get(key) is not None
     ]
     return f"{metrics['n']} patients; {', '.join(found)}" if found else f"{metrics['n']} patients"

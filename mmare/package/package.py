@@ -12,9 +12,11 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 from mmare.errors import InputError
 from mmare.metrics.decisions import Calibration, Judgement, OperatingPoint, PredictionSets, judge
 from mmare.models.registry import build_model
+from mmare.package.answers import answers_of, values_of
 from mmare.package.sealed import read_sealed, write_sealed
 from mmare.package.start import INSTALLED
 from mmare.package.weights import read_weights
+from mmare.study.choices import TaskName
 from mmare.study.encoding import Encoding, parse_encoding
 from mmare.study.study import STUDY_FILE, parse_study
 from mmare.study.tables import TableError, from_table
@@ -92,6 +94,7 @@ class _Decisions:
     calibration: Calibration | None = None
     operating_point: OperatingPoint | None = None
     prediction_sets: PredictionSets | None = None
+    prior: tuple[float, ...] | None = None  # answers for a patient of whom nothing is known
 
 
 @dataclass(frozen=True)
@@ -147,6 +150,16 @@ class Package:
         """Thresholds of the classes."""
         return self._decisions.prediction_sets
 
+    @property
+    def prior(self) -> tuple[float, ...] | None:
+        """Answers on average, of times and numbers: where Shapley values start."""
+        return self._decisions.prior
+
+    @property
+    def answers(self) -> tuple[str, ...]:
+        """Names of what the model tells: `answers_of`."""
+        return answers_of(self.study)
+
     @cached_property
     def model(self) -> MultimodalModel:
         """The model in evaluation mode, moments filled in."""
@@ -161,6 +174,12 @@ class Package:
     def deviation(self, modality: str) -> Tensor:
         """Standard deviations of them, ``(W,)``."""
         return self.weights[f"scaling.deviation_{self._slot(modality)}"]
+
+    def values(self, outputs: Tensor) -> Tensor:
+        """Answers ``(B, V)`` to outputs ``(B, K)``: calibrated probabilities, risks or a number."""
+        if self.study.task is TaskName.CLASSIFICATION:
+            return self.judge(outputs).probability
+        return values_of(self.model.task, outputs)
 
     def judge(self, logits: Tensor) -> Judgement:
         """Calibrated probabilities, calls and prediction sets of logits ``(B, K)``."""
@@ -249,5 +268,6 @@ def _check_fit(package: Package) -> None:
     classes = len(package.study.classes)
     calibration, sets = package.calibration, package.prediction_sets
     sizes = {len(calibration.bias) if calibration else classes, len(sets.thresholds) if sets else classes}
-    if sizes != {classes}:
+    answers = len(package.answers)
+    if sizes != {classes} or len(package.prior or package.answers) != answers:
         raise InputError(f"{package.sealed.source}: {CALIBRATION_FILE} is of other classes than the study")

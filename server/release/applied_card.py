@@ -9,7 +9,8 @@ import json
 from typing import TYPE_CHECKING, Any, Final
 from xml.etree import ElementTree
 
-from server.release.card import METRICS, NOT_STATED
+from mmare.study.choices import TaskName
+from server.release.card import NOT_STATED
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -47,8 +48,8 @@ def _content(card: Mapping[str, Any]) -> dict[str, Any]:
     said, training = card["statements"], card["training"]
     inputs = [f"{each['modality']} ({each['kind']}, {each['width']} numbers)" for each in card["inputs"]]
     encoders = {each["encoder"] for each in card["inputs"]} - {"given"}
-    outcomes = f"probabilities of {', '.join(card['classes'])}; outcome: {said['outcome']}"
-    summary = _or(said["summary"], f"Tells {' from '.join(card['classes'])}. For {card['notice']}.")
+    outcomes = f"{_outputs(card)}; outcome: {said['outcome']}"
+    summary = _or(said["summary"], f"Tells {card['tells']}. For {card['notice']}.")
     return {
         "BasicInfo": {
             "ModelName": _or(said["title"], card["study"]),
@@ -80,7 +81,7 @@ def _content(card: Mapping[str, Any]) -> dict[str, Any]:
                 "ModelType": f"{card['model']['name']}, {card['model']['trainable']} parameters",
                 "FoundationModels": ", ".join(sorted(encoders)) or "none",
                 "InputDataSource": f"{len(training['rows'])} sites: {', '.join(training['rows'])}",
-                "OutputAndInputDataTypes": f"input: {'; '.join(inputs)}; output: probabilities",
+                "OutputAndInputDataTypes": f"input: {'; '.join(inputs)}; output: {_outputs(card)}",
                 "DevelopmentDataCharacterization": _rows(training["rows"]),
                 "BiasMitigationApproaches": said["fairness"],
                 "OngoingMaintenance": said["maintenance"],
@@ -101,18 +102,26 @@ def _content(card: Mapping[str, Any]) -> dict[str, Any]:
 
 def _metrics(card: Mapping[str, Any]) -> dict[str, Any]:
     test = card["test"]
+    headline = card["headline"]
     sites = [
-        _result(f"balanced accuracy at {site}", scores["balanced_accuracy"])
+        _result(f"{card['metrics'][headline]} at {site}", scores[headline])
         for site, scores in test["sites"].items()
     ]
-    pooled = {name: _result(title, test["pooled"][name]) for name, title in METRICS.items()}
-    useful = [pooled["auc"], pooled["balanced_accuracy"]]
-    safe = [pooled[name] for name in ("log_loss", "brier", "ece")]
+    pooled = {name: _result(title, test["pooled"][name]) for name, title in card["metrics"].items()}
+    ranks = ("auc", "balanced_accuracy", "concordance", "r2")
+    useful = [pooled[name] for name in pooled if name.startswith(ranks)]
+    safe = [pooled[name] for name in pooled if not name.startswith(ranks)]
     return {
-        "UsefulnessUsabilityEfficacy": _key("to tell the classes apart", useful, test),
+        "UsefulnessUsabilityEfficacy": _key("to tell patients apart", useful, test),
         "FairnessEquity": _key("to serve every site alike", sites or [_result("by site", None)], test),
-        "SafetyReliability": _key("to give probabilities that come true", safe, test),
+        "SafetyReliability": _key("to give answers that come true", safe, test),
     }
+
+
+def _outputs(card: Mapping[str, Any]) -> str:
+    if card["task"] == TaskName.CLASSIFICATION:
+        return f"probabilities of {', '.join(card['classes'])}"
+    return str(card["tells"])
 
 
 def _key(goal: str, results: list[dict[str, str]], test: Mapping[str, Any]) -> dict[str, Any]:

@@ -6,7 +6,9 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from mmare.errors import InputError
+from mmare.package.answers import answers_of, tells
 from mmare.package.sealed import NOTICE
+from mmare.study.outcome import TASKS
 from mmare.study.tables import TableError, from_table, read_toml
 
 if TYPE_CHECKING:
@@ -14,19 +16,37 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from mmare.package.sealed import Facts
+    from mmare.study.study import Study
     from server.release.decide import Decisions
     from server.release.finished_run import FinishedRun
 
-__all__ = ["METRICS", "NOT_STATED", "Statements", "card_of", "read_statements"]
+__all__ = ["NOT_STATED", "Statements", "card_of", "read_statements"]
 
 NOT_STATED: Final = "not stated"
-METRICS: Final = {
+_CLASSES: Final = {
     "auc": "AUC",
     "balanced_accuracy": "balanced accuracy",
     "log_loss": "log-loss",
     "brier": "Brier score",
     "ece": "ECE",
 }
+
+
+def _titles(study: Study) -> dict[str, str]:
+    """Metrics that a card tells, by name."""
+    if study.survival is not None:
+        at = [f"{time:g}" for time in study.survival.horizons]
+        unit = study.survival.unit
+        return {
+            "concordance": "concordance",
+            "integrated_brier": "integrated Brier score",
+            **{f"auc_{time}": f"AUC at {time} {unit}" for time in at},
+            **{f"brier_{time}": f"Brier score at {time} {unit}" for time in at},
+            **{f"calibration_{time}": f"observed over expected events at {time} {unit}" for time in at},
+        }
+    if study.regression is not None:
+        return {"r2": "R²", "mae": "MAE", "rmse": "RMSE", "slope": "calibration slope"}
+    return _CLASSES
 
 
 @dataclass(frozen=True)
@@ -85,11 +105,16 @@ def card_of(run: FinishedRun, facts: Facts, decisions: Decisions, statements: St
     """The card: `Statements` and facts of the run."""
     study, result, patterns = run.study, run.result, run.patterns()
     test, encoders = result["metrics"]["test"], run.encoders()
-    worst = test["worst_site"]
+    worst, titles = test["worst_site"], _titles(study)
     return {
         "notice": NOTICE,
         "study": study.name,
         "statements": asdict(statements),
+        "task": study.task.value,
+        "tells": tells(study),
+        "answers": [*answers_of(study)],
+        "metrics": titles,
+        "headline": TASKS[study.task].headline,
         "classes": [*study.classes],
         "positive": study.positive,
         "inputs": [
@@ -125,9 +150,9 @@ def card_of(run: FinishedRun, facts: Facts, decisions: Decisions, statements: St
             else {name: asdict(count) for name, count in patterns.items()},
         },
         "test": {
-            "pooled": _scores(test["pooled"]),
-            "sites": {site: _scores(metrics) for site, metrics in test["sites"].items()},
-            "patterns": {name: _scores(metrics) for name, metrics in test["patterns"].items()},
+            "pooled": _scores(test["pooled"], titles),
+            "sites": {site: _scores(metrics, titles) for site, metrics in test["sites"].items()},
+            "patterns": {name: _scores(metrics, titles) for name, metrics in test["patterns"].items()},
             "worst_site": worst["site"] if worst else None,
             "spread": test["spread"],
         },
@@ -145,13 +170,13 @@ def card_of(run: FinishedRun, facts: Facts, decisions: Decisions, statements: St
     }
 
 
-def _scores(metrics: Mapping[str, Any]) -> dict[str, Any]:
+def _scores(metrics: Mapping[str, Any], titles: Mapping[str, str]) -> dict[str, Any]:
     """Rows, and per metric its value and, if there is one, its 95 % interval."""
     intervals = metrics.get("ci95") or {}
     return {
         "n": metrics["n"],
         **{
             name: None if metrics.get(name) is None else [metrics[name], *(intervals.get(name) or ())]
-            for name in METRICS
+            for name in titles
         },
     }

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from mmare.errors import InputError
 from mmare.package.package import EncoderFact, MomentsFact, PatternCount
-from mmare.study.choices import Mode, TaskName
+from mmare.study.choices import Mode
 from mmare.study.encoding import ENCODING_FILE, Encoding, load_encoding
 from mmare.study.study import STUDY_FILE, load_study
 from mmare.wire.messages import Split
@@ -107,8 +107,6 @@ def load_finished(folder: Path) -> FinishedRun:
         result = json.loads((folder / RESULT).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise InputError(f"{folder / RESULT}: cannot be read ({type(error).__name__})") from None
-    if study.task is not TaskName.CLASSIFICATION:
-        raise InputError(f"{folder}: a run of task {study.task}; models of classification alone are released")
     if result["mode"] == Mode.LOCAL:
         raise InputError(f"{folder}: each site trained alone, expected a run with one model")
     if study.federation.local:

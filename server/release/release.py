@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from safetensors.torch import save
 
+from mmare.errors import InputError
 from mmare.package.package import (
     CALIBRATION_FILE,
     CARD_FILE,
@@ -20,8 +21,10 @@ from mmare.package.package import (
     open_package,
 )
 from mmare.package.sealed import NOTICE, Facts, Sealed, as_json, check_free, seal, write_folder, write_sealed
+from mmare.study.choices import TaskName
 from mmare.study.study import STUDY_FILE
 from mmare.wire.tensors import global_tensors
+from server.release.average import decide_on_average
 from server.release.card import card_of, read_statements
 from server.release.decide import decide
 from server.release.finished_run import FinishedRun, find_encoding, load_finished
@@ -71,7 +74,11 @@ def release_model(
     patterns = run.patterns()
     if patterns is None:
         not_stated["patterns"] = "a site told no counts, as under secure sums"
-    decisions = decide(run.study, run.states(), rule)
+    if run.study.task is TaskName.CLASSIFICATION:
+        decisions = decide(run.study, run.states(), rule)
+    else:
+        _check_options(run.study.task, rule, onnx=onnx, bundle=bundle)
+        decisions = decide_on_average(run.study, run.state.states)
     not_stated |= decisions.not_stated
     facts = Facts(
         study=run.study.name,
@@ -112,6 +119,13 @@ def release_model(
     if bundle is not None:
         write_folder(bundle, bundle_files(open_package(sealed)))
     return sealed
+
+
+def _check_options(task: TaskName, rule: PointRule | None, *, onnx: bool, bundle: Path | None) -> None:
+    """Refuse what is of classes alone."""
+    for name, asked in (("an operating point", rule), ("--onnx", onnx), ("--monai-bundle", bundle)):
+        if asked:
+            raise InputError(f"{name} is of classes, found a run of task {task}")
 
 
 def _plain(parts: Mapping[str, Any]) -> dict[str, Any]:

@@ -7,8 +7,9 @@ import re
 from typing import TYPE_CHECKING, Any, Final
 
 from mmare.package.sealed import NOTICE
+from mmare.study.choices import TaskName
 from server.release.applied_card import applied_card
-from server.release.card import METRICS, NOT_STATED
+from server.release.card import NOT_STATED
 from server.release.tripod import checklist
 
 if TYPE_CHECKING:
@@ -56,7 +57,7 @@ def renderings(card: Mapping[str, Any]) -> dict[str, bytes]:
         "card": card,
         "title": _named(card["statements"]["title"], card["study"]),
         "headings": _HEADINGS,
-        "metrics": METRICS,
+        "metrics": card["metrics"],
         "front": _front_matter(card),
         "tested": [
             ("all sites", test["pooled"]),
@@ -91,18 +92,20 @@ def _front_matter(card: Mapping[str, Any]) -> str:
     pooled = card["test"]["pooled"]
     found = [
         {"type": name, "name": title, "value": round(pooled[name][0], 4)}
-        for name, title in METRICS.items()
+        for name, title in card["metrics"].items()
         if pooled[name] is not None
     ]
+    # Hugging Face has no task of times to an event
+    kind = "tabular-classification" if card["task"] == TaskName.CLASSIFICATION else "tabular-regression"
     result = {
-        "task": {"type": "tabular-classification", "name": "classification with missing modalities"},
+        "task": {"type": kind, "name": f"{card['task']} with missing modalities"},
         "dataset": {"type": "federated", "name": card["study"]},
         "metrics": found,
     }
     content: dict[str, Any] = {
         **({} if licence == NOT_STATED else {"license": licence.lower()}),
         "library_name": "mmare",
-        "pipeline_tag": "tabular-classification",
+        "pipeline_tag": kind,
         "tags": ["federated-learning", "medical", "multimodal", "missing-modalities"],
         "model-index": [{"name": card["study"], "results": [result]}],
     }

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from mmare.study.choices import TaskName
 from server.release.card import NOT_STATED
 
 if TYPE_CHECKING:
@@ -28,10 +29,11 @@ def checklist(card: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     sites = ", ".join(training["rows"])
     calibrated = "temperature and shift by summed losses" if "calibration" in report else NOT_STATED
     point = card["decisions"].get("operating_point")
-    output = f"probabilities of {', '.join(card['classes'])}"
-    called = (
-        f"{output}; called by {point['rule']}" if point else f"{output}; the most probable class is called"
-    )
+    called = f"{card['tells']}"
+    if card["task"] == TaskName.CLASSIFICATION:
+        called = f"probabilities of {', '.join(card['classes'])}; " + (
+            f"called by {point['rule']}" if point else "the most probable class is called"
+        )
     return [
         ("1", "Title", said["title"]),
         ("2", "Abstract", said["summary"]),
@@ -57,7 +59,7 @@ def checklist(card: Mapping[str, Any]) -> list[tuple[str, str, str]]:
             f"{card['model']['name']}, {training['strategy']}; study.toml",
         ),
         ("12d", "Heterogeneity between sites", "each site is tested on its own, the worst is named"),
-        ("12e", "Measures of performance", "AUC, balanced accuracy, log-loss, Brier score, ECE"),
+        ("12e", "Measures of performance", ", ".join(card["metrics"].values())),
         ("12f", "Updating of the model", calibrated),
         ("12g", "Calculation of predictions", "weights.safetensors, calibration.json"),
         ("13", "Class imbalance", f"oversampling of train rows: {training['oversample']}"),
