@@ -61,5 +61,6 @@ def _digest(tensors: Mapping[str, Tensor], text: str) -> str:
     for name in sorted(tensors):
         value = tensors[name]
         digest.update(f"{name} {value.dtype} {list(value.shape)}".encode())
-        digest.update(value.contiguous().reshape(-1).view(dtype=torch.uint8).numpy().data)
+        flat = value.clone(memory_format=torch.contiguous_format).reshape(-1)  # of one number, too
+        digest.update(flat.view(dtype=torch.uint8).numpy().data)
     return digest.hexdigest()

@@ -37,6 +37,12 @@ def test_what_was_written_is_read(written):
     assert is_what_was_written(*read_checkpoint(written[0]))
 
 
+def test_a_tensor_of_one_number_counts_as_contiguous_whatever_its_stride(tmp_path):
+    column = torch.arange(6.0).view(1, 6)[:, 2]  # as of a parameter of one output: stride 6
+    write_checkpoint(tmp_path / "one.safetensors", {"column": column}, {})
+    assert torch.equal(read_checkpoint(tmp_path / "one.safetensors")[0]["column"], column)
+
+
 def test_replacing_leaves_one_whole_file(tmp_path):
     path = tmp_path / "deep" / "round.safetensors"
     write_checkpoint(path, {"w": torch.zeros(2)}, {"round": 1})
