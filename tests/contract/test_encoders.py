@@ -42,7 +42,12 @@ class Hashing:
 
 
 def resnet50(folder):
-    save_file(drawn(resnet50_wsi.state_shapes()), folder / "resnet50.safetensors")
+    state = drawn(resnet50_wsi.state_shapes())
+    kernels = {name: value / value.shape[2] for name, value in state.items() if value.ndim == 4}
+    moments = {name: torch.full_like(value, 9.0) for name, value in state.items() if "running_var" in name}
+    save_file(
+        state | kernels | moments, folder / "resnet50.safetensors"
+    )  # values that stay small over 40 layers
     return _Slides(resnet50_wsi.load_resnet50_wsi(folder / "resnet50.safetensors"))
 
 
