@@ -155,7 +155,7 @@ def signal_share(gradient: Tensor, rows: float, samples: float, residual: float)
 
     Example:
         >>> import torch
-        >>> signal_share(torch.tensor([0.3, 0.1]), 50, 100, 0.5)
+        >>> round(signal_share(torch.tensor([0.3, 0.1]), 50, 100, 0.5), 6)
         0.975
     """
     expected = residual * rows / samples**2

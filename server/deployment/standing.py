@@ -88,11 +88,12 @@ class Standing:
 
 
 def _due(kit: Kit, running: Collection[str]) -> list[QueuedRun]:
-    """Runs to begin, oldest first; those that were under way when this process ended come before."""
+    """Runs to begin: those under way when this process ended, then by how often they were tried, and age."""
     now = datetime.now(UTC).isoformat()
     entries = [entry for entry in queued(kit) if entry.name not in running]
     resumed = [entry for entry in entries if entry.state is QueueState.RUNNING]
-    return resumed + [entry for entry in entries if entry.state is QueueState.QUEUED and entry.due <= now]
+    waits = [entry for entry in entries if entry.state is QueueState.QUEUED and entry.due <= now]
+    return resumed + sorted(waits, key=lambda entry: entry.tried)
 
 
 class _Turn:

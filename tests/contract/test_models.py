@@ -263,8 +263,7 @@ def test_a_step_of_an_objective_lowers_its_loss(name):
     model = model_of(name).train()
     batch = batch_of(name, random_presence(24, 3))
     for objective, optimizer in objectives_of(model):
-        for group in optimizer.param_groups:
-            group["lr"] = min(group["lr"], 1e-4)
+        optimizer.rate = min(optimizer.rate, 1e-4)
         optimizer.zero_grad(set_to_none=True)
         loss = loss_of(objective, model, batch, generator(7))
         loss.backward()

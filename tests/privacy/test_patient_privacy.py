@@ -245,5 +245,7 @@ def test_the_metrics_page_tells_what_is_spent(tmp_path):
 def test_models_whose_patients_meet_are_refused_by_name(model):
     tables = private_study().to_dict()
     tables["model"] = {"name": model}
-    with pytest.raises(StudyError, match=f"which {model} does not give.*expected one of late-mean, mmare"):
+    with pytest.raises(
+        StudyError, match=f"which {model} does not give.*expected one of late-mean, linear, mmare"
+    ):
         build_model(parse_study(tables, "test"))

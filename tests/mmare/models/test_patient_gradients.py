@@ -91,7 +91,7 @@ def test_equals_a_loop_where_all_patients_have_one_pattern(pattern):
 
 
 def test_models_that_say_so_train_by_the_cross_entropy_of_their_logits():
-    assert SEPARATE == ["late-mean", "mmare", "unilmmv", "unimodal"]
+    assert SEPARATE == ["late-mean", "linear", "mmare", "unilmmv", "unimodal"]
     assert all(MODELS[name].loss is MultimodalModel.loss for name in SEPARATE)
 
 
