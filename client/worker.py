@@ -36,10 +36,10 @@ from client.privacy.records.moments_record import FILE as MOMENTS
 from client.privacy.records.moments_record import MomentsRecord
 from client.relay.worker_link import CHANNEL_OPTIONS, LONGEST_PATH, address_of
 from client.telemetry.seen import WorkerActivity, unobserved
-from client.training.expiry import KeptRuns
+from client.training.kept.expiry import KeptRuns
+from client.training.kept.state import StateStore
 from client.training.model_pool import ModelPool
 from client.training.service import SiteService
-from client.training.state import StateStore
 from client.worker_pb.site_worker_pb2 import Answer, StatusAnswer, StudyTally
 from client.worker_pb.site_worker_pb2_grpc import SiteWorkerServicer, add_SiteWorkerServicer_to_server
 from mmare.errors import InputError, MmareError, RunError, SiteCode

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from client.data.dataset import load_data
 from client.encoders.registry import pick_device
+from client.training.kept.state import StateStore
 from client.training.model_pool import ModelPool
 from client.training.service import SiteService
-from client.training.state import StateStore
 from mmare.errors import InputError
 from mmare.host.files import replacing
 from mmare.study.study import STUDY_FILE, load_study

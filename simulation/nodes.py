@@ -21,9 +21,9 @@ from client.privacy.records.ledger import FILE as LEDGER
 from client.privacy.records.ledger import Ledger
 from client.privacy.records.moments_record import FILE as MOMENTS
 from client.privacy.records.moments_record import MomentsRecord
+from client.training.kept.state import StateStore
 from client.training.model_pool import ModelPool
 from client.training.service import SiteService
-from client.training.state import StateStore
 from mmare.errors import SiteCode
 from mmare.package.start import read_start
 from mmare.study.choices import Kind

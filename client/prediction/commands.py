@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from client.prediction.table_format import Format, format_of
+from client.prediction.written.table_format import Format, format_of
 from mmare.host.console import must_exist, visible
 
 __all__ = ["drift", "predict"]

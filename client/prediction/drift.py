@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from client.prediction.page import render
+from client.prediction.written.page import render
 from client.privacy.records.audit_log import Event, log_of
 from client.telemetry.prediction_tally import (
     FEWEST,

@@ -13,7 +13,7 @@ from client.data.site_secret import site_secret
 from client.prediction.inputs import Vectors, site_inputs
 from client.prediction.predict import predict
 from client.prediction.run import audit_lines, log_predictions
-from client.prediction.table import flat
+from client.prediction.written.table import flat
 from mmare.errors import DataError
 from mmare.package.package import read_package
 from sites.config import load_site

@@ -12,7 +12,7 @@ import torch
 from client.training.evaluate import logits_of, pattern_names
 from mmare.errors import RunError, SiteError
 from mmare.models.batch import Batch
-from mmare.models.shapley import MOST_MODALITIES, explain_modalities
+from mmare.models.hiding.shapley import MOST_MODALITIES, explain_modalities
 from mmare.package.answers import answers_of
 from mmare.study.choices import TaskName
 from mmare.wire.messages import Split

@@ -10,13 +10,13 @@ import torch
 
 from client.data.site_secret import site_secret
 from client.encoders.registry import pick_device
-from client.prediction.dicom_sr import structured_reports
-from client.prediction.fhir import fhir_bundle
 from client.prediction.inputs import site_inputs
-from client.prediction.page import page_of
 from client.prediction.predict import predict
 from client.prediction.silent import keep_silently
-from client.prediction.table import table_bytes
+from client.prediction.written.dicom_sr import structured_reports
+from client.prediction.written.fhir import fhir_bundle
+from client.prediction.written.page import page_of
+from client.prediction.written.table import table_bytes
 from client.privacy.records.audit_log import Entry, Event, log_of
 from mmare.errors import InputError, RunError
 from mmare.host.files import own_folder, replacing
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from client.prediction.predict import Predictions
-    from client.prediction.table_format import Format
+    from client.prediction.written.table_format import Format
     from mmare.package.package import Package
     from sites.config import SiteConfig
 

@@ -9,7 +9,7 @@ import pandas as pd
 import torch
 
 from client.prediction.score_log import calibration_gaps
-from client.prediction.table_format import Format
+from client.prediction.written.table_format import Format
 from mmare.errors import DataError, InputError, RunError
 from mmare.metrics.state import MetricState, class_scores
 from mmare.study.choices import TaskName

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING
 
-from client.prediction.table import record
+from client.prediction.written.table import record
 from mmare.host.files import own_folder, replacing
 from mmare.host.locks import locked
 from sites.manifest import ID

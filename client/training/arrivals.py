@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
+    from client.training.kept.state import StateStore
     from client.training.model_pool import Origin
-    from client.training.state import StateStore
     from mmare.study.study import Study
     from mmare.wire.messages import Request
 

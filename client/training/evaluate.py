@@ -15,7 +15,7 @@ from mmare.errors import SiteCode, SiteError
 from mmare.metrics.attribution import AttributionState
 from mmare.metrics.calibration import CalibrationState
 from mmare.models.batch import Batch
-from mmare.models.shapley import explain_modalities
+from mmare.models.hiding.shapley import explain_modalities
 from mmare.wire.messages import Comparison, Evaluation, Split
 
 if TYPE_CHECKING:

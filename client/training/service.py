@@ -25,7 +25,7 @@ from client.telemetry.seen import unobserved
 from client.training.arrivals import check_arrival, keep_arrival
 from client.training.cohort import counts_of, events_of, moments_of
 from client.training.evaluate import compare, evaluate, groups_of, logits_of
-from client.training.kept_parts import place_local, revert_untouched, state_of
+from client.training.kept.kept_parts import place_local, revert_untouched, state_of
 from client.training.optimizers import PhaseOptimizers
 from client.training.private_scores import evaluate_privately
 from client.training.private_trainer import train_privately
@@ -75,8 +75,8 @@ if TYPE_CHECKING:
     from client.privacy.masker import Masker
     from client.privacy.release_rules import Answer
     from client.telemetry.seen import Observer
+    from client.training.kept.state import StateStore
     from client.training.model_pool import ModelPool
-    from client.training.state import StateStore
     from mmare.models.base import MultimodalModel
     from mmare.study.study import Study
     from mmare.wire.messages import Masked

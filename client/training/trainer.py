@@ -15,7 +15,7 @@ from client.training.scans import fuse_inputs
 from mmare.errors import SiteCode, SiteError
 from mmare.models.adapters import add_noise
 from mmare.models.blocks import exposures
-from mmare.models.subsets import hide_modalities, keep_subset
+from mmare.models.hiding.subsets import hide_modalities, keep_subset
 from mmare.study.study import SUBSET
 
 if TYPE_CHECKING:

@@ -31,7 +31,7 @@ __all__ = ["PARTS", "STUDY_FILE", "SUBSET", "Study", "check_study", "load_study"
 
 STUDY_FILE: Final = "study.toml"  # of a federation, a run, a kit
 
-SUBSET: Final = "subset"  # of ``training.modality_dropout``: `mmare.models.subsets.keep_subset`
+SUBSET: Final = "subset"  # of ``training.modality_dropout``: `mmare.models.hiding.subsets.keep_subset`
 PARTS: Final = ("adapters", "head", "norms")  # of a model, that can stay at a site
 AXES, ENDS, MAX_SEED = 3, 2, 2**63  # of a volume, of a window; torch takes no larger seed
 _MORE: Final = {**SPECS, "start": StartSpec}  # tables that most studies do not have

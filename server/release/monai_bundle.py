@@ -22,7 +22,7 @@ _INFERENCE: Final = {
     "bundle_root": ".",
     "package": f"$read_package(Path(@bundle_root) / '{_PACKAGE}')",
     "network_def": {
-        "_target_": "mmare.models.masked.MaskedModel",
+        "_target_": "mmare.models.hiding.masked.MaskedModel",
         "model": "$@package.model",
         "calibration": "$@package.calibration",
     },

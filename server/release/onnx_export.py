@@ -13,7 +13,7 @@ import torch
 
 from mmare.errors import InputError, RunError
 from mmare.models.batch import Batch
-from mmare.models.masked import MaskedModel
+from mmare.models.hiding.masked import MaskedModel
 from mmare.package.sealed import NOTICE
 
 if TYPE_CHECKING:

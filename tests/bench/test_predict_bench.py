@@ -13,7 +13,7 @@ from client.data.scan_list import list_scan, scans_of
 from client.prediction.inputs import site_inputs
 from client.prediction.predict import predict
 from client.prediction.run import predict_site
-from client.prediction.table_format import Format
+from client.prediction.written.table_format import Format
 from mmare.package.package import read_package
 from sites.manifest import load_patients
 from tests.bench.printed import report

@@ -16,7 +16,7 @@ from client.ingest.reasons import ScanReason, ScanRefused
 from client.ingest.report import write_json
 from client.ingest.volume import Volume
 from client.privacy.approvals import ApprovalFolder
-from client.training.state import StateStore
+from client.training.kept.state import StateStore
 from mmare.errors import MmareError
 from mmare.host.files import write_whole
 from mmare.models.registry import build_model

@@ -19,6 +19,7 @@ from mmare.models.phases import last_phase_start, phase_at
 from mmare.models.registry import MODELS, build_model
 from mmare.randomness import generator_for
 from mmare.study.choices import Backend
+from mmare.study.recipes import recipe_of
 from mmare.study.specs import ModelSpec
 from mmare.wire.messages import Split
 from server.store.model_file import load_model
@@ -44,7 +45,7 @@ def study_of(name, rounds_after=2, width=8, **sections: object):
     options = small_options(name, **SMALL, phase_rounds=PHASE_ROUNDS, small_rounds=PHASE_ROUNDS)
     study = replace(tiny_study(modality=widths, **sections), model=ModelSpec(name, options))
     rounds = last_phase_start(build_model(study).phases()) - 1 + rounds_after
-    return replace(study, training=replace(study.training, rounds=rounds))
+    return replace(study, training=replace(study.training, rounds=rounds, recipe=recipe_of(name, None)[0]))
 
 
 def plain_optimizers(model, phase, training):

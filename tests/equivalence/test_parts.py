@@ -9,8 +9,8 @@ import torch
 
 from client.data.dataset import load_data
 from client.training.evaluate import evaluate
-from client.training.kept_parts import LOCAL
-from client.training.state import StateStore
+from client.training.kept.kept_parts import LOCAL
+from client.training.kept.state import StateStore
 from client.training.trainer import draw_rows
 from mmare.errors import SiteCode, StudyError
 from mmare.metrics.state import MetricState

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from client.privacy.approvals import FixedApprovals
 from client.privacy.gate import Gate
 from client.relay.worker_link import WorkerLink
+from client.training.kept.state import StateStore
 from client.training.model_pool import ModelPool
 from client.training.service import SiteService
-from client.training.state import StateStore
 from mmare.errors import SiteCode, StudyError
 from mmare.metrics.calibration import CalibrationState
 from mmare.metrics.state import N_BINS, N_CALIBRATION_BINS, MetricState

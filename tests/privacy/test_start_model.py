@@ -9,9 +9,9 @@ import torch
 from safetensors.torch import save
 
 from client.privacy.approving import Approving
+from client.training.kept.state import StateStore
 from client.training.model_pool import ModelPool
 from client.training.service import SiteService
-from client.training.state import StateStore
 from mmare.errors import SiteCode
 from mmare.models.registry import build_model
 from mmare.package.graft import graft

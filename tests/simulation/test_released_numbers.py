@@ -9,7 +9,7 @@ import torch
 from client.prediction.notebook import load_package
 from client.prediction.run import predict_site
 from client.prediction.scores import score
-from client.prediction.table_format import Format
+from client.prediction.written.table_format import Format
 from mmare.errors import InputError
 from mmare.metrics.survival_curves import kaplan_meier
 from mmare.package.answers import medians

@@ -13,7 +13,7 @@ from torch.nn import functional
 from mmare.models.base import MultimodalModel
 from mmare.models.blocks import Block, samples_with
 from mmare.models.head import draw_dropout
-from mmare.models.subsets import hide_modalities
+from mmare.models.hiding.subsets import hide_modalities
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

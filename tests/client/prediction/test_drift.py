@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 from client.cli import app
 from client.prediction.drift import drift_page, months_of, scorings_of
 from client.prediction.run import predict_site
-from client.prediction.table_format import Format
+from client.prediction.written.table_format import Format
 from client.privacy.records.audit_log import log_of
 from mmare.errors import RunError
 from tests.client.prediction.conftest import table_of

@@ -10,7 +10,7 @@ import pytest
 from pydicom import dcmread
 
 from client.prediction.run import predict_site
-from client.prediction.table_format import Format
+from client.prediction.written.table_format import Format
 from client.privacy.records.audit_log import log_of
 from mmare.errors import InputError
 from tests.client.data.test_embed import write_series

@@ -9,7 +9,7 @@ from client.data.dataset import load_data, modality_fingerprint
 from client.encoders.registry import ENCODERS
 from client.prediction.inputs import site_inputs as inputs_of
 from client.prediction.run import predict_site
-from client.prediction.table_format import Format
+from client.prediction.written.table_format import Format
 from mmare.errors import DataError, InputError, RunError
 from mmare.package.package import read_package
 from sites.config import load_site

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from client.cli import app
 from client.data.dataset import load_data
 from client.prediction.run import predict_site
-from client.prediction.table_format import Format
+from client.prediction.written.table_format import Format
 from client.privacy.records.audit_log import log_of
 from mmare.errors import InputError, RunError
 from mmare.metrics.state import MetricState, merge_all

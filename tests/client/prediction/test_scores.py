@@ -8,8 +8,8 @@ from sklearn.metrics import balanced_accuracy_score, brier_score_loss, log_loss,
 from client.prediction.inputs import PatientInputs
 from client.prediction.predict import predict
 from client.prediction.scores import score, scores_text
-from client.prediction.table import table_bytes
-from client.prediction.table_format import Format
+from client.prediction.written.table import table_bytes
+from client.prediction.written.table_format import Format
 from mmare.errors import DataError, RunError
 from mmare.package.package import read_package
 from tests.federations import tiny_data, tiny_study

@@ -14,9 +14,9 @@ from client.privacy.gate import Gate
 from client.privacy.records.audit_log import AuditLog
 from client.privacy.release_rules import StudyRules
 from client.privacy.small_groups import withheld_groups, withheld_patterns
+from client.training.kept.state import StateStore
 from client.training.model_pool import ModelPool
 from client.training.service import SiteService
-from client.training.state import StateStore
 from mmare.errors import SiteCode, SiteError
 from mmare.metrics.calibration import CalibrationState
 from mmare.metrics.coarse import coarsened

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from client.training import model_pool
+from client.training.kept.state import StateStore
 from client.training.model_pool import ModelPool
 from client.training.service import SiteService
-from client.training.state import StateStore
 from mmare.errors import DataError, SiteCode
 from mmare.models.blocks import block_tensors
 from mmare.models.registry import build_model

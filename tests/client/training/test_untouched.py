@@ -5,11 +5,11 @@ from dataclasses import replace
 import pytest
 import torch
 
-from client.training.kept_parts import LOCAL
+from client.training.kept.kept_parts import LOCAL
+from client.training.kept.state import StateStore
 from client.training.model_pool import ModelPool
 from client.training.optimizers import PhaseOptimizers
 from client.training.service import SiteService
-from client.training.state import StateStore
 from client.training.trainer import train_round
 from mmare.errors import SiteCode
 from mmare.models.blocks import block_tensors

@@ -10,7 +10,7 @@ import torch
 from mmare.errors import InputError, RunError
 from mmare.metrics.decisions import Calibration
 from mmare.models.batch import Batch
-from mmare.models.masked import MaskedModel
+from mmare.models.hiding.masked import MaskedModel
 from mmare.models.registry import build_model
 from mmare.package.package import read_package
 from server.release.onnx_export import onnx_model

@@ -12,7 +12,7 @@ from client.data.embed import embed_site
 from client.encoders.files.store import add_encoder
 from client.encoders.registry import check_encoders
 from client.prediction.run import predict_site
-from client.prediction.table_format import Format
+from client.prediction.written.table_format import Format
 from mmare.errors import DataError, InputError
 from mmare.package.package import read_package
 from mmare.study.choices import Kind, MaskUse

@@ -11,8 +11,8 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from client.training.expiry import FINISHED, KeptRuns, drop_abandoned
-from client.training.recent_files import RecentFiles, stamp_of
+from client.training.kept.expiry import FINISHED, KeptRuns, drop_abandoned
+from client.training.kept.recent_files import RecentFiles, stamp_of
 from mmare.host.files import OWN_MODE, own_folder, replacing
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from client.training.recent_files import Stamp
+    from client.training.kept.recent_files import Stamp
 
 __all__ = ["StateStore"]
 

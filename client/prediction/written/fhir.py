@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any, Final
 
-from client.prediction.table import record
+from client.prediction.written.table import record
 from mmare.errors import InputError
 from sites.manifest import ID
 

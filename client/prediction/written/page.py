@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from client.prediction.evidence import evidence_of, one_more
 from client.prediction.measured_page import measured_page
-from client.prediction.table import told_classes
+from client.prediction.written.table import told_classes
 from mmare.study.choices import TaskName
 
 if TYPE_CHECKING:
@@ -110,7 +110,7 @@ def _environment() -> jinja2.Environment:
     import jinja2  # noqa: PLC0415 - loaded only when a page is written
 
     return jinja2.Environment(
-        loader=jinja2.PackageLoader("client.prediction"),
+        loader=jinja2.PackageLoader("client.prediction.written"),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from client.training.state import StateStore
+from client.training.kept.state import StateStore
 
 
 @pytest.fixture

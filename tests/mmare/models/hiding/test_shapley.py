@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mmare.models.batch import Batch
+from mmare.models.hiding.shapley import MOST_MODALITIES, explain_modalities, shapley_values
 from mmare.models.registry import build_model
-from mmare.models.shapley import MOST_MODALITIES, explain_modalities, shapley_values
 from tests.mmare.models.examples import a_batch, a_study, generator, patterns
 
 WIDTHS = (8, 8, 5, 3)

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from scipy.special import log_softmax
 from scipy.stats import chisquare
 
-from mmare.models.subsets import hide_modalities
+from mmare.models.hiding.subsets import hide_modalities
 from mmare.tasks.classification import agreement
 from tests.mmare.models.examples import generator, random_presence
 

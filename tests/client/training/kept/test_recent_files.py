@@ -5,7 +5,7 @@ from concurrent.futures import Future
 import pytest
 import torch
 
-from client.training.recent_files import RecentFiles, stamp_of
+from client.training.kept.recent_files import RecentFiles, stamp_of
 
 
 @pytest.fixture

@@ -9,7 +9,6 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from mmare.models.batch import Batch
 from mmare.models.fusion import PairwiseFusion
 
 if TYPE_CHECKING:
@@ -61,5 +60,6 @@ class MaskedModel(nn.Module):
 
     def forward(self, present: Tensor, *embedding: Tensor) -> tuple[Tensor, Tensor]:
         """Both ``(B, K)``, of presence ``(B, M)`` and one ``(B, W_j)`` per modality; absent rows are free."""
-        logits: Tensor = self.model(Batch(embedding, present))
+        # Not by its forward: a `Batch` checks presence, which depends on the data.
+        logits = self.model.of_scaled(self.model.scaling(embedding, present), present)
         return (logits / self.temperature + self.bias).softmax(dim=1), logits

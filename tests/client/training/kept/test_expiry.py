@@ -5,8 +5,8 @@ import os
 import pytest
 import torch
 
-from client.training.expiry import DAY_S, KeptRuns, drop_abandoned
-from client.training.state import StateStore
+from client.training.kept.expiry import DAY_S, KeptRuns, drop_abandoned
+from client.training.kept.state import StateStore
 from client.worker import make_service
 from sites.config import load_site
 from tests.federations import tiny_federation

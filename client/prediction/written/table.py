@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from client.prediction.measured import measured_flat, measured_record
-from client.prediction.table_format import Format
+from client.prediction.written.table_format import Format
 from mmare.study.choices import TaskName
 from sites.manifest import ID
 

@@ -1,0 +1,1 @@
+"""What a prediction is written as: table, page, FHIR, DICOM."""

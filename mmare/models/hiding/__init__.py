@@ -1,0 +1,1 @@
+"""Modalities hidden: in training, to explain a prediction, and in a graph of other programs."""
