@@ -3,16 +3,13 @@
 import numpy as np
 import pytest
 import torch
-from torchsurv.loss.cox import neg_partial_log_likelihood
-from torchsurv.metrics.auc import Auc
-from torchsurv.metrics.brier_score import BrierScore
-from torchsurv.metrics.cindex import ConcordanceIndex
-from torchsurv.stats.ipcw import get_ipcw
 
 from mmare.metrics.survival import SurvivalState
 from mmare.metrics.survival_curves import auc_until, brier_scores
 from mmare.study.outcome import N_TIMES, time_code
 from simulation.cox_references import partial_likelihood
+
+pytestmark = pytest.mark.slow  # torchsurv takes seconds to import, so each test does it itself
 
 FOLLOW_UP, ROWS = 100.0, 600
 EDGES = (32, 64, 96)
@@ -40,6 +37,8 @@ def state_of(seen, event, risk, curve):
 
 
 def test_concordance_is_torchsurv_s_within_its_bound(cohort):
+    from torchsurv.metrics.cindex import ConcordanceIndex
+
     seen, event, risk, _ = cohort
     state = state_of(*cohort)
     expected = ConcordanceIndex()(risk.logit(), event, seen).item()
@@ -49,6 +48,10 @@ def test_concordance_is_torchsurv_s_within_its_bound(cohort):
 
 
 def test_auc_and_brier_score_at_horizons_are_torchsurv_s(cohort):
+    from torchsurv.metrics.auc import Auc
+    from torchsurv.metrics.brier_score import BrierScore
+    from torchsurv.stats.ipcw import get_ipcw
+
     seen, event, risk, curve = cohort
     state = state_of(*cohort)
     ends = torch.tensor(EDGES) * FOLLOW_UP / N_TIMES
@@ -62,6 +65,8 @@ def test_auc_and_brier_score_at_horizons_are_torchsurv_s(cohort):
 
 
 def test_the_partial_likelihood_is_torchsurv_s(cohort):
+    from torchsurv.loss.cox import neg_partial_log_likelihood
+
     seen, event, risk, _ = cohort
     score = risk.logit()
     ours = partial_likelihood(score, seen, event.long())
