@@ -13,8 +13,6 @@ from functools import partial
 from importlib.metadata import version
 from typing import TYPE_CHECKING
 
-import torch
-
 from client.data.site_table import SiteTable
 from client.encoders.registry import encoder_notes
 from client.privacy.approvals import FixedApprovals
@@ -309,7 +307,7 @@ class SiteService:
         """Compare two models, sent one after the other, on the test rows."""
         if study.federation.local:
             raise WireError("models with parts that stay at the sites cannot be compared")
-        run = torch.frombuffer(bytearray(payload), dtype=torch.uint8)
+        run = flat_of(payload)
         rows = data.rows[Split.TEST]
         label = data.label[rows]
         outputs = []

@@ -169,9 +169,8 @@ class MMAREOptions:
     embedding_dropout: float = 0.0  # element-wise, of conditioned embeddings; 0 in the thesis
     clip: float = 0.0  # largest size of a z-score; 0 in the thesis: any
     numeric: Numeric = Numeric.LINEAR  # of tables of few columns (`is_numeric`)
-    linear: bool = (
-        False  # add a (with ``piecewise`` bent) linear term; the rest, zero at first, is its residual
-    )
+    # Add a (with ``piecewise`` bent) linear term, of which the rest, zero at first, is the residual.
+    linear: bool = False
 
 
 class MMARE(MultimodalModel):

@@ -140,9 +140,8 @@ def _same_modalities(
             done.encoders[each.name] = start.encoders[each.name]
         mean, deviation = (old.scaling.get_buffer(f"{what}_{before}") for what in ("mean", "deviation"))
         model.scaling.set_moments(slot, mean, deviation)
-        if deviation.any() and (
-            mean.any() or (deviation != 1).any()
-        ):  # else no train row had it, or none told
+        # Deviations are 0 where no train row had it, and all is as it was made where none was told.
+        if deviation.any() and (mean.any() or (deviation != 1).any()):
             done.fixed |= {f"scaling.mean_{slot}", f"scaling.deviation_{slot}"}
     for name in theirs.keys() - {each.name for each in study.modalities}:
         done.left[name] = "a modality that the study does not have"

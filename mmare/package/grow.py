@@ -14,6 +14,7 @@ from mmare.models.registry import build_model
 from mmare.package.graft import graft
 from mmare.package.start import StartModel
 from mmare.package.weights import read_weights
+from mmare.study.choices import Scaling
 from mmare.study.start import StartSpec
 from mmare.wire.tensors import copy_tensors, global_tensors
 
@@ -26,9 +27,14 @@ if TYPE_CHECKING:
     from mmare.study.specs import ModalitySpec
     from mmare.study.study import Study
 
-__all__ = ["grow"]
+__all__ = ["grow", "joining_scaling"]
 
 ROWS, MOST = 4, 6  # of each pattern; modalities of which every pattern is compared
+
+
+def joining_scaling(study: Study) -> Scaling:
+    """Of a new modality: under differential privacy moments are not released."""
+    return Scaling.ZSCORE if study.privacy.dp is None else Scaling.L2
 
 
 def grow(

@@ -6,12 +6,10 @@ from typing import Final
 
 __all__ = ["LINE_KEY", "LINE_RECORD", "ROUND_BYTES_KEY", "WAYS", "carries", "line_words"]
 
-ROUND_BYTES_KEY: Final = (
-    "round-bytes"  # beside the header of a roll call: the model there and its change back
-)
-LINE_RECORD: Final = (
-    "mmare-line"  # of the relay's answer: a ConfigRecord with bytes per second under LINE_KEY
-)
+# Beside the header of a roll call: the model there and its change back.
+ROUND_BYTES_KEY: Final = "round-bytes"
+# Of the relay's answer: a ConfigRecord with bytes per second under LINE_KEY.
+LINE_RECORD: Final = "mmare-line"
 LINE_KEY: Final = "bytes-per-s"
 WAYS: Final = 2.0  # a line is shared: advice leaves as long again
 

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 import tomli_w
 
 from mmare.errors import InputError
-from mmare.package.grow import grow
+from mmare.package.grow import grow, joining_scaling
 from mmare.package.sealed import check_free, write_folder, zipped
 from mmare.package.start import START, read_start
-from mmare.study.choices import Kind, Scaling
+from mmare.study.choices import Kind
 from mmare.study.specs import ModalitySpec
 from mmare.study.study import STUDY_FILE
 from server.release.release import release_model
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from mmare.package.graft import Graft
+    from mmare.study.choices import Scaling
     from mmare.study.study import Study
 
 __all__ = ["extend_study"]
@@ -44,20 +45,19 @@ def extend_study(
     """
     check_free(out)
     start = read_start(run)
-    joining = [
-        _modality(name, text, private=start.study.privacy.dp is not None) for name, text in modalities.items()
-    ]
+    scaling = joining_scaling(start.study)
+    joining = [_modality(name, text, scaling) for name, text in modalities.items()]
     study, graft = grow(start, joining, rounds, settings)
     package = release_model(run, None)
     write_folder(out, {STUDY_FILE: tomli_w.dumps(study.to_dict()).encode(), f"{START}.zip": zipped(package)})
     return study, graft
 
 
-def _modality(name: str, text: str, *, private: bool) -> ModalitySpec:
+def _modality(name: str, text: str, scaling: Scaling) -> ModalitySpec:
     kind, *rest = text.split(":")
     if kind not in list(Kind) or len(rest) not in (1, PARTS) or not rest[0].isdecimal():
         raise InputError(
             f"--modality {name}={text}: expected {'|'.join(Kind)}:WIDTH[:ENCODER], such as {name}=features:60"
         )
     encoder = rest[1] if len(rest) == PARTS else "given"
-    return ModalitySpec(name, Kind(kind), int(rest[0]), encoder, Scaling.L2 if private else Scaling.ZSCORE)
+    return ModalitySpec(name, Kind(kind), int(rest[0]), encoder, scaling)

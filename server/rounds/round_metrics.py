@@ -18,7 +18,7 @@ from server.store.states import Kept
 if TYPE_CHECKING:
     from mmare.study.study import Study
     from mmare.tasks.base import State, Task
-    from mmare.wire.messages import Update
+    from mmare.wire.messages import Evaluation, Update
 
 __all__ = [
     "SplitStates",
@@ -72,29 +72,35 @@ def collect_states(updates: Mapping[str, Update], split: Split, study: Study) ->
     Raises:
         WireError: If a state or pattern is invalid.
     """
-    sites: dict[str, State] = {}
+    told = [
+        _states_of(site, evaluation, study)
+        for site, update in updates.items()
+        for evaluation in update.evaluations
+        if evaluation.split is split
+    ]
+    return joined_states(told, len(study.classes))
+
+
+def _states_of(site: str, evaluation: Evaluation, study: Study) -> SplitStates:
+    state = _state(evaluation.state, study)
     patterns: dict[str, dict[str, State]] = {}
     subsets: dict[str, dict[str, State]] = {}
-    grids: dict[str, CalibrationState] = {}
-    attributions: dict[str, AttributionState] = {}
-    for site, update in updates.items():
-        for evaluation in update.evaluations:
-            if evaluation.split is split:
-                sites[site] = _state(evaluation.state, study)
-                if evaluation.calibration:
-                    grids[site] = _grid(evaluation.calibration, sites[site], study)
-                if evaluation.attribution:
-                    attributions[site] = _attribution(evaluation.attribution, study)
-                for groups, sent in ((patterns, evaluation.patterns), (subsets, evaluation.subsets)):
-                    for name, state in sent.items():
-                        _check_pattern(name, study)
-                        groups.setdefault(name, {})[site] = _state(state, study)
-    grid = merge_calibration([grids[site] for site in sorted(grids)], len(study.classes)) if grids else None
-    return SplitStates(sites, patterns, subsets, calibration=grid, attributions=attributions)
+    for groups, sent in ((patterns, evaluation.patterns), (subsets, evaluation.subsets)):
+        for name, one in sent.items():
+            _check_pattern(name, study)
+            groups[name] = {site: _state(one, study)}
+    grid, shares = evaluation.calibration, evaluation.attribution
+    return SplitStates(
+        {site: state},
+        patterns,
+        subsets,
+        calibration=_grid(grid, state, study) if grid else None,
+        attributions={site: _attribution(shares, study)} if shares else {},
+    )
 
 
 def joined_states(states: Sequence[SplitStates], classes: int) -> SplitStates:
-    """Those of several sites, as `collect_states` reads them together."""
+    """Those of several sites together; of each at most one has a calibration."""
     patterns: dict[str, dict[str, State]] = {}
     subsets: dict[str, dict[str, State]] = {}
     for each in states:

@@ -141,7 +141,7 @@ def execute(fleet: Fleet, request: RunRequest, listeners: tuple[Listener, ...] =
     done = finished_result(request)
     if done is not None:
         return done
-    check_run(request)
+    begun = check_run(request)
     study, out = request.study, request.out
     own_folder(out)
     with locked(out / LOCK, BusyError(f"{out}: another process is running this run"), mode=0o600):
@@ -159,7 +159,7 @@ def execute(fleet: Fleet, request: RunRequest, listeners: tuple[Listener, ...] =
         journal = Journal(out / JOURNAL, run, listeners)
         journal.write(_started(request))
         try:
-            result = _run(fleet, request, journal, run)
+            result = _run(fleet, request, begun, journal, run)
         except MmareError as error:
             journal.write(RunFailed(reason=str(error), code=error.ending))
             raise
@@ -172,14 +172,13 @@ def execute(fleet: Fleet, request: RunRequest, listeners: tuple[Listener, ...] =
     return result
 
 
-def _run(fleet: Fleet, request: RunRequest, journal: Journal, run: str) -> dict[str, Any]:
+def _run(fleet: Fleet, request: RunRequest, begun: Graft, journal: Journal, run: str) -> dict[str, Any]:
     study, out = request.study, request.out
     common, start = common_facts(request), request.start()
     lineage: dict[str, Any] = {}
     if start is not None:
-        found = check_run(request)
-        lineage = {"start": {**start.lineage(), "taken": found.taken, "left": found.left}}
-        journal.write(StartedFrom(lineage=start.lineage(), taken=tuple(found.taken), left=found.left))
+        lineage = {"start": {**start.lineage(), "taken": begun.taken, "left": begun.left}}
+        journal.write(StartedFrom(lineage=start.lineage(), taken=tuple(begun.taken), left=begun.left))
         common |= lineage
     if request.mode is not Mode.LOCAL:
         calibration = ExtraAnswer.CALIBRATION in study.privacy.extra

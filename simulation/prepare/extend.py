@@ -12,9 +12,9 @@ import numpy as np
 import tomli_w
 
 from mmare.errors import DataError, InputError
-from mmare.package.grow import grow
+from mmare.package.grow import grow, joining_scaling
 from mmare.package.start import START, read_start
-from mmare.study.choices import Kind, Scaling
+from mmare.study.choices import Kind
 from mmare.study.specs import ModalitySpec
 from mmare.study.study import STUDY_FILE
 from server.monitoring.followed_run import read_run
@@ -79,8 +79,9 @@ def extend_run(
     if not source.is_dir():
         raise InputError(f"{run}: its federation {source} is not there; expected the folder that it ran on")
     vectors = {name: _vectors(name, path) for name, path in modalities.items()}
+    scaling = joining_scaling(start.study)
     joining = [
-        ModalitySpec(name, Kind.FEATURES, len(next(iter(found.values()))), scaling=_scaling(start.study))
+        ModalitySpec(name, Kind.FEATURES, len(next(iter(found.values()))), scaling=scaling)
         for name, found in vectors.items()
     ]
     sites = site_folders(source)
@@ -110,11 +111,6 @@ def extend_run(
         folder: {name: len(found) for name, found in of_site.items()} for folder, of_site in held.items()
     }
     return Extended(study, graft, counts, strangers)
-
-
-def _scaling(study: Study) -> Scaling:
-    """Moments are not released under differential privacy."""
-    return Scaling.ZSCORE if study.privacy.dp is None else Scaling.L2
 
 
 def _vectors(name: str, path: Path) -> Vectors:

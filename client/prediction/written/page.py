@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections import Counter
-from datetime import UTC, datetime
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from client.prediction.evidence import evidence_of, one_more
-from client.prediction.measured_page import measured_page
+from client.prediction.written.measured_page import measured_page
+from client.prediction.written.shared import page_of_any, row_of_any
 from client.prediction.written.table import told_classes
 from mmare.study.choices import TaskName
 
 if TYPE_CHECKING:
+    from datetime import datetime
+
     import jinja2
     from torch import Tensor
 
@@ -25,7 +27,7 @@ _PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")  #
 
 def page_of(found: Predictions, made: datetime | None = None) -> str:
     """The page as HTML."""
-    study, facts = found.package.study, found.package.facts
+    study = found.package.study
     if study.task is not TaskName.CLASSIFICATION:
         return measured_page(found, made, render)
     point = found.package.operating_point
@@ -33,10 +35,7 @@ def page_of(found: Predictions, made: datetime | None = None) -> str:
     return render(
         "predictions.html.j2",
         {
-            "study": study,
-            "digest": found.package.digest,
-            "facts": facts,
-            "made": f"{made or datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
+            **page_of_any(found, made),
             "point": point,
             "sets": found.package.prediction_sets,
             "colours": {
@@ -44,12 +43,7 @@ def page_of(found: Predictions, made: datetime | None = None) -> str:
                 for slot, modality in enumerate(study.modalities)
             },
             "calls": Counter(study.classes[call] for call in found.judgement.call.tolist()),
-            "never": sum(seen == 0 for seen in found.seen),
-            "warned": sum(bool(sentences) for sentences in found.warnings),
-            "notes": found.notes[1:],  # the first is the notice, which has a place of its own
             "mark": point.calibrated if point is not None and positive is not None else None,
-            "explained": found.shares is not None,
-            "counted": found.package.patterns is not None,
             "rows": [_row(found, row) for row in range(len(found.inputs.patients))],
         },
     )
@@ -62,23 +56,17 @@ def _row(found: Predictions, row: int) -> dict[str, Any]:
     label = told[0] if len(told) == 1 else int(judged.call[row])
     in_set = None if judged.in_set is None else judged.in_set[row].tolist()
     return {
-        "patient": found.inputs.patients[row],
+        **row_of_any(found, row),
         "call": study.classes[int(judged.call[row])],
         "of": study.classes[label],
         "probability": float(judged.probability[row, label]),
         "set": None
         if in_set is None
         else [name for name, is_in in zip(study.classes, in_set, strict=True) if is_in],
-        "present": [
-            (modality.name, there)
-            for modality, there in zip(study.modalities, found.inputs.present[row].tolist(), strict=True)
-        ],
-        "seen": found.seen[row],
         "tested": evidence_of(found.package, found.patterns[row]),
         "one_more": one_more(found.package, found.patterns[row]),
         "prior": float(prior[label]),
         "steps": _steps(found, row, label),
-        "warnings": found.warnings[row],
     }
 
 

@@ -8,12 +8,15 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from client.prediction.measured import measured_flat, measured_record
+from client.prediction.written.measured import measured_flat, measured_record
+from client.prediction.written.shared import basis_of
 from client.prediction.written.table_format import Format
 from mmare.study.choices import TaskName
 from sites.manifest import ID
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from client.prediction.predict import Predictions
 
 __all__ = ["flat", "record", "table_bytes", "told_classes"]
@@ -27,11 +30,9 @@ def record(found: Predictions, row: int) -> dict[str, Any]:
     if found.package.study.task is not TaskName.CLASSIFICATION:
         return measured_record(found, row)
     study, judged = found.package.study, found.judgement
-    modalities = [modality.name for modality in study.modalities]
-    present = found.inputs.present[row].tolist()
     in_set = None if judged.in_set is None else judged.in_set[row].tolist()
 
-    def by_class(values: Any) -> dict[str, float]:  # noqa: ANN401 - (K,)
+    def by_class(values: Tensor) -> dict[str, float]:
         return dict(zip(study.classes, values.tolist(), strict=True))
 
     return {
@@ -42,17 +43,7 @@ def record(found: Predictions, row: int) -> dict[str, Any]:
         "set": None
         if in_set is None
         else [name for name, is_in in zip(study.classes, in_set, strict=True) if is_in],
-        "modalities": [name for name, there in zip(modalities, present, strict=True) if there],
-        "pattern": found.patterns[row],
-        "seen": found.seen[row],
-        "prior": by_class(found.prior),
-        "shapley": None
-        if found.shares is None
-        else {name: by_class(share) for name, share in zip(modalities, found.shares[row], strict=True)},
-        "distance": {name: found.distances[row].get(name) for name in modalities},
-        "warnings": list(found.warnings[row]),
-        "model": found.package.digest,
-        "notice": found.package.facts.notice,
+        **basis_of(found, row, by_class),
     }
 
 

@@ -8,27 +8,13 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
+from tests.client.encoders.towers import WORDS
+
 __all__ = ["DRAFTS", "SCAN", "draft", "network_3d", "write_contract"]
 
 SCAN = {"kind": "volume", "size": [12, 16, 16], "window": [-1000, 1000]}
 SLICES = {"kind": "slices", "size": [28, 28], "slices": 4, "channels": 3, "mean": [0.5], "std": [0.25]}
 TILES = {"kind": "tiles", "size": [28, 28], "tile_px": 64, "mean": [0.5] * 3, "std": [0.25] * 3}
-WORDS = [
-    "[PAD]",
-    "[UNK]",
-    "[CLS]",
-    "[SEP]",
-    "[MASK]",
-    "the",
-    "patient",
-    "is",
-    "a",
-    "male",
-    "tum",
-    "##or",
-    ".",
-    ",",
-]
 
 
 def write_contract(folder: Path, **changes):

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from client.prediction.written.shared import basis_of
 from mmare.package.answers import NUMBER, curve_times, medians
 from sites.manifest import ID
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from client.prediction.predict import Predictions
 
 __all__ = ["measured_flat", "measured_record"]
@@ -16,26 +19,14 @@ __all__ = ["measured_flat", "measured_record"]
 def measured_record(found: Predictions, row: int) -> dict[str, Any]:
     """All that is told of one patient, as a line of the JSON form."""
     package = found.package
-    modalities = [modality.name for modality in package.study.modalities]
-    present = found.inputs.present[row].tolist()
 
-    def named(values: Any) -> dict[str, float] | None:  # noqa: ANN401 - (V,)
-        return None if values is None else dict(zip(package.answers, values.tolist(), strict=True))
+    def named(values: Tensor) -> dict[str, float]:
+        return dict(zip(package.answers, values.tolist(), strict=True))
 
     return {
         ID: found.inputs.patients[row],
         **_told(found, row),
-        "modalities": [name for name, there in zip(modalities, present, strict=True) if there],
-        "pattern": found.patterns[row],
-        "seen": found.seen[row],
-        "prior": named(found.prior),
-        "shapley": None
-        if found.shares is None
-        else {name: named(share) for name, share in zip(modalities, found.shares[row], strict=True)},
-        "distance": {name: found.distances[row].get(name) for name in modalities},
-        "warnings": list(found.warnings[row]),
-        "model": package.digest,
-        "notice": package.facts.notice,
+        **basis_of(found, row, named),
     }
 
 

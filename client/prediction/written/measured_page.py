@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
 from client.prediction.predict import horizons_of
+from client.prediction.written.shared import page_of_any, row_of_any
 from mmare.package.answers import NUMBER, medians
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from datetime import datetime
 
     from client.prediction.predict import Predictions
 
@@ -28,18 +29,10 @@ def measured_page(
     return render(
         "measured.html.j2",
         {
-            "study": study,
-            "digest": found.package.digest,
-            "facts": found.package.facts,
-            "made": f"{made or datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
+            **page_of_any(found, made),
             "unit": spec.unit if spec else "",
             "of_times": study.survival is not None,
             "follow_up": f"{study.survival.follow_up:g}" if study.survival else "",
-            "never": sum(seen == 0 for seen in found.seen),
-            "warned": sum(bool(sentences) for sentences in found.warnings),
-            "notes": found.notes[1:],
-            "explained": found.shares is not None,
-            "counted": found.package.patterns is not None,
             "rows": [_row(found, row) for row in range(len(found.inputs.patients))],
             "width": WIDTH,
             "height": HEIGHT,
@@ -51,13 +44,7 @@ def _row(found: Predictions, row: int) -> dict[str, Any]:
     """One patient: answers, curve, and what the last answer rests on."""
     study, values = found.package.study, found.values[row].tolist()
     content: dict[str, Any] = {
-        "patient": found.inputs.patients[row],
-        "present": [
-            (modality.name, there)
-            for modality, there in zip(study.modalities, found.inputs.present[row].tolist(), strict=True)
-        ],
-        "seen": found.seen[row],
-        "warnings": found.warnings[row],
+        **row_of_any(found, row),
         "shares": [],
         "prior": None if found.prior is None else float(found.prior[-1]),
     }
@@ -79,10 +66,6 @@ def _row(found: Predictions, row: int) -> dict[str, Any]:
     if found.shares is not None:
         shares = found.shares[row, :, -1].tolist()
         content["shares"] = [
-            (modality.name, share)
-            for modality, share, there in zip(
-                study.modalities, shares, found.inputs.present[row].tolist(), strict=True
-            )
-            if there
+            (name, share) for (name, there), share in zip(content["present"], shares, strict=True) if there
         ]
     return content
