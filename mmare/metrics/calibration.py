@@ -1,4 +1,4 @@
-"""Calibration without rows: sums of losses on a fixed grid of temperatures and shifts; the smallest is taken.
+"""Calibration without rows: sums of losses on a grid of temperatures and shifts, and the best between them.
 
 Letters: B rows, K classes, T temperatures, C classes whose logit is shifted (of two classes the second, which
 shifts the first the other way; else each), S shifts, G = T C S points of the grid.
@@ -13,12 +13,14 @@ from functools import reduce
 from typing import TYPE_CHECKING, Any, Final
 
 import torch
+from scipy.interpolate import RectBivariateSpline
+from scipy.optimize import minimize
 
 from mmare.metrics.decisions import Calibration
 from mmare.metrics.state import BINARY, MAX_ROWS
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     from torch import Tensor
 
@@ -27,9 +29,7 @@ __all__ = [
     "SHIFTS",
     "TEMPERATURES",
     "CalibrationState",
-    "calibration_at",
     "grid_shape",
-    "identity_point",
     "merge_calibration",
 ]
 
@@ -38,6 +38,7 @@ SHIFTS: Final = tuple(step / 5 for step in range(-15, 16))  # -3 to 3: odds of 1
 PRIOR_SD: Final = 0.5  # of log temperature and of a shift about 0; measured in tests/bench
 LOSSES: Final = ("log_loss", "brier")
 DECIMALS: Final = 4  # of a sum
+_LOGS: Final = tuple(math.log(each) for each in TEMPERATURES)
 _MOST_NUMBERS: Final = 2**22  # rows x classes x shifts at a time
 
 
@@ -77,8 +78,8 @@ class CalibrationState:
 
         Example:
             >>> state = CalibrationState.of(torch.tensor([[0.0, 2.0]] * 2000), torch.arange(2000) % 2)
-            >>> calibration_at(state.fit(), n_classes=2)
-            Calibration(temperature=2.0, bias=(0.0, -1.0))
+            >>> round(state.means_at(Calibration(2.0, (0.0, -1.0)))["log_loss"], 4)  # a coin's
+            0.6931
         """
         k = logits.shape[1]
         logits, labels = logits.detach().to("cpu", torch.float64), labels.detach().cpu()
@@ -102,20 +103,39 @@ class CalibrationState:
         withheld = tuple(sorted({*self.withheld, *other.withheld}))
         return CalibrationState(self.counts + other.counts, self.losses + other.losses, withheld=withheld)
 
-    def fit(self) -> int | None:
-        """The most probable point of the grid, by log-loss and prior; ``None`` if a class has no rows.
+    def fit(self) -> Calibration | None:
+        """The most probable calibration, by log-loss and prior; ``None`` if a class has no rows.
 
-        The prior is normal about the point that changes nothing. The smallest loss of some dozen rows alone
-        is worse on other rows than no calibration; from some hundred on the prior hardly matters.
+        The prior is normal about no change. The smallest loss of some dozen rows alone is worse on other rows
+        than no calibration; from some hundred on the prior hardly matters.
         """
         if not all(self.counts.tolist()):
             return None
-        return int((self.losses[:, 0].sum(dim=0) + _surprise_of_prior(len(self.counts))).argmin())
+        n_classes = len(self.counts)
+        surprise = self.losses[:, 0].sum(dim=0) + _surprise_of_prior(n_classes)
+        place = torch.unravel_index(surprise.argmin(), grid_shape(n_classes))
+        temperature, shifted, shift = (int(each) for each in place)
+        found = minimize(
+            lambda at: _between(surprise, n_classes, shifted)(*at).item(),
+            (_LOGS[temperature], SHIFTS[shift]),
+            method="L-BFGS-B",
+            bounds=[_neighbours(_LOGS, temperature), _neighbours(SHIFTS, shift)],
+        ).x.tolist()
+        bias = [0.0] * n_classes
+        bias[1 if n_classes == BINARY else shifted] = found[1]
+        return Calibration(math.exp(found[0]), tuple(bias))
 
-    def means_at(self, point: int) -> dict[str, float]:
-        """Mean losses at a point of the grid, over at least one row."""
-        sums = self.losses[:, :, point].sum(dim=0) / self.counts.sum()  # (2,)
-        return dict(zip(LOSSES, sums.tolist(), strict=True))
+    def means_at(self, calibration: Calibration) -> dict[str, float]:
+        """Mean losses after a calibration that `fit` could give, over at least one row."""
+        n_classes = len(self.counts)
+        class_ = max(range(n_classes), key=lambda each: abs(calibration.bias[each]))
+        at = math.log(calibration.temperature), calibration.bias[class_]
+        shifted = 0 if n_classes == BINARY else class_
+        sums = self.losses.sum(dim=0) / self.counts.sum()  # (2, G)
+        return {
+            name: _between(each, n_classes, shifted)(*at).item()
+            for name, each in zip(LOSSES, sums, strict=True)
+        }
 
     def to_dict(self) -> dict[str, Any]:
         """The state for JSON; a class without rows is ``None``."""
@@ -152,27 +172,21 @@ class CalibrationState:
         return cls(found.counts, found.losses, withheld=tuple(sorted(withheld)))
 
 
-def identity_point(n_classes: int) -> int:
-    """The point of the grid that changes nothing."""
-    _, shifted, shifts = grid_shape(n_classes)
-    return TEMPERATURES.index(1.0) * shifted * shifts + SHIFTS.index(0.0)
+def _between(values: Tensor, n_classes: int, shifted: int) -> RectBivariateSpline:
+    """Values ``(G,)`` of one shifted class, between the points too: by log temperature and shift."""
+    return RectBivariateSpline(_LOGS, SHIFTS, values.reshape(grid_shape(n_classes))[:, shifted].numpy())
+
+
+def _neighbours(values: Sequence[float], at: int) -> tuple[float, float]:
+    return values[max(at - 1, 0)], values[min(at + 1, len(values) - 1)]
 
 
 def _surprise_of_prior(n_classes: int) -> Tensor:
-    """``(G,)`` nats, 0 at `identity_point`."""
+    """``(G,)`` nats, 0 where nothing changes."""
     shape = grid_shape(n_classes)
-    spread = torch.tensor(TEMPERATURES, dtype=torch.float64).log()[:, None, None].square()  # (T, 1, 1)
+    spread = torch.tensor(_LOGS, dtype=torch.float64)[:, None, None].square()  # (T, 1, 1)
     shift = torch.tensor(SHIFTS, dtype=torch.float64).square()  # (S,)
     return ((spread + shift).expand(shape) / (2 * PRIOR_SD**2)).flatten()
-
-
-def calibration_at(point: int, n_classes: int) -> Calibration:
-    """The calibration at a point of the grid."""
-    place = torch.unravel_index(torch.tensor(point), grid_shape(n_classes))
-    temperature, shifted, shift = (int(each) for each in place)
-    bias = [0.0] * n_classes
-    bias[1 if n_classes == BINARY else shifted] = SHIFTS[shift]
-    return Calibration(TEMPERATURES[temperature], tuple(bias))
 
 
 def merge_calibration(states: Iterable[CalibrationState], n_classes: int) -> CalibrationState:

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any, Final
 import torch
 
 from mmare.errors import InputError
-from mmare.metrics.calibration import calibration_at, identity_point
 from mmare.metrics.decisions import Calibration, OperatingPoint, PredictionSets
 from mmare.metrics.operating import (
     Rule,
@@ -102,12 +101,11 @@ def _calibrate(
     study: Study, validation: KeptStates, test: KeptStates, lacks: str, found: Decisions
 ) -> Calibration | None:
     grid = validation.calibration
-    point = None if grid is None else grid.fit()
-    if grid is None or point is None:
+    made = None if grid is None else grid.fit()
+    if grid is None or made is None:
         found.not_stated["calibration"] = UNNAMED if grid is None else lacks
         return None
     classes = len(study.classes)
-    made = calibration_at(point, classes)
     found.made["calibration"] = asdict(made)
     report: dict[str, Any] = {
         "rows": dict(zip(study.classes, grid.counts.tolist(), strict=True)),
@@ -118,7 +116,8 @@ def _calibrate(
     }
     for name, split in (("validation", validation), ("test", test)):
         if split.calibration is not None and split.pooled.n:
-            before, after = (split.calibration.means_at(at) for at in (identity_point(classes), point))
+            unchanged = Calibration(1.0, (0.0,) * classes)
+            before, after = (split.calibration.means_at(each) for each in (unchanged, made))
             for loss, value in before.items():
                 report[loss][name] = [value, after[loss]]
             plots = [reliability(split.pooled, study.positive_index, at) for at in (None, made)]

@@ -7,7 +7,8 @@ from scipy.optimize import minimize
 from torch.nn import functional
 
 from client.data.dataset import SiteData, load_data
-from mmare.metrics.calibration import PRIOR_SD, CalibrationState, identity_point, merge_calibration
+from mmare.metrics.calibration import PRIOR_SD, SHIFTS, TEMPERATURES, CalibrationState, merge_calibration
+from mmare.metrics.decisions import Calibration
 from mmare.metrics.state import MetricState
 from mmare.models.batch import Batch
 from mmare.package.package import read_package
@@ -90,9 +91,12 @@ def test_a_prior_against_the_smallest_loss_and_no_calibration(size, limit):
             state = merge_calibration(kept, 2)
             if state.fit() is None:
                 continue
-            smallest = int(state.losses[:, 0].sum(dim=0).argmin())
-            for way, point in zip(found, (identity_point(2), smallest, state.fit()), strict=True):
-                found[way].append((losses[point] - losses.min()).item())
+            smallest = divmod(int(state.losses[:, 0].sum(dim=0).argmin()), len(SHIFTS))
+            unpenalised = Calibration(TEMPERATURES[smallest[0]], (0.0, SHIFTS[smallest[1]]))
+            for way, made in zip(
+                found, (Calibration(1.0, (0.0, 0.0)), unpenalised, state.fit()), strict=True
+            ):
+                found[way].append(tested.means_at(made)["log_loss"] - losses.min().item())
     means = {way: round(float(np.mean(values)), 4) for way, values in found.items()}
     report(
         f"{size} validation rows at three sites, smallest group {limit}", draws=len(found["none"]), **means

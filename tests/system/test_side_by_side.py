@@ -23,7 +23,7 @@ STUDIES = {"one": SITES[:2], "two": SITES[:2], "far": SITES[2:]}  # who approves
 def study_of(name):
     return tiny_study(
         study={"name": name, "seed": 3 + len(name)},
-        training={"rounds": 4, "patience": 4},
+        training={"rounds": 12, "patience": 12},
         federation={"min_sites": len(STUDIES[name]), "deadline_s": 60},
     )
 

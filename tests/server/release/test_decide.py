@@ -7,7 +7,7 @@ from sklearn.metrics import log_loss, recall_score
 
 from client.data.dataset import SiteData, load_data
 from mmare.errors import InputError
-from mmare.metrics.calibration import CalibrationState, calibration_at
+from mmare.metrics.calibration import CalibrationState
 from mmare.models.batch import Batch
 from mmare.package.essentials import essentials
 from mmare.package.package import read_package
@@ -45,7 +45,9 @@ def pooled(run, package, split):
 def test_calibration_is_that_of_pooled_rows(run, package):
     logits, labels = pooled(run, package, Split.VAL)
     state = CalibrationState.of(logits, labels)
-    assert package.calibration == calibration_at(state.fit(), 2)
+    best = state.fit()
+    assert package.calibration.temperature == pytest.approx(best.temperature, rel=1e-3)
+    assert package.calibration.bias == pytest.approx(best.bias, abs=1e-3)
     report = package.report["calibration"]
     probability = package.judge(logits).probability.numpy()
     before, after = report["log_loss"]["validation"]

@@ -157,7 +157,7 @@ def test_losses_on_the_calibration_grid_are_those_of_the_pooled_rows():
     found = collect_states(updates, Split.VAL, STUDY).calibration
     logits, label = (torch.cat(parts) for parts in zip(*ROWS.values(), strict=True))
     expected = CalibrationState.of(logits, label)
-    assert found.fit() == expected.fit()
+    assert found.fit().temperature == pytest.approx(expected.fit().temperature, rel=1e-3)
     torch.testing.assert_close(found.losses, expected.losses, atol=3e-4, rtol=0)
 
 

@@ -256,6 +256,9 @@ def test_done_cells_stay_done_and_a_torn_line_is_run_again(undisturbed, quiet):
 
 def start(grid: Path, out: Path, *more: str) -> subprocess.Popen:
     program = Path(sys.executable).parent / "mmare-sim"
+    signal.signal(
+        signal.SIGINT, signal.default_int_handler
+    )  # a background job ignores it, and so would a child
     return subprocess.Popen(
         [program, "grid", str(grid), "--out", str(out), *more],
         stdout=subprocess.DEVNULL,
