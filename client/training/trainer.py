@@ -16,7 +16,7 @@ from mmare.errors import SiteCode, SiteError
 from mmare.models.adapters import add_noise
 from mmare.models.blocks import exposures
 from mmare.models.hiding.subsets import hide_modalities, keep_subset
-from mmare.study.study import SUBSET
+from mmare.study.rules import SUBSET
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -15,8 +15,8 @@ from mmare.models.batch import Batch
 from mmare.models.blocks import exposures
 from mmare.models.registry import MODELS, build_model
 from mmare.study.choices import Scaling
+from mmare.study.rules import PARTS
 from mmare.study.specs import TrainingSpec
-from mmare.study.study import PARTS
 from mmare.wire.tensors import global_tensors, layout_of, pack, trained_tensors, unpack
 from tests.mmare.models.examples import (
     SMALL,
