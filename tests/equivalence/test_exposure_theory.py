@@ -74,6 +74,7 @@ def test_averaging_by_samples_damps_the_step_by_the_share_of_the_site(prepared, 
     torch.testing.assert_close(plain["shared"], ours["shared"], rtol=1e-3, atol=1e-6)  # all exercise it alike
 
 
+@pytest.mark.slow
 def test_damping_gives_a_block_of_few_samples_a_shorter_step(prepared, tmp_path):
     folder, study = prepared
     free = step_of(folder, tmp_path, "free", study, ["federation.strategy=exposure"])

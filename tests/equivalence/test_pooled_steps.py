@@ -108,6 +108,7 @@ def test_rounds_of_sites_are_steps_on_the_pooled_rows(tmp_path, training):
     assert moved["head.out.weight"] > 1e-3
 
 
+@pytest.mark.slow
 def test_how_the_rows_are_cut_into_sites_does_not_matter(tmp_path):
     """One site per ten patients, some of which lack a modality or a class altogether, or one for all."""
     study = still_study()

@@ -118,6 +118,7 @@ def silent(task, sums=tuple(SecureSum), rounds=(2,)):
     return fault
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("task", "wanted"),
     first_quick(

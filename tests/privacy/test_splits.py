@@ -24,6 +24,7 @@ def sums(hospital, seed):
     return (answer.moments[0].n, answer.moments[0].total) if isinstance(answer, Statistics) else answer
 
 
+@pytest.mark.slow
 def test_seeds_give_no_second_train_set(hospital):
     """48 seeds gave 48 sums over other train rows, whose coefficients the coordinator knew: every patient."""
     own = sums(hospital, STUDY.seed)

@@ -215,6 +215,7 @@ def test_a_long_step_is_measured_by_the_server_and_left_out_where_the_study_says
     assert 0 < max(norms) < 50
 
 
+@pytest.mark.slow
 def test_a_fault_changes_the_model_only_through_the_missing_update(federation, healthy, tmp_path):
     raising = tmp_path / "raising"
     run_nodes(federation, raising, settings=SHORT, faults={1: while_training(raises, 2)})

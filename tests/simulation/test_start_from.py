@@ -27,6 +27,7 @@ def runs(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_from_a_run_or_its_package_alike(runs, tmp_path):
     release_model(runs / "first", tmp_path / "first.zip")
     found = invoke(

@@ -133,6 +133,7 @@ def test_a_site_checks_patients_with_and_without_the_event(federation):
     assert list(map(int, line.split()[1:])) == [len(rows), len(rows), *counts]
 
 
+@pytest.mark.slow
 def test_a_cox_model_of_sites_is_that_of_their_pooled_rows(tmp_path):
     content = survival_study().to_dict()
     content["survival"]["hazard"] = "cox"
@@ -150,6 +151,7 @@ def test_a_cox_model_of_sites_is_that_of_their_pooled_rows(tmp_path):
     assert sum(value.abs().sum() for name, value in models[0].items() if "head.inputs" in name) > 0
 
 
+@pytest.mark.slow
 def test_sites_learn_what_they_gain_by_joining(federation, run, tmp_path):
     alone = tmp_path / "alone"
     settings = ["training.rounds=3", "survival.horizons=[20, 40]"]

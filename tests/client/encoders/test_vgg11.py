@@ -90,6 +90,7 @@ def straightforward(voxels):
     return torch.stack(maps).amax(dim=0)  # (512, 7, 7)
 
 
+@pytest.mark.slow
 def test_embedding_equals_the_straightforward_computation(encoder):
     volume = Volume(head(), RAS_MM)
     found = encoder.encode(slices_of(volume, STEPS)[None])

@@ -102,6 +102,7 @@ def test_a_bent_term_learns_a_threshold_that_no_line_can():
     assert right[0,] > 0.95
 
 
+@pytest.mark.slow
 def test_descended_to_the_end_it_is_logistic_regression_with_indicators():
     model, scaled, present, label = rows_of()
     weights = [value for name, value in model.named_parameters() if name.startswith("linear.")]

@@ -320,6 +320,7 @@ def test_data_without_a_finished_cell_are_listed_as_missing_and_fill_no_table(tm
     assert "MCAR 60 %" in after_it
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("tables", "titles", "count"),
     [

@@ -47,6 +47,7 @@ def test_same_seed_same_patients(tmp_path):
     assert files[0]["t1.npz"] != files[2]["t1.npz"]
 
 
+@pytest.mark.slow
 def test_the_oracle_has_the_documented_auc():
     auc = [expected_auc(n_causes) for n_causes in (1, 2, 3, 4)]
     assert auc == pytest.approx([0.69, 0.77, 0.83, 0.89], abs=0.006)

@@ -55,6 +55,7 @@ ANOTHER = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("factor", [4, 32])
 @pytest.mark.parametrize("lower", SAME.values(), ids=SAME)
 def test_levels_of_one_picture_are_taken(tmp_path, factor, lower):

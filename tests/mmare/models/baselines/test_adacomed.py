@@ -435,6 +435,7 @@ def test_exposure_is_zero_exactly_where_the_gradient_is(form, scheme, rows):
                 assert bool(gradients[name].any()) == expected, name
 
 
+@pytest.mark.slow
 def test_running_agreement_follows_that_of_the_batches():
     """SGD with rate 0.1 on the objective is a running mean of what batches show."""
     model, present = a_model(scheme=LogitScheme.GAUSSIAN).train(), patterns(3)
