@@ -247,9 +247,10 @@ def start(
 ) -> None:
     """Run the site until it is told to stop (Ctrl-C or SIGTERM).
 
-    The worker answers approved studies on the socket that the table worker of site.toml names. Once a
-    coordinator's bundle is installed (mmare-site kit install), Flower's SuperNode and SuperExec, the relay,
-    run beside it; what ends is started again. Told to stop, the site takes no message more and finishes the
+    The worker answers approved studies on the socket that the table worker of site.toml names, or by the
+    spool that it names, a folder which it shares with a relay on another machine. Once a coordinator's bundle
+    is installed (mmare-site kit install), Flower's SuperNode and SuperExec, the relay, run beside it; what
+    ends is started again. Told to stop, the site takes no message more and finishes the
     one in hand.
     """
     import logging
@@ -269,8 +270,8 @@ def start(
     else:
         from client.worker import run_worker
 
-        socket = config.worker.socket.absolute()
-        finished = run_worker(config, lambda: typer.echo(f"site worker of {config.id}: {socket}"))
+        place = (config.worker.spool or config.worker.socket).absolute()
+        finished = run_worker(config, lambda: typer.echo(f"site worker of {config.id}: {place}"))
     if not finished:
         typer.echo("stopped in the middle of its work; the server asks again", err=True)
         sys.stdout.flush()
@@ -283,15 +284,12 @@ def status(site: Annotated[Path, typer.Argument(help="The site's site.toml.")]) 
     """Say what the worker and the relay do and what has left; exit code 1 when one of them does not run."""
     from datetime import UTC, datetime
 
-    from client.relay.status_file import listens
-    from client.status import relay_text, status_text
+    from client.relay.status_file import worker_status
+    from client.status import relay_text, worker_text
 
-    config, now, found = _site(site), datetime.now(UTC), None
-    if listens(config.worker.socket):
-        from client.relay.worker_link import WorkerLink  # gRPC, only where somebody answers
-
-        found = WorkerLink(config.worker.socket).status()
-    typer.echo("not running" if found is None else status_text(found, now))
+    config, now = _site(site), datetime.now(UTC)
+    found = worker_status(config.worker)
+    typer.echo(worker_text(config.worker, found, now))
     relay = relay_text(config, now, found)
     if relay.lines:
         typer.echo("\n" + relay.lines)

@@ -6,7 +6,8 @@
       (this process)  ├─ supernode   connects outwards to the coordinator
                       └─ superexec ─ one short-lived process per message, which asks the worker
 
-Each part can run alone as a separate user: ``--part worker`` and ``--part relay``. The relay never reads
+Each part can run alone as a separate user: ``--part worker`` and ``--part relay``; by a spool also on another
+machine (`client.relay.spool`). The relay never reads
 patient data, not even the manifest.
 """
 
@@ -27,7 +28,14 @@ from client.relay.exit_reasons import exit_reason, log_tail
 from client.relay.line import LineMeter
 from client.relay.patched.clock import PICKUP_S
 from client.relay.programs import SUPEREXEC, SUPERNODE, RelayFolder, check_flower, relay_programs
-from client.relay.status_file import ProgramState, RelayState, last_contact, listens, write_state
+from client.relay.status_file import (
+    ProgramState,
+    RelayState,
+    last_contact,
+    listens,
+    worker_status,
+    write_state,
+)
 from mmare.errors import RunError
 from mmare.host.locks import is_held, locked
 from mmare.host.signals import stop_on_signals
@@ -84,6 +92,10 @@ def keep_site(site: SiteConfig, file: Path, *, worker: bool = True, stop: Stop |
     """
     folder = RelayFolder.of(site)
     SiteKit(site.coordinator.kit).coordinator()  # checked before the folder is created
+    if site.worker.spool is not None:
+        from client.relay.spool import open_spool  # noqa: PLC0415 - protocol buffers, only where needed
+
+        open_spool(site.worker)
     folder.make()
     already = RunError(f"{folder.lock}: mmare-site start of this site is running already")
     with (
@@ -140,7 +152,7 @@ class _Keeper:
 
     def poll(self) -> None:
         """Handle programs that ended or started."""
-        if self._waiting and listens(self._site.worker.socket):
+        if self._waiting and self._worker_answers():
             self._waiting = False  # earlier messages would be refused for lack of a worker
             for program in self._relay.values():
                 self._processes.keep(program)
@@ -156,6 +168,10 @@ class _Keeper:
             self._restart_node()
         if changes or (not self._written and time.monotonic() - self._tried > REWRITE_S):
             self.write_state()
+
+    def _worker_answers(self) -> bool:
+        worker = self._site.worker
+        return listens(worker.socket) if worker.spool is None else worker_status(worker) is not None
 
     def _is_silent(self) -> bool:
         """Whether SuperNode has run for long without an answer; its heartbeat asks twice a minute."""

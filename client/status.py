@@ -15,9 +15,9 @@ from mmare.wire.joining import SiteKit
 if TYPE_CHECKING:
     from client.relay.status_file import ProgramState
     from client.worker_pb.site_worker_pb2 import StatusAnswer, StudyTally
-    from sites.config import SiteConfig
+    from sites.config import SiteConfig, WorkerConfig
 
-__all__ = ["RelayText", "relay_text", "status_text"]
+__all__ = ["RelayText", "relay_text", "status_text", "worker_text"]
 
 RECENT_S: Final = 60.0  # a longer silence suggests that the coordinator is unreachable
 QUIET_S: Final = 900.0  # a longer silence between messages suggests that no study is under way
@@ -81,6 +81,28 @@ def _program(program: ProgramState, now: datetime) -> str:
         return f"{program.name}: not running" + (f"; {program.ended}" if program.ended else " yet")
     since = now - datetime.fromtimestamp(program.since, UTC)
     return f"{program.name}: running for {_span(since.total_seconds())} (process {program.pid}){again}{last}"
+
+
+def worker_text(worker: WorkerConfig, status: StatusAnswer | None, now: datetime) -> str:
+    """State of a worker, or that there is none."""
+    if status is not None:
+        return status_text(status, now)
+    if worker.spool is None:
+        return "not running"
+    from client.relay.spool import AWAY_S, MOST_WAITING, Spool  # noqa: PLC0415 - protocol buffers
+
+    spool = Spool(worker.spool)
+    try:
+        waiting, silent_s = spool.waiting(), spool.silent_s()
+    except FileNotFoundError:
+        waiting, silent_s = 0, None
+    except OSError as error:
+        return f"not running: {worker.spool}: {error.strerror}"
+    if silent_s is None:
+        return f"no worker has served {worker.spool} yet; is its job in the queue (squeue)?"
+    waits = f"{waiting} message{'s' * (waiting != 1)} of at most {MOST_WAITING} wait for it"
+    late = f"what comes is refused (S401) after {_span(AWAY_S)} without it"
+    return f"no worker for {_span(silent_s)}; is its job in the queue (squeue)? {waits}; {late}"
 
 
 def status_text(status: StatusAnswer, now: datetime) -> str:

@@ -1,4 +1,4 @@
-"""The site worker: a resident process that serves the site service on a Unix socket.
+"""The site worker: a resident process that serves the site service on a Unix socket, or by a spool.
 
 Started by the hospital, it is the only process that reads patient data and keeps data, encoders, models and
 GPU loaded between messages. Access is controlled by the file system: other users cannot enter the socket's
@@ -7,7 +7,6 @@ folder. Messages are answered one at a time, as in a simulation; status requests
 
 from __future__ import annotations
 
-import grp
 import logging
 import os
 import stat
@@ -34,6 +33,7 @@ from client.privacy.records.audit_log import log_of
 from client.privacy.records.ledger import ledger_of
 from client.privacy.records.moments_record import FILE as MOMENTS
 from client.privacy.records.moments_record import MomentsRecord
+from client.relay.spool import SpoolDesk, open_spool
 from client.relay.worker_link import CHANNEL_OPTIONS, LONGEST_PATH, address_of
 from client.telemetry.seen import WorkerActivity, unobserved
 from client.training.kept.expiry import KeptRuns
@@ -59,7 +59,7 @@ if TYPE_CHECKING:
     from mmare.wire.messages import Endpoint
     from sites.config import SiteConfig, WorkerConfig
 
-__all__ = ["SiteStatus", "Worker", "make_service", "run_worker", "serve"]
+__all__ = ["SiteStatus", "Worker", "make_service", "run_worker", "serve", "serve_spool"]
 
 LOG = logging.getLogger(__name__)
 
@@ -112,29 +112,47 @@ class Worker(SiteWorkerServicer):
         self._activity = activity or WorkerActivity()
 
     def Ask(self, request: Question, context: Any) -> Answer:  # noqa: ANN401, N802 - names and types are gRPC's
-        """Answer one message; a failure becomes a code, since gRPC would send the exception's text."""
+        """Answer one message."""
+        header, payload = self.answer(
+            request.header, request.payload, context.time_remaining(), context.is_active
+        )
+        return Answer(header=header, payload=payload)
+
+    def Status(self, request: StatusQuestion, context: Any) -> StatusAnswer:  # noqa: ANN401, ARG002, N802 - gRPC's
+        """The worker's status."""
+        return self.status()
+
+    def answer(
+        self, header: str, payload: bytes, left_s: float | None, wanted: Callable[[], bool] = lambda: True
+    ) -> tuple[str, bytes]:
+        """The service's answer; a failure becomes a code, since gRPC would send the exception's text.
+
+        Args:
+            header: Of the message.
+            payload: Its tensors.
+            left_s: Until nobody waits for an answer; ``None``: not known.
+            wanted: Whether somebody still waits.
+        """
         self._activity.messages += 1
         self._activity.last_contact = time.time()
-        left_s = context.time_remaining()
         if not self._turn.acquire(timeout=-1 if left_s is None else max(left_s, 0.0)):
-            return Answer(header=encode(Refusal(SiteCode.LATE)))
+            return encode(Refusal(SiteCode.LATE)), b""
         try:
             self._activity.begin()
-            if not context.is_active():  # the server no longer waits
-                return Answer(header=encode(Refusal(SiteCode.LATE)))
+            if not wanted():
+                return encode(Refusal(SiteCode.LATE)), b""
             if self._stopping:
-                return Answer(header=encode(Refusal(SiteCode.WORKER)))
-            header, payload = self._endpoint(request.header, request.payload)
-            return Answer(header=header, payload=payload)
-        except BaseException:  # also sys.exit in a library, after which gRPC would never answer
+                return encode(Refusal(SiteCode.WORKER)), b""
+            return self._endpoint(header, payload)
+        except BaseException:  # also sys.exit in a library, after which nobody would answer
             LOG.exception("the service failed")
-            return Answer(header=encode(Refusal(SiteCode.INTERNAL)))
+            return encode(Refusal(SiteCode.INTERNAL)), b""
         finally:
             self._activity.end()
             self._turn.release()
 
-    def Status(self, request: StatusQuestion, context: Any) -> StatusAnswer:  # noqa: ANN401, ARG002, N802 - gRPC's
-        """The worker's status, for ``mmare-site status``."""
+    def status(self) -> StatusAnswer:
+        """What ``mmare-site status`` shows."""
         uptime_s = time.monotonic() - self._activity.began
         answer = StatusAnswer(uptime_s=uptime_s, messages=self._activity.messages)
         if self._activity.last_contact is not None:
@@ -224,7 +242,7 @@ def run_worker(site: SiteConfig, ready: Callable[[], None] = lambda: None, stop:
         threading.Thread(target=worker.warm_up, args=(prepare,), daemon=True).start()
 
     with ExitStack() as stack:
-        return serve(worker, site.worker, begin, stop)
+        return (serve if site.worker.spool is None else serve_spool)(worker, site.worker, begin, stop)
 
 
 def _monitoring(
@@ -257,8 +275,8 @@ def serve(
         RunError: If another worker uses the socket.
         InputError: If the socket's folder or group is unusable.
     """
-    socket = config.socket.absolute()
-    with _own_socket(socket, config.group) as group, stop_on_signals(stop) as stopping:
+    socket, group = config.socket.absolute(), config.group_id
+    with _own_socket(socket, group), stop_on_signals(stop) as stopping:
         server = grpc.server(ThreadPoolExecutor(max_workers=THREADS), options=CHANNEL_OPTIONS)
         add_SiteWorkerServicer_to_server(worker, server)  # type: ignore[no-untyped-call] # generated
         before = os.umask(0o177)  # so that the socket is never accessible to others
@@ -286,9 +304,20 @@ def serve(
         return finished
 
 
+def serve_spool(
+    worker: Worker, config: WorkerConfig, begin: Callable[[], None] = lambda: None, stop: Stop | None = None
+) -> bool:
+    """As `serve`, by the spool instead of a socket."""
+    spool = open_spool(config)
+    already = RunError(f"{spool.folder}: a site worker serves this spool already")
+    with locked(spool.folder / "lock", already, mode=0o600), stop_on_signals(stop) as stopping:
+        begin()
+        return SpoolDesk(spool, worker.answer, worker.status).run(stopping, config.grace_s)
+
+
 @contextmanager
-def _own_socket(socket: Path, group_name: str | None) -> Iterator[int | None]:
-    """Reserve a socket's path for this process; yields the id of the group with access.
+def _own_socket(socket: Path, group: int | None) -> Iterator[None]:
+    """Reserve a socket's path for this process, in a folder that a group may enter.
 
     The kernel releases the lock beside the socket however the process ends, so a socket without a lock is
     stale.
@@ -298,20 +327,12 @@ def _own_socket(socket: Path, group_name: str | None) -> Iterator[int | None]:
         raise InputError(
             f"[worker] socket is {socket}, of {length} bytes; a socket's path has at most {LONGEST_PATH}"
         )
-    group = None if group_name is None else _group_id(group_name)
     _own_folder(socket.parent, group)
     already = RunError(f"{socket}: a site worker is running there already")
     with locked(Path(f"{socket}.lock"), already, mode=0o600):
         _remove_stale(socket)
-        yield group
+        yield
         socket.unlink(missing_ok=True)
-
-
-def _group_id(name: str) -> int:
-    try:
-        return grp.getgrnam(name).gr_gid
-    except KeyError:
-        raise InputError(f"[worker] group is {name!r}, which this machine does not have") from None
 
 
 def _own_folder(folder: Path, group: int | None) -> None:

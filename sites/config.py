@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import grp
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -61,6 +62,15 @@ class WorkerConfig:
     socket: Path  # a Unix socket; its folder is closed to other users
     group: str | None = None  # Unix group that may connect too, where the relay runs as another user
     grace_s: int = 30  # how long a worker that is asked to stop may finish its current message
+    spool: Path | None = None  # instead of the socket: a folder that worker and relay share across machines
+
+    @property
+    def group_id(self) -> int | None:
+        """Number of the group; raises `DataError` if this machine does not have it."""
+        try:
+            return None if self.group is None else grp.getgrnam(self.group).gr_gid
+        except KeyError:
+            raise DataError(f"[worker] group is {self.group!r}, which this machine does not have") from None
 
 
 @dataclass(frozen=True)
@@ -139,7 +149,7 @@ def _parse(content: Mapping[str, Any], folder: Path) -> SiteConfig:
         ("min_count", "max_norm", "max_releases", "epsilon_limit", "on_table_change"),
         folder,
     )
-    worker = _Section(content, "worker", ("socket", "group", "grace_s"), folder)
+    worker = _Section(content, "worker", ("socket", "group", "grace_s", "spool"), folder)
     metrics = _Section(content, "metrics", ("port", "address"), folder)
     coordinator = _Section(content, "coordinator", ("kit", "runtime_port"), folder)
     peers = _Section(content, "peers", tuple(content.get("peers", ())), folder)
@@ -175,6 +185,7 @@ def _parse(content: Mapping[str, Any], folder: Path) -> SiteConfig:
             socket=worker.path("socket", "run/worker.sock"),
             group=worker.text("group") if "group" in worker else None,
             grace_s=worker.whole("grace_s", 30, least=0),
+            spool=worker.path("spool") if "spool" in worker else None,
         ),
         peers={name: _key(name, peers.text(name)) for name in content.get("peers", {})},
         metrics=MetricsConfig(

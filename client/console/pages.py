@@ -15,9 +15,8 @@ from client.privacy.proposals import ProposalFolder
 from client.privacy.records.audit_log import log_of
 from client.privacy.records.ledger import budget_table, budget_text, ledger_of
 from client.privacy.study_list import StudyRow, study_rows
-from client.relay.status_file import listens
-from client.relay.worker_link import WorkerLink
-from client.status import relay_text, status_text
+from client.relay.status_file import worker_status
+from client.status import relay_text, worker_text
 from client.telemetry.audit_tally import AuditTally
 from client.telemetry.embed_record import read_record
 from mmare.errors import InputError, MmareError, SiteCode
@@ -73,9 +72,7 @@ class SiteConsole:
 
     def now(self, _asked: Asked) -> Page:
         """What runs, who is reached, and what of the privacy budget is spent."""
-        found, now = None, datetime.now(UTC)
-        if listens(self.site.worker.socket):
-            found = WorkerLink(self.site.worker.socket).status()
+        found, now = worker_status(self.site.worker), datetime.now(UTC)
         relay = relay_text(self.site, now, found)
         proposals = len(ProposalFolder(self.site.folder).all())
         waiting = element("p", element("a", f"{proposals} proposed: read and decide", href="/studies"))
@@ -88,7 +85,7 @@ class SiteConsole:
             (
                 *([waiting] if proposals else []),
                 element("h2", "Worker"),
-                element("pre", "not running" if found is None else status_text(found, now)),
+                element("pre", worker_text(self.site.worker, found, now)),
                 element("h2", "Relay to the coordinator"),
                 element("pre", relay.lines or "this site has joined no federation"),
                 element("h2", "Budget of differential privacy"),

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Final
 
 from client.doctor.findings import fine, problem, warning
 from client.relay.programs import RelayFolder
-from client.relay.status_file import last_contact, read_state
-from client.relay.worker_link import LONGEST_PATH, WorkerLink
+from client.relay.status_file import last_contact, read_state, worker_status
+from client.relay.worker_link import LONGEST_PATH
+from client.status import worker_text
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -22,18 +23,21 @@ if TYPE_CHECKING:
 __all__ = ["check_relay", "check_worker"]
 
 START: Final = "start it with mmare-site start, or by its systemd unit"
+SUBMIT: Final = "submit its job: sbatch worker.sbatch (deploy/slurm)"
 SILENT_S: Final = 90.0  # three heartbeats of a SuperNode
 
 
 def check_worker(site: SiteConfig) -> list[Finding]:
     """Check that the worker runs and that this user can connect to it, as the relay's user must."""
-    socket = site.worker.socket.absolute()
-    unreachable = _unreachable(socket)
+    place = (site.worker.spool or site.worker.socket).absolute()
+    unreachable = (_too_long(place) if site.worker.spool is None else None) or _unreachable(place)
     if unreachable is not None:
         return [unreachable]
-    status = WorkerLink(socket).status()
+    status = worker_status(site.worker)
+    if status is None and site.worker.spool is not None:
+        return [warning("worker", worker_text(site.worker, None, datetime.now(UTC)), SUBMIT)]
     if status is None:
-        return [warning("worker", f"nothing answers on {socket}", START)]
+        return [warning("worker", f"nothing answers on {place}", START)]
     found = f"runs for {status.site}, process {status.pid}, version {status.software}"
     if status.site != site.id:
         advice = "give each site of this machine its own socket: [worker] socket"
@@ -44,27 +48,31 @@ def check_worker(site: SiteConfig) -> list[Finding]:
     return [fine("worker", found)]
 
 
-def _unreachable(socket: Path) -> Finding | None:
-    """Why connecting to the socket cannot work, if that is clear beforehand."""
+def _too_long(socket: Path) -> Finding | None:
     length = len(os.fsencode(socket))
-    if length > LONGEST_PATH:
-        found = f"[worker] socket is {socket}, of {length} bytes; a socket's path has at most {LONGEST_PATH}"
-        return problem("worker", found, "name a shorter path, such as /run/mmare/worker.sock")
+    if length <= LONGEST_PATH:
+        return None
+    found = f"[worker] socket is {socket}, of {length} bytes; a socket's path has at most {LONGEST_PATH}"
+    return problem("worker", found, "name a shorter path, such as /run/mmare/worker.sock")
+
+
+def _unreachable(place: Path) -> Finding | None:
+    """Why the socket or spool cannot be used, if that is clear beforehand."""
     try:
-        socket.stat()
+        place.stat()
     except FileNotFoundError:
-        return warning("worker", f"does not run: {socket} is not there", START)
+        return warning("worker", f"does not run: {place} is not there", START)
     except OSError as error:
-        return _not_for_us(socket, error.strerror or "")
-    if not os.access(socket, os.R_OK | os.W_OK):
-        return _not_for_us(socket, "its mode excludes this user")
+        return _not_for_us(place, error.strerror or "")
+    if not os.access(place, os.R_OK | os.W_OK):
+        return _not_for_us(place, "its mode excludes this user")
     return None
 
 
-def _not_for_us(socket: Path, reason: str) -> Finding:
+def _not_for_us(place: Path, reason: str) -> Finding:
     return warning(
         "worker",
-        f"{socket} cannot be opened by the user {getpass.getuser()} ({reason})",
+        f"{place} cannot be opened by the user {getpass.getuser()} ({reason})",
         "the relay's user must be in the group of [worker] group; run this check as that user",
     )
 

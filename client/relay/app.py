@@ -1,8 +1,8 @@
 """Flower's ClientApp: relays Flower messages to the site's service; has no access to data.
 
 Imports neither torch nor a data reader. The node configuration locates the service: ``socket`` is the site
-worker's, ``site-factory`` names a registered or installed factory. The default is the factory installed as
-entry point ``mmare.site_factory``.
+worker's, ``spool`` a folder that leads to one on another machine, ``site-factory`` names a registered or
+installed factory. The default is the factory installed as entry point ``mmare.site_factory``.
 """
 
 from __future__ import annotations
@@ -39,6 +39,7 @@ LOG = logging.getLogger(__name__)
 
 FACTORY_KEY: Final = "site-factory"  # keys of the node configuration
 SOCKET_KEY: Final = "socket"
+SPOOL_KEY: Final = "spool"
 ENTRY_POINTS: Final = "mmare.site_factory"
 
 Factory = Callable[
@@ -57,7 +58,7 @@ def register_factory(name: str, factory: Factory) -> None:
 
 def _factory(context: Context) -> Factory:
     name = context.node_config.get(FACTORY_KEY)
-    if name is None and SOCKET_KEY in context.node_config:
+    if name is None and {SOCKET_KEY, SPOOL_KEY} & set(context.node_config):
         return _worker
     if isinstance(name, str) and name in _FACTORIES:
         return _FACTORIES[name]
@@ -65,6 +66,10 @@ def _factory(context: Context) -> Factory:
 
 
 def _worker(node_config: Mapping[str, object], _run_config: Mapping[str, object]) -> Endpoint:
+    if SPOOL_KEY in node_config:
+        from client.relay.spool import SpoolLink  # noqa: PLC0415 - as below
+
+        return SpoolLink(Path(str(node_config[SPOOL_KEY])))
     from client.relay.worker_link import WorkerLink  # noqa: PLC0415 - gRPC is slow to import, and only needed here
 
     return WorkerLink(Path(str(node_config[SOCKET_KEY])))

@@ -22,7 +22,7 @@ from mmare.wire.messages import CHUNK_BYTES
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from sites.config import SiteConfig
+    from sites.config import SiteConfig, WorkerConfig
 
 __all__ = [
     "LOOPBACK",
@@ -110,7 +110,7 @@ def relay_programs(site: SiteConfig) -> tuple[Program, Program]:
     supernode = (
         *("--superlink", coordinator.address, "--root-certificates", str(kit.ca)),
         *("--auth-supernode-private-key", str(kit.key), "--isolation", "process", *secret),
-        *("--port", str(port), "--node-config", _node_config(site.worker.socket.absolute())),
+        *("--port", str(port), "--node-config", _node_config(site.worker)),
     )
     superexec = ("--insecure", "--runtime-api-address", f"127.0.0.1:{port}", *secret)
 
@@ -169,11 +169,13 @@ def no_proxy_value(around: Mapping[str, str]) -> str:
     return ",".join(dict.fromkeys([*entries, *LOOPBACK]))
 
 
-def _node_config(path: Path) -> str:
+def _node_config(worker: WorkerConfig) -> str:
     """Raises `InputError` for a path that Flower's syntax cannot express."""
+    key = "socket" if worker.spool is None else "spool"
+    path = (worker.spool or worker.socket).absolute()
     if "'" in str(path) or "\n" in str(path):
-        raise InputError(f"[worker] socket is {path}, expected a path without quotation marks")
-    return f"socket='{path}'"  # a TOML literal string: no escapes
+        raise InputError(f"[worker] {key} is {path}, expected a path without quotation marks")
+    return f"{key}='{path}'"  # a TOML literal string: no escapes
 
 
 def _check_readable(path: Path) -> None:

@@ -16,8 +16,18 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from client.relay.programs import RelayFolder
+    from client.worker_pb.site_worker_pb2 import StatusAnswer
+    from sites.config import WorkerConfig
 
-__all__ = ["ProgramState", "RelayState", "last_contact", "listens", "read_state", "write_state"]
+__all__ = [
+    "ProgramState",
+    "RelayState",
+    "last_contact",
+    "listens",
+    "read_state",
+    "worker_status",
+    "write_state",
+]
 
 
 @dataclass(frozen=True)
@@ -63,6 +73,19 @@ def last_contact(folder: RelayFolder) -> datetime | None:
         return datetime.fromtimestamp(folder.contact.stat().st_mtime, UTC)
     except FileNotFoundError:
         return None
+
+
+def worker_status(worker: WorkerConfig) -> StatusAnswer | None:
+    """What the worker says of itself; None if none runs."""
+    if worker.spool is not None:
+        from client.relay.spool import SpoolLink  # noqa: PLC0415 - protocol buffers, only where needed
+
+        return SpoolLink(worker.spool).status()
+    if not listens(worker.socket):
+        return None
+    from client.relay.worker_link import WorkerLink  # noqa: PLC0415 - gRPC, only where somebody answers
+
+    return WorkerLink(worker.socket).status()
 
 
 def listens(path: Path) -> bool:

@@ -19,7 +19,15 @@ if TYPE_CHECKING:
 
     from client.worker_pb.site_worker_pb2 import StatusAnswer
 
-__all__ = ["CHANNEL_OPTIONS", "LONGEST_PATH", "WorkerLink", "address_of"]
+__all__ = [
+    "CHANNEL_OPTIONS",
+    "LONGEST_PATH",
+    "MOST_BYTES",
+    "WorkerLink",
+    "address_of",
+    "deadline_s",
+    "is_too_long",
+]
 
 LOG = logging.getLogger(__name__)
 
@@ -47,8 +55,7 @@ class WorkerLink:
 
     def __call__(self, header: str, payload: bytes) -> tuple[str, bytes]:
         """The worker's answer, or a refusal with a code; what is too long is not passed on."""
-        if len(header) > MOST_REQUEST or len(payload) > MOST_PAYLOAD:
-            LOG.error("a message of %s characters and %s bytes is too long", len(header), len(payload))
+        if is_too_long(header, payload):
             return encode(Refusal(SiteCode.MESSAGE)), b""
         try:
             with grpc.insecure_channel(self._address, options=CHANNEL_OPTIONS) as channel:
@@ -77,6 +84,14 @@ def _stub(channel: grpc.Channel) -> Any:  # noqa: ANN401 - generated code has no
 def address_of(socket: Path) -> str:
     """The gRPC address of a socket."""
     return f"unix:{socket.absolute()}"
+
+
+def is_too_long(header: str, payload: bytes) -> bool:
+    """Whether a message is longer than any that is passed on; then that is logged."""
+    found = len(header) > MOST_REQUEST or len(payload) > MOST_PAYLOAD
+    if found:
+        LOG.error("a message of %s characters and %s bytes is too long", len(header), len(payload))
+    return found
 
 
 def deadline_s(header: str) -> float:

@@ -75,6 +75,15 @@ def test_the_programs_get_the_kit_s_settings(tmp_path):
     assert " " in told["socket"]
 
 
+def test_a_spool_takes_the_place_of_the_socket(tmp_path):
+    site = joined(tmp_path, '[worker]\nspool = "spool"\n')
+    supernode, _ = relay_programs(site)
+    assert parse_config_args([option(supernode, "--node-config")]) == {"spool": str(tmp_path / "spool")}
+    site.worker.spool.mkdir(mode=0o755)
+    with pytest.raises(InputError, match="spool is .*, of mode 0755 and owner"):
+        keep_site(site, tmp_path / "site.toml", worker=False)
+
+
 def test_the_worker_is_started_by_this_command(tmp_path):
     program = worker_program(joined(tmp_path), tmp_path / "site.toml")
     assert program.command[-2:] == ("--part", "worker")
