@@ -80,7 +80,7 @@ def test_a_spool_takes_the_place_of_the_socket(tmp_path):
     supernode, _ = relay_programs(site)
     assert parse_config_args([option(supernode, "--node-config")]) == {"spool": str(tmp_path / "spool")}
     site.worker.spool.mkdir(mode=0o755)
-    with pytest.raises(InputError, match="spool is .*, of mode 0755 and owner"):
+    with pytest.raises(InputError, match=r"spool is .*, of mode 0755 and owner"):
         keep_site(site, tmp_path / "site.toml", worker=False)
 
 
