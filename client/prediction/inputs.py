@@ -14,6 +14,8 @@ from client.data.embed import Progress, embed_scans
 from client.data.scan_list import scans_of
 from client.encoders.registry import check_encoders, encoder_notes
 from client.ingest.slides.tissue import Tiling
+from client.training.kept.state import StateStore
+from client.training.own_scaling import take_scaling
 from client.training.scans import weighed
 from mmare.errors import DataError, InputError, RunError
 from mmare.study.choices import Kind
@@ -68,7 +70,7 @@ def site_inputs(
 
     Raises:
         DataError: If something cannot be read, a patient has no modality or a path leads nowhere.
-        InputError: If vectors would be made otherwise than in training.
+        InputError: If vectors would be made or scaled otherwise than in training.
         RunError: If nobody has any modality.
     """
     study = package.study
@@ -78,10 +80,14 @@ def site_inputs(
     remarks: dict[int, list[str]] = defaultdict(list)
     scans = [] if site is None else _add_stored(package, site, patients, vectors, remarks, progress)
     embedding, present, bags = read_inputs(study, len(patients.patient_ids), vectors)
+    take_scaling(package.model, package.weights, None if site is None else StateStore(site.cache))
     embedding = weighed(package.model, embedding, bags)
     _check_anything(package, patients, present, remarks)
     had = {each.name for slot, each in enumerate(study.modalities) if bool(present[:, slot].any())}
-    hidden = [name for name in had if not package.deviation(name).any()]
+    seen = package.model.scaling.visible(torch.ones(1, len(study.modalities), dtype=torch.bool))[0].tolist()
+    hidden = [
+        each.name for each, sees in zip(study.modalities, seen, strict=True) if each.name in had and not sees
+    ]
     unknown = [name for name in had if name not in package.encoders and name not in hidden]
     notes = [
         *encoder_notes(study, had),

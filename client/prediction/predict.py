@@ -199,7 +199,7 @@ def predict(
             package.values,
         )
     told = {name for name, moments in package.moments.items() if moments.n != 0}
-    known = torch.tensor([modality.name in told for modality in package.study.modalities])
+    known = torch.tensor([each.name in told or each.scaling.is_own for each in package.study.modalities])
     with torch.inference_mode():
         distance = model.scaling.distances([part.to(device) for part in inputs.embedding]).cpu()
     distance = torch.where(inputs.present & known, distance, torch.nan)

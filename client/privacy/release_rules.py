@@ -25,7 +25,7 @@ from mmare.metrics.paired import N_SUMS
 from mmare.models.blocks import block_tensors, without_parameters
 from mmare.models.phases import phase_at
 from mmare.models.registry import build_model
-from mmare.study.choices import TaskName, Untouched, Wire
+from mmare.study.choices import Scaling, TaskName, Untouched, Wire
 from mmare.tasks.registry import task_of
 from mmare.wire.messages import (
     Comparison,
@@ -247,6 +247,7 @@ def _statistics(statistics: Statistics, study: Study, facts: Facts) -> tuple[str
     for moments, modality in zip(statistics.moments, study.modalities, strict=True):
         _large(moments.n, facts.limit)
         _require(moments.n == 0 or study.privacy.dp is None, "moments, which have no noise")
+        _require(moments.n == 0 or modality.scaling is not Scaling.SITE, "moments that stay here")
         sums = (*moments.total, *moments.squares)
         wide = len(moments.total) == len(moments.squares) == len(moments.over) == modality.width
         _require(wide, f"moments of {modality.name} of the wrong width")

@@ -11,7 +11,7 @@ from client.privacy.records.ledger import ledger_of
 from client.privacy.release_rules import StudyRules
 from mmare.host.console import visible
 from mmare.package.start import installed_start
-from mmare.study.choices import ExtraAnswer, Kind, PromptMode, Wire
+from mmare.study.choices import ExtraAnswer, Kind, PromptMode, Scaling, Wire
 from mmare.wire.sharing import steps_at_coordinator
 
 if TYPE_CHECKING:
@@ -149,6 +149,8 @@ def _computed(study: Study, site: SiteConfig) -> Iterator[str]:
     )
     for modality in study.modalities:
         yield f"From {modality.name}: {_modality(modality, site)}."
+        if modality.scaling.is_own and modality.name in site.modalities:
+            yield _scaled(modality)
         if modality.prompt is not None and modality.name in site.modalities:
             yield _prompt(modality, site)
 
@@ -168,6 +170,14 @@ def _modality(modality: ModalitySpec, site: SiteConfig) -> str:
     columns = site.modalities[modality.name].columns
     used = f" ({', '.join(columns)})" if columns else ""
     return f"{_HELD[modality.kind]}{used}, {modality.width} numbers per patient"
+
+
+def _scaled(modality: ModalitySpec) -> str:
+    shrunk = " and, in part, of all sites (ComBat)" if modality.scaling is Scaling.COMBAT else ""
+    return (
+        f"{modality.name} is scaled by mean and deviation of this site's own train rows{shrunk}. They stay "
+        "in the cache here, and without them the finished model cannot predict."
+    )
 
 
 def _prompt(modality: ModalitySpec, site: SiteConfig) -> str:
@@ -191,9 +201,10 @@ def _leaving(study: Study, rules: StudyRules, limit: int) -> Iterator[tuple[str,
         "how common this kind of patient is here; two answers between which one patient came or left tell in "
         "which groups that patient is. A smallest group does not prevent this.",
     )
+    own = ", ".join(each.name for each in study.modalities if each.scaling is Scaling.SITE)
     yield (
-        "Before a run: per modality, the number of train rows that have it, and over them the sum and the "
-        f"sum of squares of each number of the embedding.{groups}",
+        f"Before a run: per modality{f' but {own}' if own else ''}, the number of train rows that have it, "
+        f"and over them the sum and the sum of squares of each number of the embedding.{groups}",
         "from one answer, nothing but averages; the difference of two answers between which one patient came "
         "or left is that patient's embedding, exactly, from which age, sex or diagnosis may be guessed.",
     )

@@ -49,14 +49,19 @@ def counts_of(study: Study, data: SiteData, limit: int) -> Counts:
 def moments_of(study: Study, data: SiteData, limit: int, table: SiteTable) -> tuple[Moments, ...]:
     """Sums for the scaling, of the train split; zeros where fewer than ``limit`` patients have a modality.
 
+    Of a modality that each site scales by its own, nothing is told.
+
     A feature that fewer than ``limit`` have is left out, too. One that fewer than ``limit`` lack is told as
     if they had the mean and the mean square of the others: their number stays here.
     """
     rows = data.rows[Split.TRAIN]
     found = []
     for slot, modality in enumerate(study.modalities):
+        if modality.scaling is Scaling.SITE:
+            found.append(_no_moments(modality))
+            continue
         chosen = rows[data.present[rows, slot]]
-        values = moment_rows(data.embedding[slot][chosen], Scaling(modality.scaling))  # (n, W)
+        values = moment_rows(data.embedding[slot][chosen], modality.scaling)  # (n, W)
         if len(values) < limit or study.privacy.dp is not None:  # sums have no noise
             values = values[:0]
         moments = _sums(modality.name, values, limit)

@@ -25,6 +25,7 @@ from client.training.cohort import counts_of, events_of, moments_of
 from client.training.evaluate import compare, evaluate, groups_of, logits_of
 from client.training.kept.kept_parts import place_local, revert_untouched, state_of
 from client.training.optimizers import PhaseOptimizers
+from client.training.own_scaling import keep_scaling, scale_own
 from client.training.private_scores import evaluate_privately
 from client.training.private_trainer import train_privately
 from client.training.scans import weighed
@@ -205,7 +206,10 @@ class SiteService:
             received = unpack(flat_of(payload), layout)
             check_arrival(request, study, received, self._store, self._models.origin(study))
             copy_tensors(sent, received)
+            scale_own(model, data)
             update, tensors = self._round(request, study, data, model, received)
+            if request.final:
+                keep_scaling(model, payload, self._store)
         if request.final and not study.federation.local:  # local parts belong to the site's model
             self._store.drop(request.run)
         elif request.final:
@@ -313,6 +317,7 @@ class SiteService:
         outputs = []
         for half in (run[: layout.size], run[layout.size :]):
             copy_tensors(global_tensors(model), unpack(half, layout))
+            scale_own(model, data)
             embedding = weighed(model, data.embedding, data.bags)
             outputs.append(logits_of(model, embedding, rows, data.present[rows]))
         hidden = groups_of(data, Split.TEST, model.task, self._limit(study)).classes

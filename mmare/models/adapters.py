@@ -69,7 +69,8 @@ class InputScaling(nn.Module):
     """Scale embeddings with pooled moments that are saved with the model.
 
     Each modality has the buffers ``mean_j`` and ``deviation_j`` ``(W_j,)`` over its train rows
-    (`moment_rows`). ``zscore`` uses both; training noise uses the deviation. A feature that no train row has,
+    (`moment_rows`), at a site its own where the study says so (`mmare.models.site_scaling`). Z-scores use
+    both; training noise uses the deviation. A feature that no train row has,
     of which nothing was learned, has the deviation 0 and is zero whatever a new patient has there.
 
     Args:
@@ -114,7 +115,7 @@ class InputScaling(nn.Module):
         taught = self.get_buffer(f"deviation_{slot}") > 0  # (W,)
         there = present & ~rows.isnan() & taught
         scaling = self.scalings[slot]
-        if scaling is Scaling.ZSCORE:
+        if scaling.standardises:
             rows = (rows - self.get_buffer(f"mean_{slot}")) / self._divisor(slot)
             rows = self._clipped(slot, rows) if self.clip else rows
         elif scaling is Scaling.L2:
@@ -159,7 +160,7 @@ class InputScaling(nn.Module):
     def centred(self, scaled: Tensor) -> Tensor:
         """Scaled rows ``(B, W)`` less the mean of the train rows; z-scores have none."""
         means = [
-            torch.zeros_like(mean) if scaling is Scaling.ZSCORE else mean
+            torch.zeros_like(mean) if scaling.standardises else mean
             for slot, scaling in enumerate(self.scalings)
             for mean in (self.get_buffer(f"mean_{slot}"),)
         ]
@@ -170,7 +171,7 @@ class InputScaling(nn.Module):
         found = []
         for slot, scaling in enumerate(self.scalings):
             mean, deviation = (self.get_buffer(f"{name}_{slot}") for name in ("mean", "deviation"))
-            if scaling is Scaling.ZSCORE:  # a constant feature is zero
+            if scaling.standardises:  # a constant feature is zero
                 squares = (deviation > DEVIATION_FLOOR).to(deviation)
             else:
                 squares = deviation.square() if centred else mean.square() + deviation.square()
@@ -182,7 +183,7 @@ class InputScaling(nn.Module):
         parts = []
         for slot, scaling in enumerate(self.scalings):
             deviation = self.get_buffer(f"deviation_{slot}")
-            parts.append(deviation / self._divisor(slot) if scaling is Scaling.ZSCORE else deviation)
+            parts.append(deviation / self._divisor(slot) if scaling.standardises else deviation)
         return NOISE_SHARE * torch.cat(parts)
 
 

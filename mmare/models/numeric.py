@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final
 
 import torch
 
-from mmare.study.choices import Kind, Scaling
+from mmare.study.choices import Kind
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -31,7 +31,7 @@ class Numeric(StrEnum):
 
 def is_numeric(modality: ModalitySpec) -> bool:
     """Whether a modality is such a table: at most 128 z-scored features, given and not encoded from scans."""
-    return modality.kind is Kind.FEATURES and modality.scaling is Scaling.ZSCORE and modality.width <= WIDEST
+    return modality.kind is Kind.FEATURES and modality.scaling.standardises and modality.width <= WIDEST
 
 
 def piecewise_linear(scaled: Tensor) -> Tensor:

@@ -75,9 +75,21 @@ class Kind(StrEnum):
 class Scaling(StrEnum):
     """Scaling of an embedding before the model."""
 
-    ZSCORE = "zscore"
+    ZSCORE = "zscore"  # by moments pooled over the sites
+    SITE = "site"  # z-scores by each site's own moments, which stay there
+    COMBAT = "combat"  # the same, shrunk: `mmare.models.site_scaling`
     L2 = "l2"
     NONE = "none"
+
+    @property
+    def standardises(self) -> bool:
+        """Whether it makes z-scores."""
+        return self in {Scaling.ZSCORE, Scaling.SITE, Scaling.COMBAT}
+
+    @property
+    def is_own(self) -> bool:
+        """Whether each site has its own, without which the model cannot be used."""
+        return self in {Scaling.SITE, Scaling.COMBAT}
 
 
 class Scans(StrEnum):

@@ -159,6 +159,11 @@ def outcome_rules(study: Study) -> list[tuple[bool, str]]:
     ]
     if study.task is TaskName.CLASSIFICATION:
         return rules + _rules_of_classes(study)
+    counted = any(each.scaling != "site" for each in study.modalities)
+    cox = study.survival is not None and study.survival.hazard is Hazard.COX
+    rules.append(
+        (counted or not cox, "[survival] hazard cox needs a number of rows, which scaling site of all hides")
+    )
     return [*rules, *_rules_of_spec(study), *_rules_of_others(study)]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final
 
 from mmare.errors import StudyError
-from mmare.study.choices import Scaling, Schedule
+from mmare.study.choices import Schedule
 from mmare.study.strategy_options import Weighting
 
 if TYPE_CHECKING:
@@ -28,13 +28,13 @@ def check_patient_privacy(study: Study, options: Any) -> None:  # noqa: ANN401 -
     for sentence, holds in ranges.items():
         if not holds:
             raise StudyError(f"[privacy] dp {sentence}")
-    zscored = next((each.name for each in study.modalities if each.scaling is Scaling.ZSCORE), "")
+    zscored = [f"{each.scaling} of {each.name}" for each in study.modalities if each.scaling.standardises]
     several = next((each.name for each in study.modalities if each.scans in {"sample", "attention"}), "")
     exposed = getattr(options, "weighting", None) is Weighting.EXPOSURE
     conflicts = [
         (
             bool(zscored),
-            f"scaling zscore of {zscored} needs moments of patients; expected l2 or none",
+            f"scaling {', '.join(zscored)} needs moments of patients; expected l2 or none",
         ),
         (bool(several), f"scans of {several} are weighed anew in every step; expected one or mean"),
         (training.noise_probability > 0, "noise_probability scales its noise by such moments; expected 0"),

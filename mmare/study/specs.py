@@ -39,7 +39,7 @@ class ModalitySpec:
     kind: Kind
     width: int  # of the embedding
     encoder: str = "given"  # key of the encoder registry; ``given``: features extracted beforehand
-    scaling: Scaling = Scaling.ZSCORE  # ``zscore`` uses moments pooled over sites
+    scaling: Scaling = Scaling.ZSCORE
     prompt: str | None = None  # template over the columns of the site's manifest
     prompt_mode: PromptMode = PromptMode.OMIT
     size: tuple[int, ...] = ()  # slices, rows, columns to resize to; empty: the encoder's default

@@ -213,6 +213,13 @@ class Moments:
         """Rows that each sum is over."""
         return self.counts or (self.n,) * len(self.total)
 
+    @property
+    def between(self) -> tuple[float, ...]:
+        """What the squares would be if all rows had the mean."""
+        return tuple(
+            total * total / over if over else 0.0 for over, total in zip(self.over, self.total, strict=True)
+        )
+
 
 @dataclass(frozen=True)
 class Statistics:

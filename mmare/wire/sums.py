@@ -17,10 +17,19 @@ from mmare.metrics.calibration import CalibrationState
 from mmare.metrics.state import N_BINS
 from mmare.models.blocks import block_tensors
 from mmare.models.phases import phase_at
+from mmare.study.choices import Scaling
 from mmare.study.outcome import N_TIMES
 from mmare.study.strategy_options import strategy_options
 from mmare.tasks.registry import task_of
-from mmare.wire.messages import EVENT_TIMES, Evaluation, Moments, SecureSum, Split, Statistics, WireError
+from mmare.wire.messages import (
+    EVENT_TIMES,
+    Evaluation,
+    Moments,
+    SecureSum,
+    Split,
+    Statistics,
+    WireError,
+)
 from mmare.wire.sharing import federated_blocks
 from mmare.wire.tensors import trained_tensors
 
@@ -31,6 +40,7 @@ if TYPE_CHECKING:
 
     from mmare.models.base import MultimodalModel
     from mmare.models.blocks import Block
+    from mmare.study.specs import ModalitySpec
     from mmare.study.study import Study
     from mmare.tasks.base import State
     from mmare.wire.messages import Request, Update
@@ -48,9 +58,11 @@ __all__ = [
     "sum_layout",
     "training_layout",
     "training_values",
+    "within",
 ]
 
 _MOST_CELLS = 1024 * N_BINS  # of the largest tensors of all patterns: 17 MB a site
+_SUMS = ("over", "total", "squares")
 _GRID = "/calibration"
 _ATTRIBUTION = "/attribution"
 
@@ -92,12 +104,11 @@ def moments_layout(study: Study) -> SumLayout:
     """Of scaling moments."""
     shapes: dict[str, tuple[int, ...]] = {}
     for modality in study.modalities:
-        shapes |= {
-            f"{modality.name}/n": (),
-            f"{modality.name}/over": (modality.width,),
-            f"{modality.name}/total": (modality.width,),
-            f"{modality.name}/squares": (modality.width,),
-        }
+        if modality.scaling is not Scaling.SITE:
+            shapes[f"{modality.name}/n"] = ()
+            shapes |= {f"{modality.name}/{name}": (modality.width,) for name in _SUMS}
+        if modality.scaling is Scaling.COMBAT:
+            shapes[f"{modality.name}/between"] = (modality.width,)
     if study.survival is not None:
         shapes[EVENT_TIMES] = (N_TIMES,)
     return SumLayout(shapes)
@@ -108,9 +119,8 @@ def moments_values(statistics: Statistics) -> dict[str, Tensor]:
     values = {}
     for each in statistics.moments:
         values[f"{each.modality}/n"] = torch.tensor(float(each.n))
-        values[f"{each.modality}/over"] = torch.tensor(each.over, dtype=torch.float64)
-        values[f"{each.modality}/total"] = torch.tensor(each.total, dtype=torch.float64)
-        values[f"{each.modality}/squares"] = torch.tensor(each.squares, dtype=torch.float64)
+        for name in (*_SUMS, "between"):
+            values[f"{each.modality}/{name}"] = torch.tensor(getattr(each, name), dtype=torch.float64)
     if statistics.events is not None:
         values[EVENT_TIMES] = torch.tensor(statistics.events.total, dtype=torch.float64)
     return values
@@ -118,25 +128,48 @@ def moments_values(statistics: Statistics) -> dict[str, Tensor]:
 
 def moments_of(sums: Mapping[str, Tensor], study: Study) -> Statistics:
     """The moments of all sites together."""
-    return Statistics(
-        "",
-        tuple(
-            Moments(
-                modality.name,
-                round(sums[f"{modality.name}/n"].item()),
-                tuple(sums[f"{modality.name}/total"].tolist()),
-                tuple(sums[f"{modality.name}/squares"].tolist()),
-                tuple(map(round, sums[f"{modality.name}/over"].tolist())),
-            )
-            for modality in study.modalities
-        ),
-        _events_of(sums) if study.survival is not None else None,
-    )
+    events = _events_of(sums) if study.survival is not None else None
+    return Statistics("", tuple(_pooled(modality, sums) for modality in study.modalities), events)
+
+
+def _pooled(modality: ModalitySpec, sums: Mapping[str, Tensor]) -> Moments:
+    """Of one modality; without the differences between sites, where its deviation is that within them."""
+    name = modality.name
+    if modality.scaling is Scaling.SITE:
+        zeros = (0.0,) * modality.width
+        return Moments(name, 0, zeros, zeros)
+    over, total, squares = (sums[f"{name}/{each}"].tolist() for each in _SUMS)
+    over = [*map(round, over)]
+    if modality.scaling is Scaling.COMBAT:
+        squares = within(over, total, squares, sums[f"{name}/between"].tolist())
+    return Moments(name, round(sums[f"{name}/n"].item()), tuple(total), tuple(squares), tuple(over))
 
 
 def _events_of(sums: Mapping[str, Tensor]) -> Moments:
     counts = tuple(sums[EVENT_TIMES].round().tolist())
     return Moments(EVENT_TIMES, round(sum(counts)), counts, counts)
+
+
+def within(
+    over: Sequence[float], total: Sequence[float], squares: Sequence[float], between: Sequence[float]
+) -> list[float]:
+    """Sums of squares of pooled rows without the differences between sites.
+
+    Args:
+        over: Rows of all sites by feature.
+        total: Their sums.
+        squares: Their sums of squares.
+        between: Sum over the sites of `Moments.between`.
+
+    Example:
+        >>> one, other = Moments("ct", 2, (2.0,), (4.0,)), Moments("ct", 2, (10.0,), (52.0,))
+        >>> within([4], [12.0], [56.0], [one.between[0] + other.between[0]])
+        [40.0]
+    """
+    return [
+        square - apart + sum_ * sum_ / n if n else 0.0
+        for n, sum_, square, apart in zip(over, total, squares, between, strict=True)
+    ]
 
 
 def training_layout(model: MultimodalModel, study: Study, round_number: int) -> SumLayout:

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
+    from mmare.study.study import Study
     from server.release.decide import PointRule
 
 __all__ = ["release_model"]
@@ -74,10 +75,10 @@ def release_model(
     patterns = run.patterns()
     if patterns is None:
         not_stated["patterns"] = "a site told no counts, as under secure sums"
+    _check_options(run.study, rule, onnx=onnx, bundle=bundle)
     if run.study.task is TaskName.CLASSIFICATION:
         decisions = decide(run.study, run.states(), rule)
     else:
-        _check_options(run.study.task, rule, onnx=onnx, bundle=bundle)
         decisions = decide_on_average(run.study, run.state.states)
     not_stated |= decisions.not_stated
     facts = Facts(
@@ -121,11 +122,14 @@ def release_model(
     return sealed
 
 
-def _check_options(task: TaskName, rule: PointRule | None, *, onnx: bool, bundle: Path | None) -> None:
-    """Refuse what is of classes alone."""
+def _check_options(study: Study, rule: PointRule | None, *, onnx: bool, bundle: Path | None) -> None:
+    """Refuse what is of classes alone, and models without a site for what a site scales by its own."""
+    own = ", ".join(each.name for each in study.modalities if each.scaling.is_own)
     for name, asked in (("an operating point", rule), ("--onnx", onnx), ("--monai-bundle", bundle)):
-        if asked:
-            raise InputError(f"{name} is of classes, found a run of task {task}")
+        if asked and study.task is not TaskName.CLASSIFICATION:
+            raise InputError(f"{name} is of classes, found a run of task {study.task}")
+        if asked and asked is not rule and own:
+            raise InputError(f"{name} serves where no site is, but each site scales {own} by its own moments")
 
 
 def _plain(parts: Mapping[str, Any]) -> dict[str, Any]:

@@ -52,7 +52,11 @@ def checklist(card: Mapping[str, Any]) -> list[tuple[str, str, str]]:
         ("10", "Sample size", said["sample_size"]),
         ("11", "Missing data", "nothing is imputed; the model takes which modalities a patient has"),
         ("12a", "Use of data", "training, validation and test rows of every site"),
-        ("12b", "Handling of predictors", "scaling by moments pooled over the sites (moments.json)"),
+        (
+            "12b",
+            "Handling of predictors",
+            "scaling by moments pooled over the sites (moments.json), or as card.json says",
+        ),
         (
             "12c",
             "Type and building of the model",

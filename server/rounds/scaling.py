@@ -8,9 +8,11 @@ import torch
 
 from mmare.errors import Ending, Reason, RunError
 from mmare.models.adapters import pooled_moments
+from mmare.study import choices
 from mmare.study.outcome import N_TIMES
 from mmare.tasks.survival import Survival
 from mmare.wire.messages import EVENT_TIMES, WireError
+from mmare.wire.sums import within
 from server.aggregation.site_weights import capped
 from server.store.events import Scaling
 
@@ -45,6 +47,8 @@ def check_statistics(statistics: Statistics, study: Study, samples: int) -> None
                 f"{what} of width {len(moments.total)} and {len(moments.squares)}, expected {modality.width}",
                 Reason.MOMENTS,
             )
+        if moments.n and modality.scaling is choices.Scaling.SITE:
+            raise WireError(f"{what}, which each site scales by its own", Reason.MOMENTS)
         if not 0 <= moments.n <= OLDER * samples:
             raise WireError(f"{what} over {moments.n} rows, expected 0 to {OLDER * samples}", Reason.MOMENTS)
         for over, total, squares in zip(moments.over, moments.total, moments.squares, strict=True):
@@ -97,14 +101,17 @@ def set_scaling(
 ) -> None:
     """Set the model's scaling buffers from the moments of all sites, summed in the order of site ids.
 
-    Buffers that are ``fixed`` stay as they are, all of them under differential privacy, where none are told.
+    Buffers that are ``fixed`` stay as they are, all of them under differential privacy, where none are told,
+    and those of modalities that each site scales by its own.
     """
     for slot, modality in enumerate(study.modalities):
+        if modality.scaling is choices.Scaling.SITE:
+            continue
         moments = {site: statistics[site].moments[slot] for site in sorted(statistics)}
         parts = {site: part for site, part in moments.items() if part.n > 0}
         rows = {site: part.n for site, part in parts.items()}
         weights = capped(rows, study.federation.max_share)  # of sites, where a row weighs 1 without a cap
-        over, total, squares = (
+        over, total, squares, between = (
             [
                 sum(value * (weights[site] / rows[site]) for site, value in zip(parts, values, strict=True))
                 for values in zip(*columns, strict=True)
@@ -113,8 +120,11 @@ def set_scaling(
                 [part.over for part in parts.values()],
                 [part.total for part in parts.values()],
                 [part.squares for part in parts.values()],
+                [part.between for part in parts.values()],
             )
         )
+        if modality.scaling is choices.Scaling.COMBAT:
+            squares = within(over, total, squares, between)
         zeros = [0.0] * modality.width
         sums = pooled_moments(over or zeros, total or zeros, squares or zeros)
         if study.privacy.dp is None and f"scaling.mean_{slot}" not in fixed:

@@ -140,7 +140,10 @@ def notes_of_model(study: Study) -> list[str]:
     """Caveats on the model and its metrics: what it stands for, what stayed at the sites."""
     parts = ", ".join(study.federation.local)
     stay = f"{parts} stay at each site: metrics are with the sites' own, the model has their starting values"
-    return [note for note in (MODELS[study.model.name].NOTE, stay if parts else "") if note]
+    own = ", ".join(each.name for each in study.modalities if each.scaling.is_own)
+    scaled = f"{own}: scaled by each site's own moments, which stay there; no other site can use the model"
+    notes = (MODELS[study.model.name].NOTE, stay if parts else "", scaled if own else "")
+    return [note for note in notes if note]
 
 
 @cache

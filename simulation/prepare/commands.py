@@ -196,6 +196,13 @@ def synthetic(  # noqa: PLR0913, PLR0917 - one parameter per flag
             metavar="NAME=WEIGHT", help="Weight of a modality's cause in the disease; by default 1."
         ),
     ] = None,
+    scanner: Annotated[
+        float | None,
+        typer.Option(
+            help="How scanners differ: deviation of offsets, in units of the noise, and twice that of log "
+            "gains; by default offsets of 0.5 and no gains."
+        ),
+    ] = None,
     without: Without = None,
     mechanism: Mechanisms = None,
     missing_rate: Rate = None,
@@ -219,6 +226,7 @@ def synthetic(  # noqa: PLR0913, PLR0917 - one parameter per flag
             n_sites=sites,
             pattern=pattern,
             signal=weights,
+            scanner=scanner,
             without=commas(without or []),
             missing=missing,
             overwrite=overwrite,

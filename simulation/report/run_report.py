@@ -216,6 +216,7 @@ def _common(record: RunRecord, sites: Sequence[str], alone: Sequence[RunState]) 
         "rows": {site: each.get("splits") or {} for site, each in counts.items()},
         "patterns": _patterns(counts),
         "scaling": state.scaling,
+        "own_scaling": ", ".join(each.name for each in record.study.modalities if each.scaling.is_own),
     }
 
 

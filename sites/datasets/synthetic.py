@@ -7,7 +7,7 @@ disease::
     P(malignant) = sigmoid(1.2 * (cause_t1 + cause_t2 + cause_flair + cause_clinical))
 
 where ``signal`` can weight a cause other than 1. An image's features are a fixed linear map of its cause and
-two nuisances (such as anatomy), plus an offset per hospital and modality (the scanner), plus noise. The
+two nuisances (such as anatomy), plus noise and an offset per hospital and modality (the scanner). The
 clinical prompt describes its cause in coarse steps. So no scanner is informative, each modality carries a
 quarter of the signal, and only their combination approaches the oracle that knows all causes: AUC 0.89,
 against 0.69 for one cause (`expected_auc`).
@@ -89,6 +89,7 @@ def prepare_synthetic(  # noqa: PLR0913 - the flags of the command, one to one
     n_sites: int | None = None,
     pattern: str = SyntheticPattern.NATURAL,
     signal: Mapping[str, float] | None = None,
+    scanner: float | None = None,
     without: Sequence[str] = (),
     missing: Missingness = Missingness(),  # noqa: B008 - frozen; removes nothing
     overwrite: bool = False,
@@ -100,9 +101,10 @@ def prepare_synthetic(  # noqa: PLR0913 - the flags of the command, one to one
         kind: A `SyntheticKind`: features are drawn here, scans there.
         patients: Per hospital. Features: at least 20, by default 200. Scans: at least 10, by default 130.
         seed: Of patients, split, amputation and study.
-        n_sites: Hospitals, by default three. This and the next four are for features only.
+        n_sites: Hospitals, by default three. This and the next five are for features only.
         pattern: A `SyntheticPattern`. The patients are the same in each; only what they lack differs.
         signal: Weight of the cause by modality; 1 by default.
+        scanner: Strength of the scanners' effects: of `draw_cohort`.
         without: Modalities to omit; patients who have no other are omitted too.
         missing: What to remove in addition, apart from its pattern. Mar is driven by the marker by default.
 
@@ -112,8 +114,8 @@ def prepare_synthetic(  # noqa: PLR0913 - the flags of the command, one to one
     """
     shape = choose(SyntheticPattern, pattern, "--pattern")
     if choose(SyntheticKind, kind, "--kind") is SyntheticKind.SCANS:
-        given = (n_sites, shape, signal or None, tuple(without))
-        if given != (None, SyntheticPattern.NATURAL, None, ()) or missing.active:
+        given = (n_sites, shape, signal or None, scanner, tuple(without))
+        if given != (None, SyntheticPattern.NATURAL, None, None, ()) or missing.active:
             raise StudyError(
                 "--kind scans has three hospitals with their own gaps; to remove scans, run prepare ixi "
                 "--keep-incomplete on its folder scans"
@@ -131,7 +133,7 @@ def prepare_synthetic(  # noqa: PLR0913 - the flags of the command, one to one
     if shape is SyntheticPattern.EXCLUSIVE:
         missing = replace(missing, pattern=Pattern.EXCLUSIVE)
     check_target(out, overwrite=overwrite)
-    cohort = draw_cohort(patients, seed, n_sites, shape, signal)
+    cohort = draw_cohort(patients, seed, n_sites, shape, signal, scanner)
     names = kept_modalities((*IMAGES, CLINICAL), without)
     study = _study(seed, names)
     columns = {CLINICAL: compile_prompt(SYNTHETIC_PROMPT).fields} if CLINICAL in names else {}
@@ -166,6 +168,7 @@ def draw_cohort(
     n_sites: int = len(MISSING),
     pattern: SyntheticPattern = SyntheticPattern.NATURAL,
     signal: Mapping[str, float] | None = None,
+    scanner: float | None = None,
 ) -> Cohort:
     """Draw the patients of all hospitals.
 
@@ -173,9 +176,13 @@ def draw_cohort(
         patients: Per hospital.
         pattern: Of missing modalities; ``exclusive`` draws none, because `sites.missing` creates its gaps.
         signal: Weight of the cause by modality; 1 by default.
+        scanner: Standard deviation of a scanner's offset in units of the noise, and twice that of the
+            logarithm of its gain, both of each feature; by default 0.5, and no gain.
     """
     if seed < 0:
         raise StudyError(f"--seed is {seed}, expected a whole number from 0 up")
+    if scanner is not None and not 0 <= scanner < math.inf:
+        raise StudyError(f"--scanner is {scanner}, expected a number from 0 up")
     weights = _weights(signal or {})  # (4,)
     generator = np.random.default_rng(seed)
     gaps = hospitals(n_sites)
@@ -191,7 +198,7 @@ def draw_cohort(
     if pattern is SyntheticPattern.RARE:
         absent[patients:, IMAGES.index(RARE)] = True
     images = {
-        name: _image(causes[:, slot], sites, generator)  # (n_patients, 512)
+        name: _image(causes[:, slot], sites, generator, scanner)  # (n_patients, 512)
         for slot, name in enumerate(IMAGES)
     }
     features = {
@@ -260,16 +267,20 @@ def _absences(
 
 
 def _image(
-    cause: NDArray[np.float64], sites: list[str], generator: np.random.Generator
+    cause: NDArray[np.float64], sites: list[str], generator: np.random.Generator, effect: float | None
 ) -> NDArray[np.float32]:
     """The features of one image modality, ``(n_patients, 512)``; ``sites`` has the site of each patient."""
+    gains = generator.spawn(1)[0]  # draws nothing from the stream
     nuisances = generator.standard_normal((len(sites), _N_NUISANCES))
     latent = np.column_stack([cause, nuisances])  # (n_patients, 3)
     loadings = _LOADING * generator.standard_normal((latent.shape[1], WIDTH))
-    offsets = {site: _OFFSET * generator.standard_normal(WIDTH) for site in dict.fromkeys(sites)}
+    offset, spread = (_OFFSET, 0.0) if effect is None else (effect, effect / 2)
+    offsets = {site: offset * generator.standard_normal(WIDTH) for site in dict.fromkeys(sites)}
     scanner = np.stack([offsets[site] for site in sites])  # (n_patients, 512)
     noise = generator.standard_normal((len(sites), WIDTH))
-    return (latent @ loadings + scanner + noise).astype(np.float32)
+    gain_of = {site: np.exp(spread * gains.standard_normal(WIDTH)) for site in offsets}
+    gain = np.stack([gain_of[site] for site in sites])  # (n_patients, 512)
+    return (gain * (latent @ loadings) + scanner + gain * noise).astype(np.float32)
 
 
 def _clinical(

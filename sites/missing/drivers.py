@@ -57,7 +57,7 @@ def first_component(
     if scaling is Scaling.L2:
         rows /= np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), _FLOOR)
     rows -= rows[train].mean(axis=0)
-    if scaling is Scaling.ZSCORE:
+    if scaling.standardises:
         rows /= np.maximum(rows[train].std(axis=0), _FLOOR)
     direction = _first_direction(rows[train])
     return np.asarray(rows @ (direction * np.sign(direction[np.abs(direction).argmax()])), dtype=np.float64)

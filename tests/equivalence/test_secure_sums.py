@@ -33,6 +33,7 @@ STRATEGIES = {
     "fedadam": ("federation.strategy=fedadam",),
     "fedsgd": ("federation.strategy=fedsgd", "federation.options.damping=50.0"),
     "drift": ("federation.untouched=drift",),
+    "own-scaling": ("modality.ct.scaling=combat", "modality.wsi.scaling=site"),
     "heads-stay": ('federation.local=["head"]',),
 }
 

@@ -113,6 +113,15 @@ def test_every_kind_of_answer_says_what_it_tells(site):
         assert sentence in words
 
 
+def test_the_page_says_what_is_scaled_here_and_not_told(site):
+    study = tiny_study().override(["modality.ct.scaling=site", "modality.wsi.scaling=combat"])
+    held = {name: ModalitySource() for name in ("ct", "wsi")}
+    page = " ".join(study_in_words(study, replace(site, modalities=held), 40).split())
+    assert "ct is scaled by mean and deviation of this site's own train rows. They stay in the cache" in page
+    assert "wsi is scaled by mean and deviation of this site's own train rows and, in part, of all" in page
+    assert "Before a run: per modality but ct, the number of train rows" in page
+
+
 def test_the_prompt_is_shown_with_what_becomes_of_gaps(site):
     study = study_of("")
     texts = {"t": ModalitySource(columns=("age",))}

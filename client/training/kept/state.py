@@ -120,6 +120,18 @@ class StateStore:
                 return None
         return int(found["number"]), found["flat"]
 
+    def save_scaling(self, model: str, moments: dict[str, Tensor]) -> None:
+        """Store the site's own scaling of a model, by the SHA-256 of its tensors; it does not expire."""
+        _PENDING.acquire()
+        _save(self._scaling(model), moments)
+
+    def load_scaling(self, model: str) -> dict[str, Tensor] | None:
+        """What `save_scaling` stored; None if it is missing or damaged."""
+        try:
+            return load_file(self._scaling(model))
+        except (OSError, SafetensorError):
+            return None
+
     def drop(self, run: str) -> None:
         """Delete the states of a run."""
         self._finish()
@@ -135,6 +147,9 @@ class StateStore:
 
     def _present(self, run: str) -> tuple[int, ...]:
         return tuple(sorted(int(path.stem) for path in (self._folder / run).glob("[0-9]*.safetensors")))
+
+    def _scaling(self, model: str) -> Path:
+        return self._folder.with_name("scaling") / f"{model}.safetensors"
 
     def _path(self, run: str, round_number: int) -> Path:
         return self._folder / run / f"{round_number:06d}.safetensors"

@@ -39,6 +39,15 @@ def test_each_feature_is_summed_over_those_who_have_it(limit):
     np.testing.assert_allclose(deviation, np.nanstd(values, axis=0), rtol=1e-6)
 
 
+def test_of_what_a_site_scales_by_its_own_nothing_is_told():
+    study = STUDY.override(["modality.ct.scaling=site", "modality.wsi.scaling=combat"])
+    data = tiny_data(study, 60)
+    table = SiteTable(data)
+    ct, wsi = moments_of(study, data, LIMIT, table)
+    assert (ct.n, set(ct.total), set(ct.squares)) == (0, {0.0}, {0.0})
+    assert wsi == moments_of(STUDY, data, LIMIT, SiteTable(data))[1]
+
+
 def test_how_few_lack_a_feature_is_not_told():
     data, values = with_blanks(60, 1, LIMIT - 1)
     found = of_ct(data)

@@ -13,6 +13,15 @@ ZSCORED = [{"name": "ct", "kind": "features", "width": 8, "scaling": "zscore"}]
     ("sections", "sentence"),
     [
         ({"modality": ZSCORED}, "scaling zscore of ct needs moments of patients; expected l2 or none"),
+        (
+            {
+                "modality": [
+                    {**ZSCORED[0], "scaling": "site"},
+                    {**ZSCORED[0], "name": "m", "scaling": "combat"},
+                ]
+            },
+            "scaling site of ct, combat of m needs moments of patients; expected l2 or none",
+        ),
         ({"training": {"noise_probability": 0.3}}, "noise_probability scales its noise by such moments"),
         ({"training": {"oversample": "balanced"}}, "oversample balanced weighs by a site's class counts"),
         (

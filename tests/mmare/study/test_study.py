@@ -290,7 +290,10 @@ MISTAKES = [
     ("modality.0.width = del", "[[modality]] lacks the key 'width'"),
     ("modality.0.width = '512'", "[[modality]] width must be a whole number, found '512'"),
     ("modality.0.width = 0", "[[modality]] width must be positive, found [0, 512]"),
-    ("modality.0.scaling = 'minmax'", "[[modality]] scaling must be one of zscore, l2, none, found 'minmax'"),
+    (
+        "modality.0.scaling = 'minmax'",
+        "[[modality]] scaling must be one of zscore, site, combat, l2, none, found 'minmax'",
+    ),
     (
         "modality.1.prompt_mode = 'skip'",
         "[[modality]] prompt_mode must be one of omit, explicit, found 'skip'",

@@ -42,6 +42,17 @@ def test_the_buffers_are_numpys_moments_of_the_pooled_rows(tmp_path):
     ]
 
 
+def test_what_each_site_scales_by_its_own_stays_as_it_is_made(tmp_path):
+    study = STUDY.override(["modality.ct.scaling=site"])
+    found = {site: statistics(site, ct=0) for site in SITES}
+    model = build_model(study)
+    set_scaling(model, found, study, Journal(tmp_path / "rounds.jsonl", "run"))
+    assert torch.equal(model.scaling.deviation_0, torch.ones(WIDTHS["ct"]))
+    assert [event["modality"] for event in read_journal(tmp_path / "rounds.jsonl")] == ["wsi"]
+    with pytest.raises(WireError, match="moments of ct, which each site scales by its own"):
+        check_statistics(statistics("ash"), study, SITES["ash"])
+
+
 def test_each_feature_has_the_moments_of_the_cells_that_are_there(tmp_path):
     """One site lacks the first feature in every row, another in some."""
     sums, cells = {}, {}

@@ -102,6 +102,21 @@ def test_scanner_offsets_identify_the_hospital_not_the_disease():
     assert rates.between(0.4, 0.6).all()
 
 
+def test_stronger_scanners_move_and_stretch_features_of_the_same_patients():
+    usual, strong = draw_cohort(60, seed=0), draw_cohort(60, seed=0, scanner=2.0)
+    assert draw_cohort(60, seed=0, scanner=0.5).manifest.equals(usual.manifest)
+    east, west = (
+        np.stack([rows for patient, rows in strong.features["t1"].items() if patient.startswith(site)])
+        for site in ("east", "west")
+    )
+    apart = np.linalg.norm(east.mean(axis=0) - west.mean(axis=0)) / np.sqrt(512)
+    assert apart == pytest.approx(2 * np.sqrt(2), rel=0.2)
+    ratios = np.log(east.std(axis=0) / west.std(axis=0))
+    assert ratios.std() == pytest.approx(np.sqrt(2), rel=0.15)
+    patient = next(iter(usual.features["t1"]))
+    assert not np.array_equal(usual.features["t1"][patient], strong.features["t1"][patient])
+
+
 def test_every_patient_has_a_modality():
     cohort = draw_cohort(400, seed=5)
     having = set().union(*cohort.features.values())
@@ -118,6 +133,7 @@ def test_every_patient_has_a_modality():
         ({"patients": 19}, "--patients is 19, expected at least 20"),
         ({"kind": "slides"}, "--kind is 'slides', expected one of features, scans"),
         ({"seed": -1}, "--seed is -1"),
+        ({"scanner": -0.5}, "--scanner is -0.5, expected a number from 0 up"),
         ({"n_sites": 0}, "--sites is 0, expected at least one"),
         ({"pattern": "odd"}, "--pattern is 'odd', expected one of natural, complete, exclusive, rare"),
         ({"signal": {"ct": 2}}, "--signal names 'ct', expected one of t1, t2, flair, clinical"),
