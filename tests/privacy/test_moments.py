@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+import client.training.service
 from mmare.errors import SiteCode
 from mmare.models.registry import build_model
 from mmare.wire.messages import RollCall, Task, Update
@@ -104,6 +105,18 @@ def test_an_encoder_that_rounds_otherwise_does_not(hospital):
     rounded = {patient: value * np.float32(1.0001) for patient, value in load_features(file).items()}
     write_features(file.parent, file.stem, rounded)
     assert moments(hospital, "two") == before
+
+
+def test_moments_by_which_a_site_scales_for_itself_stay(tmp_path, monkeypatch):
+    study = STUDY.override(["modality.ct.scaling=site", "modality.wsi.scaling=site"])
+    hospital = Hospital(tmp_path / "own", study)
+    assert {each.n for each in hospital.ask(Task.STATISTICS).moments} == {0}
+    assert not (hospital.site.folder / "moments.json").exists()
+    real = client.training.service.moments_of
+    monkeypatch.setattr(
+        "client.training.service.moments_of", lambda _study, *more: real(STUDY, *more)
+    )  # a slip that the gate must hold back
+    assert hospital.ask(Task.STATISTICS, run="again") is SiteCode.RELEASE
 
 
 def test_what_is_kept_of_patients_names_nobody(hospital):

@@ -709,6 +709,15 @@ def test_the_hash_covers_task_and_times(change):
     assert len({study.hash, other.hash, STUDY.hash}) == 3
 
 
+def test_cox_needs_the_rows_of_some_modality():
+    study = parse_study({**SURVIVAL, "survival": {**SURVIVAL["survival"], "hazard": "cox"}}, "test")
+    names = [each.name for each in study.modalities]
+    with pytest.raises(
+        StudyError, match="hazard cox needs a number of rows, which scaling site of all hides"
+    ):
+        study.override([f"modality.{name}.scaling=site" for name in names])
+
+
 def test_every_field_of_times_is_changed():
     assert [part.name for part in fields(SurvivalSpec)] == [
         "follow_up",
