@@ -19,6 +19,7 @@ from mmare.study.rules import PARTS
 from mmare.study.specs import TrainingSpec
 from mmare.wire.tensors import global_tensors, layout_of, pack, trained_tensors, unpack
 from tests.mmare.models.examples import (
+    FORMULAS,
     SMALL,
     a_batch,
     a_study,
@@ -44,7 +45,7 @@ def _small_maps():
         yield
 
 
-def study_of(name, seed=0, scalings=tuple(Scaling), widths=None):
+def study_of(name, seed=0, scalings=FORMULAS, widths=None):
     widths = widths or widths_of(name)
     options = small_options(name, **SMALL)
     return a_study(widths, classes=CLASSES, seed=seed, scalings=scalings, model=name, **options)

@@ -49,6 +49,9 @@ def generator(seed=0):
     return torch.Generator().manual_seed(seed)
 
 
+FORMULAS = (Scaling.ZSCORE, Scaling.L2, Scaling.NONE)  # the others are z-scores by other moments
+
+
 def a_study(widths, *, classes=2, seed=0, scalings=(), model="mmare", **options: object):
     """One features modality per width, scaled in turn by ``scalings``."""
     scaling = itertools.cycle(scalings or [Scaling.ZSCORE])

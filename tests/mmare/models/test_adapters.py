@@ -117,7 +117,7 @@ def test_what_no_train_row_has_is_zero_hidden_and_at_no_distance(scaling):
 @pytest.mark.parametrize(
     ("scaling", "expected"),
     [
-        pytest.param(Scaling.ZSCORE, [[1.0, 1.5]], id="zscore"),
+        *(pytest.param(each, [[1.0, 1.5]], id=each) for each in Scaling if each.standardises),
         pytest.param(Scaling.L2, [[0.6, 0.8]], id="l2"),
         pytest.param(Scaling.NONE, [[3.0, 4.0]], id="none"),
     ],
@@ -214,7 +214,7 @@ def test_moments_are_saved_with_the_model_and_are_not_trained():
 
 def test_noise_deviation_is_a_tenth_of_each_scaled_feature():
     module = InputScaling([modality(2, scaling) for scaling in Scaling])
-    for slot in range(3):
+    for slot in range(len(Scaling)):
         module.set_moments(slot, torch.zeros(2), torch.tensor([2.0, 0.5]))
     by_scaling = dict(zip(Scaling, module.noise_deviation().split(2), strict=True))
     torch.testing.assert_close(by_scaling[Scaling.ZSCORE], torch.tensor([0.1, 0.1]))

@@ -12,13 +12,11 @@ from mmare.models.batch import Batch
 from mmare.models.fusion import MergeOrder
 from mmare.models.numeric import BINS
 from mmare.models.registry import build_model
-from mmare.study.choices import Scaling
 from tests.mmare.models import formulas
-from tests.mmare.models.examples import a_batch, a_study, generator, patterns, random_presence
+from tests.mmare.models.examples import FORMULAS, a_batch, a_study, generator, patterns, random_presence
 from tests.properties import examples
 
 WIDTHS = (16, 24, 16)  # the middle one needs an adapter
-GIVEN = tuple(Scaling)
 
 
 def trainable(model):
@@ -67,7 +65,7 @@ def test_an_ablation_takes_away_its_part_only(options, without):
 def small(order=MergeOrder.BATCH, *, conditioning=True, fusion=Fusion.PAIRWISE, seed=0, dropout=0.0):
     """In double, every parameter drawn anew, so that no LayerNorm or bias is at its trivial start."""
     options = {"order": order.value, "conditioning": conditioning, "fusion": fusion.value}
-    study = a_study(WIDTHS, classes=3, scalings=GIVEN, width=16, dropout=dropout, **options)
+    study = a_study(WIDTHS, classes=3, scalings=FORMULAS, width=16, dropout=dropout, **options)
     model = build_model(study).double()
     source = generator(seed)
     with torch.no_grad():

@@ -11,7 +11,7 @@ from mmare.models.linear import LinearTerm
 from mmare.models.numeric import piecewise_linear
 from mmare.models.registry import build_model
 from mmare.study.choices import Scaling
-from tests.mmare.models.examples import a_study, generator, random_presence
+from tests.mmare.models.examples import FORMULAS, a_study, generator, random_presence
 
 WIDTHS = (6, 3, 8)
 
@@ -19,7 +19,7 @@ WIDTHS = (6, 3, 8)
 def rows_of(patients=200, seed=0, **options):
     """A model of three modalities with the moments of its rows, which differ in size a hundredfold."""
     options = {"width": 8, "linear": True, **options}
-    study = a_study(WIDTHS, classes=2, scalings=tuple(Scaling), model="mmare", **options)
+    study = a_study(WIDTHS, classes=2, scalings=FORMULAS, model="mmare", **options)
     model = build_model(study)
     source = generator(seed)
     present = random_presence(patients, len(WIDTHS), seed)
