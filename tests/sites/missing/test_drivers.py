@@ -42,7 +42,7 @@ def test_the_component_is_that_of_scikit_learn(scaling, n_patients):
     rows = vectors.astype(float) * np.array([1, 50, 1, 1, 1, 1, 0.01])
     given = rows.astype(np.float32)
     rows = given.astype(float)
-    if scaling is Scaling.ZSCORE:
+    if scaling.standardises:
         rows = StandardScaler().fit(rows[train]).transform(rows)
     if scaling is Scaling.L2:
         rows = normalize(rows)
