@@ -103,6 +103,17 @@ def test_a_run_killed_in_every_round_ends_the_same(federation, straight, tmp_pat
     assert resumed == [1, 2, 3]
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("moment", [("scaling", None), ("site_update", 3)])
+def test_what_sites_scale_by_their_own_survives(federation, tmp_path, moment):
+    settings = (*SHORT, "modality.ct.scaling=site", "modality.wsi.scaling=combat")
+    run_nodes(federation, tmp_path / "straight", settings=settings)
+    with pytest.raises(KilledError):
+        run_nodes(federation, tmp_path / "run", listeners=[killer(*moment)], settings=settings)
+    run_nodes(federation, tmp_path / "run", settings=settings)
+    assert outcome(tmp_path / "run") == outcome(tmp_path / "straight")
+
+
 def test_every_round_is_in_the_journal_once_after_a_resume(federation, tmp_path):
     die(federation, tmp_path / "run", killer("aggregated", 3))
     run_nodes(federation, tmp_path / "run", settings=SHORT)
