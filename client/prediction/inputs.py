@@ -75,12 +75,12 @@ def site_inputs(
     """
     study = package.study
     check_encoders(study)
+    take_scaling(package.model, package.weights, None if site is None else StateStore(site.cache))
     held = frozenset(() if site is None else site.modalities)
     vectors = {**encoded_columns(package.encoding, patients, held), **given}
     remarks: dict[int, list[str]] = defaultdict(list)
     scans = [] if site is None else _add_stored(package, site, patients, vectors, remarks, progress)
     embedding, present, bags = read_inputs(study, len(patients.patient_ids), vectors)
-    take_scaling(package.model, package.weights, None if site is None else StateStore(site.cache))
     embedding = weighed(package.model, embedding, bags)
     _check_anything(package, patients, present, remarks)
     had = {each.name for slot, each in enumerate(study.modalities) if bool(present[:, slot].any())}
