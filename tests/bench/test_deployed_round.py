@@ -49,6 +49,8 @@ ROLES = (  # the first that is in a command line
     ("server.deployment.superexec", "SuperExec"),
     ("--part worker", "worker"),
     ("nginx", "nginx"),
+    ("mmare-site console", "mmare-site console"),
+    ("mmare-server console", "mmare-server console"),
     ("mmare-site start", "mmare-site start"),
     ("mmare-server", "mmare-server start"),
 )

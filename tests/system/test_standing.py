@@ -12,7 +12,7 @@ from client.relay.worker_link import WorkerLink
 from client.status import relay_text
 from mmare.errors import SiteCode
 from server.deployment.queue import find
-from tests.federations import all_events, outcome, run_nodes, tiny_federation, tiny_study
+from tests.federations import all_events, outcome, run_nodes, tiny_federation, tiny_study, weights
 from tests.system.deployment import Coordinator, Hospital, command, free_ports, needs_nginx, until
 
 pytestmark = [pytest.mark.system, needs_nginx]
@@ -42,6 +42,41 @@ def test_studies_reach_hospitals_and_runs_follow_each_other(tmp_path):
             coordinator.close()
             for hospital in hospitals:
                 hospital.stop()
+
+
+def test_a_run_is_taken_up_again_when_its_sites_are_back(tmp_path):
+    """Given up for want of sites in the middle, with time to wait: it goes on where it was."""
+    with tempfile.TemporaryDirectory(prefix="mmare-") as folder:
+        place = Path(folder)
+        study = tiny_study(
+            training={"rounds": 12, "patience": 12}, federation={"min_sites": 2, "deadline_s": 10}
+        )
+        federation = tiny_federation(place / "fed", study, sites=NAMES)
+        coordinator = Coordinator(place / "kit")
+        hospitals = [
+            Hospital(federation / name, port) for name, port in zip(NAMES, free_ports(2), strict=True)
+        ]
+        coordinator.hospitals += hospitals
+        for hospital in hospitals:
+            hospital.join(coordinator, federation / "study.toml")
+            hospital.start()
+        coordinator.stay()
+        try:
+            name = submitted(coordinator, federation / "study.toml", "--wait", "1h")
+            coordinator.until_round(coordinator.kit.runs / name, 2, LONG_S)
+            hospitals[1].stop()
+            until(lambda: state(coordinator, name) == "queued", "it waits", LONG_S, coordinator.logs)
+            assert "birch: not connected" in find(coordinator.kit, name).said
+            hospitals[1].start()
+            until(lambda: state(coordinator, name) == "finished", "it finishes", LONG_S, coordinator.logs)
+            out = coordinator.kit.runs / name
+            assert [event for event in all_events(out) if event["event"] == "resumed"]
+        finally:
+            coordinator.close()
+            for hospital in hospitals:
+                hospital.stop()
+        run_nodes(federation, tmp_path / "plain")
+        assert weights(out) == weights(tmp_path / "plain")
 
 
 def state(coordinator, name):
