@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 from client.ingest.reasons import ScanReason, explain
 from client.privacy.approvals import ApprovalFolder
 from client.privacy.proposals import ProposalFolder
-from client.privacy.records.audit_log import log_of
+from client.privacy.records.audit_log import Event, log_of
 from client.privacy.records.ledger import budget_table, budget_text, ledger_of
 from client.privacy.study_list import StudyRow, study_rows
 from client.relay.status_file import worker_status
@@ -146,6 +146,9 @@ class SiteConsole:
             what = ", ".join(map(str, kinds if isinstance(kinds, list) else ())) or (
                 f"{code}, {SiteCode(code).meaning}" if code in list(SiteCode) else ""
             )
+            if line.get("event") == Event.CHANGED:
+                version = str(line.get("table", ""))[:12]
+                what = f"now of version {version}; [policy] on_table_change says what follows"
             size = f"{line.get('bytes', 0):,} bytes" if line.get("bytes") else ""
             time = str(line.get("time", ""))[:19].replace("T", " ")
             words_of = (line.get("event", ""), line.get("task", ""), str(line.get("study", ""))[:12])

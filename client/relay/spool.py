@@ -88,18 +88,17 @@ class Spool:
 
     def read(self, name: str) -> bytes:
         """A file's content; `ValueError` if it is longer than any message."""
-        with open(
-            self.folder / name, "rb", opener=lambda path, flags: os.open(path, flags | os.O_NOFOLLOW)
-        ) as file:
+        with open(self.folder / name, "rb", opener=_plainly) as file:
             content = file.read(MOST_BYTES + 1)
         if len(content) > MOST_BYTES:
             raise ValueError(name)
         return content
 
     def remove(self, *names: str) -> None:
-        """Remove files, if they are there."""
+        """Remove files, if they are there and can be."""
         for name in names:
-            (self.folder / name).unlink(missing_ok=True)
+            with suppress(OSError):
+                (self.folder / name).unlink()
 
     def silent_s(self) -> float | None:
         """Seconds since the worker's last sign, None if there is none; as of the last `names`."""
@@ -110,6 +109,11 @@ class Spool:
         with suppress(FileNotFoundError):
             return (self.folder / name).lstat().st_mtime
         return 0.0
+
+
+def _plainly(path: str, flags: int) -> int:
+    """Follow no link, and wait for no writer of a pipe."""
+    return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK)
 
 
 def left_s(name: str) -> float:

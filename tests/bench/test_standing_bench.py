@@ -124,12 +124,15 @@ def test_two_studies_side_by_side():
             assert not {QueueState.FAILED, QueueState.ABORTED} & {entry.state for entry in entries}
             return all(entry.state is QueueState.FINISHED for entry in entries)
 
+        spent = [sum(cpu_s(folder).values())]
         for name in files:
             run(name, "--name", f"{name}-alone")
             until(finished, name, ROUND_S * ROUNDS, coordinator.logs)
+        spent.append(sum(cpu_s(folder).values()))
         for name in files:
             run(name, "--name", f"{name}-beside")
         until(finished, "both", ROUND_S * ROUNDS, coordinator.logs)
+        spent.append(sum(cpu_s(folder).values()))
         medians = {
             path.name: statistics.median(round_s(path)) for path in sorted(coordinator.kit.runs.iterdir())
         }
@@ -137,6 +140,7 @@ def test_two_studies_side_by_side():
             "seconds a round, two studies at the same sites",
             **{name: f"{seconds:.2f}" for name, seconds in medians.items()},
             ratio=f"{sum(medians[f'{name}-beside'] / medians[f'{name}-alone'] for name in files) / 2:.2f}",
+            cpu_s_of_two_runs=f"{spent[1] - spent[0]:.0f} in turn, {spent[2] - spent[1]:.0f} side by side",
             load=f"{os.getloadavg()[0]:.1f} on {os.cpu_count()} cores",
         )
 

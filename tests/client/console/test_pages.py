@@ -82,8 +82,10 @@ def test_what_left_is_listed_and_a_broken_log_named(site, visitor):
     log = log_of(site)
     log.append(Entry(Event.RELEASED, task="train", study=KIDNEY.hash, what=("update",), bytes=5123))
     log.append(Entry(Event.REFUSED, task="describe", code="S102"))
+    log.append(Entry(Event.CHANGED, task="train", study=KIDNEY.hash, table="ab" * 32))
     said = words(visitor.see("/log"))
-    assert "3 lines in the chain, none missing or changed" in said
+    assert "4 lines in the chain, none missing or changed" in said
+    assert f"table changed train {KIDNEY.hash[:12]} now of version abababababab" in said
     assert "S102, the hospital has not approved this study" in said
     assert "5,123 bytes" in said
     lines = log.path.read_bytes().splitlines(keepends=True)

@@ -207,15 +207,23 @@ def test_a_damaged_message_is_a_code_and_the_next_is_answered(config):
         assert SpoolLink(config.spool)("x", b"")[0] == "X"
 
 
-def test_a_link_in_the_spool_leads_nowhere(config, tmp_path):
+@pytest.mark.parametrize("kind", ["link", "pipe", "folder"])
+def test_what_is_no_file_leads_nowhere_and_stops_nothing(config, tmp_path, kind):
     secret = tmp_path / "patients.csv"
     secret.write_text("TCGA-07-1234")
     with serving(config):
-        (config.spool / f"{time.time() + 30:.3f}-ab.question").symlink_to(secret)
-        seen(lambda: [name for name in files(config) if name.endswith(".answer")])
-        (name,) = [name for name in files(config) if name.endswith(".answer")]
-        answer = Answer.FromString(Spool(config.spool).read(name))
-    assert decode(Refusal, answer.header).code is SiteCode.MESSAGE
+        stem = f"{time.time() + 30:.3f}-ab"
+        path = config.spool / f"{stem}.question"
+        make = {
+            "link": lambda: path.symlink_to(secret),
+            "pipe": lambda: os.mkfifo(path),
+            "folder": path.mkdir,
+        }
+        make[kind]()
+        seen(lambda: f"{stem}.answer" in files(config))
+        assert b"TCGA" not in Spool(config.spool).read(f"{stem}.answer")
+        path.rename(config.spool / "1.000-ab.question")  # a folder cannot be removed like a file
+        assert SpoolLink(config.spool)("x", b"")[0] == "X"
 
 
 def test_what_nobody_waits_for_is_removed(config):
