@@ -13,8 +13,6 @@ from functools import reduce
 from typing import TYPE_CHECKING, Any, Final
 
 import torch
-from scipy.interpolate import RectBivariateSpline
-from scipy.optimize import minimize
 
 from mmare.metrics.decisions import Calibration
 from mmare.metrics.state import BINARY, MAX_ROWS
@@ -22,6 +20,7 @@ from mmare.metrics.state import BINARY, MAX_ROWS
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
+    from scipy.interpolate import RectBivariateSpline
     from torch import Tensor
 
 __all__ = [
@@ -109,6 +108,8 @@ class CalibrationState:
         The prior is normal about no change. The smallest loss of some dozen rows alone is worse on other rows
         than no calibration; from some hundred on the prior hardly matters.
         """
+        from scipy.optimize import minimize  # noqa: PLC0415 - slow to import, and no site needs it
+
         if not all(self.counts.tolist()):
             return None
         n_classes = len(self.counts)
@@ -174,6 +175,8 @@ class CalibrationState:
 
 def _between(values: Tensor, n_classes: int, shifted: int) -> RectBivariateSpline:
     """Values ``(G,)`` of one shifted class, between the points too: by log temperature and shift."""
+    from scipy.interpolate import RectBivariateSpline  # noqa: PLC0415 - as above
+
     return RectBivariateSpline(_LOGS, SHIFTS, values.reshape(grid_shape(n_classes))[:, shifted].numpy())
 
 
