@@ -99,13 +99,13 @@ def drift(
     """
     must_exist(site, "a site's site.toml")
     from client.prediction.drift import drift_page
-    from mmare.errors import InputError
+    from client.prediction.places import check_places
     from mmare.host.files import replacing
     from sites.config import load_site
 
-    page = drift_page(load_site(site))
-    if not out.absolute().parent.is_dir():
-        raise InputError(f"{out}: no folder {out.absolute().parent}")
+    config = load_site(site)
+    check_places(config, {"the page": out})
+    page = drift_page(config)
     with replacing(out, private=True) as partial:
         partial.write_text(page, encoding="utf-8")
     typer.echo(f"page: {out}")

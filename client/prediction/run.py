@@ -11,6 +11,7 @@ import torch
 from client.data.site_secret import site_secret
 from client.encoders.registry import pick_device
 from client.prediction.inputs import site_inputs
+from client.prediction.places import check_places
 from client.prediction.predict import predict
 from client.prediction.silent import keep_silently
 from client.prediction.written.dicom_sr import structured_reports
@@ -64,11 +65,18 @@ def predict_site(  # noqa: PLR0913 - those of the command
         InputError: As of `site_inputs`, or if ``out`` cannot be taken.
         RunError: If nobody has a modality, or the audit log cannot be written.
     """
-    _check_place(out, table or site.manifest)
+    if out.suffix.lower() == ".html":
+        raise InputError(
+            f"{out}: --out names the table, such as predictions.csv; the page is written beside it"
+        )
     _check_forms(package.study.task, fhir, dicom_sr, silent=silent)
-    for place in filter(None, (fhir, dicom_sr)):
-        if place.exists() or not place.absolute().parent.is_dir():
-            raise InputError(f"{place}: {'is there already' if place.exists() else 'no folder for it'}")
+    more = {"the FHIR bundle": fhir, "the DICOM reports": dicom_sr}
+    new = {what: place for what, place in more.items() if place is not None}
+    page = {} if silent else {"the page": page_beside(out)}
+    check_places(site, {"the table": out, **page, **new}, table, package)
+    for place in new.values():
+        if place.exists():
+            raise InputError(f"{place}: is there already")
     torch.set_num_threads(site.threads)  # as in a run: other numbers of threads sum in other orders
     inputs = site_inputs(package, site, load_patients(table or site.manifest), progress=progress)
     found = predict(package, inputs, pick_device(site.device))
@@ -145,16 +153,3 @@ def _check_forms(task: TaskName, fhir: Path | None, dicom_sr: Path | None, *, si
             raise InputError(f"{name} is of classes, found a model of task {task}")
     if silent and (fhir or dicom_sr):
         raise InputError("--silent shows no prediction, so it goes with neither --fhir nor --dicom-sr")
-
-
-def _check_place(out: Path, table: Path) -> None:
-    if not out.absolute().parent.is_dir():
-        raise InputError(f"{out}: no folder {out.absolute().parent}")
-    if out.suffix.lower() == ".html":
-        raise InputError(
-            f"{out}: --out names the table, such as predictions.csv; the page is written beside it"
-        )
-    if out.resolve() == table.resolve() or out.is_dir():
-        raise InputError(
-            f"{out}: {'is a folder' if out.is_dir() else 'holds the patients'}; choose another name"
-        )

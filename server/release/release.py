@@ -69,6 +69,8 @@ def release_model(
     """
     if bundle is not None:
         check_free(bundle)
+        if out is not None and bundle.resolve().is_relative_to(out.resolve()):
+            raise InputError(f"{bundle}: the package goes there; choose another name for the MONAI bundle")
     run = load_finished(folder)
     columns, why = find_encoding(run, encoding)
     not_stated = {"encodings": why} if why else {}

@@ -11,7 +11,7 @@ from client.prediction.drift import drift_page, months_of, scorings_of
 from client.prediction.run import predict_site
 from client.prediction.written.table_format import Format
 from client.privacy.records.audit_log import log_of
-from mmare.errors import RunError
+from mmare.errors import InputError, RunError
 from tests.client.prediction.conftest import table_of
 
 
@@ -49,6 +49,9 @@ def test_months_are_apart_and_the_page_says_never_in_red(scans, tmp_path):
     assert '<th scope="row">2026-01</th>' in page
     assert '<span class="alarm">2.00</span>' in page
     assert '<span class="alarm">never</span>' in page
+    assert '<th scope="row"><code>10</code></th>' in page  # no distance was told of t1
+    log.write_text("".join(json.dumps(earlier) + "\n" for _ in range(2)))
+    assert '<th scope="row">t1 <span class="small">10</span></th>' in drift_page(site)
 
 
 def test_scores_are_logged_without_a_patient_and_shown_month_by_month(scans, tmp_path):
@@ -79,3 +82,15 @@ def test_without_a_prediction_there_is_no_page(scans, tmp_path):
     result = CliRunner().invoke(app, ["drift", str(site.folder / "site.toml"), "--out", str(out)])
     assert isinstance(result.exception, RunError)
     assert not out.exists()
+
+
+def test_the_page_replaces_nothing_that_the_site_needs(scans, tmp_path):
+    site, package = scans
+    table = table_of(site, "patient_id,t1,t2\nanna,a.nii.gz,\n")
+    predict_site(package, site, table, tmp_path / "new.csv", Format.CSV)
+    kept = [site.folder / "site.toml", site.manifest, log_of(site).path]
+    before = [path.read_bytes() for path in kept]
+    for path in kept:
+        options = ["drift", str(site.folder / "site.toml"), "--out", str(path)]
+        assert isinstance(CliRunner().invoke(app, options).exception, InputError)
+    assert [path.read_bytes() for path in kept] == before

@@ -203,6 +203,41 @@ def test_a_place_that_cannot_be_taken_is_refused(run, package, tmp_path, name, s
     assert table.read_text().startswith("patient_id")
 
 
+@pytest.mark.parametrize(
+    ("name", "more", "sentence"),
+    [
+        pytest.param("fed/ash/site.toml", {}, "holds the settings of the site", id="settings"),
+        pytest.param("fed/ash/audit.jsonl", {}, "holds the audit log", id="audit log"),
+        pytest.param("fed/ash/patients.csv", {}, "holds the patients", id="manifest"),
+        pytest.param("fed/ash/lab.csv", {}, "holds lab", id="vectors"),
+        pytest.param("model.zip", {}, "holds the model", id="model"),
+        pytest.param("new.csv", {"fhir": "new.html"}, "new.html: holds the page", id="page"),
+        pytest.param("new.csv", {"fhir": "new.csv"}, "new.csv: holds the table", id="table"),
+        pytest.param("new.csv", {"dicom_sr": "new.html"}, "new.html: holds the page", id="reports"),
+        pytest.param("new.csv", {"fhir": "a", "dicom_sr": "a"}, "a: holds the FHIR bundle", id="twice"),
+        pytest.param("new.csv", {"fhir": "none/a"}, "none/a: no folder", id="no folder"),
+    ],
+)
+@pytest.mark.usefixtures("predicted")
+def test_no_place_is_taken_from_an_input_or_another_output(run, package, name, more, sentence):
+    def files():
+        return {path: path.read_bytes() for path in run.parent.rglob("*") if path.is_file()}
+
+    table, before = new_table(run, "ash"), files()
+    places = {option: run.parent / place for option, place in more.items()}
+    with pytest.raises(InputError, match=sentence):
+        predict_site(package, site_of(run), table, run.parent / name, Format.CSV, **places)
+    assert files() == before | {table: table.read_bytes()}
+
+
+def test_nothing_is_added_to_a_package_that_is_a_folder(run, tmp_path):
+    release_model(run, tmp_path / "model")
+    package = read_package(tmp_path / "model")
+    with pytest.raises(InputError, match=r"out\.csv: holds the model"):
+        predict_site(package, site_of(run), new_table(run, "ash"), tmp_path / "model/out.csv", Format.CSV)
+    assert read_package(tmp_path / "model").digest == package.digest
+
+
 RUNNER = CliRunner(env={"COLUMNS": "160", "NO_COLOR": "1"})
 
 

@@ -149,3 +149,14 @@ def test_a_bundle_overwrites_nothing(released, tmp_path):
     with pytest.raises(InputError, match="holds something else"):
         release_model(released / "run", tmp_path / "model", bundle=tmp_path / "bundle")
     assert not (tmp_path / "model").exists()
+
+
+@pytest.mark.parametrize(
+    ("out", "bundle"), [("model.zip", "model.zip"), ("model", "model"), ("old", "old/bundle")]
+)
+def test_a_bundle_takes_no_place_of_the_package(released, tmp_path, out, bundle):
+    release_model(released / "run", tmp_path / "old")
+    with pytest.raises(InputError, match="the package goes there"):
+        release_model(released / "run", tmp_path / out, bundle=tmp_path / bundle)
+    assert [path.name for path in tmp_path.iterdir()] == ["old"]
+    read_package(tmp_path / "old")
