@@ -72,6 +72,12 @@ def _model(digest: str, months: dict[str, Drift]) -> dict[str, Any]:
         "modalities": sorted({name for month in months.values() for name in month.distance}),
         "latest": list(months)[-1],
         "patterns": [
-            (name, latest.patterns.get(name, 0) / latest.patients, latest.shares.get(name)) for name in names
+            (
+                name,
+                latest.names.get(name),
+                latest.patterns.get(name, 0) / latest.patients,
+                latest.shares.get(name),
+            )
+            for name in names
         ],
     }

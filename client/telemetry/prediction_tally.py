@@ -88,6 +88,7 @@ class Drift:
     patients: int
     calls: Mapping[str, int]
     patterns: Mapping[str, int]
+    names: Mapping[str, str]  # modalities of a pattern, where a distance was told of each
     shares: Mapping[str, float]  # of the train rows, for patterns of which it was told
     never: int  # patients with a pattern that training never had
     presence: float  # total variation; patterns whose share was not told count as unchanged
@@ -115,11 +116,16 @@ def drift_of(predictions: Iterable[Prediction]) -> Drift:
         len(last),
         Counter(each.call for each in last),
         patterns,
+        {each.pattern: ", ".join(each.distance) for each in last if _all_told(each)},
         shares,
         sum(each.never for each in last),
         sum(gains),
         {name: math.sqrt(sum(values) / len(values)) for name, values in sorted(squares.items())},
     )
+
+
+def _all_told(prediction: Prediction) -> bool:
+    return len(prediction.distance) == prediction.pattern.count("1")
 
 
 @dataclass
