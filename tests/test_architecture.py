@@ -3,6 +3,7 @@
 import ast
 import importlib
 import subprocess
+from collections import Counter
 from functools import cache
 from pathlib import Path
 
@@ -100,3 +101,8 @@ def test_no_tracked_file_names_a_machine_or_a_registry():
         if path.is_file():
             content = path.read_text(encoding="utf-8", errors="replace")
             assert not [word for word in words if word in content], name
+
+
+def test_a_folder_holds_at_most_fifteen_files_beside_its_init():
+    files = Counter(path.parent for path in SOURCES if path.name != "__init__.py")
+    assert {str(folder.relative_to(ROOT)): n for folder, n in files.items() if n > 15} == {}

@@ -104,7 +104,9 @@ def test_the_page_shows_the_card_and_runs_nothing(package):
     assert "Research use, not for clinical decisions" in shown
     assert "</title><script>" in shown
     temperature = package.calibration.temperature
-    assert f"divided by {temperature:.3f}" in shown
+    said = f"divided by {temperature:.3f} and shifted by 0.0, {package.calibration.bias[1]:.3g}"
+    assert said in shown
+    assert said in text(package, "README.md")
     caution = f"Caution: {package.report['calibration']['caution']}."
     assert caution in shown
     assert caution in text(package, "README.md")
