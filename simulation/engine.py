@@ -7,8 +7,8 @@ import math
 import os
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any, Final
@@ -21,6 +21,7 @@ from client.relay.app import app as client_app
 from mmare.study.choices import Backend
 from server.rounds.flower_fleet import GridFleet
 from server.run.folder import execute
+from simulation.pace import PACE
 
 if TYPE_CHECKING:
     from flwr.clientapp import ClientApp
@@ -49,8 +50,9 @@ class _Node:
 class InProcessGrid(Grid):
     """A Grid whose nodes call the ClientApp in this process, one after the other.
 
-    After ``held_up_s`` of a site's work the next one starts beside it, so a site that hangs costs only its
-    own round, as in a real federation.
+    The next site starts when the coordinator asks for replies again: both at once would wait for each other's
+    interpreter lock. After ``held_up_s`` of a site's work the next one starts beside it, so a site that hangs
+    costs only its own round, as in a real federation.
 
     Args:
         app: The ClientApp.
@@ -77,7 +79,7 @@ class InProcessGrid(Grid):
         self._parallel = workers
         self._held_up_s = held_up_s
         self._workers: list[_Worker] = []
-        self._todo: SimpleQueue[Message] = SimpleQueue()
+        self._todo: deque[Message] = deque()
         self._done: SimpleQueue[Message] = SimpleQueue()
         self._count = 0
 
@@ -106,15 +108,13 @@ class InProcessGrid(Grid):
 
     def push_messages(self, messages: Iterable[Message]) -> list[str]:
         """Queue messages; earlier ones not yet started are dropped, as their deadline has passed."""
-        with suppress(Empty):
-            while True:
-                self._todo.get_nowait()
+        self._todo.clear()
         ids = []
         for message in messages:
             self._count += 1
             message.metadata.__dict__["_message_id"] = str(self._count)
             ids.append(str(self._count))
-            self._todo.put(message)
+            self._todo.append(message)
         return ids
 
     def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
@@ -144,36 +144,38 @@ class InProcessGrid(Grid):
         return replies
 
     def _keep_working(self) -> None:
-        """Replace workers whose site holds up waiting messages."""
+        """Hand waiting messages to workers, in place of those whose site holds them up."""
         now = time.monotonic()
         for worker in self._workers:
-            worker.retired |= not self._todo.empty() and now - worker.since > self._held_up_s
+            worker.retired |= bool(self._todo) and now - worker.since > self._held_up_s
         self._workers = [worker for worker in self._workers if not worker.retired]
         while len(self._workers) < self._parallel:
-            worker = _Worker(self._app, self._nodes, self._todo, self._done)
+            worker = _Worker(self._app, self._nodes, self._done)
             self._workers.append(worker)
             worker.start()
+        for worker in self._workers:
+            if self._todo and worker.since == math.inf:
+                worker.take(self._todo.popleft())
 
 
 class _Worker(threading.Thread):
     """Answers messages until it is retired; one thread for all rounds, so that memory is reused."""
 
-    def __init__(
-        self,
-        app: ClientApp,
-        nodes: Mapping[int, _Node],
-        todo: SimpleQueue[Message],
-        done: SimpleQueue[Message],
-    ) -> None:
+    def __init__(self, app: ClientApp, nodes: Mapping[int, _Node], done: SimpleQueue[Message]) -> None:
         super().__init__(daemon=True)
-        self._app, self._nodes, self._todo, self._done = app, nodes, todo, done
+        self._app, self._nodes, self._done = app, nodes, done
+        self._given: SimpleQueue[Message] = SimpleQueue()
         self.since = math.inf  # start of the current message
         self.retired = False
 
+    def take(self, message: Message) -> None:
+        """Answer a message next."""
+        self.since = time.monotonic()
+        self._given.put(message)
+
     def run(self) -> None:
         while not self.retired:
-            message = self._todo.get()
-            self.since = time.monotonic()
+            message = self._given.get()
             node = self._nodes[message.metadata.dst_node_id]
             with node.turn:
                 try:
@@ -209,7 +211,9 @@ def run_in_process(
     ]
     patience_s = held_up_s(request.study.federation.deadline_s)
     grid = InProcessGrid(client_app, node_configs, request.to_config(), held_up_s=patience_s)
-    execute(GridFleet(grid, poll_s=0.0), replace(request, backend=Backend.INPROCESS), listeners)
+    request = replace(request, backend=Backend.INPROCESS)
+    with PACE.relaxed(request.study):
+        execute(GridFleet(grid, poll_s=0.0), request, listeners, PACE.keeps)
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,7 @@ from mmare.package.start import read_start
 from mmare.study.choices import Kind
 from mmare.wire.messages import Endpoint, Refusal, Split, encode
 from server.run.request import RunRequest
+from simulation.pace import PACE
 from sites.federation import site_folders
 
 if TYPE_CHECKING:
@@ -106,7 +107,7 @@ def _service(request: RunRequest, partition: int, partitions: int) -> Endpoint:
         gate = Gate(trainer, approved, 0, AuditLog(kept / "audit.jsonl"), ledger=ledger)
         table = SiteTable(_pool(sites), TableVersion.of(*sites))
         models = _models("auto", threads, request.start_from)
-        return SiteService(trainer, table, StateStore(kept), models, gate=gate)
+        return SiteService(trainer, table, StateStore(kept, keeps=PACE.keeps), models, gate=gate)
     site = sites[partition]
     table = SiteTable(  # splits are drawn from the study's seed, so that results can be reproduced
         lambda wanted: load_data(site, wanted),
@@ -119,7 +120,7 @@ def _service(request: RunRequest, partition: int, partitions: int) -> Endpoint:
     limits = (site.min_count, audit, site.max_norm, site.max_releases)
     gate = Gate(site.id, approved, *limits, masker, Ledger(site.cache / LEDGER, site.epsilon_limit))
     models = _models(site.device, threads, request.start_from)
-    return SiteService(site.id, table, StateStore(site.cache), models, gate=gate)
+    return SiteService(site.id, table, StateStore(site.cache, keeps=PACE.keeps), models, gate=gate)
 
 
 @lru_cache

@@ -30,7 +30,7 @@ from server.store.checkpoints import CheckpointStore, Progress
 from server.store.selection import Selection, selection_note
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
     from pathlib import Path
 
     from mmare.package.start import StartModel
@@ -39,7 +39,12 @@ if TYPE_CHECKING:
     from server.rounds.roll_call import Member
     from server.store.journal import Journal
 
-__all__ = ["RoundLoop"]
+__all__ = ["RoundLoop", "every_round"]
+
+
+def every_round(_run: str, _number: int) -> bool:
+    """Whether a round is saved: a site's work is not to be lost."""
+    return True
 
 
 class RoundLoop:
@@ -49,6 +54,7 @@ class RoundLoop:
         folder: Run folder, for checkpoints and spooled updates.
         run: Name under which sites keep their state.
         start: Model that the study starts from, if it does.
+        keeps: Whether a round is saved, by the run's name; a resume repeats those that are not.
     """
 
     def __init__(
@@ -60,7 +66,9 @@ class RoundLoop:
         run: str,
         plan: Plan,
         start: StartModel | None = None,
+        keeps: Callable[[str, int], bool] = every_round,
     ) -> None:
+        self._keeps = keeps
         self._fleet = fleet
         self._study = study
         self._journal = journal
@@ -286,6 +294,8 @@ class RoundLoop:
         return self._without_states(progress, {site for site in late if not holds.get(site, True)})
 
     def _save(self, progress: Progress) -> None:
+        if not progress.trained and not self._keeps(self._run, progress.round):
+            return
         began = time.perf_counter()
         tensors = {"model": self._global.packed(), **self._averaging.tensors()}
         file, size = self._checkpoints.save(tensors, self._timed(progress))
@@ -341,7 +351,7 @@ class RoundLoop:
         plateau = Plateau.from_dict(progress.plateau).after(metrics["pooled"]["log_loss"])
         progress = replace(progress, plateau=plateau.to_dict())
         if chosen.round == number:
-            self._checkpoints.save_best(number)
+            self._checkpoints.hold_best(number, {"model": self._global.packed()})
             progress = replace(progress, best_states=progress.state_rounds)
         return progress, chosen
 

@@ -21,7 +21,7 @@ from mmare.wire.tensors import global_tensors, layout_of
 from server.aggregation.strategies import strategy_of
 from server.monitoring.followed_run import read_run
 from server.rounds.global_model import GlobalModel
-from server.rounds.loop import RoundLoop
+from server.rounds.loop import RoundLoop, every_round
 from server.rounds.plan import Plan
 from server.rounds.roll_call import roll_call
 from server.rounds.update_checks import Upload
@@ -43,7 +43,7 @@ from server.store.journal import JOURNAL, LOCK, RESULT, Journal
 from server.store.model_file import save_model
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
     from pathlib import Path
 
     from mmare.package.graft import Graft
@@ -126,13 +126,19 @@ def check_run(request: RunRequest) -> Graft:
     return begun.graft
 
 
-def execute(fleet: Fleet, request: RunRequest, listeners: tuple[Listener, ...] = ()) -> dict[str, Any]:
+def execute(
+    fleet: Fleet,
+    request: RunRequest,
+    listeners: tuple[Listener, ...] = (),
+    keeps: Callable[[str, int], bool] = every_round,
+) -> dict[str, Any]:
     """Run, or resume an earlier attempt, to the end; write and return ``result.json``.
 
     Args:
         fleet: The nodes.
         request: Of the run.
         listeners: Called with every event of the journal.
+        keeps: Whether a run saves a round, by the run's name, for a resume to continue from.
 
     Raises:
         InputError: If the request cannot be run.
@@ -159,7 +165,7 @@ def execute(fleet: Fleet, request: RunRequest, listeners: tuple[Listener, ...] =
         journal = Journal(out / JOURNAL, run, listeners)
         journal.write(_started(request))
         try:
-            result = _run(fleet, request, begun, journal, run)
+            result = _run(fleet, request, begun, journal, run, keeps)
         except MmareError as error:
             journal.write(RunFailed(reason=str(error), code=error.ending))
             raise
@@ -172,7 +178,14 @@ def execute(fleet: Fleet, request: RunRequest, listeners: tuple[Listener, ...] =
     return result
 
 
-def _run(fleet: Fleet, request: RunRequest, begun: Graft, journal: Journal, run: str) -> dict[str, Any]:
+def _run(
+    fleet: Fleet,
+    request: RunRequest,
+    begun: Graft,
+    journal: Journal,
+    run: str,
+    keeps: Callable[[str, int], bool],
+) -> dict[str, Any]:
     study, out = request.study, request.out
     common, start = common_facts(request), request.start()
     lineage: dict[str, Any] = {}
@@ -184,7 +197,7 @@ def _run(fleet: Fleet, request: RunRequest, begun: Graft, journal: Journal, run:
         calibration = ExtraAnswer.CALIBRATION in study.privacy.extra
         shapley = ExtraAnswer.SHAPLEY in study.privacy.extra and len(study.modalities) <= MOST_MODALITIES
         plan = Plan(request.mode, request.trainer, request.nodes, request.subsets, calibration, shapley)
-        outcome = RoundLoop(fleet, study, out, journal, run, plan, start).run()
+        outcome = RoundLoop(fleet, study, out, journal, run, plan, start, keeps).run()
         facts = {
             "run": run,
             "round": outcome.best_round,
@@ -209,7 +222,7 @@ def _run(fleet: Fleet, request: RunRequest, begun: Graft, journal: Journal, run:
         own = Journal(folder / JOURNAL, alone_name, journal.listeners)
         own.write(replace(_started(request), site=site))
         plan = Plan(Mode.LOCAL, site, len(members), request.subsets)
-        outcome = RoundLoop(fleet, study, folder, own, alone_name, plan, start).run()
+        outcome = RoundLoop(fleet, study, folder, own, alone_name, plan, start, keeps).run()
         alone[site] = outcome
         save_model(folder / "model", study, outcome.tensors, {"run": run, "round": outcome.best_round})
         own.write(RunFinished(**outcome_facts(outcome)))

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
-from mmare.host.files import replacing
 from mmare.study.tables import TableError, from_table
 from server.store.checkpoint import DamagedCheckpointError, read_checkpoint, write_checkpoint
 
@@ -43,6 +41,7 @@ class CheckpointStore:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._best_of: dict[str, int] = {}  # best round that each checkpoint file refers to
+        self._held: dict[int, Mapping[str, Tensor]] = {}  # the best round's, until a checkpoint refers to it
 
     def save(self, tensors: Mapping[str, Tensor], progress: Progress) -> tuple[str, int]:
         """Write a round's checkpoint and delete files that the last two do not need.
@@ -52,6 +51,9 @@ class CheckpointStore:
         """
         for left in self._folder.glob(".*"):  # of an attempt that was killed as it wrote
             left.unlink(missing_ok=True)
+        for number, best in self._held.items():
+            write_checkpoint(self._best(number), best, {})
+        self._held = {}
         path = self._round(progress.round)
         size = write_checkpoint(path, tensors, asdict(progress))
         self._best_of[path.name] = progress.selection.get("round", 0)
@@ -62,10 +64,9 @@ class CheckpointStore:
                 other.unlink(missing_ok=True)
         return path.name, size
 
-    def save_best(self, round_number: int) -> None:
-        """Copy the checkpoint of the best round so far, to outlive the following rounds."""
-        with replacing(self._best(round_number), private=True) as partial:
-            shutil.copyfile(self._round(round_number), partial)  # not a link: damage must not reach both
+    def hold_best(self, round_number: int, tensors: Mapping[str, Tensor]) -> None:
+        """Write the model of the best round so far, which must not change, with the next checkpoint."""
+        self._held = {round_number: tensors}
 
     def load_best(self, round_number: int) -> dict[str, Tensor]:
         """The model of the best round.

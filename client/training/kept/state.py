@@ -16,6 +16,7 @@ from client.training.kept.recent_files import RecentFiles, stamp_of
 from mmare.host.files import OWN_MODE, own_folder, replacing
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     from torch import Tensor
@@ -27,7 +28,7 @@ __all__ = ["StateStore"]
 _WRITER: Final = ThreadPoolExecutor(max_workers=1, thread_name_prefix="state")
 _PENDING: Final = BoundedSemaphore(4)  # states and models waiting for the disk, over all sites: bounds memory
 MODEL: Final = "model.last"
-_RECENT: Final = RecentFiles(64 * 2**20)
+_RECENT: Final = RecentFiles(96 * 2**20)
 FOR_EVER: Final = KeptRuns()
 KEPT_BEFORE: Final = 2  # states up to the accepted round, so that a resume can step back one
 
@@ -37,10 +38,17 @@ class StateStore:
 
     Writing is asynchronous: an answer need not wait for the disk. `save` waits for the previous write, so the
     state one round back, as far as a resume goes, is always complete. Abandoned runs expire as ``kept`` says.
+    Rounds of a run that ``keeps`` says no to stay in memory, as long as there is room.
     """
 
-    def __init__(self, folder: Path, kept: KeptRuns = FOR_EVER) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        kept: KeptRuns = FOR_EVER,
+        keeps: Callable[[str, int], bool] = lambda _run, _number: True,
+    ) -> None:
         self._folder = folder / "runs"
+        self._keeps = keeps
         self._kept = kept
         self._writing: list[Future[Stamp]] = []
 
@@ -74,11 +82,15 @@ class StateStore:
         ``state`` must not change any more. ``accepted`` is the round that training started from, to which the
         server may return; ``best`` that of the best model so far, whose state the test needs.
         """
+        path = self._path(run, round_number)
+        _RECENT.unpin(path.parent, but={path.parent / MODEL, self._path(run, accepted or 0)})
+        if not self._keeps(run, round_number) and _RECENT.pin(path, state):
+            return
         self._finish()
         _PENDING.acquire()
         writing = _WRITER.submit(self._write, run, round_number, state, accepted, best)
         self._writing.append(writing)
-        _RECENT.put(self._path(run, round_number), state, writing)
+        _RECENT.put(path, state, writing)
 
     def _write(
         self, run: str, round_number: int, state: dict[str, Tensor], accepted: int | None, best: int | None
@@ -101,9 +113,11 @@ class StateStore:
 
     def save_model(self, run: str, number: int, flat: Tensor) -> None:
         """Store the last model that a run sent, ``(bytes,)`` uint8, made by ``number`` rounds."""
-        _PENDING.acquire()
         model = {"flat": flat, "number": torch.tensor(number)}
         path = self._folder / run / MODEL
+        if not self._keeps(run, number + 1) and _RECENT.pin(path, model):
+            return
+        _PENDING.acquire()
         writing = _WRITER.submit(_save, path, model)
         self._writing.append(writing)
         _RECENT.put(path, model, writing)
@@ -135,6 +149,7 @@ class StateStore:
     def drop(self, run: str) -> None:
         """Delete the states of a run."""
         self._finish()
+        _RECENT.unpin(self._folder / run)
         rounds = (self._path(run, number) for number in self._present(run))
         _RECENT.forget(self._folder / run / MODEL, *rounds)
         shutil.rmtree(self._folder / run, ignore_errors=True)

@@ -101,3 +101,15 @@ def test_a_disk_that_cannot_be_written_shows_and_the_state_before_stays(store, t
     with pytest.raises(OSError, match="other"):
         store.held("other")
     assert store.held("run") == (1,)
+
+
+def test_rounds_that_are_not_kept_stay_in_memory_until_they_are_not_needed(tmp_path):
+    store = StateStore(tmp_path, keeps=lambda _run, number: number in (1, 4))
+    save_rounds(store, 1, 2, 3)
+    assert [store.load("run", number)["0.step"].item() for number in (2, 3)] == [2, 3]
+    assert store.held("run") == (1,)
+    store.save("run", 4, state(4), 3)
+    assert store.load("run", 2) is None
+    assert store.held("run") == (1, 4)
+    store.drop("run")
+    assert store.load("run", 3) is None
