@@ -104,7 +104,7 @@ def _service(request: RunRequest, partition: int, partitions: int) -> Endpoint:
     if partition == len(sites):
         kept = folder / ".pooled"
         ledger = Ledger(kept / LEDGER)
-        gate = Gate(trainer, approved, 0, AuditLog(kept / "audit.jsonl"), ledger=ledger)
+        gate = Gate(trainer, approved, 0, AuditLog(kept / "audit.jsonl", digests=False), ledger=ledger)
         table = SiteTable(_pool(sites), TableVersion.of(*sites))
         models = _models("auto", threads, request.start_from)
         return SiteService(trainer, table, StateStore(kept, keeps=PACE.keeps), models, gate=gate)
@@ -115,7 +115,7 @@ def _service(request: RunRequest, partition: int, partitions: int) -> Endpoint:
         keep=site.keep_table,
         record=MomentsRecord(site.cache / MOMENTS),
     )
-    audit = AuditLog(site.cache / "audit.jsonl")
+    audit = AuditLog(site.cache / "audit.jsonl", digests=False)
     masker = Masker(site.id, site.cache)
     limits = (site.min_count, audit, site.max_norm, site.max_releases)
     gate = Gate(site.id, approved, *limits, masker, Ledger(site.cache / LEDGER, site.epsilon_limit))

@@ -218,7 +218,7 @@ class Gate:
             round=request.round,
             what=what,
             bytes=len(header.encode()) + len(payload),
-            sha256=_digest(header.encode(), payload) if self._audit else "",
+            sha256=_digest(header.encode(), payload) if self._audit and self._audit.digests else "",
             asked=self._digest_of(request, received) if in_order(request) else "",
             final=request.final,
             table=table,

@@ -203,8 +203,9 @@ class SiteService:
                 raise WireError(f"{len(payload)} bytes of tensors, expected {size}")
             if request.task is Task.COMPARE:
                 return self._compare(study, data, model, layout, payload), None
-            received = unpack(flat_of(payload), layout)
-            check_arrival(request, study, received, self._store, self._models.origin(study))
+            flat = flat_of(payload)
+            check_arrival(request, study, flat, layout, self._store, self._models.origin(study))
+            received = unpack(flat, layout)
             copy_tensors(sent, received)
             scale_own(model, data)
             update, tensors = self._round(request, study, data, model, received)

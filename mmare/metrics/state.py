@@ -346,21 +346,21 @@ def _read_histogram(content: object, n: int, where: str) -> Tensor:
     counts = [whole(rows, n, where) for _, rows in entries]
     require(sum(counts) == n, f"{where} does not agree with confusion")
     histogram = torch.zeros(N_BINS, dtype=torch.int64)
-    histogram[bins] = torch.tensor(counts, dtype=torch.int64)
+    histogram.numpy()[bins] = counts
     return histogram
 
 
 def _read_calibration(content: object, n: int, hits: int, where: str) -> Tensor:
     """``(3, C)`` float64 of ``n`` rows and ``hits``, from ``[bin, rows, hits, confidence]`` entries."""
-    columns = torch.zeros(3, N_CALIBRATION_BINS, dtype=torch.float64)
+    columns = [[0.0] * N_CALIBRATION_BINS for _ in range(3)]
     for index, entry in zip(*_read_sparse(content, 4, N_CALIBRATION_BINS, where), strict=True):
         rows = whole(entry[1], n, where)
         low, high = rows * index / N_CALIBRATION_BINS, rows * (index + 1) / N_CALIBRATION_BINS
         confidence = real(entry[3], low * (1 - _TOLERANCE), high * (1 + _TOLERANCE), where)
-        values = rows, whole(entry[2], rows, where), confidence
-        columns[:, index] = torch.tensor(values, dtype=torch.float64)
-    require(columns[:2].sum(dim=1).tolist() == [n, hits], f"{where} does not agree with confusion")
-    return columns
+        for column, value in zip(columns, (rows, whole(entry[2], rows, where), confidence), strict=True):
+            column[index] = value
+    require([sum(column) for column in columns[:2]] == [n, hits], f"{where} does not agree with confusion")
+    return torch.tensor(columns, dtype=torch.float64)
 
 
 def _read_sparse(content: object, width: int, n_bins: int, where: str) -> tuple[list[int], list[list[Any]]]:

@@ -110,10 +110,15 @@ class TensorSpec:
     dtype: str
     shape: tuple[int, ...]
 
-    @property
+    @cached_property
     def size(self) -> int:
         """Length in bytes."""
         return math.prod(self.shape) * _ITEM_BYTES[self.dtype]
+
+    @cached_property
+    def strides(self) -> tuple[int, ...]:
+        """Numbers from one index to the next, by dimension, in a run that is in order."""
+        return tuple(math.prod(self.shape[place + 1 :]) for place in range(len(self.shape)))
 
 
 @dataclass(frozen=True)

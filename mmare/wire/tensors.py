@@ -93,10 +93,15 @@ def unpack(run: Tensor, layout: Layout) -> dict[str, Tensor]:
     """
     if run.ndim != 1 or run.dtype != torch.uint8 or len(run) != layout.size:
         raise WireError(f"{run.numel()} bytes, expected {layout.size}")
-    return {
-        spec.name: run[start : start + spec.size].view(_DTYPES[spec.dtype]).view(spec.shape)
-        for spec, start in zip(layout.tensors, layout.offsets, strict=False)
-    }
+    runs: dict[str, Tensor] = {}  # the run in each dtype, so that a tensor takes one operation
+    found = {}
+    for spec, start in zip(layout.tensors, layout.offsets, strict=False):
+        if spec.dtype not in runs:
+            runs[spec.dtype] = run.view(_DTYPES[spec.dtype])
+        of_dtype = runs[spec.dtype]
+        first = of_dtype.storage_offset() + start // of_dtype.itemsize
+        found[spec.name] = of_dtype.as_strided(spec.shape, spec.strides, first)
+    return found
 
 
 def tensor_digest(tensors: Mapping[str, Tensor]) -> str:

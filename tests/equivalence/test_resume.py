@@ -4,6 +4,7 @@ import shutil
 
 import pytest
 
+from client.training.kept import state
 from mmare.errors import RunError
 from sites.federation import site_folders
 from tests.federations import KilledError, all_events, events, outcome, run_nodes, tiny_federation
@@ -162,6 +163,7 @@ def test_without_a_whole_checkpoint_a_run_starts_again_and_ends_the_same(
 
 
 def kept_states(federation, site=None):
+    state._WRITER.submit(lambda: None).result()  # after all that is still being written
     folders = [folder.cache / "runs" for folder in site_folders(federation) if site in (None, folder.id)]
     return [path for folder in folders for path in sorted(folder.glob("*/*.safetensors"))]
 

@@ -18,6 +18,7 @@ from client.privacy.records.chained_log import ChainedLog, ChainError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from pathlib import Path
 
     from sites.config import SiteConfig
 
@@ -68,7 +69,15 @@ class Tally:
 
 
 class AuditLog(ChainedLog):
-    """The log, a line for each `Entry`."""
+    """The log, a line for each `Entry`.
+
+    Args:
+        digests: Whether lines tell the SHA-256 of what was sent; a simulation sends nothing anywhere.
+    """
+
+    def __init__(self, path: Path, *, durable: bool = False, digests: bool = True) -> None:
+        super().__init__(path, durable=durable)
+        self.digests = digests
 
     Events = Event
     REMEDY = (
