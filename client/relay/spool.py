@@ -44,7 +44,7 @@ LOG = logging.getLogger(__name__)
 
 QUESTION: Final = ".question"
 ANSWER: Final = ".answer"
-SIGN: Final = "worker"  # the worker's status, written anew every `BEAT_S`
+SIGN: Final = "worker"  # the worker's status, written anew every `BEAT_S`; empty once it has ended
 BEAT_S: Final = 10.0
 GONE_S: Final = 60.0  # without a sign: the worker does not run now,
 AWAY_S: Final = 600.0  # and is not waited for any longer, such as for its job in the queue
@@ -202,12 +202,10 @@ class SpoolLink:
         try:
             self._spool.names()
             silent_s = self._spool.silent_s()
-            if silent_s is None or silent_s > GONE_S:
-                return None
-            found: StatusAnswer = StatusAnswer.FromString(self._spool.read(SIGN))
+            content = b"" if silent_s is None or silent_s > GONE_S else self._spool.read(SIGN)
+            return StatusAnswer.FromString(content) if content else None
         except (OSError, ValueError, DecodeError):
             return None
-        return found
 
 
 class SpoolDesk:
@@ -247,6 +245,8 @@ class SpoolDesk:
         end = time.monotonic() + grace_s
         while self._work is not None and not self._work.done() and time.monotonic() < end:
             time.sleep(QUICK_S)
+        with suppress(OSError):
+            self._spool.put(SIGN, b"")
         return self._work is None or self._work.done()
 
     def _look(self) -> bool:

@@ -307,6 +307,7 @@ def test_the_status_says_how_long_there_has_been_no_worker(site):
     with serving(site.worker):
         code, said = status(site)
         assert (code, "messages since the start: 0" in said) == (0, True)
+    assert "no worker for 0:00:0" in status(site)[1]  # it has just ended
     silent(site.worker, 1500)
     asked(site.worker)
     code, said = status(site)
