@@ -54,7 +54,9 @@ def test_a_run_goes_through_a_job_that_is_queued_again_in_the_middle(place, tmp_
             coordinator.until_round(place / "run", 2, RUN_S, "aggregated")
             first = link.status().pid
             cluster.near_its_limit(job)
-            until(lambda: link.status().pid != first, "it is queued again", BACK_S, cluster.logs)
+            until(lambda: link.status() is None, "it ends", BACK_S, cluster.logs)
+            until(lambda: link.status() is not None, "it is queued again", BACK_S, cluster.logs)
+            assert link.status().pid != first
             network = Path(f"/proc/{link.status().pid}/ns/net")
             assert os.geteuid() != 0 or network.readlink() != Path("/proc/self/ns/net").readlink()
             coordinator.finish(RUN_S)
