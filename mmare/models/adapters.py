@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from mmare.models.numeric import BINS, piecewise_linear
+from mmare.models.numeric import BINS, is_numeric, piecewise_linear
 from mmare.study.choices import Scaling
 
 if TYPE_CHECKING:
@@ -89,6 +89,7 @@ class InputScaling(nn.Module):
         self.clip = clip
         self.scalings = tuple(modality.scaling for modality in modalities)
         self.widths = tuple(modality.width for modality in modalities)
+        self.tables = tuple(slot for slot, modality in enumerate(modalities) if is_numeric(modality))
         for slot, width in enumerate(self.widths):
             self.register_buffer(f"mean_{slot}", torch.zeros(width))
             self.register_buffer(f"deviation_{slot}", torch.ones(width))
@@ -166,8 +167,11 @@ class InputScaling(nn.Module):
         ]
         return scaled - torch.cat(means)
 
-    def lengths(self, *, centred: bool = False) -> list[Tensor]:
-        """Root mean square length of the scaled train rows of each modality, M scalars; at least 1e-6."""
+    def lengths(self, *, centred: bool = False, even: bool = False) -> list[Tensor]:
+        """Root mean square length of the scaled train rows of each modality, M scalars; at least 1e-6.
+
+        With ``even`` tables share theirs: a column is as likely to tell in a wide one as in a narrow one.
+        """
         found = []
         for slot, scaling in enumerate(self.scalings):
             mean, deviation = (self.get_buffer(f"{name}_{slot}") for name in ("mean", "deviation"))
@@ -176,6 +180,9 @@ class InputScaling(nn.Module):
             else:
                 squares = deviation.square() if centred else mean.square() + deviation.square()
             found.append(squares.sum().sqrt().clamp_min(DEVIATION_FLOOR))
+        if even and self.tables:
+            shared = torch.stack([found[slot] for slot in self.tables]).square().mean().sqrt()
+            return [shared if slot in self.tables else own for slot, own in enumerate(found)]
         return found
 
     def noise_deviation(self) -> Tensor:

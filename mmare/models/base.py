@@ -91,11 +91,16 @@ class MultimodalModel(nn.Module, ABC):
         """Of all parameters: walking through the modules takes long for every block of every round."""
         return tuple(name for name, _ in self.named_parameters())
 
-    def linear_inputs(self, scaled: Tensor, present: Tensor) -> tuple[Tensor, Tensor, list[Tensor]]:
-        """Inputs of a `LinearTerm`, centred if the task asks for it, presence, and lengths."""
+    def linear_inputs(
+        self, scaled: Tensor, present: Tensor, *, even: bool = False
+    ) -> tuple[Tensor, Tensor, list[Tensor]]:
+        """Inputs of a `LinearTerm`, centred if the task asks for it, presence, and lengths.
+
+        Those of centred rows are never ``even``: their noise is told by it (`signal_share`).
+        """
         centred = self.task.CENTRES
         inputs = self.scaling.centred(scaled) if centred else scaled
-        return inputs, present, self.scaling.lengths(centred=centred)
+        return inputs, present, self.scaling.lengths(centred=centred, even=even and not centred)
 
     def task_blocks(self) -> tuple[Block, ...]:
         """A block of the task's own parameters, if any; part of `blocks`."""
@@ -171,6 +176,7 @@ class MMAREOptions:
     numeric: Numeric = Numeric.LINEAR  # of tables of few columns (`is_numeric`)
     # Add a (with ``piecewise`` bent) linear term, of which the rest, zero at first, is the residual.
     linear: bool = False
+    even: bool = False  # columns of all tables count alike in the linear term, else all modalities
 
 
 class MMARE(MultimodalModel):
@@ -199,7 +205,7 @@ class MMARE(MultimodalModel):
         self.embedding_dropout = options.embedding_dropout
         self.fusion = PairwiseFusion(width, options.merge) if options.fusion is Fusion.PAIRWISE else None
         self.head = TaskHead(width, classes, options.dropout)
-        self.order = options.order
+        self.order, self.even = options.order, options.even
         self.linear = LinearTerm(self.scaling.widths, classes, bent) if options.linear else None
         if self.linear is not None:
             nn.init.zeros_(self.head.out.weight)
@@ -219,7 +225,7 @@ class MMARE(MultimodalModel):
             fused = self.fusion(conditioned, present, merge_order(present, order, generator))  # (B, D)
         logits: Tensor = self.head(fused, generator)
         if self.linear is not None:
-            logits = logits + self.linear(*self.linear_inputs(scaled, present))
+            logits = logits + self.linear(*self.linear_inputs(scaled, present, even=self.even))
         return logits
 
     def of_nothing(self, present: Tensor) -> Tensor:

@@ -25,14 +25,14 @@ class LinearTerm(nn.Module):
 
     .. math:: A m / 2 + b + \sum_{j\ present} (W_j x_j + V_j\, p(x_j)) / \ell_j
 
-    with the root mean square length :math:`\ell_j` of the train rows of modality j, and `piecewise_linear` p
-    of the B modalities whose slots are ``bent``: there the term is an additive model of bent functions, one a
-    column. Of each modality a patient has an input of mean square length 1, bends of at most 4 (of normal
-    scores 1.8), or a half in the missing vector. So the cross entropy of M modalities has a curvature of at
-    most (M + 4 B + 1) / 2 (Böhning 1992), whatever the table: gradient descent with the step 1 / (M + B + 1)
-    cannot diverge, and stopped early it acts as a ridge penalty. What is linear is learned first, as inputs
-    and bends share it. Halves, because ones would grow long before the inputs, even where what is missing
-    tells nothing.
+    with the root mean square length :math:`\ell_j` of the train rows of modality j (`InputScaling.lengths`),
+    and `piecewise_linear` p of the B modalities whose slots are ``bent``: there the term is an additive model
+    of bent functions, one a column. A patient has, on the mean of all modalities, an input of mean square
+    length 1, bends of at most 4 (of normal scores 1.8), or a half in the missing vector. So the cross entropy
+    of M modalities has a curvature of at most (M + 4 B + 1) / 2 (Böhning 1992), whatever the table: gradient
+    descent with the step 1 / (M + B + 1) cannot diverge, and stopped early it acts as a ridge penalty. What
+    is linear is learned first, as inputs and bends share it. Halves, because ones would grow long before the
+    inputs, even where what is missing tells nothing.
     """
 
     def __init__(self, widths: Sequence[int], classes: int, bent: Collection[int] = ()) -> None:

@@ -52,6 +52,7 @@ _MMARE: Final[dict[str, Recipe]] = {
             "merge": "symmetric",
             "embedding_dropout": 0.5,
             "linear": True,
+            "even": True,
             "numeric": "piecewise",
             "clip": 5.0,
         },

@@ -51,6 +51,18 @@ def test_lengths_are_those_of_the_train_rows():
         assert model.scaling.lengths()[slot].item() == pytest.approx(length.item(), rel=1e-4)
 
 
+def test_columns_of_all_tables_count_alike():
+    """Of the tables 0 and 1 here; the third modality is of another kind of scaling."""
+    model, *_ = rows_of(even=True)
+    assert model.scaling.tables == (0,)
+    own = model.scaling.lengths()
+    model.scaling.tables = (0, 1)
+    even = model.scaling.lengths(even=True)
+    assert even[0] == even[1] == ((own[0] ** 2 + own[1] ** 2) / 2).sqrt()
+    assert even[2] == own[2]
+    assert model.scaling.lengths() == own
+
+
 @pytest.mark.parametrize(
     ("options", "most"),
     [

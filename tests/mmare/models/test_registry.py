@@ -66,7 +66,8 @@ def test_late_mean_is_the_mean_of_one_modality_predictions():
             "mmare",
             {"widht": 8},
             "[model] of mmare has an unknown key 'widht'; expected one of "
-            "clip, conditioning, dropout, embedding_dropout, fusion, linear, merge, numeric, order, width",
+            "clip, conditioning, dropout, embedding_dropout, even, fusion, linear, merge, numeric, order, "
+            "width",
             id="unknown option",
         ),
         pytest.param(
