@@ -2,7 +2,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-PARALLEL := --numprocesses auto --maxprocesses 4 --dist loadfile
+# A test that hangs fails by name; the longest waits up to ten minutes for a run.
+PARALLEL := --numprocesses auto --maxprocesses 4 --dist loadfile --timeout 1200
 READY := $(VENV)/.ready
 
 # Rewriting the asserts of all tests takes each test process nine seconds: keep what was compiled.
