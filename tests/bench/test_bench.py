@@ -178,7 +178,7 @@ def test_start_up(tmp_path):
     report("start of the command to first round", median_s=f"{statistics.median(seconds):.2f}")
 
 
-@pytest.mark.parametrize("sites", [3, 30, 100])
+@pytest.mark.parametrize("sites", [3, 30, 100, 300])
 def test_peak_memory(tmp_path, sites):
     folder = federation(tmp_path / "federation", sites, 40, rounds=3)
     program = (
