@@ -142,7 +142,7 @@ class MultimodalModel(nn.Module, ABC):
 
     def of_nothing(self, present: Tensor) -> Tensor:
         """Logits of patients of whom nothing is seen; ``present`` ``(B, M)`` is False."""
-        return torch.zeros(len(present), self.classes, device=present.device)
+        return torch.zeros(present.shape[0], self.classes, device=present.device)
 
     def predict(self, batch: Batch) -> Tensor:
         """What the task predicts (`Task.prediction`) in evaluation mode, without gradients."""

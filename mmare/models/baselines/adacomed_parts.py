@@ -220,7 +220,7 @@ class SubsetExperts(nn.Module):
         The gate reads all slices, so absent ones must not depend on absent rows.
         """
         share = self.shares(slices, present)  # (B, experts)
-        mixed = slices.new_zeros(len(slices), slices.shape[1] * slices.shape[2])
+        mixed = slices.new_zeros(slices.shape[0], slices.shape[1] * slices.shape[2])
         for number, (subset, expert) in enumerate(zip(self.subsets, self.experts, strict=True)):
             mixed = mixed + share[:, number : number + 1] * expert(slices[:, list(subset)].flatten(1))
         return mixed

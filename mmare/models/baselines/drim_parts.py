@@ -121,7 +121,7 @@ class MaskedAttentionFusion(nn.Module):
 
     def forward(self, tokens: Tensor, present: Tensor, generator: Generator | None = None) -> Tensor:
         """Fuse ``(B, M, D)``, whose absent rows may hold anything, to ``(B, D)``."""
-        token = self.token.expand(len(tokens), 1, -1)  # (B, 1, D)
+        token = self.token.expand(tokens.shape[0], 1, -1)  # (B, 1, D)
         known = torch.where(present.unsqueeze(-1), tokens, tokens.new_zeros(()))
         fused = self.token + self._attend(torch.cat([token, known], dim=1), present, generator)  # (B, D)
         hidden = functional.gelu(self.expand(self.feedforward_norm(fused)))  # (B, F)

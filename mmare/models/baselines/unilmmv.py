@@ -138,7 +138,7 @@ class UniLMMV(MultimodalModel):
         """Classify by the learned token; training hides some modalities."""
         visible = self._visible(present, generator)  # (B, M)
         parts = torch.split(scaled, list(self.scaling.widths), dim=1)
-        shape = len(scaled), len(self.summary)
+        shape = scaled.shape[0], len(self.summary)
         tokens = [self.summary.expand(shape) + self.positions[0].expand(shape)]  # (B, D) each
         for slot, adapter in enumerate(self.adapters):
             there = visible[:, slot : slot + 1]

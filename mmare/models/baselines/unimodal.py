@@ -55,7 +55,7 @@ class Unimodal(MultimodalModel):
         """Classify by the modality, or by the prior where it is missing."""
         rows = torch.split(scaled, list(self.scaling.widths), dim=1)[self.slot]
         found: Tensor = self.head(self.adapters(rows)[:, 0], generator)  # (B, K)
-        return torch.where(present[:, self.slot : self.slot + 1], found, self.prior.expand(len(found), -1))
+        return torch.where(present[:, self.slot : self.slot + 1], found, self.prior.expand_as(found))
 
     def blocks(self) -> tuple[Block, ...]:
         """The prior by absence of the modality, the rest by its presence."""

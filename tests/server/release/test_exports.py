@@ -4,6 +4,7 @@ import itertools
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -76,7 +77,10 @@ def test_a_graph_gives_the_package_s_probabilities(with_graph):
     given = {
         each.name: part.numpy() for each, part in zip(package.study.modalities, batch.embedding, strict=True)
     }
-    found, logits = session.run(None, {"present": batch.present.numpy(), **given})
+    given["present"] = batch.present.numpy()
+    found, logits = session.run(None, given)
+    alone, _ = session.run(None, {name: rows[:1] for name, rows in given.items()})
+    np.testing.assert_allclose(alone, found[:1], atol=1e-6)
     with torch.inference_mode():
         expected = package.model(batch)
     torch.testing.assert_close(torch.from_numpy(logits), expected, atol=1e-5, rtol=1e-5)
@@ -110,6 +114,20 @@ def test_a_model_whose_steps_depend_on_the_batch_is_refused(tmp_path):
     study = a_study((4, 6), model="hypermm-embedding", **small_options("hypermm-embedding", **SMALL))
     with pytest.raises(InputError, match="the model hypermm-embedding has no ONNX form"):
         onnx_model(read_package(made_package(tmp_path / "model", study)))
+
+
+@pytest.mark.slow
+def test_a_graph_for_one_number_of_patients_is_refused(tmp_path, monkeypatch):
+    pytest.importorskip("onnxscript")
+
+    class Fixed(MaskedModel):
+        def forward(self, present, *embedding):
+            probabilities, logits = super().forward(present, *embedding)
+            return probabilities + torch.zeros(len(present), 1), logits  # len is a number, not a symbol
+
+    monkeypatch.setattr("server.release.onnx_export.MaskedModel", Fixed)
+    with pytest.raises(InputError, match="the model mmare has no ONNX form"):
+        onnx_model(read_package(made_package(tmp_path / "model", tiny_study())))
 
 
 @pytest.mark.slow
