@@ -217,8 +217,6 @@ def studies(tmp_path_factory) -> dict[tuple[str, ...], Study]:
 
 
 def _study_of(arguments, studies):
-    if "scans" in arguments:  # phantoms like IXI
-        return studies["ixi", "sex", "clinical"]
     if arguments[0] != "ixi":
         return studies.get((arguments[0],))
     clinical = ("clinical",) if "--with-clinical" in arguments else ()
