@@ -12,10 +12,10 @@ from simulation.grid_report.page import Figures, Part, Row, Table
 from simulation.grid_report.records import Arm, GridRecord
 from simulation.grid_report.values import CALIBRATED, POOLED, SHAPLEY, THRESHOLD, Rows
 from simulation.report.calibration_figures import Curve, decision_curves, reliability_curves
-from simulation.report.figures import Drawing, site_dash, site_variable
+from simulation.report.figures import Drawing, Interval, interval_figure, site_dash, site_variable
 from simulation.report.results import MODES
 
-__all__ = ["calibration_parts", "shapley_tables", "threshold_table"]
+__all__ = ["calibration_parts", "shapley_parts", "threshold_table"]
 
 _CROWD = 10  # methods beyond which curves are a tangle
 _LOSSES = {"log_loss": "Log loss", "brier": "Brier score", "ece": "ECE"}
@@ -66,10 +66,10 @@ def threshold_table(grid: GridRecord) -> Table:
     )
 
 
-def shapley_tables(grid: GridRecord) -> list[Table]:
+def shapley_parts(grid: GridRecord) -> list[Part]:
     """Per data and mode: each method's share of each modality, of all test rows and of each site's."""
-    tables = []
-    for title, arms in _groups(grid):
+    parts: list[Part] = []
+    for number, (title, arms) in enumerate(_groups(grid)):
         modalities = grid.modalities(arms[0].regime)
         groups = [
             (
@@ -85,8 +85,23 @@ def shapley_tables(grid: GridRecord) -> list[Table]:
             )
             for arm in arms
         ]
-        tables.append(Table(f"{title}: share of each modality", "Test rows of", modalities, groups))
-    return tables
+        parts.append(Table(f"{title}: share of each modality", "Test rows of", modalities, groups))
+        keys = keys_of(grid, arms, by_data=False)
+        found = {
+            (name, arm): grid.values.estimate(arm, f"share_{name}", Rows(SHAPLEY, ""))
+            for name in modalities
+            for arm in arms
+        }
+        marks = [
+            Interval(name, each.value, each.low, each.high, site_variable(keys[arm].position))
+            for (name, arm), each in found.items()
+            if each.value is not None
+        ]
+        if marks and len(arms) <= _CROWD:
+            label = f"{title}: share of each modality in what predictions rest on, all test rows"
+            drawn = interval_figure(f"shapley-{number}", label, marks, 0.0)
+            parts.append(Figures([Drawing(f"Shapley shares: {title}", label, drawn)], list(keys.values())))
+    return parts
 
 
 def _groups(grid: GridRecord) -> Iterator[tuple[str, list[Arm]]]:

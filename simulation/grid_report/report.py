@@ -319,7 +319,7 @@ def _explained(grid: GridRecord) -> list[Section]:
     return [
         *called,
         *calibration,
-        *_section("shapley", "What predictions rest on", read, explained.shapley_tables(grid)),
+        *_section("shapley", "What predictions rest on", read, explained.shapley_parts(grid)),
     ]
 
 

@@ -88,6 +88,8 @@ def test_shares_of_modalities_are_told_of_all_rows_and_of_each_site(grid):
     assert rows[0][1:] == [spread(shares[name]) for name in shares]
     assert rows[1][1].startswith("0.333")
     assert "share of each modality" in markdown
+    assert "Shapley shares: made up, federated" in page.source
+    assert "Shapley shares: made up, local" not in page.source
 
 
 def test_curves_are_over_the_rows_of_all_seeds(grid):
