@@ -13,7 +13,7 @@ from client.privacy.proposals import ProposalFolder
 from server.deployment.queue import QueueState, find
 from server.membership.kit import init_kit
 from sites.config import load_site
-from tests.browser import browser, needs_chromium
+from tests.browser import browser, heard, needs_chromium, press, tab_to
 from tests.federations import tiny_federation, tiny_study
 from tests.kits import asked, free_port
 from tests.server.journals import a_round, called, started, validated, write
@@ -23,7 +23,7 @@ pytestmark = pytest.mark.system
 
 STUDY = tiny_study(study={"name": "kidney"}, federation={"min_sites": 1})
 WIDTHS = (1300, 400)
-SAID = "document.querySelector('.said')?.innerText"
+SAID = ".said"
 
 
 @contextmanager
@@ -47,24 +47,15 @@ def console(folder: Path, *words: object):
 def fits_and_is_named(page, address, paths, folder):
     """No page is wider than the window, and everything that can be used has a name and a heading above."""
     for path in paths:
-        page.open(f"{address}/{path}")
+        page.goto(f"{address}/{path}")
         for width in WIDTHS:
-            assert page.picture(folder / f"{path.replace('/', '-')[:20]}-{width}.png", width) <= 0, (
-                path,
-                width,
-            )
-        heard = page.names()
-        assert [name for role, name in heard if role == "heading"], path
-        for role, name in heard:
+            page.set_viewport_size({"width": width, "height": 800})
+            page.screenshot(path=folder / f"{path.replace('/', '-')[:20]}-{width}.png", full_page=True)
+            assert page.evaluate("document.documentElement.scrollWidth") <= width, (path, width)
+        told = heard(page)
+        assert [name for role, name in told if role == "heading"], path
+        for role, name in told:
             assert name or role not in ("link", "button", "textbox", "checkbox", "table", "img"), (path, role)
-
-
-def press(page, selector, key="Enter"):
-    """Reach something by the keyboard, press it, and wait for the next page."""
-    page.tab_to(selector)
-    page.events.clear()
-    page.press(key)
-    page.loaded()
 
 
 def test_a_hospital_reads_and_approves_by_the_keyboard(tmp_path):
@@ -73,22 +64,22 @@ def test_a_hospital_reads_and_approves_by_the_keyboard(tmp_path):
     site = load_site(file)
     ProposalFolder(site.folder).keep(STUDY)
     with console(tmp_path, "mmare-site", "console", file) as (address, link, port), browser() as page:
-        page.open(address)
-        assert "Open the link that the command has printed" in page.text()
-        page.open(link)
-        assert page.script("location.href") == f"{address}/"  # the token is gone from the address
+        page.goto(address)
+        assert "Open the link that the command has printed" in page.inner_text("body")
+        page.goto(link)
+        assert page.url == f"{address}/"  # the token is gone from the address
         paths = ("", "studies", f"study/{STUDY.hash}", "log", "scans", "predictions")
         fits_and_is_named(page, address, paths, tmp_path)
-        page.open(f"{address}/studies")
+        page.goto(f"{address}/studies")
         press(page, f"a[href='/study/{STUDY.hash}']")
-        assert "What will leave" in page.text()
-        page.tab_to("#read")
-        page.press(" ")
+        assert "What will leave" in page.inner_text("body")
+        tab_to(page, "#read")
+        page.keyboard.press(" ")
         press(page, "form[action^='/approve'] button")
-        assert page.script(SAID).startswith("Approved: kidney")
+        assert page.inner_text(SAID).startswith("Approved: kidney")
         assert ApprovalFolder(site.folder).find(STUDY.hash) is not None
-        page.open(link)
-        assert "This link was used" in page.text()
+        page.goto(link)
+        assert "This link was used" in page.inner_text("body")
         said = command("mmare-site", "console", file, "--port", port, expect=2)
         assert "another program listens there, perhaps another console" in said
 
@@ -104,21 +95,21 @@ def test_a_coordinator_admits_submits_and_aborts(tmp_path):
     write(kit.runs / "before", lines)
     words = ("mmare-server", "console", "--kit", kit.folder)
     with console(tmp_path, *words) as (address, link, _), browser() as page:
-        page.open(link)
-        page.open(f"{address}/sites")
-        page.choose_file("#request", request)
+        page.goto(link)
+        page.goto(f"{address}/sites")
+        page.set_input_files("#request", request)
         press(page, "form[action='/admit'] button")
-        assert page.script(SAID).startswith("Admitted: ash, key SHA256:")
-        page.open(f"{address}/submit")
-        page.choose_file("#study", study)
-        page.tab_to("#name")
-        page.do("Input.insertText", text="first")
+        assert page.inner_text(SAID).startswith("Admitted: ash, key SHA256:")
+        page.goto(f"{address}/submit")
+        page.set_input_files("#study", study)
+        tab_to(page, "#name")
+        page.keyboard.insert_text("first")
         press(page, "form[action='/submit'] button")
-        assert page.script(SAID) == "Queued: first, study kidney."
+        assert page.inner_text(SAID) == "Queued: first, study kidney."
         fits_and_is_named(page, address, ("", "runs", "run/before", "run/first", "submit", "sites"), tmp_path)
-        page.open(f"{address}/run/first")
+        page.goto(f"{address}/run/first")
         press(page, "form[action='/abort/first'] button")
-        assert page.script(SAID).startswith("first: aborted")
+        assert page.inner_text(SAID).startswith("first: aborted")
         assert find(kit, "first").state is QueueState.ABORTED
 
 
@@ -126,15 +117,14 @@ def test_without_script_everything_can_be_read_and_done(tmp_path):
     file = tiny_federation(tmp_path / "fed", STUDY) / "ash" / "site.toml"
     site = load_site(file)
     ProposalFolder(site.folder).keep(STUDY)
-    with console(tmp_path, "mmare-site", "console", file) as (address, link, _), browser() as page:
-        page.do("Emulation.setScriptExecutionDisabled", value=True)
-        page.open(link)
-        page.open(f"{address}/study/{STUDY.hash}")
-        page.script(
-            "document.querySelector('#read').click()"
-        )  # of the debugger, which is no script of a page
-        page.events.clear()
-        page.script("document.querySelector('form button').click()")
+    with (
+        console(tmp_path, "mmare-site", "console", file) as (address, link, _),
+        browser(script=False) as page,
+    ):
+        page.goto(link)
+        page.goto(f"{address}/study/{STUDY.hash}")
+        page.check("#read")
+        page.click("form button")
         end = time.monotonic() + 20
         while ApprovalFolder(site.folder).find(STUDY.hash) is None:
             assert time.monotonic() < end
