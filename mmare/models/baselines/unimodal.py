@@ -55,7 +55,9 @@ class Unimodal(MultimodalModel):
         """Classify by the modality, or by the prior where it is missing."""
         rows = torch.split(scaled, list(self.scaling.widths), dim=1)[self.slot]
         found: Tensor = self.head(self.adapters(rows)[:, 0], generator)  # (B, K)
-        return torch.where(present[:, self.slot : self.slot + 1], found, self.prior.expand_as(found))
+        return torch.where(
+            present[:, self.slot : self.slot + 1], found, self.prior.expand(found.shape[0], -1)
+        )
 
     def blocks(self) -> tuple[Block, ...]:
         """The prior by absence of the modality, the rest by its presence."""

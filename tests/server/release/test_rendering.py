@@ -104,7 +104,7 @@ def test_the_page_shows_the_card_and_runs_nothing(package):
     assert "Research use, not for clinical decisions" in shown
     assert "</title><script>" in shown
     temperature = package.calibration.temperature
-    said = f"divided by {temperature:.3f} and shifted by 0.0, {package.calibration.bias[1]:.3g}"
+    said = f"divided by {temperature:.3f} and shifted by 0.0, {round(package.calibration.bias[1], 3)}"
     assert said in shown
     assert said in text(package, "README.md")
     caution = f"Caution: {package.report['calibration']['caution']}."

@@ -26,7 +26,7 @@ def test_a_page_shows_losses_before_and_after_and_both_figures(run):
     page = write_report(run).read_text()
     found = decided(run)
     made = found.made["calibration"]
-    assert f"divided by {made['temperature']:.2f} and shifted by 0.0, {made['bias'][1]:.3g}" in page
+    assert f"divided by {made['temperature']:.2f} and shifted by 0.0, {round(made['bias'][1], 3)}" in page
     for pairs in (found.report["calibration"][loss] for loss in ("log_loss", "brier", "ece")):
         for value in pairs["test"]:
             assert f"{value:,.3f}</td>" in page
