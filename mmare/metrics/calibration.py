@@ -18,9 +18,8 @@ from mmare.metrics.decisions import Calibration
 from mmare.metrics.state import BINARY, MAX_ROWS
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable
 
-    from scipy.interpolate import RectBivariateSpline
     from torch import Tensor
 
 __all__ = [
@@ -37,7 +36,9 @@ SHIFTS: Final = tuple(step / 5 for step in range(-15, 16))  # -3 to 3: odds of 1
 PRIOR_SD: Final = 0.5  # of log temperature and of a shift about 0; measured in tests/bench
 LOSSES: Final = ("log_loss", "brier")
 DECIMALS: Final = 4  # of a sum
-_LOGS: Final = tuple(math.log(each) for each in TEMPERATURES)
+_LOG_STEP: Final = math.log(2) / 6
+_SHIFT_STEP: Final = 0.2
+_OFFSETS: Final = torch.linspace(-1, 1, 201, dtype=torch.float64)  # from a point of the grid, in steps
 _MOST_NUMBERS: Final = 2**22  # rows x classes x shifts at a time
 
 
@@ -108,33 +109,34 @@ class CalibrationState:
         The prior is normal about no change. The smallest loss of some dozen rows alone is worse on other rows
         than no calibration; from some hundred on the prior hardly matters.
         """
-        from scipy.optimize import minimize  # noqa: PLC0415 - slow to import, and no site needs it
-
         if not all(self.counts.tolist()):
             return None
         n_classes = len(self.counts)
         surprise = self.losses[:, 0].sum(dim=0) + _surprise_of_prior(n_classes)
         place = torch.unravel_index(surprise.argmin(), grid_shape(n_classes))
         temperature, shifted, shift = (int(each) for each in place)
-        found = minimize(
-            lambda at: _between(surprise, n_classes, shifted)(*at).item(),
-            (_LOGS[temperature], SHIFTS[shift]),
-            method="L-BFGS-B",
-            bounds=[_neighbours(_LOGS, temperature), _neighbours(SHIFTS, shift)],
-        ).x.tolist()
+        at = _inner(temperature, len(TEMPERATURES)), _inner(shift, len(SHIFTS))
+        weights = _parabola(_OFFSETS)  # (N, 3)
+        between = weights @ _around(surprise, n_classes, shifted, at) @ weights.T  # (N, N)
+        row, column = torch.unravel_index(between.argmin(), between.shape)
         bias = [0.0] * n_classes
-        bias[1 if n_classes == BINARY else shifted] = found[1]
-        return Calibration(math.exp(found[0]), tuple(bias))
+        bias[1 if n_classes == BINARY else shifted] = SHIFTS[at[1]] + float(_OFFSETS[column]) * _SHIFT_STEP
+        return Calibration(TEMPERATURES[at[0]] * math.exp(float(_OFFSETS[row]) * _LOG_STEP), tuple(bias))
 
     def means_at(self, calibration: Calibration) -> dict[str, float]:
         """Mean losses after a calibration that `fit` could give, over at least one row."""
         n_classes = len(self.counts)
         class_ = max(range(n_classes), key=lambda each: abs(calibration.bias[each]))
-        at = math.log(calibration.temperature), calibration.bias[class_]
-        shifted = 0 if n_classes == BINARY else class_
+        places = (
+            math.log(calibration.temperature / TEMPERATURES[0]) / _LOG_STEP,
+            (calibration.bias[class_] - SHIFTS[0]) / _SHIFT_STEP,
+        )
+        at = _inner(round(places[0]), len(TEMPERATURES)), _inner(round(places[1]), len(SHIFTS))
+        over = [_parabola(torch.tensor(p - a, dtype=torch.float64)) for p, a in zip(places, at, strict=True)]
         sums = self.losses.sum(dim=0) / self.counts.sum()  # (2, G)
+        shifted = 0 if n_classes == BINARY else class_
         return {
-            name: _between(each, n_classes, shifted)(*at).item()
+            name: float(over[0] @ _around(each, n_classes, shifted, at) @ over[1])
             for name, each in zip(LOSSES, sums, strict=True)
         }
 
@@ -173,21 +175,26 @@ class CalibrationState:
         return cls(found.counts, found.losses, withheld=tuple(sorted(withheld)))
 
 
-def _between(values: Tensor, n_classes: int, shifted: int) -> RectBivariateSpline:
-    """Values ``(G,)`` of one shifted class, between the points too: by log temperature and shift."""
-    from scipy.interpolate import RectBivariateSpline  # noqa: PLC0415 - as above
-
-    return RectBivariateSpline(_LOGS, SHIFTS, values.reshape(grid_shape(n_classes))[:, shifted].numpy())
+def _inner(place: int, size: int) -> int:
+    """The nearest point that has neighbours on both sides."""
+    return min(max(place, 1), size - 2)
 
 
-def _neighbours(values: Sequence[float], at: int) -> tuple[float, float]:
-    return values[max(at - 1, 0)], values[min(at + 1, len(values) - 1)]
+def _around(values: Tensor, n_classes: int, shifted: int, at: tuple[int, int]) -> Tensor:
+    """Values ``(G,)`` of one shifted class at a temperature, a shift and their neighbours, ``(3, 3)``."""
+    plane = values.reshape(grid_shape(n_classes))[:, shifted]
+    return plane[at[0] - 1 : at[0] + 2, at[1] - 1 : at[1] + 2]
+
+
+def _parabola(offset: Tensor) -> Tensor:
+    """Weights ``(…, 3)`` of the points -1, 0 and 1 in the parabola through them at offsets ``(…)``."""
+    return torch.stack([offset * (offset - 1) / 2, 1 - offset.square(), offset * (offset + 1) / 2], dim=-1)
 
 
 def _surprise_of_prior(n_classes: int) -> Tensor:
     """``(G,)`` nats, 0 where nothing changes."""
     shape = grid_shape(n_classes)
-    spread = torch.tensor(_LOGS, dtype=torch.float64)[:, None, None].square()  # (T, 1, 1)
+    spread = torch.tensor(TEMPERATURES, dtype=torch.float64).log()[:, None, None].square()  # (T, 1, 1)
     shift = torch.tensor(SHIFTS, dtype=torch.float64).square()  # (S,)
     return ((spread + shift).expand(shape) / (2 * PRIOR_SD**2)).flatten()
 
