@@ -4,6 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 # A test that hangs fails by name; the longest waits up to ten minutes for a run.
 PARALLEL := --numprocesses auto --maxprocesses 4 --dist loadfile --timeout 1200
+SYSTEM := (slow or system) and not gpu and not bench
 READY := $(VENV)/.ready
 
 # Rewriting the asserts of all tests takes each test process nine seconds: keep what was compiled.
@@ -31,7 +32,7 @@ cover: setup
 
 # Real processes spend most of their time waiting; each file has its ports, folders and network namespaces.
 test-system: setup
-	$(BIN)/pytest $(PARALLEL) -m '(slow or system) and not gpu and not bench'
+	$(BIN)/pytest $(PARALLEL) -m '$(SYSTEM)'
 
 lint: setup
 	$(BIN)/ruff format --check

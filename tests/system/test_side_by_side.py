@@ -28,6 +28,7 @@ def study_of(name):
     )
 
 
+@pytest.mark.long
 def test_studies_side_by_side_end_as_they_would_alone(tmp_path):
     with tempfile.TemporaryDirectory(prefix="mmare-") as folder:
         place = Path(folder)

@@ -76,6 +76,7 @@ def deployed(folder, hosts, study, lines):
             hospital.stop()
 
 
+@pytest.mark.long
 def test_a_run_over_a_slow_line_ends_whole_and_one_that_it_cannot_carry_does_not_wait_for_it(tmp_path):
     """0.5 MB there and back within 60 s are carried; 4.4 MB within 10 s are not, and the other goes on."""
     needs_namespaces()

@@ -44,6 +44,7 @@ def test_studies_reach_hospitals_and_runs_follow_each_other(tmp_path):
                 hospital.stop()
 
 
+@pytest.mark.long
 def test_a_run_is_taken_up_again_when_its_sites_are_back(tmp_path):
     """Given up for want of sites in the middle, with time to wait: it goes on where it was."""
     with tempfile.TemporaryDirectory(prefix="mmare-") as folder:

@@ -178,6 +178,7 @@ def test_only_the_public_door_is_open_and_hospitals_have_none(place, tmp_path):
         assert told in ("403", "404"), path
 
 
+@pytest.mark.long
 def test_whatever_dies_at_a_hospital_the_run_ends_with_what_arrived(place, tmp_path):
     place.prepare(tmp_path, "training.rounds=40")
     took = {}
@@ -244,6 +245,7 @@ def test_an_expired_certificate_stops_nobody_silently(place, tmp_path):
     place.ends_as_in_one_process(tmp_path / "plain")
 
 
+@pytest.mark.long
 def test_a_full_disk_is_said_and_the_same_command_goes_on(place, tmp_path):
     place.prepare(tmp_path, "training.rounds=12")
     with small_disk(tmp_path / "disk", "96k") as disk:
