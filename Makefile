@@ -4,7 +4,6 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 # A test that hangs fails by name; the longest waits up to ten minutes for a run.
 PARALLEL := --numprocesses auto --maxprocesses 4 --dist loadfile --timeout 1200
-SYSTEM := (slow or system) and not gpu and not bench
 READY := $(VENV)/.ready
 
 # Rewriting the asserts of all tests takes each test process nine seconds: keep what was compiled.
@@ -32,7 +31,7 @@ cover: setup
 
 # Real processes spend most of their time waiting; each file has its ports, folders and network namespaces.
 test-system: setup
-	$(BIN)/pytest $(PARALLEL) -m '$(SYSTEM)'
+	$(BIN)/pytest $(PARALLEL) -m '(slow or system) and not gpu and not bench $(EXCEPT)'
 
 lint: setup
 	$(BIN)/ruff format --check

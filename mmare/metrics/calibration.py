@@ -36,8 +36,8 @@ SHIFTS: Final = tuple(step / 5 for step in range(-15, 16))  # -3 to 3: odds of 1
 PRIOR_SD: Final = 0.5  # of log temperature and of a shift about 0; measured in tests/bench
 LOSSES: Final = ("log_loss", "brier")
 DECIMALS: Final = 4  # of a sum
-_LOG_STEP: Final = math.log(2) / 6
-_SHIFT_STEP: Final = 0.2
+_LOG_STEP: Final = math.log(TEMPERATURES[1] / TEMPERATURES[0])
+_SHIFT_STEP: Final = SHIFTS[1] - SHIFTS[0]
 _OFFSETS: Final = torch.linspace(-1, 1, 201, dtype=torch.float64)  # from a point of the grid, in steps
 _MOST_NUMBERS: Final = 2**22  # rows x classes x shifts at a time
 

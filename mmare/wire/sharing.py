@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "GRADIENTS",
+    "every_round",
     "federated_blocks",
     "from_wire",
     "keeps_state",
@@ -53,6 +54,11 @@ def federated_blocks(model: MultimodalModel, study: Study) -> tuple[Block, ...]:
             f"[federation] local keeps all of {study.model.name} at the sites; expected a part to federate"
         )
     return blocks
+
+
+def every_round(_run: str, _number: int) -> bool:
+    """Whether both ends write a round of a run to the disk: a site's work is not to be lost."""
+    return True
 
 
 def keeps_state(study: Study) -> bool:

@@ -13,7 +13,7 @@ from mmare.models.phases import last_phase_start
 from mmare.study.choices import Mode
 from mmare.study.schedule import Plateau, rate_factor
 from mmare.wire.messages import Request, SecureSum, Split, Statistics, Task
-from mmare.wire.sharing import keeps_state
+from mmare.wire.sharing import every_round, keeps_state
 from mmare.wire.sums import moments_of
 from server.rounds.answer_sizes import most_header
 from server.rounds.collected import Collected, Replies, SumOf
@@ -39,12 +39,7 @@ if TYPE_CHECKING:
     from server.rounds.roll_call import Member
     from server.store.journal import Journal
 
-__all__ = ["RoundLoop", "every_round"]
-
-
-def every_round(_run: str, _number: int) -> bool:
-    """Whether a round is saved: a site's work is not to be lost."""
-    return True
+__all__ = ["RoundLoop"]
 
 
 class RoundLoop:
@@ -68,12 +63,9 @@ class RoundLoop:
         start: StartModel | None = None,
         keeps: Callable[[str, int], bool] = every_round,
     ) -> None:
-        self._keeps = keeps
-        self._fleet = fleet
-        self._study = study
-        self._journal = journal
-        self._run = run
-        self._plan = plan
+        self._fleet, self._journal = fleet, journal
+        self._study, self._plan = study, plan
+        self._run, self._keeps = run, keeps
         self._checkpoints = CheckpointStore(folder / "checkpoints")
         self._spool = folder / "spool"  # site updates waiting to be averaged
         self._global = GlobalModel(study, start)

@@ -17,11 +17,12 @@ from mmare.models.registry import model_options
 from mmare.study.choices import ExtraAnswer, Mode
 from mmare.study.study import STUDY_FILE
 from mmare.wire.limits import MOST_NAME, MOST_PAYLOAD, RUN_NAME, run_name
+from mmare.wire.sharing import every_round
 from mmare.wire.tensors import global_tensors, layout_of
 from server.aggregation.strategies import strategy_of
 from server.monitoring.followed_run import read_run
 from server.rounds.global_model import GlobalModel
-from server.rounds.loop import RoundLoop, every_round
+from server.rounds.loop import RoundLoop
 from server.rounds.plan import Plan
 from server.rounds.roll_call import roll_call
 from server.rounds.update_checks import Upload

@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from client.training.kept.expiry import FINISHED, KeptRuns, drop_abandoned
 from client.training.kept.recent_files import RecentFiles, stamp_of
 from mmare.host.files import OWN_MODE, own_folder, replacing
+from mmare.wire.sharing import every_round
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -45,7 +46,7 @@ class StateStore:
         self,
         folder: Path,
         kept: KeptRuns = FOR_EVER,
-        keeps: Callable[[str, int], bool] = lambda _run, _number: True,
+        keeps: Callable[[str, int], bool] = every_round,
     ) -> None:
         self._folder = folder / "runs"
         self._keeps = keeps
